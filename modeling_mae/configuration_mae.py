@@ -1,0 +1,133 @@
+"""Configuration of the masked autoencoder; the only owner of the architecture's and the masking's numbers."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PretrainedConfig
+
+
+@strict(accept_kwargs=True)
+class MAEConfig(PretrainedConfig):
+    """Architecture, masking and loss of a masked autoencoder. The defaults are ViT-B/16 at 224 with the decoder of the
+    paper's Table 1 (8 blocks, 512 wide). Field names are those of transformers' ``ViTMAEConfig``.
+
+    Args:
+        image_size, patch_size: pixels, an int or ``(height, width)``; the image a multiple of the patch.
+        mask_ratio: the part of the patches that is masked, inside (0, 1); the paper's Figure 5 favours 0.75.
+        mask_type: ``random``, ``block`` or ``grid`` (Table 1f).
+        norm_pix_loss: predict each patch normalised by its own mean and deviation (Table 1d).
+        position_embedding: ``sincos`` (2-D, fixed; the paper's) or ``learned``.
+        pooling: what ``pooler_output`` holds, the ``mean`` of the patch tokens or the ``cls`` token.
+        decoder_type: ``self`` is the paper's decoder.
+
+    Raises:
+        ValueError: for a combination that no model can have; the message names the values.
+    """
+
+    model_type = "mae"
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    image_size: int | list[int] | tuple[int, int] = 224
+    patch_size: int | list[int] | tuple[int, int] = 16
+    num_channels: int = 3
+    qkv_bias: bool = True
+    layer_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    mask_ratio: float | int = 0.75
+    mask_type: Literal["random", "block", "grid"] = "random"
+    norm_pix_loss: bool = True
+    position_embedding: Literal["sincos", "learned"] = "sincos"
+    pooling: Literal["mean", "cls"] = "mean"
+    decoder_type: Literal["self"] = "self"
+    decoder_hidden_size: int = 512
+    decoder_num_hidden_layers: int = 8
+    decoder_num_attention_heads: int = 16
+    decoder_intermediate_size: int = 2048
+
+    def __post_init__(self, **kwargs):
+        # One checkpoint serves several Auto classes, but saving records only the saved one: name all of them.
+        kwargs.setdefault(
+            "auto_map",
+            {
+                "AutoConfig": "configuration_mae.MAEConfig",
+                "AutoModel": "modeling_mae.MAEModel",
+                "AutoModelForPreTraining": "modeling_mae.MAEForPreTraining",
+            },
+        )
+        super().__post_init__(**kwargs)
+
+    @property
+    def image_height_width(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return _pair(self.image_size, "image_size")
+
+    @property
+    def patch_height_width(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return _pair(self.patch_size, "patch_size")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches."""
+        (height, width), (patch_height, patch_width) = self.image_height_width, self.patch_height_width
+        return height // patch_height, width // patch_width
+
+    @property
+    def num_patches(self) -> int:
+        rows, columns = self.grid
+        return rows * columns
+
+    @property
+    def patch_dim(self) -> int:
+        """Values in one patch: patch height x patch width x channels."""
+        patch_height, patch_width = self.patch_height_width
+        return patch_height * patch_width * self.num_channels
+
+    # transformers calls every validate_* method when a config is made and before it is saved.
+    def validate_patches(self):
+        for name in (
+            "hidden_size num_hidden_layers num_attention_heads intermediate_size num_channels decoder_hidden_size "
+            "decoder_num_hidden_layers decoder_num_attention_heads decoder_intermediate_size"
+        ).split():
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        height, width = self.image_height_width
+        patch_height, patch_width = self.patch_height_width
+        if min(height, width, patch_height, patch_width) < 1:
+            raise ValueError(f"image_size={self.image_size} and patch_size={self.patch_size} must be positive")
+        if height % patch_height or width % patch_width:
+            raise ValueError(
+                f"image_size={height}x{width} is not a multiple of patch_size={patch_height}x{patch_width}; "
+                f"{-(-height // patch_height) * patch_height}x{-(-width // patch_width) * patch_width} would be"
+            )
+
+    def validate_widths(self):
+        for prefix in ("", "decoder_"):
+            width = getattr(self, f"{prefix}hidden_size")
+            heads = getattr(self, f"{prefix}num_attention_heads")
+            if width % heads:
+                raise ValueError(f"{prefix}num_attention_heads={heads} does not divide {prefix}hidden_size={width}")
+            if self.position_embedding == "sincos" and width % 4:
+                raise ValueError(
+                    f"{prefix}hidden_size={width} is not a multiple of 4, which 2-D sin-cos positions need; "
+                    "change it or set position_embedding='learned'"
+                )
+
+    def validate_masking(self):
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio={self.mask_ratio} is outside (0, 1)")
+
+
+def _pair(size, name: str) -> tuple[int, int]:
+    if isinstance(size, int):
+        return size, size
+    if len(size) != 2:
+        raise ValueError(f"{name}={size} is neither a number nor a (height, width) pair")
+    return int(size[0]), int(size[1])
+
+
+__all__ = ["MAEConfig"]

@@ -1,0 +1,496 @@
+"""The masked autoencoder, top to bottom: masks, positions, blocks, encoder, decoder, pre-training loss."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_mae import MAEConfig
+
+
+@dataclass
+class MAEModelOutput(ModelOutput):
+    """Output of the encoder.
+
+    ``last_hidden_state (batch, 1 + tokens, width)``: class token first; all patches in raster order, or when masking was
+    asked for the visible ones in the order of their noise. ``pooler_output (batch, width)``. With masking only:
+    ``mask (batch, patches)``, 1 = masked, and ``ids_restore (batch, patches)``: position of each patch in the shuffled
+    sequence that begins with the visible ones.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    ids_restore: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class MAEForPreTrainingOutput(ModelOutput):
+    """Output of pre-training: ``loss ()`` in float32, ``logits (batch, patches, patch values)`` in raster order, ``mask``
+    and ``ids_restore`` as in `MAEModelOutput`; hidden states and attentions are the encoder's."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    ids_restore: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+# --- masks ---
+
+
+def mask_noise(
+    mask_type: str,
+    batch_size: int,
+    grid: tuple[int, int],
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> torch.Tensor:
+    """Noise ``(batch, patches)`` whose smallest values mark the patches to keep, so that any mask ratio can be cut from it.
+
+    ``random``: uniform (Section 3, "Masking"). ``block``: random rectangles, large ones first, are masked before the rest
+    (Table 1f; rectangles as BEiT draws them: aspect ratio 0.3 to 1/0.3). ``grid``: one patch of every 2 x 2 is kept, the
+    same in all images (Table 1f); at other ratios the diagonal neighbour comes next.
+
+    Raises:
+        ValueError: for an unknown `mask_type`.
+    """
+    rows, columns = grid
+    uniform = torch.rand(batch_size, rows * columns, generator=generator, device=device)
+    if mask_type == "random":
+        return uniform
+    row = torch.arange(rows, device=device).repeat_interleave(columns)  # (patches,)
+    column = torch.arange(columns, device=device).repeat(rows)  # (patches,)
+    if mask_type == "grid":
+        rank = torch.where(row % 2 == column % 2, row % 2, 2 + row % 2)
+        return (rank + uniform) / 4
+    if mask_type == "block":
+        blocks = 32
+        area, aspect, top, left = torch.rand(4, batch_size, blocks, 1, generator=generator, device=device).unbind()
+        area = (0.08 + 0.22 * area) * rows * columns
+        aspect = torch.exp((2 * aspect - 1) * math.log(1 / 0.3))
+        height = (area * aspect).sqrt().round().clamp(1, rows)
+        width = (area / aspect).sqrt().round().clamp(1, columns)
+        top, left = (top * (rows - height + 1)).floor(), (left * (columns - width + 1)).floor()
+        inside = (row >= top) & (row < top + height) & (column >= left) & (column < left + width)
+        order = torch.arange(blocks, 0, -1, device=device, dtype=torch.float32)[:, None]
+        first = (inside * order).amax(1)  # (batch, patches): 0 in no block, the larger the earlier its first block
+        return (first + uniform) / (blocks + 1)
+    raise ValueError(f"mask_type={mask_type!r} is none of 'random', 'block', 'grid'")
+
+
+def visible_count(num_patches: int, mask_ratio: float) -> int:
+    """How many of `num_patches` stay visible: the floor of patches x (1 - ratio), as in the paper's code."""
+    if not 0 < mask_ratio < 1:
+        raise ValueError(f"mask_ratio={mask_ratio} is outside (0, 1)")
+    # 10 x (1 - 0.9) is 0.9999... in floating point and means 1.
+    visible = int(num_patches * (1 - mask_ratio) + 1e-6)
+    if visible == 0 or visible == num_patches:
+        raise ValueError(
+            f"mask_ratio={mask_ratio} of {num_patches} patches leaves {visible} visible; both visible and masked patches "
+            "are needed: change the ratio, or use smaller patches"
+        )
+    return visible
+
+
+def shuffle_by(noise: torch.Tensor, visible: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """From ``noise (batch, patches)``: ids of the `visible` smallest ``(batch, visible)``, the mask ``(batch, patches)``
+    with 1 = masked, and ids_restore ``(batch, patches)``, the inverse permutation of the sorting one."""
+    ids_shuffle = torch.argsort(noise, dim=1, stable=True)
+    places = torch.arange(noise.shape[1], device=noise.device).expand_as(ids_shuffle)
+    ids_restore = torch.empty_like(ids_shuffle).scatter_(1, ids_shuffle, places)
+    return ids_shuffle[:, :visible], (ids_restore >= visible).float(), ids_restore
+
+
+def take_rows(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """``tokens (batch, n, width)``, ``ids (batch, m)`` -> ``(batch, m, width)``."""
+    # Whole rows by index_select: the backward of an expanded gather adds element by element and is slow on CPUs.
+    batch, n, width = tokens.shape
+    flat = (ids + torch.arange(batch, device=ids.device)[:, None] * n).flatten()
+    return tokens.reshape(batch * n, width).index_select(0, flat).view(batch, -1, width)
+
+
+# --- positions ---
+
+
+def sincos_positions(grid: tuple[int, int], width: int) -> torch.Tensor:
+    """Fixed 2-D sin-cos table ``(1, 1 + patches, width)``, zero for the class token. A quarter of the width each for sin
+    and cos of the column, then of the row, as in the published weights."""
+    rows, columns = grid
+    omega = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64, device="cpu") / (width // 4))
+    row = torch.arange(rows, dtype=torch.float64, device="cpu").repeat_interleave(columns)[:, None] * omega
+    column = torch.arange(columns, dtype=torch.float64, device="cpu").repeat(rows)[:, None] * omega
+    table = torch.cat([column.sin(), column.cos(), row.sin(), row.cos()], dim=1)  # (patches, width)
+    return torch.cat([table.new_zeros(1, width), table]).float()[None]  # (1, 1 + patches, width)
+
+
+def resize_positions(table: torch.Tensor, old: tuple[int, int], new: tuple[int, int]) -> torch.Tensor:
+    """``(1, 1 + old patches, width)`` -> ``(1, 1 + new patches, width)``, bicubic in two dimensions, class token kept."""
+    if old == new:
+        return table
+    cls, patches = table[:, :1], table[:, 1:]
+    patches = patches.float().unflatten(1, old).permute(0, 3, 1, 2)  # (1, width, rows, columns)
+    patches = F.interpolate(patches, size=new, mode="bicubic", align_corners=False)
+    return torch.cat([cls, patches.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
+
+
+class MAEPositions(nn.Module):
+    """Position table for the class token and every patch of the configured grid, resized for any other grid."""
+
+    def __init__(self, config: MAEConfig, width: int):
+        super().__init__()
+        self.grid = config.grid
+        self.fixed = config.position_embedding == "sincos"
+        # A parameter also where it is fixed: from_pretrained drops computed buffers, and fine-tuning may unfreeze it.
+        self.table = nn.Parameter(torch.zeros(1, 1 + config.num_patches, width), requires_grad=not self.fixed)
+
+    def forward(self, grid: tuple[int, int]) -> torch.Tensor:
+        return resize_positions(self.table, self.grid, grid)  # (1, 1 + patches, width)
+
+
+# --- blocks ---
+
+
+def eager_attention_forward(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0, **kwargs):
+    """Attention written out, the only implementation that has maps to return ``(batch, heads, queries, keys)``."""
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = F.dropout(scores.softmax(-1, dtype=torch.float32).to(query.dtype), dropout, module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class MAEAttention(nn.Module):
+    is_causal = False
+
+    def __init__(self, config: MAEConfig, width: int, heads: int):
+        super().__init__()
+        self.config = config
+        self.head_dim = width // heads
+        self.scaling = self.head_dim**-0.5
+        self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        batch, tokens, width = hidden_states.shape
+        qkv = self.qkv(hidden_states).view(batch, tokens, 3, -1, self.head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind()  # each (batch, heads, tokens, head width)
+        # Fused kernels have no maps to give: when maps are asked for, use the implementation that has.
+        wants_maps = kwargs.get("output_attentions") or self.config.output_attentions
+        implementation = "eager" if wants_maps else self.config._attn_implementation
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        attended, weights = attend(self, query, key, value, None, scaling=self.scaling, dropout=0.0, **kwargs)
+        return self.proj(attended.reshape(batch, tokens, width)), weights
+
+
+class MAEMLP(nn.Module):
+    def __init__(self, config: MAEConfig, width: int, intermediate: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, intermediate)
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(intermediate, width)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation(self.fc1(hidden_states)))
+
+
+class MAELayer(GradientCheckpointingLayer):
+    """A pre-norm transformer block, ``(batch, tokens, width)`` to the same."""
+
+    def __init__(self, config: MAEConfig, width: int, heads: int, intermediate: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.attention = MAEAttention(config, width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.mlp = MAEMLP(config, width, intermediate)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        hidden_states = hidden_states + self.attention(self.norm1(hidden_states), **kwargs)[0]
+        return hidden_states + self.mlp(self.norm2(hidden_states))
+
+
+# --- models ---
+
+
+class MAEPreTrainedModel(PreTrainedModel):
+    config_class = MAEConfig
+    base_model_prefix = "mae"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["MAELayer", "MAEEmbeddings", "MAEPositions"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": MAELayer, "attentions": MAEAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """Initial values of the paper's code: xavier-uniform linears, tokens N(0, 0.02), unit LayerNorms. Uses only
+        `transformers.initialization`, which leaves loaded weights alone."""
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, MAEPositions):
+            if module.fixed:
+                init.copy_(module.table, sincos_positions(module.grid, module.table.shape[-1]))
+            else:
+                init.normal_(module.table, std=self.config.initializer_range)
+        elif isinstance(module, MAEEmbeddings):
+            init.normal_(module.cls_token, std=self.config.initializer_range)
+        elif isinstance(module, MAEDecoder):
+            init.normal_(module.mask_token, std=self.config.initializer_range)
+
+    def patchify(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """``(batch, channels, height, width)`` -> ``(batch, patches, patch height * patch width * channels)``, patches in
+        raster order, in a patch row by row, channels last.
+
+        Raises:
+            ValueError: for another number of channels, or a size that is no multiple of the patch.
+        """
+        rows, columns = self.grid_of(pixel_values)
+        patch_height, patch_width = self.config.patch_height_width
+        patches = pixel_values.unflatten(3, (columns, patch_width)).unflatten(2, (rows, patch_height))
+        return patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2).flatten(2)
+
+    def unpatchify(self, patches: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
+        """The inverse of `patchify`; `size` = (height, width) in pixels, the configured one by default."""
+        height, width = size or self.config.image_height_width
+        patch_height, patch_width = self.config.patch_height_width
+        rows, columns = height // patch_height, width // patch_width
+        if patches.shape[1] != rows * columns:
+            raise ValueError(f"{patches.shape[1]} patches do not make an image of {height}x{width} pixels")
+        pixels = patches.unflatten(2, (patch_height, patch_width, self.config.num_channels))
+        pixels = pixels.unflatten(1, (rows, columns))
+        return pixels.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+    def grid_of(self, pixel_values: torch.Tensor) -> tuple[int, int]:
+        """(rows, columns) of patches of a batch of images; checks its shape."""
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
+            raise ValueError(
+                f"pixel_values of shape {tuple(pixel_values.shape)} are not (batch, {self.config.num_channels} channels, "
+                "height, width)"
+            )
+        height, width = pixel_values.shape[2:]
+        patch_height, patch_width = self.config.patch_height_width
+        if height % patch_height or width % patch_width or not height or not width:
+            raise ValueError(
+                f"images of {height}x{width} pixels are no multiple of the {patch_height}x{patch_width} patches; "
+                "resize or pad them"
+            )
+        return height // patch_height, width // patch_width
+
+
+class MAEEmbeddings(nn.Module):
+    def __init__(self, config: MAEConfig):
+        super().__init__()
+        self.patch_embeddings = nn.Linear(config.patch_dim, config.hidden_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.positions = MAEPositions(config, config.hidden_size)
+
+    def forward(self, patches: torch.Tensor, grid: tuple[int, int], ids_keep: torch.Tensor | None) -> torch.Tensor:
+        positions = self.positions(grid)
+        cls_position, patch_positions = positions[:, :1], positions[:, 1:]
+        if ids_keep is not None:
+            patches = take_rows(patches, ids_keep)  # (batch, visible, patch values)
+            patch_positions = patch_positions[0][ids_keep]  # (batch, visible, width)
+        tokens = self.patch_embeddings(patches.to(self.patch_embeddings.weight.dtype)) + patch_positions
+        cls = (self.cls_token + cls_position).expand(len(tokens), -1, -1)
+        return torch.cat([cls.to(tokens.dtype), tokens], dim=1)  # (batch, 1 + visible, width)
+
+
+class MAEModel(MAEPreTrainedModel):
+    """The encoder. Without masking arguments it is an ordinary vision transformer: every patch, in raster order,
+    deterministic. Images of another size than configured are taken, positions are interpolated in 2-D."""
+
+    def __init__(self, config: MAEConfig):
+        super().__init__(config)
+        self.embeddings = MAEEmbeddings(config)
+        self.layers = nn.ModuleList(
+            MAELayer(config, config.hidden_size, config.num_attention_heads, config.intermediate_size)
+            for _ in range(config.num_hidden_layers)
+        )
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.patch_embeddings
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
+        mask_ratio: float | None = None,
+        **kwargs,
+    ) -> MAEModelOutput:
+        """Encode ``pixel_values (batch, channels, height, width)``.
+
+        Masks only when one of these is given: `noise (batch, patches)`, of which the smallest values stay visible;
+        `bool_masked_pos (batch, patches)`, true = masked, the same count in every image; `mask_ratio`, which alone draws
+        the configured kind of mask and otherwise replaces the configured ratio.
+
+        Raises:
+            ValueError: for a wrong shape or size, a ratio outside (0, 1), unequal mask counts, or noise and a mask both.
+        """
+        grid = self.grid_of(pixel_values)
+        patches = self.patchify(pixel_values)  # (batch, patches, patch values)
+        ids_keep = mask = ids_restore = None
+        if noise is not None or bool_masked_pos is not None or mask_ratio is not None:
+            ids_keep, mask, ids_restore = self.choose_mask(patches, grid, noise, bool_masked_pos, mask_ratio)
+        hidden_states = self.embeddings(patches, grid, ids_keep)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        hidden_states = self.layernorm(hidden_states)
+        pooled = hidden_states[:, 0] if self.config.pooling == "cls" else hidden_states[:, 1:].mean(1)
+        return MAEModelOutput(
+            last_hidden_state=hidden_states, pooler_output=pooled, mask=mask, ids_restore=ids_restore
+        )
+
+    def choose_mask(self, patches, grid, noise=None, bool_masked_pos=None, mask_ratio=None):
+        """(ids of the visible patches, mask, ids_restore) from whichever of noise, mask and ratio is given."""
+        batch, num_patches = patches.shape[:2]
+        if bool_masked_pos is not None:
+            if noise is not None or mask_ratio is not None:
+                raise ValueError("give bool_masked_pos alone: it already fixes what noise or mask_ratio would decide")
+            if bool_masked_pos.shape != (batch, num_patches):
+                raise ValueError(f"bool_masked_pos of shape {tuple(bool_masked_pos.shape)} is not {(batch, num_patches)}")
+            counts = bool_masked_pos.bool().sum(1)
+            fewest, most = int(counts.min()), int(counts.max())
+            if fewest != most:
+                raise ValueError(
+                    f"bool_masked_pos masks between {fewest} and {most} patches of an image; all images of a batch need "
+                    "the same count"
+                )
+            if most in (0, num_patches):
+                raise ValueError(f"bool_masked_pos masks {most} of {num_patches} patches; some must be masked, some visible")
+            return shuffle_by(bool_masked_pos.to(patches.device).int(), num_patches - most)
+        if noise is None:
+            noise = mask_noise(self.config.mask_type, batch, grid, device=patches.device)
+        elif noise.shape != (batch, num_patches):
+            raise ValueError(f"noise of shape {tuple(noise.shape)} is not (batch, patches) = {(batch, num_patches)}")
+        ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
+        return shuffle_by(noise.to(patches.device), visible_count(num_patches, ratio))
+
+
+class MAEDecoder(nn.Module):
+    """Encoded visible tokens -> a prediction for every patch ``(batch, patches, patch values)``."""
+
+    def __init__(self, config: MAEConfig):
+        super().__init__()
+        width = config.decoder_hidden_size
+        self.embed = nn.Linear(config.hidden_size, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = MAEPositions(config, width)
+        self.layers = nn.ModuleList(
+            MAELayer(config, width, config.decoder_num_attention_heads, config.decoder_intermediate_size)
+            for _ in range(config.decoder_num_hidden_layers)
+        )
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.head = nn.Linear(width, config.patch_dim)
+
+    def forward(self, encoded: torch.Tensor, ids_restore: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        tokens = self.embed(encoded)  # (batch, 1 + visible, decoder width)
+        batch, visible = len(tokens), tokens.shape[1] - 1
+        mask_tokens = self.mask_token.to(tokens.dtype).expand(batch, ids_restore.shape[1] - visible, -1)
+        # Place 0 is the class token, so patch i of the raster stands at place ids_restore[i] + 1 of the shuffled sequence.
+        places = F.pad(ids_restore + 1, (1, 0))
+        tokens = take_rows(torch.cat([tokens, mask_tokens], dim=1), places)  # (batch, 1 + patches, decoder width)
+        tokens = tokens + self.positions(grid)
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return self.head(self.norm(tokens[:, 1:]))
+
+
+class MAEForPreTraining(MAEPreTrainedModel):
+    """Encoder, decoder and the loss on masked patches (paper, Section 3)."""
+
+    def __init__(self, config: MAEConfig):
+        super().__init__(config)
+        self.mae = MAEModel(config)
+        self.decoder = MAEDecoder(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
+        mask_ratio: float | None = None,
+        **kwargs,
+    ) -> MAEForPreTrainingOutput:
+        """Mask, encode what is visible, decode everything, and compare the masked patches with the image.
+
+        Arguments and errors as `MAEModel.forward`; with no masking argument a mask of the configured kind and ratio is
+        drawn.
+        """
+        if noise is None and bool_masked_pos is None and mask_ratio is None:
+            mask_ratio = self.config.mask_ratio
+        encoded = self.mae(pixel_values, noise, bool_masked_pos, mask_ratio, **kwargs)
+        logits = self.decoder(encoded.last_hidden_state, encoded.ids_restore, self.grid_of(pixel_values))
+        return MAEForPreTrainingOutput(
+            loss=self.loss(pixel_values, logits, encoded.mask),
+            logits=logits,
+            mask=encoded.mask,
+            ids_restore=encoded.ids_restore,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+    def loss(self, pixel_values: torch.Tensor, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Mean squared error over the masked patches ``()``, in float32 whatever the model computes in."""
+        with torch.autocast(pixel_values.device.type, enabled=False):
+            target = self.patchify(pixel_values.float())  # (batch, patches, patch values)
+            if self.config.norm_pix_loss:
+                mean, deviation = patch_statistics(target)
+                target = (target - mean) / deviation
+            error = (logits.float() - target).square().mean(-1)  # (batch, patches)
+            return (error * mask).sum() / mask.sum()
+
+    @torch.no_grad()
+    def reconstruct(
+        self, pixel_values: torch.Tensor, outputs: MAEForPreTrainingOutput | None = None, **masking
+    ) -> torch.Tensor:
+        """The image ``(batch, channels, height, width)``, normalised as `pixel_values`: visible patches as they are, masked
+        ones as predicted; with `norm_pix_loss` each prediction gets back the mean and deviation of the patch it stands for.
+
+        `outputs` of an earlier call on the same images, or masking arguments as in `forward`.
+        """
+        outputs = self(pixel_values, **masking) if outputs is None else outputs
+        patches = self.patchify(pixel_values.float())
+        predicted = outputs.logits.float()
+        if self.config.norm_pix_loss:
+            mean, deviation = patch_statistics(patches)
+            predicted = predicted * deviation + mean
+        return self.unpatchify(torch.where(outputs.mask[..., None] > 0, predicted, patches), pixel_values.shape[2:])
+
+
+def patch_statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of each patch ``(batch, patches, 1)``; 1e-6 keeps a uniform patch finite, as in the paper's code."""
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return mean, (variance + 1e-6).sqrt()
+
+
+__all__ = ["MAEForPreTraining", "MAEForPreTrainingOutput", "MAEModel", "MAEModelOutput", "MAEPreTrainedModel", "mask_noise"]
