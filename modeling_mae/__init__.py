@@ -15,6 +15,7 @@ from .modeling_mae import (
     mask_noise,
 )
 
+
 # exist_ok: a checkpoint loaded earlier with trust_remote_code=True has registered the type already.
 AutoConfig.register(MAEConfig.model_type, MAEConfig, exist_ok=True)
 AutoModel.register(MAEConfig, MAEModel, exist_ok=True)

@@ -22,8 +22,8 @@ from .configuration_mae import MAEConfig
 class MAEModelOutput(ModelOutput):
     """Output of the encoder.
 
-    ``last_hidden_state (batch, 1 + tokens, width)``: class token first; all patches in raster order, or when masking was
-    asked for the visible ones in the order of their noise. ``pooler_output (batch, width)``. With masking only:
+    ``last_hidden_state (batch, 1 + tokens, width)``: class token first, then all patches in raster order, or
+    when masking was asked for the visible ones in the order of their noise. ``pooler_output (batch, width)``. With masking only:
     ``mask (batch, patches)``, 1 = masked, and ``ids_restore (batch, patches)``: position of each patch in the shuffled
     sequence that begins with the visible ones.
     """
@@ -38,8 +38,8 @@ class MAEModelOutput(ModelOutput):
 
 @dataclass
 class MAEForPreTrainingOutput(ModelOutput):
-    """Output of pre-training: ``loss ()`` in float32, ``logits (batch, patches, patch values)`` in raster order, ``mask``
-    and ``ids_restore`` as in `MAEModelOutput`; hidden states and attentions are the encoder's."""
+    """Output of pre-training: ``loss ()`` in float32, ``logits (batch, patches, patch values)`` in raster order,
+    ``mask`` and ``ids_restore`` as in `MAEModelOutput`; hidden states and attentions are the encoder's."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
@@ -59,11 +59,11 @@ def mask_noise(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> torch.Tensor:
-    """Noise ``(batch, patches)`` whose smallest values mark the patches to keep, so that any mask ratio can be cut from it.
+    """Noise ``(batch, patches)`` whose smallest values mark the patches to keep: any mask ratio can be cut from it.
 
-    ``random``: uniform (Section 3, "Masking"). ``block``: random rectangles, large ones first, are masked before the rest
-    (Table 1f; rectangles as BEiT draws them: aspect ratio 0.3 to 1/0.3). ``grid``: one patch of every 2 x 2 is kept, the
-    same in all images (Table 1f); at other ratios the diagonal neighbour comes next.
+    ``random``: uniform (Section 3, "Masking"). ``block``: random rectangles are masked before the rest (Table
+    1f; aspect ratio 0.3 to 1/0.3, as BEiT draws them). ``grid``: one patch of every 2 x 2 is kept, the same in all
+    images (Table 1f); at other ratios the diagonal neighbour comes next.
 
     Raises:
         ValueError: for an unknown `mask_type`.
@@ -100,15 +100,15 @@ def visible_count(num_patches: int, mask_ratio: float) -> int:
     visible = int(num_patches * (1 - mask_ratio) + 1e-6)
     if visible == 0 or visible == num_patches:
         raise ValueError(
-            f"mask_ratio={mask_ratio} of {num_patches} patches leaves {visible} visible; both visible and masked patches "
-            "are needed: change the ratio, or use smaller patches"
+            f"mask_ratio={mask_ratio} of {num_patches} patches leaves {visible} visible; both visible and masked "
+            "patches are needed: change the ratio, or use smaller patches"
         )
     return visible
 
 
 def shuffle_by(noise: torch.Tensor, visible: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """From ``noise (batch, patches)``: ids of the `visible` smallest ``(batch, visible)``, the mask ``(batch, patches)``
-    with 1 = masked, and ids_restore ``(batch, patches)``, the inverse permutation of the sorting one."""
+    """From ``noise (batch, patches)``: ids of the `visible` smallest ``(batch, visible)``, the mask ``(batch,
+    patches)`` with 1 = masked, and ids_restore ``(batch, patches)``, the inverse permutation of the sorting one."""
     ids_shuffle = torch.argsort(noise, dim=1, stable=True)
     places = torch.arange(noise.shape[1], device=noise.device).expand_as(ids_shuffle)
     ids_restore = torch.empty_like(ids_shuffle).scatter_(1, ids_shuffle, places)
@@ -127,8 +127,8 @@ def take_rows(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 
 def sincos_positions(grid: tuple[int, int], width: int) -> torch.Tensor:
-    """Fixed 2-D sin-cos table ``(1, 1 + patches, width)``, zero for the class token. A quarter of the width each for sin
-    and cos of the column, then of the row, as in the published weights."""
+    """Fixed 2-D sin-cos table ``(1, 1 + patches, width)``, zero for the class token. A quarter of the width each for
+    sin and cos of the column, then of the row, as in the published weights."""
     rows, columns = grid
     omega = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64, device="cpu") / (width // 4))
     row = torch.arange(rows, dtype=torch.float64, device="cpu").repeat_interleave(columns)[:, None] * omega
@@ -138,7 +138,7 @@ def sincos_positions(grid: tuple[int, int], width: int) -> torch.Tensor:
 
 
 def resize_positions(table: torch.Tensor, old: tuple[int, int], new: tuple[int, int]) -> torch.Tensor:
-    """``(1, 1 + old patches, width)`` -> ``(1, 1 + new patches, width)``, bicubic in two dimensions, class token kept."""
+    """``(1, 1 + old patches, width)`` -> ``(1, 1 + new patches, width)``, bicubic in 2-D, class token kept."""
     if old == new:
         return table
     cls, patches = table[:, :1], table[:, 1:]
@@ -261,8 +261,8 @@ class MAEPreTrainedModel(PreTrainedModel):
             init.normal_(module.mask_token, std=self.config.initializer_range)
 
     def patchify(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """``(batch, channels, height, width)`` -> ``(batch, patches, patch height * patch width * channels)``, patches in
-        raster order, in a patch row by row, channels last.
+        """``(batch, channels, height, width)`` -> ``(batch, patches, patch height * patch width * channels)``, patches
+        in raster order, in a patch row by row, channels last.
 
         Raises:
             ValueError: for another number of channels, or a size that is no multiple of the patch.
@@ -287,8 +287,8 @@ class MAEPreTrainedModel(PreTrainedModel):
         """(rows, columns) of patches of a batch of images; checks its shape."""
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
             raise ValueError(
-                f"pixel_values of shape {tuple(pixel_values.shape)} are not (batch, {self.config.num_channels} channels, "
-                "height, width)"
+                f"pixel_values of shape {tuple(pixel_values.shape)} are not "
+                f"(batch, {self.config.num_channels} channels, height, width)"
             )
         height, width = pixel_values.shape[2:]
         patch_height, patch_width = self.config.patch_height_width
@@ -348,11 +348,11 @@ class MAEModel(MAEPreTrainedModel):
         """Encode ``pixel_values (batch, channels, height, width)``.
 
         Masks only when one of these is given: `noise (batch, patches)`, of which the smallest values stay visible;
-        `bool_masked_pos (batch, patches)`, true = masked, the same count in every image; `mask_ratio`, which alone draws
-        the configured kind of mask and otherwise replaces the configured ratio.
+        `bool_masked_pos (batch, patches)`, true = masked, the same count in every image; `mask_ratio`, which alone
+        draws the configured kind of mask and otherwise replaces the configured ratio.
 
         Raises:
-            ValueError: for a wrong shape or size, a ratio outside (0, 1), unequal mask counts, or noise and a mask both.
+            ValueError: for a wrong shape or size, a ratio outside (0, 1), unequal mask counts, noise and mask both.
         """
         grid = self.grid_of(pixel_values)
         patches = self.patchify(pixel_values)  # (batch, patches, patch values)
@@ -375,16 +375,20 @@ class MAEModel(MAEPreTrainedModel):
             if noise is not None or mask_ratio is not None:
                 raise ValueError("give bool_masked_pos alone: it already fixes what noise or mask_ratio would decide")
             if bool_masked_pos.shape != (batch, num_patches):
-                raise ValueError(f"bool_masked_pos of shape {tuple(bool_masked_pos.shape)} is not {(batch, num_patches)}")
+                raise ValueError(
+                    f"bool_masked_pos of shape {tuple(bool_masked_pos.shape)} is not {(batch, num_patches)}"
+                )
             counts = bool_masked_pos.bool().sum(1)
             fewest, most = int(counts.min()), int(counts.max())
             if fewest != most:
                 raise ValueError(
-                    f"bool_masked_pos masks between {fewest} and {most} patches of an image; all images of a batch need "
-                    "the same count"
+                    f"bool_masked_pos masks between {fewest} and {most} patches of an image; all images of a batch "
+                    "need the same count"
                 )
             if most in (0, num_patches):
-                raise ValueError(f"bool_masked_pos masks {most} of {num_patches} patches; some must be masked, some visible")
+                raise ValueError(
+                    f"bool_masked_pos masks {most} of {num_patches} patches; some must be masked, some visible"
+                )
             return shuffle_by(bool_masked_pos.to(patches.device).int(), num_patches - most)
         if noise is None:
             noise = mask_noise(self.config.mask_type, batch, grid, device=patches.device)
@@ -414,7 +418,7 @@ class MAEDecoder(nn.Module):
         tokens = self.embed(encoded)  # (batch, 1 + visible, decoder width)
         batch, visible = len(tokens), tokens.shape[1] - 1
         mask_tokens = self.mask_token.to(tokens.dtype).expand(batch, ids_restore.shape[1] - visible, -1)
-        # Place 0 is the class token, so patch i of the raster stands at place ids_restore[i] + 1 of the shuffled sequence.
+        # Place 0 is the class token, so patch i of the raster stands at place ids_restore[i] + 1 when shuffled.
         places = F.pad(ids_restore + 1, (1, 0))
         tokens = take_rows(torch.cat([tokens, mask_tokens], dim=1), places)  # (batch, 1 + patches, decoder width)
         tokens = tokens + self.positions(grid)
@@ -473,8 +477,8 @@ class MAEForPreTraining(MAEPreTrainedModel):
     def reconstruct(
         self, pixel_values: torch.Tensor, outputs: MAEForPreTrainingOutput | None = None, **masking
     ) -> torch.Tensor:
-        """The image ``(batch, channels, height, width)``, normalised as `pixel_values`: visible patches as they are, masked
-        ones as predicted; with `norm_pix_loss` each prediction gets back the mean and deviation of the patch it stands for.
+        """The image ``(batch, channels, height, width)``, normalised as `pixel_values`: visible patches as they are,
+        masked ones as predicted; with `norm_pix_loss` each gets back the mean and deviation of the patch it is for.
 
         `outputs` of an earlier call on the same images, or masking arguments as in `forward`.
         """
@@ -488,9 +492,16 @@ class MAEForPreTraining(MAEPreTrainedModel):
 
 
 def patch_statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of each patch ``(batch, patches, 1)``; 1e-6 keeps a uniform patch finite, as in the paper's code."""
+    """Mean and deviation of each patch ``(batch, patches, 1)``; 1e-6, as in the paper's code, keeps flat patches finite."""
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
     return mean, (variance + 1e-6).sqrt()
 
 
-__all__ = ["MAEForPreTraining", "MAEForPreTrainingOutput", "MAEModel", "MAEModelOutput", "MAEPreTrainedModel", "mask_noise"]
+__all__ = [
+    "MAEForPreTraining",
+    "MAEForPreTrainingOutput",
+    "MAEModel",
+    "MAEModelOutput",
+    "MAEPreTrainedModel",
+    "mask_noise",
+]

@@ -1,0 +1,42 @@
+# make demo | test | quality | benchmark. Each sets up .venv first; nothing is done twice.
+PYTHON ?= python3
+BIN := .venv/bin
+# The launcher gives a process one CPU thread unless told; the demo is to use all cores.
+THREADS := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+
+.PHONY: help demo test quality benchmark
+
+help:
+	@echo "make demo       pre-train a small MAE on the bundled images and show what it learned (runs/demo)"
+	@echo "make test       run the tests"
+	@echo "make quality    check style and format"
+	@echo "make benchmark  measure speed and memory"
+	@echo "PYTHON=python3.12 make ... takes another Python (3.10 or later) for .venv"
+
+.venv/.installed: setup.cfg pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "$(PYTHON) is not a Python 3.10 or later: give one, as in PYTHON=python3.12 make ..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+	@echo "Installing into .venv: some minutes the first time (PyTorch is several GB)"
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[train,dev]'
+	@touch $@
+
+demo: .venv/.installed
+	@if [ -f runs/demo/model.safetensors ]; then \
+		echo "runs/demo is trained already (remove the folder to train it anew); k-NN accuracy:"; \
+		cat runs/demo/knn.json; echo; echo "Picture: runs/demo/reconstruction.png"; \
+	else \
+		$(BIN)/accelerate launch --quiet --num_cpu_threads_per_process $(THREADS) \
+			run_pretrain.py configuration/recipes/demo.yaml; \
+	fi
+
+test: .venv/.installed
+	$(BIN)/python -m pytest
+
+quality: .venv/.installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+benchmark: .venv/.installed
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

@@ -1,0 +1,146 @@
+"""`[recipe.yaml] [--name value ...]` -> an arguments dataclass.
+
+The recipe's mapping becomes command-line words that stand before the user's own, so that one parser checks the types
+of both (YAML reads `1e-3` as text) and the later word, the user's, wins. `HfArgumentParser.parse_yaml_file` lacks just
+this: it neither checks types nor lets the command line win.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from transformers import HfArgumentParser
+
+from .model import model_fields, suggest
+
+
+RECIPES = Path(__file__).parent / "recipes"
+# Precision, devices and processes have one owner, the launcher (or its --config_file).
+LAUNCHER = (
+    "cpu",
+    "gpu_ids",
+    "machine_rank",
+    "main_process_ip",
+    "mixed_precision",
+    "multi_gpu",
+    "num_machines",
+    "num_processes",
+    "use_fsdp",
+)
+T = TypeVar("T")
+
+
+class _Parser(HfArgumentParser):
+    """HfArgumentParser whose errors are one line, said by one process of each machine, naming the recipe at fault."""
+
+    origin = ""  # "demo.yaml: " while a recipe's own words are parsed
+
+    def error(self, message: str) -> NoReturn:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"{self.prog}: error: {self.origin}{' '.join(str(message).split())}", file=sys.stderr)
+        raise SystemExit(2)
+
+    def parse(self, words: list[str]) -> Any:
+        arguments, rest = self.parse_args_into_dataclasses(
+            words, return_remaining_strings=True, look_for_args_file=False
+        )
+        unknown = [word for word in rest if word.startswith("-")]
+        if unknown:
+            self.error(self.unknown(unknown[0].split("=")[0].lstrip("-").replace("-", "_")))
+        if rest:
+            self.error(f"unexpected {rest[0]!r}: a recipe comes first, everything else is --name value")
+        return arguments
+
+    def unknown(self, name: str) -> str:
+        """What to say about the option or recipe key `name`, which does not exist."""
+        known = [field.name for cls in self.dataclass_types for field in dataclasses.fields(cls)]
+        if name in LAUNCHER:
+            return f"unknown option {name!r}: it is the launcher's, as in `accelerate launch --{name} ... {self.prog}`"
+        if name in model_fields():
+            return f"unknown option {name!r}: it is the model's, as in `--config_overrides {name}=...`"
+        return f"unknown option {name!r}" + (suggest(name, known) or ": --help lists them all")
+
+
+def find_recipe(name: str | os.PathLike) -> Path:
+    """The file of a path, or of a recipe's bare name (`demo`, `demo.yaml`). FileNotFoundError suggests the nearest."""
+    path = Path(name).expanduser()
+    for candidate in (path, RECIPES / path.name, RECIPES / f"{path.name}.yaml"):
+        # a path that names another folder must not quietly become one of ours
+        if candidate.is_file() and (candidate is path or len(path.parts) == 1):
+            return candidate
+    recipes = sorted(file.stem for file in RECIPES.glob("*.yaml"))
+    hint = suggest(path.stem, recipes) or f": those of the repository are {', '.join(recipes)}"
+    raise FileNotFoundError(f"recipe {str(name)!r} not found{hint}")
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file; an empty file is an empty one. ValueError when it holds anything else."""
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"not readable as YAML: {error}") from None
+    if recipe is None:
+        return {}
+    if not isinstance(recipe, dict):
+        raise ValueError(f"expected lines of `name: value`, got a {type(recipe).__name__}")
+    return {str(key): value for key, value in recipe.items()}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _words(recipe: dict[str, Any]) -> list[str]:
+    """Command-line words for a recipe: `{"knn": True, "config_overrides": {"patch_size": 4}}` ->
+    `["--knn=true", "--config_overrides", "patch_size=4"]`. Nothing (null, an empty list) leaves the default."""
+    words = []
+    for key, value in recipe.items():
+        if isinstance(value, dict):
+            value = [f"{name}={_text(item)}" for name, item in value.items()]
+        if value is None or value == []:
+            continue
+        words += [f"--{key}", *map(_text, value)] if isinstance(value, list) else [f"--{key}={_text(value)}"]
+    return words
+
+
+def parse_arguments(cls: type[T], argv: list[str] | None = None, default_recipe: str | Path | None = None) -> T:
+    """Reads `[recipe.yaml] [--name value ...]` into an instance of the dataclass `cls` and checks it.
+
+    The command line wins over the recipe, the recipe over the defaults of `cls`; `config_overrides` are merged, key by
+    key. An option that replaces another kind of source (`cls.REPLACES`: `--train_dir` against a recipe's
+    `dataset_name`) drops what it replaces from the recipe.
+
+    argv: the words after the script's name (default: this process's own). default_recipe: used when there are none.
+    What is wrong ends the process with status 2 and one line: an unknown option or key (with the nearest known), a
+    value of the wrong type, a recipe that is not there, whatever `cls.check` finds.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = _Parser(cls, allow_abbrev=False, usage="%(prog)s [recipe.yaml] [--name value ...]")
+    name = words.pop(0) if words and not words[0].startswith("-") else None if words else default_recipe
+    recipe_words = []
+    if name is not None:
+        try:
+            path = find_recipe(name)
+            parser.origin = f"{path.name}: "
+            recipe = read_recipe(path)
+        except (FileNotFoundError, ValueError) as error:
+            parser.error(error)
+        known = {field.name for field in dataclasses.fields(cls)}
+        for key in recipe:
+            if key not in known:
+                parser.error(parser.unknown(key))
+        parser.parse(_words(recipe))
+        given = {word.split("=")[0][2:].replace("-", "_") for word in words if word.startswith("--")}
+        replaced = {old for new in given for old in getattr(cls, "REPLACES", {}).get(new, ())}
+        recipe_words = _words({key: value for key, value in recipe.items() if key not in replaced})
+        parser.origin = ""
+    arguments = parser.parse(recipe_words + words)
+    try:
+        arguments.check()
+    except ValueError as error:
+        parser.error(error)
+    return arguments

@@ -1,0 +1,322 @@
+"""Recipe and command line to arguments, what is refused, and that every recipe, preset and launcher file works."""
+
+import dataclasses
+import importlib
+import json
+import re
+import socket
+from pathlib import Path
+
+import pytest
+import yaml
+
+from configuration import PretrainArguments, model_config, parse_arguments, split_batch
+from configuration.parsing import RECIPES
+from modeling_mae.configuration_mae import MAEConfig
+
+
+CONFIGURATION = RECIPES.parent
+ALL_RECIPES = sorted(RECIPES.glob("pretrain_*.yaml")) + [RECIPES / "demo.yaml"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """An empty working folder: no run of the developer's is in the way, and no recipe is found by accident."""
+    monkeypatch.chdir(tmp_path)
+
+
+def parse(*words, recipe=None, default=None) -> PretrainArguments:
+    if recipe is not None:
+        Path("recipe.yaml").write_text(recipe)
+        words = ("recipe.yaml", *words)
+    return parse_arguments(PretrainArguments, list(words), default)
+
+
+def refused(capsys, *words, recipe=None) -> str:
+    """The one line that refuses the words; the process would have ended with status 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        parse(*words, recipe=recipe)
+    captured = capsys.readouterr()
+    assert stop.value.code == 2
+    assert captured.out == "" and captured.err.count("\n") == 1, captured.err
+    return captured.err
+
+
+def test_defaults_are_the_papers_table_8():
+    args = parse("--output_dir", "x")
+    assert (args.total_batch_size, args.base_learning_rate, args.warmup_epochs) == (4096, 1.5e-4, 40)
+    assert (args.num_train_epochs, args.weight_decay, args.adam_beta1, args.adam_beta2) == (800, 0.05, 0.9, 0.95)
+    assert (args.crop_scale, args.horizontal_flip) == ([0.2, 1.0], True)
+
+
+def test_command_line_wins_over_recipe_wins_over_defaults():
+    recipe = "seed: 3\nweight_decay: 0.1\nknn: true\nreport_to: [none]\n"
+    args = parse("--seed", "7", "--no_horizontal_flip", recipe=recipe)
+    assert (args.seed, args.weight_decay, args.knn, args.trackers) == (7, 0.1, True, [])
+    assert args.adam_beta2 == 0.95 and args.horizontal_flip is False
+    assert parse("--knn", "false", recipe=recipe).knn is False
+
+
+def test_only_without_any_argument_the_default_recipe_is_read():
+    assert parse(default="demo").output_dir == "runs/demo"
+    assert parse("--seed", "1", default="demo").output_dir == "runs/pretrain"
+
+
+def test_a_recipe_is_a_path_or_a_bare_name():
+    expected = parse(str(RECIPES / "demo.yaml"))
+    assert parse("demo") == parse("demo.yaml") == expected
+    Path("demo.yaml").write_text("seed: 9")  # one's own, beside the repository's
+    assert parse("demo.yaml").seed == 9
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "0.001", "'0.001'"])
+def test_numbers_in_yaml_are_numbers_however_written(text):
+    assert parse(recipe=f"base_learning_rate: {text}").base_learning_rate == 1e-3
+
+
+def test_every_kind_of_yaml_value():
+    args = parse(
+        recipe="""
+            config_overrides: {image_size: 32, patch_size: 4, norm_pix_loss: false, layer_norm_eps: 1e-5}
+            image_mean: [0.5, 0.25, 1.0e-2]
+            image_std: [1, 0.5, 0.5]
+            report_to: none
+            max_train_steps: null
+            checkpointing_steps: 500
+            on_bad_image: skip
+            horizontal_flip: no
+        """
+    )
+    assert args.image_mean == [0.5, 0.25, 0.01] and args.image_std == [1.0, 0.5, 0.5]
+    assert args.max_train_steps is None and args.checkpointing_steps == "500" and args.on_bad_image == "skip"
+    assert args.horizontal_flip is False
+    config = model_config(args)
+    assert (config.image_size, config.patch_size, config.norm_pix_loss, config.layer_norm_eps) == (32, 4, False, 1e-5)
+
+
+def test_overrides_are_merged_key_by_key():
+    args = parse("--config_overrides", "mask_ratio=0.5", "patch_size=8", recipe="config_overrides: {patch_size: 28}")
+    assert (model_config(args).mask_ratio, model_config(args).patch_size) == (0.5, 8)
+    assert parse("--config_overrides", "mask_ratio=0.5").config_overrides == ["mask_ratio=0.5"]  # no default spoilt
+    assert parse("--seed", "1").config_overrides == []
+
+
+def test_the_arguments_of_a_run_are_a_recipe_for_it():
+    args = parse("pretrain_cifar10", "--seed", "5")
+    Path("arguments.json").write_text(json.dumps(dataclasses.asdict(args)))
+    assert parse("arguments.json") == args
+
+
+def test_the_command_line_replaces_another_source_in_the_recipe():
+    args = parse("pretrain_imagenet_base", "--train_dir=here")
+    assert (args.train_dir, args.dataset_name) == ("here", None)
+    args = parse("--num-train-epochs", "50", recipe="max_train_steps: 7")
+    assert (args.num_train_epochs, args.max_train_steps) == (50, None)
+
+
+@pytest.mark.parametrize(
+    "words, nearest",
+    [
+        (["--weight_decy", "0.1"], "weight_decay"),
+        (["--learning_rate=1"], "base_learning_rate"),
+        (["--warmup-epoch", "3"], "warmup_epochs"),
+        (["--num_train", "3"], "num_train_epochs"),  # no abbreviations
+        (["--mask_ratio", "0.5"], "--config_overrides mask_ratio"),
+        (["--mixed_precision", "bf16"], "accelerate launch --mixed_precision"),
+        (["--xyzzy"], "--help"),
+        (["demo", "more.yaml"], "a recipe comes first"),
+        (["demoo"], "'demo'"),
+        (["pretrain_imagenet_bas.yaml"], "'pretrain_imagenet_base'"),
+        (["elsewhere/demo.yaml"], "'elsewhere/demo.yaml' not found"),
+        (["--seed", "x"], "invalid int value: 'x'"),
+        (["--on_bad_image", "ignore"], "skip"),
+    ],
+)
+def test_unknown_words_are_refused_in_one_line_with_the_nearest(capsys, words, nearest):
+    assert nearest in refused(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    "recipe, expected",
+    [
+        ("weight_decy: 0.1", "weight_decay"),
+        ("image_size: 32", "--config_overrides image_size"),
+        ("seed: three", "invalid int value: 'three'"),
+        ("- seed", "expected lines of"),
+        ("seed: [1", "not readable as YAML"),
+        ("config_overrides: {patchsize: 4}", "'patch_size'"),
+        ("config_overrides: {image_size: 30}", "30"),
+    ],
+)
+def test_a_bad_recipe_is_refused_in_one_line(capsys, recipe, expected):
+    line = refused(capsys, recipe=recipe)
+    assert expected in line
+    if "overrides" not in recipe:
+        assert "recipe.yaml" in line
+
+
+def test_only_one_process_of_a_machine_speaks(capsys, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(SystemExit):
+        parse("--xyzzy")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        ("--base_learning_rate nan", ["base_learning_rate nan", "above 0"]),
+        ("--base_learning_rate 0", ["base_learning_rate 0.0"]),
+        ("--adam_beta2 1", ["adam_beta2 1.0", "0.95"]),
+        ("--weight_decay -1", ["weight_decay -1.0"]),
+        ("--total_batch_size 0", ["total_batch_size 0"]),
+        ("--per_device_train_batch_size -8", ["per_device_train_batch_size -8"]),
+        ("--max_train_steps 0", ["max_train_steps 0"]),
+        ("--max_train_samples 0", ["max_train_samples 0"]),
+        ("--logging_steps 0", ["logging_steps 0"]),
+        ("--checkpoints_kept 0", ["checkpoints_kept 0"]),
+        ("--picture_epochs -1", ["picture_epochs -1"]),
+        ("--seed -1", ["seed -1"]),
+        ("--crop_scale 0 1", ["crop_scale 0.0"]),
+        ("--crop_scale 0.5 1.5", ["crop_scale 1.5"]),
+        ("--crop_scale 0.9 0.5", ["crop_scale 0.9 0.5"]),
+        ("--crop_scale 0.9", ["crop_scale 0.9"]),
+        ("--num_train_epochs 30", ["warmup_epochs 40", "num_train_epochs 30"]),
+        ("--dataset_name a --train_dir b", ["dataset_name 'a'", "train_dir 'b'"]),
+        ("--dataset_config_name a", ["dataset_config_name 'a'", "dataset_name"]),
+        ("--model_name_or_path a --config_name vit_tiny", ["model_name_or_path 'a'", "config_name 'vit_tiny'"]),
+        ("--config_name vit_tin", ["'vit_tin'", "'vit_tiny'"]),
+        ("--config_overrides mask_ratio", ["'mask_ratio'", "key=value"]),
+        ("--image_mean 0.5 0.5 0.5", ["image_std (not given)"]),
+        ("--image_mean 0.5 0.5 0.5 --image_std 0.5", ["image_mean 0.5 0.5 0.5", "image_std 0.5"]),
+        ("--image_mean 0.5 --image_std 0.5", ["num_channels 3", "num_channels=1"]),
+        ("--image_mean 120 120 120 --image_std 60 60 60", ["image_mean 120.0", "255"]),
+        ("--checkpointing_steps 0", ["checkpointing_steps '0'", "epoch"]),
+        ("--checkpointing_steps epochs", ["checkpointing_steps 'epochs'"]),
+        ("--report_to tensorbord", ["'tensorbord'", "'tensorboard'"]),
+        ("--report_to none tensorboard", ["none tensorboard"]),
+        ("--hub_model_id me/model", ["hub_model_id 'me/model'", "push_to_hub"]),
+        ("--resume_from_checkpoint nowhere", ["'nowhere'"]),
+        ("--resume_from_checkpoint auto --overwrite_output_dir", ["resume_from_checkpoint 'auto'"]),
+    ],
+)
+def test_check_names_the_value_and_the_remedy(capsys, words, named):
+    line = refused(capsys, *words.split())
+    for part in named:
+        assert part in line
+
+
+def test_a_run_that_is_there_is_not_overwritten_unasked(capsys):
+    Path("run/checkpoint-7").mkdir(parents=True)
+    assert "stopped run" in refused(capsys, "--output_dir", "run")
+    assert "checkpoint-7" in refused(capsys, "--output_dir", "run", "--resume_from_checkpoint", "checkpoint-8")
+    Path("run/model.safetensors").touch()
+    assert "finished run" in refused(capsys, "--output_dir", "run")
+    for words in (["--resume_from_checkpoint", "auto"], ["--overwrite_output_dir"]):
+        assert parse("--output_dir", "run", *words).output_dir == "run"
+    Path("file").touch()
+    assert "is a file" in refused(capsys, "--output_dir", "file")
+
+
+def test_pushing_is_checked_without_network(capsys, monkeypatch, tmp_path):
+    def connect(*_):
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    assert "HF_TOKEN" in refused(capsys, "--push_to_hub", "--hub_model_id", "me/model")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_x")
+    assert parse("--push_to_hub", "--hub_model_id", "me/model").hub_model_id == "me/model"
+    assert "me/my model" in refused(capsys, "--push_to_hub", "--hub_model_id", "me/my model")
+    assert parse("--model_name_or_path", "me/model").model_name_or_path == "me/model"
+
+
+@pytest.mark.parametrize("total, per_device, processes", [(4096, 64, 8), (256, 256, 1), (96, 4, 3)])
+def test_split_batch(total, per_device, processes):
+    assert split_batch(total, per_device, processes) * per_device * processes == total
+
+
+@pytest.mark.parametrize("total, per_device, processes", [(256, 256, 2), (4096, 64, 3), (100, 64, 1), (10, 64, 8)])
+def test_split_batch_names_numbers_that_work(total, per_device, processes):
+    with pytest.raises(ValueError) as error:
+        split_batch(total, per_device, processes)
+    text = str(error.value)
+    assert str(total) in text and str(per_device) in text and str(processes) in text
+    remedy = text.split("nearest that work")[1]
+    totals = [int(n) for n in re.findall(r"\d+", remedy.split("--per_device")[0])]
+    devices = [int(n) for n in re.findall(r"--per_device_train_batch_size (\d+)", remedy)]
+    at_once = per_device * processes
+    assert totals and all(n % at_once == 0 and abs(n - total) < at_once for n in totals)
+    # the nearest of all that divide, by trying every one
+    fits = [n for n in range(1, total + 1) if total % (n * processes) == 0]
+    assert [abs(n - per_device) for n in devices] == ([min(abs(n - per_device) for n in fits)] if fits else [])
+
+
+@pytest.mark.parametrize("recipe", ALL_RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_works_and_holds_only_differences(recipe):
+    args = parse(str(recipe))
+    config = model_config(args)
+    assert config.model_type == "mae"
+    assert split_batch(args.total_batch_size, args.per_device_train_batch_size, 1) >= 1
+    assert args.output_dir == f"runs/{recipe.stem}"
+    defaults = PretrainArguments()
+    written = yaml.safe_load(recipe.read_text())
+    same = [key for key in written if getattr(args, key) == getattr(defaults, key)]
+    assert not same
+    base = model_config(dataclasses.replace(args, config_overrides=[]))
+    overrides = written.get("config_overrides", {})
+    assert not [key for key, value in overrides.items() if getattr(base, key) == value]
+    comment = recipe.read_text().split("\n" + next(iter(written)))[0]
+    assert f"configuration/recipes/{recipe.name}" in comment and "accelerate launch" in comment
+
+
+# arXiv 2010.11929 Table 1 (base, large, huge) and arXiv 2012.12877 Table 1 (tiny, small): width, depth, heads, MLP
+PUBLISHED = {
+    "tiny": (192, 12, 3, 768, 16),
+    "small": (384, 12, 6, 1536, 16),
+    "base": (768, 12, 12, 3072, 16),
+    "large": (1024, 24, 16, 4096, 16),
+    "huge": (1280, 32, 16, 5120, 14),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_presets_are_the_published_models(name):
+    config = model_config(parse("--config_name", f"vit_{name}"))
+    encoder = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.intermediate_size)
+    assert (*encoder, config.patch_size) == PUBLISHED[name]
+    decoder = (config.decoder_hidden_size, config.decoder_num_hidden_layers, config.decoder_num_attention_heads)
+    assert decoder == (512, 8, 16) and config.decoder_intermediate_size == 2048
+    file = CONFIGURATION / "models" / f"vit_{name}.json"
+    assert MAEConfig.from_json_file(file).to_dict() == config.to_dict()
+
+
+def test_a_saved_model_can_be_named_in_either_way(capsys):
+    MAEConfig(image_size=32, patch_size=4).save_pretrained("model")
+    for words in (
+        ["--config_name", "model"],
+        ["--config_name", "model/config.json"],
+        ["--model_name_or_path", "model"],
+    ):
+        config = model_config(parse(*words, "--config_overrides", "mask_ratio=0.5"))
+        assert (config.image_size, config.patch_size, config.mask_ratio) == (32, 4, 0.5)
+    Path("other.json").write_text('{"model_type": "vit"}')
+    assert "'vit'" in refused(capsys, "--config_name", "other.json")
+
+
+@pytest.mark.parametrize("name", ["cpu", "one_gpu", "multi_gpu", "multi_machine", "fsdp"])
+def test_accelerate_takes_the_launcher_files(name):
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    file = str(CONFIGURATION / "accelerate" / f"{name}.yaml")
+    args, defaults, _ = _validate_launch_command(
+        launch_command_parser().parse_args(["--config_file", file, "run_pretrain.py"])
+    )
+    assert args.mixed_precision == ("no" if name == "cpu" else "bf16")
+    assert (args.use_cpu, args.use_fsdp) == (name == "cpu", name == "fsdp")
+    assert args.multi_gpu == name.startswith("multi")
+    if name == "fsdp":
+        layers = args.fsdp_transformer_layer_cls_to_wrap.split(",")
+        module = importlib.import_module("modeling_mae.modeling_mae")
+        assert all(hasattr(module, layer) for layer in layers)
