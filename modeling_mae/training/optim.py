@@ -16,7 +16,7 @@ def learning_rate(update: int, *, peak: float, warmup: int, total: int, floor: f
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups: matrices with weight decay; biases, norms, tokens, positions without. Fixed parameters in neither."""
+    """Two groups: matrices with weight decay; biases, norms, tokens, positions without. Fixed ones in neither."""
     decayed, free = [], []
     for parameter in model.parameters():
         if parameter.requires_grad:

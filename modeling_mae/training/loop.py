@@ -1,0 +1,273 @@
+"""The training loop that both scripts share: updates, progress, history, checkpoints, exact resuming, leaving in order."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+
+class TrainingStopped(Exception):
+    """Training ended before its last update; the message says where, why and how to go on. `code` is the exit status."""
+
+    def __init__(self, message: str, code: int = 1):
+        super().__init__(message)
+        self.code = code
+
+
+class Progress:
+    """What a checkpoint keeps beside model, optimizer and RNG: updates done, and their losses that are not yet logged."""
+
+    def __init__(self):
+        self.update = 0
+        self.losses: list[float] = []
+
+    def state_dict(self) -> dict:
+        return {"update": self.update, "losses": self.losses}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.update, self.losses = state["update"], list(state["losses"])
+
+
+class History:
+    """The log, one JSON line an entry in a file: nothing grows in memory, and a killed run has all of it."""
+
+    def __init__(self, path: Path, main: bool):
+        self.path, self.main = path, main
+
+    def rewind(self, update: int) -> None:
+        """Forget what was logged after `update`, at which training goes on."""
+        if self.main:
+            kept = [entry for entry in self.read() if entry["step"] <= update]
+            self.path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+
+    def add(self, entry: dict) -> None:
+        if self.main:
+            with self.path.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+
+    def read(self) -> list[dict]:
+        entries = []
+        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+            try:
+                entries.append(json.loads(line))
+            except json.JSONDecodeError:
+                break  # the line that a kill cut off: later than any checkpoint
+        return entries
+
+
+class Checkpoints:
+    """Folders `checkpoint-<update>` in `folder`: complete or not there, the newest `kept` of them."""
+
+    def __init__(self, accelerator: Accelerator, folder: Path, kept: int):
+        self.accelerator, self.folder, self.kept = accelerator, folder, kept
+
+    @staticmethod
+    def all(folder: Path) -> list[Path]:
+        found = [path for path in folder.glob("checkpoint-*") if path.name.split("-")[1].isdecimal()]
+        return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+    def newest(self) -> Path | None:
+        return (self.all(self.folder) or [None])[-1]
+
+    def save(self, update: int) -> Path:
+        target = self.folder / f"checkpoint-{update}"
+        if target.exists():
+            return target
+        partial = self.folder / f".partial-{update}"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(partial))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            os.replace(partial, target)  # the one moment at which the checkpoint comes into being
+            for old in self.all(self.folder)[: -self.kept]:
+                shutil.rmtree(old, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        return target
+
+
+class StopRequest:
+    """SIGINT or SIGTERM, noted for the end of the update and agreed upon by all processes."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.signal = 0
+        # A group of its own on the CPU: asking the GPUs at every update would make each wait for its queue.
+        self.group = torch.distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
+        self.previous = {}
+
+    def __enter__(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, frame):
+        if self.signal:  # a second one is meant at once
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def agreed(self) -> int:
+        """The signal that any process got, or 0."""
+        if self.group is None:
+            return self.signal
+        flag = torch.tensor(self.signal)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self.group)
+        return int(flag)
+
+
+class Display:
+    """A bar on a terminal, one line at each reading elsewhere; on the main process only."""
+
+    def __init__(self, main: bool, start: int, total: int, images_per_update: int):
+        self.main, self.start, self.total, self.images = main, start, total, images_per_update
+        self.begin = self.last = time.perf_counter()
+        self.last_update = start
+        bar = main and sys.stderr.isatty()
+        self.bar = tqdm(total=total, initial=start, unit="update", dynamic_ncols=True) if bar else None
+
+    def advance(self) -> None:
+        if self.bar is not None:
+            self.bar.update()
+
+    def reading(self, entry: dict) -> float:
+        """Shows a log entry; images/s since the one before."""
+        now = time.perf_counter()
+        rate = (entry["step"] - self.last_update) * self.images / max(now - self.last, 1e-9)
+        self.last, self.last_update = now, entry["step"]
+        if self.bar is not None:
+            figures = {"loss": f"{entry['loss']:.4f}", "lr": f"{entry['learning_rate']:.2e}", "images/s": f"{rate:.0f}"}
+            self.bar.set_postfix(figures)
+        elif self.main:
+            done = entry["step"] - self.start
+            left = (now - self.begin) / done * (self.total - entry["step"])
+            print(
+                f"update {entry['step']}/{self.total}  epoch {entry['epoch']:.2f}  loss {entry['loss']:.4f}  "
+                f"lr {entry['learning_rate']:.2e}  {rate:.0f} images/s  {tqdm.format_interval(left)} left",
+                flush=True,
+            )
+        return rate
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def train(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimizer,
+    batches: Iterable,
+    *,
+    loss_of: Callable[[object, int, int], torch.Tensor],
+    rate_of: Callable[[int], float],
+    progress: Progress,
+    history: History,
+    checkpoints: Checkpoints,
+    total_updates: int,
+    updates_per_epoch: int,
+    images_per_update: int,
+    logging_steps: int,
+    checkpointing_steps: int,
+    after_epoch: Callable[[int, int], None] = lambda epoch, update: None,
+) -> None:
+    """Runs the updates `progress.update` ... `total_updates` - 1.
+
+    `batches` yields this process's micro-batches, `accelerator.gradient_accumulation_steps` of them an update.
+    `loss_of(batch, update, micro)` is the loss of one; `rate_of(update)` the learning rate; `after_epoch(epoch, update)`
+    runs after each whole epoch. The loss is read from the device only every `logging_steps` updates and before a checkpoint.
+
+    Raises:
+        TrainingStopped: after a signal (with a checkpoint written), or when the loss or the weights are not finite
+            (without one).
+    """
+    display = Display(accelerator.is_main_process, progress.update, total_updates, images_per_update)
+    pending: list[torch.Tensor] = []  # losses still on the device, at most logging_steps of them
+    batches = iter(batches)
+    micro_steps = accelerator.gradient_accumulation_steps
+
+    def read_losses() -> None:
+        if not pending:
+            return
+        losses = accelerator.reduce(torch.stack(pending), reduction="mean").tolist()
+        pending.clear()
+        first = progress.update - len(losses) + 1
+        for update, loss in enumerate(losses, first):
+            if not math.isfinite(loss):
+                raise stopped_by(f"the loss of update {update} is {loss}", update)
+        progress.losses += losses
+
+    def stopped_by(what: str, update: int) -> TrainingStopped:
+        last = checkpoints.newest()
+        way = f"go on from {last} with --resume_from_checkpoint {last}" if last else "start again"
+        return TrainingStopped(
+            f"{what} (learning rate {rate_of(update - 1):.3e}): {way}, and a lower --base_learning_rate, a longer "
+            "--warmup_epochs, or bf16 or full precision in place of fp16"
+        )
+
+    def save() -> Path:
+        read_losses()
+        # A finite loss can leave weights that are not: such a checkpoint must not become the newest.
+        norms = torch.stack(torch._foreach_norm([p.detach() for p in model.parameters()]))
+        if not torch.isfinite(norms).all():
+            raise stopped_by(f"the weights after update {progress.update} are not finite", progress.update)
+        return checkpoints.save(progress.update)
+
+    model.train()
+    try:
+        with StopRequest(accelerator) as stop:
+            for update in range(progress.update, total_updates):
+                for group in optimizer.param_groups:
+                    group["lr"] = rate_of(update) * group.get("lr_scale", 1.0)
+                loss = 0.0
+                for micro in range(micro_steps):
+                    with accelerator.accumulate(model):
+                        micro_loss = loss_of(next(batches), update, micro)
+                        accelerator.backward(micro_loss)
+                        optimizer.step()
+                        optimizer.zero_grad()
+                    loss = loss + micro_loss.detach() / micro_steps
+                pending.append(loss)
+                progress.update = done = update + 1
+                display.advance()
+
+                if done % logging_steps == 0 or done == total_updates:
+                    read_losses()
+                    entry = {
+                        "step": done,
+                        "epoch": done / updates_per_epoch,
+                        "loss": sum(progress.losses) / len(progress.losses),
+                        "learning_rate": rate_of(update),
+                    }
+                    progress.losses = []
+                    history.add(entry)
+                    speed = display.reading(entry)
+                    values = {"loss": entry["loss"], "learning_rate": entry["learning_rate"], "images_per_second": speed}
+                    accelerator.log(values, step=done)
+                number = stop.agreed()
+                if done % checkpointing_steps == 0 or done == total_updates or number:
+                    folder = save()
+                    if number and done < total_updates:
+                        name = signal.Signals(number).name
+                        raise TrainingStopped(
+                            f"stopped by {name} after update {done} of {total_updates}, nothing is lost: the same command "
+                            f"with --resume_from_checkpoint auto goes on from {folder}",
+                            code=128 + number,
+                        )
+                if done % updates_per_epoch == 0:
+                    after_epoch(done // updates_per_epoch, done)
+                    model.train()
+    finally:
+        display.close()
