@@ -69,7 +69,11 @@ def load_source(
         hub_id = NAMED.get(dataset_name, dataset_name)
         if "/" not in hub_id:
             near = difflib.get_close_matches(dataset_name, [*NAMED, "fashion_mnist"], n=1)
-            hint = f": did you mean {near[0]!r}?" if near else f": those are {', '.join(NAMED)}, fashion_mnist, or a Hub id"
+            hint = (
+                f": did you mean {near[0]!r}?"
+                if near
+                else f": those are {', '.join(NAMED)}, fashion_mnist, or a Hub id"
+            )
             raise ValueError(f"dataset_name {dataset_name!r} is not known{hint}")
         try:
             loaded = datasets.load_dataset(hub_id, dataset_config_name, split=split, cache_dir=cache_dir)
@@ -132,7 +136,9 @@ def find_image_column(features: datasets.Features, name: str | None) -> str:
     if name is not None:
         if name in images:
             return name
-        raise ValueError(f"image_column_name {name!r} is not a column of images: those are {', '.join(images) or 'none'}")
+        raise ValueError(
+            f"image_column_name {name!r} is not a column of images: those are {', '.join(images) or 'none'}"
+        )
     if len(images) != 1:
         columns = ", ".join(images or features)
         raise ValueError(f"{len(images)} columns of images, in {columns}: say which with --image_column_name")

@@ -148,7 +148,11 @@ class Display:
         rate = (entry["step"] - self.last_update) * self.images / max(now - self.last, 1e-9)
         self.last, self.last_update = now, entry["step"]
         if self.bar is not None:
-            figures = {"loss": f"{entry['loss']:.4f}", "lr": f"{entry['learning_rate']:.2e}", "images/s": f"{rate:.0f}"}
+            figures = {
+                "loss": f"{entry['loss']:.4f}",
+                "lr": f"{entry['learning_rate']:.2e}",
+                "images/s": f"{rate:.0f}",
+            }
             self.bar.set_postfix(figures)
         elif self.main:
             done = entry["step"] - self.start
@@ -254,7 +258,11 @@ def train(
                     progress.losses = []
                     history.add(entry)
                     speed = display.reading(entry)
-                    values = {"loss": entry["loss"], "learning_rate": entry["learning_rate"], "images_per_second": speed}
+                    values = {
+                        "loss": entry["loss"],
+                        "learning_rate": entry["learning_rate"],
+                        "images_per_second": speed,
+                    }
                     accelerator.log(values, step=done)
                 number = stop.agreed()
                 if done % checkpointing_steps == 0 or done == total_updates or number:

@@ -1,0 +1,68 @@
+"""The model card."""
+
+import json
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+
+
+CITATION = """@inproceedings{he2022masked,
+  title     = {Masked Autoencoders Are Scalable Vision Learners},
+  author    = {He, Kaiming and Chen, Xinlei and Xie, Saining and Li, Yanghao and Doll{\\'a}r, Piotr and Girshick, Ross},
+  booktitle = {CVPR},
+  year      = {2022}
+}"""
+
+
+def write_card(
+    output_dir: Path,
+    *,
+    name: str,
+    data: str,
+    architecture: str,
+    arguments: dict,
+    results: dict[str, str],
+    knn: dict[str, float] | None = None,
+    hub_id: str | None = None,
+) -> None:
+    """README.md of a pre-trained checkpoint: what it is, results, pictures, how to load it, all settings, citation."""
+    metadata = ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction",
+        tags=["mae", "masked-autoencoder", "self-supervised", "vision"],
+        datasets=[hub_id] if hub_id else None,
+    )
+    hidden = ("output_dir", "train_dir", "cache_dir", "resume_from_checkpoint", "model_name_or_path")
+    settings = {key: value for key, value in arguments.items() if key not in hidden and value not in (None, [], "")}
+    parts = [
+        f"---\n{metadata.to_yaml()}\n---",
+        f"# {name}",
+        f"A masked autoencoder ([arXiv 2111.06377](https://arxiv.org/abs/2111.06377)) pre-trained on {data}. {architecture}",
+        "## Results",
+        table(("", ""), results.items()),
+        "![Original, masked and reconstructed images](reconstruction.png)",
+        "![Loss by epoch](loss.png)",
+    ]
+    if knn:
+        rows = [(key, f"{100 * value:.1f} %") for key, value in knn.items()]
+        parts += ["Weighted k-NN (k = 20) on frozen features:", table(("features", "accuracy"), rows)]
+    parts += [
+        "## Use",
+        "```python\nimport modeling_mae  # registers the classes with transformers\n"
+        "from transformers import AutoImageProcessor, AutoModel\n\n"
+        'processor = AutoImageProcessor.from_pretrained("PATH_OR_HUB_ID")\n'
+        'model = AutoModel.from_pretrained("PATH_OR_HUB_ID").eval()\n'
+        'features = model(**processor(image, return_tensors="pt")).pooler_output\n```',
+        "The features are unmasked, in raster order and deterministic. `AutoModelForPreTraining` loads the decoder too.",
+        "## Settings",
+        table(("argument", "value"), ((key, f"`{json.dumps(value)}`") for key, value in settings.items())),
+        "## Citation",
+        f"```bibtex\n{CITATION}\n```",
+    ]
+    ModelCard("\n\n".join(parts) + "\n").save(output_dir / "README.md")
+
+
+def table(head: tuple[str, str], rows) -> str:
+    lines = [f"| {head[0]} | {head[1]} |", "|--|--|", *(f"| {key} | {value} |" for key, value in rows)]
+    return "\n".join(lines)

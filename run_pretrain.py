@@ -1,0 +1,288 @@
+"""Pre-train a masked autoencoder: `accelerate launch run_pretrain.py [recipe.yaml] [--name value ...]`."""
+
+import dataclasses
+import json
+import math
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
+from transformers import ViTImageProcessor
+
+from configuration import PretrainArguments, model_config, parse_arguments, split_batch
+from modeling_mae import MAEForPreTraining, MAEModel, mask_noise
+from modeling_mae.training.augment import BatchTransform, CenterCrop, RandomResizedCrop
+from modeling_mae.training.card import write_card
+from modeling_mae.training.data import EpochBatches, load_source, make_images, make_loader, measure_mean_std
+from modeling_mae.training.loop import Checkpoints, History, Progress, TrainingStopped, train
+from modeling_mae.training.metrics import extract_features, knn_accuracy
+from modeling_mae.training.optim import adamw, learning_rate
+from modeling_mae.training.pictures import loss_curve, reconstruct_images, reconstruction_grid, save_reconstruction
+
+
+def main(args: PretrainArguments) -> None:
+    output_dir = Path(args.output_dir)
+    accelerator = Accelerator(
+        log_with=args.trackers or None,
+        project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir)),
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),
+    )
+    main_process = accelerator.is_main_process
+    transformers.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    accumulation = split_batch(args.total_batch_size, args.per_device_train_batch_size, accelerator.num_processes)
+    accelerator.gradient_accumulation_steps = accumulation
+    if main_process:
+        prepare_folder(output_dir, args)
+
+    # Data. One process reads first: the others find what `datasets` has cached.
+    config = model_config(args)
+    size = config.image_height_width
+    if args.crop_scale == [1.0, 1.0]:
+        crop = RandomResizedCrop(args.seed, (1.0, 1.0), (size[1] / size[0],) * 2, args.horizontal_flip)
+    else:
+        crop = RandomResizedCrop(args.seed, args.crop_scale, flip=args.horizontal_flip)
+    with accelerator.main_process_first():
+        source = load_source(
+            args.dataset_name,
+            args.dataset_config_name,
+            args.train_dir,
+            args.train_split,
+            args.image_column_name,
+            max_samples=args.max_train_samples,
+            cache_dir=args.cache_dir,
+        )
+    images = make_images(source, crop, size, config.num_channels, args.on_bad_image)
+    mean, std = (args.image_mean, args.image_std) if args.image_mean else measure_mean_std(images)
+    transform = BatchTransform(mean, std, size).to(accelerator.device)
+
+    # Model and optimizer
+    set_seed(args.seed)
+    if args.model_name_or_path:
+        model = MAEForPreTraining.from_pretrained(args.model_name_or_path, config=config)
+    else:
+        model = MAEForPreTraining(config)
+    optimizer = adamw(model, weight_decay=args.weight_decay, betas=(args.adam_beta1, args.adam_beta2))
+    model, optimizer = accelerator.prepare(model, optimizer)
+
+    # Length of the run
+    updates_per_epoch = max(1, len(images) // args.total_batch_size)
+    total_updates = args.max_train_steps or math.ceil(args.num_train_epochs * updates_per_epoch)
+    peak = args.base_learning_rate * args.total_batch_size / 256
+    warmup = round(args.warmup_epochs * updates_per_epoch)
+
+    progress = Progress()
+    accelerator.register_for_checkpointing(progress)
+    checkpoints = Checkpoints(accelerator, output_dir, args.checkpoints_kept)
+    resume = checkpoints.newest() if args.resume_from_checkpoint == "auto" else args.resume_from_checkpoint
+    if resume:
+        accelerator.load_state(str(resume))
+    history = History(output_dir / "history.jsonl", main_process)
+    history.rewind(progress.update)
+    batches = EpochBatches(
+        len(images),
+        args.per_device_train_batch_size,
+        args.total_batch_size,
+        args.seed,
+        progress.update,
+        total_updates,
+    )
+    loader = accelerator.prepare(make_loader(images, batches, args.dataloader_num_workers))
+
+    unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
+    parameters = sum(p.numel() for p in unwrapped.parameters())
+    architecture = (
+        f"{config.num_hidden_layers} x {config.hidden_size} encoder, {config.decoder_num_hidden_layers} x "
+        f"{config.decoder_hidden_size} decoder, {parameters / 1e6:.1f} M parameters, patches of "
+        f"{'x'.join(map(str, config.patch_height_width))} in {'x'.join(map(str, size))} pixels, "
+        f"{config.num_channels} channels"
+    )
+    accelerator.print(
+        f"model      {architecture}\n"
+        f"data       {source.name}: {len(images):,} images, mean {mean}, std {std}, "
+        f"{'in memory' if hasattr(images, 'images') else 'from files'}\n"
+        f"batch      {args.total_batch_size} = {accelerator.num_processes} processes x "
+        f"{args.per_device_train_batch_size} images x {accumulation} accumulation steps\n"
+        f"length     {total_updates:,} updates, {total_updates / updates_per_epoch:g} epochs of {updates_per_epoch}"
+        f"{f', from update {progress.update} of {resume}' if resume else ''}\n"
+        f"rate       {peak:.3e} after {warmup} updates of warm-up, cosine to 0\n"
+        f"precision  {accelerator.mixed_precision}, on {accelerator.device}"
+    )
+
+    # The mask of an image is a pure function of (seed, update, place in the total batch): the same with any number of
+    # processes, and after a resume.
+    generator = torch.Generator(accelerator.device)
+
+    def loss_of(batch: dict, update: int, micro: int) -> torch.Tensor:
+        pixel_values = transform(batch)  # (batch, channels, height, width)
+        generator.manual_seed(args.seed * 2**31 + update)
+        noise = mask_noise(config.mask_type, args.total_batch_size, config.grid, generator, accelerator.device)
+        first = (micro * accelerator.num_processes + accelerator.process_index) * args.per_device_train_batch_size
+        return model(pixel_values, noise=noise[first : first + len(pixel_values)]).loss
+
+    chosen = [(0, i) for i in range(0, len(images), max(1, len(images) // 8))][:8]
+
+    def picture(path: Path, update: int) -> None:
+        if not main_process:
+            return
+        central = make_images_like(images, CenterCrop(size))
+        pixel_values = transform(to_device(central.__getitems__(chosen), accelerator.device))
+        fixed = mask_noise(config.mask_type, len(chosen), config.grid, torch.Generator().manual_seed(args.seed))
+        reconstruction, mask = reconstruct_images(unwrapped, pixel_values, fixed.to(accelerator.device))
+        sheet = reconstruction_grid(pixel_values, mask, reconstruction, mean, std, config.grid)
+        save_reconstruction(path, sheet)
+        for tracker in accelerator.trackers:
+            if hasattr(tracker, "log_images"):
+                values = sheet.numpy()[None]
+                extra = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({"reconstruction": values}, step=update, **extra)
+
+    def after_epoch(epoch: int, update: int) -> None:
+        if args.picture_epochs and epoch % args.picture_epochs == 0:
+            picture(output_dir / "pictures" / f"reconstruction-epoch-{epoch:04d}.png", update)
+
+    if args.trackers:
+        accelerator.init_trackers("tensorboard")
+    began = time.perf_counter()
+    train(
+        accelerator,
+        model,
+        optimizer,
+        loader,
+        loss_of=loss_of,
+        rate_of=lambda update: learning_rate(update, peak=peak, warmup=warmup, total=total_updates),
+        progress=progress,
+        history=history,
+        checkpoints=checkpoints,
+        total_updates=total_updates,
+        updates_per_epoch=updates_per_epoch,
+        images_per_update=args.total_batch_size,
+        logging_steps=args.logging_steps,
+        checkpointing_steps=updates_per_epoch
+        if args.checkpointing_steps == "epoch"
+        else int(args.checkpointing_steps),
+        after_epoch=after_epoch,
+    )
+    seconds = time.perf_counter() - began
+    accelerator.end_training()
+    if not main_process:
+        return
+
+    # What the run leaves
+    unwrapped.save_pretrained(output_dir)
+    processor = ViTImageProcessor(
+        size={"height": size[0], "width": size[1]},
+        resample=3,
+        image_mean=mean,
+        image_std=std,
+        do_convert_rgb=config.num_channels == 3,
+    )
+    processor.save_pretrained(output_dir)
+    (output_dir / "arguments.json").write_text(json.dumps(dataclasses.asdict(args), indent=2) + "\n")
+    log = history.read()
+    state = {"global_step": total_updates, "epoch": total_updates / updates_per_epoch, "log_history": log}
+    (output_dir / "trainer_state.json").write_text(json.dumps(state, indent=2) + "\n")
+    loss_curve(output_dir / "loss.png", log)
+    picture(output_dir / "reconstruction.png", total_updates)
+    knn = None
+    if args.knn:
+        knn = knn_table(args, config, unwrapped.mae, images, transform, accelerator.device)
+        (output_dir / "knn.json").write_text(json.dumps(knn, indent=2) + "\n")
+    write_card(
+        output_dir,
+        name=(args.hub_model_id or output_dir.resolve().name).split("/")[-1],
+        data=f"{len(images):,} images of {source.name}",
+        architecture=architecture,
+        arguments=dataclasses.asdict(args),
+        results={
+            "final loss": f"{log[-1]['loss']:.4f}",
+            "updates": f"{total_updates:,}",
+            "time": f"{seconds / 60:.1f} minutes on {accelerator.num_processes} x {accelerator.device.type}",
+            "precision": accelerator.mixed_precision,
+        },
+        knn=knn,
+        hub_id=args.dataset_name if args.dataset_name and "/" in args.dataset_name else None,
+    )
+    for key, value in (knn or {}).items():
+        print(f"k-NN accuracy, {key:18} {100 * value:5.1f} %")
+    print(f"pictures   {output_dir / 'reconstruction.png'}  {output_dir / 'loss.png'}")
+    print(f"model      {output_dir}: MAEModel.from_pretrained({str(output_dir)!r})")
+    if args.push_to_hub:
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        repo = api.create_repo(
+            args.hub_model_id or output_dir.resolve().name, private=args.hub_private_repo, exist_ok=True
+        )
+        api.upload_folder(repo_id=repo.repo_id, folder_path=output_dir, ignore_patterns=["checkpoint-*", ".partial-*"])
+        print(f"pushed     {repo}")
+
+
+def prepare_folder(output_dir: Path, args: PretrainArguments) -> None:
+    if args.overwrite_output_dir:
+        for path in [*output_dir.glob("checkpoint-*"), *output_dir.glob(".partial-*")]:
+            shutil.rmtree(path)
+        for name in ("history.jsonl", "model.safetensors", "trainer_state.json", "knn.json"):
+            (output_dir / name).unlink(missing_ok=True)
+    output_dir.mkdir(parents=True, exist_ok=True)
+
+
+def make_images_like(images, crop):
+    """The same images under another crop, sharing what is in memory."""
+    other = object.__new__(type(images))
+    other.__dict__ = {**images.__dict__, "crop": crop}
+    return other
+
+
+def to_device(batch: dict, device) -> dict:
+    return {key: value.to(device) for key, value in batch.items()}
+
+
+def knn_table(args, config, encoder: MAEModel, images, transform, device) -> dict[str, float]:
+    """k-NN accuracy (k = 20) of raw pixels, of the same encoder untrained, and of the trained one."""
+    size = config.image_height_width
+    test = load_source(
+        args.dataset_name, args.dataset_config_name, args.train_dir, args.eval_split, args.image_column_name
+    )
+    test_images = make_images(test, CenterCrop(size), size, config.num_channels, args.on_bad_image)
+    if images.labels is None or test_images.labels is None:
+        print("no k-NN accuracy: the data set has no labels")
+        return {}
+
+    def batches(split):
+        for first in range(0, len(split), 256):
+            batch = split.__getitems__([(0, i) for i in range(first, min(first + 256, len(split)))])
+            batch = to_device(batch, device)
+            yield transform(batch), batch["labels"]
+
+    torch.manual_seed(args.seed)
+    untrained = MAEModel(config).to(device).eval()
+    encoder.eval()
+    train_images = make_images_like(images, CenterCrop(size))
+    encoders = {
+        "raw pixels": lambda pixels: pixels.flatten(1),
+        "untrained encoder": lambda pixels: untrained(pixels).pooler_output,
+        "trained encoder": lambda pixels: encoder(pixels).pooler_output,
+    }
+    return {
+        name: knn_accuracy(
+            *extract_features(encode, batches(train_images)), *extract_features(encode, batches(test_images))
+        )
+        for name, encode in encoders.items()
+    }
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_arguments(PretrainArguments, default_recipe="demo"))
+    except TrainingStopped as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.code)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"run_pretrain.py: error: {error}")
