@@ -23,9 +23,9 @@ class MAEModelOutput(ModelOutput):
     """Output of the encoder.
 
     ``last_hidden_state (batch, 1 + tokens, width)``: class token first, then all patches in raster order, or
-    when masking was asked for the visible ones in the order of their noise. ``pooler_output (batch, width)``. With masking only:
-    ``mask (batch, patches)``, 1 = masked, and ``ids_restore (batch, patches)``: position of each patch in the shuffled
-    sequence that begins with the visible ones.
+    when masking was asked for the visible ones in the order of their noise. ``pooler_output (batch, width)``. With
+    masking only: ``mask (batch, patches)``, 1 = masked, and ``ids_restore (batch, patches)``: position of each patch
+    in the shuffled sequence that begins with the visible ones.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -492,7 +492,8 @@ class MAEForPreTraining(MAEPreTrainedModel):
 
 
 def patch_statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of each patch ``(batch, patches, 1)``; 1e-6, as in the paper's code, keeps flat patches finite."""
+    """Mean and deviation of each patch ``(batch, patches, 1)``; 1e-6, as in the paper's code, keeps flat patches
+    finite."""
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
     return mean, (variance + 1e-6).sqrt()
 

@@ -1,7 +1,7 @@
 """Random crops as pure functions of (seed, epoch, image), and what happens to a batch on the device after that.
 
-torchvision's transforms draw from a stateful generator and crop one box a call; here every image of a batch has its own
-box in one call, and the same box whichever process or worker handles it, before or after a resume.
+torchvision's transforms draw from a stateful generator and crop one box a call; here every image of a batch has its
+own box in one call, and the same box whichever process or worker handles it, before or after a resume.
 """
 
 import numpy as np
@@ -10,8 +10,8 @@ from torch import nn
 
 
 def uniforms(seed: int, epoch: int, indices, count: int) -> np.ndarray:
-    """``(images, count)`` numbers in [0, 1) that depend on seed, epoch and image index alone (splitmix64 as a counter-based
-    generator: the libraries' generators carry a state, which workers and processes cannot share)."""
+    """``(images, count)`` numbers in [0, 1) that depend on seed, epoch and image index alone (splitmix64 as a
+    counter-based generator: the libraries' generators carry a state, which workers and processes cannot share)."""
 
     def mix(x):
         x = (x + np.uint64(0x9E3779B97F4A7C15)).astype(np.uint64)
@@ -35,8 +35,8 @@ class RandomResizedCrop:
         self.seed, self.scale, self.ratio, self.flip = seed, tuple(scale), tuple(ratio), flip
 
     def __call__(self, epoch: int, indices, height, width) -> tuple[torch.Tensor, torch.Tensor]:
-        """Boxes ``(images, 4)`` = top, left, height, width in pixels, and flips ``(images,)``. `height` and `width` of the
-        images: numbers, or one an image."""
+        """Boxes ``(images, 4)`` = top, left, height, width in pixels, and flips ``(images,)``. `height` and `width`
+        of the images: numbers, or one an image."""
         n, tries = len(indices), self.tries
         draws = uniforms(self.seed, epoch, indices, 2 * tries + 3)
         height = np.broadcast_to(np.asarray(height), (n,))[:, None]
@@ -94,8 +94,9 @@ def _resize_matrix(start: torch.Tensor, length: torch.Tensor, inputs: int, outpu
 def crop_and_resize(
     images: torch.Tensor, boxes: torch.Tensor, flips: torch.Tensor | None, size: tuple[int, int]
 ) -> torch.Tensor:
-    """Crop every image to its own box and resize it: ``(batch, channels, h, w)`` -> float32 ``(batch, channels, *size)`` in
-    0..255, antialiased bicubic, as two batched matrix products. `flips` (batch,) mirrors an image left to right."""
+    """Crop every image to its own box and resize it: ``(batch, channels, h, w)`` -> float32 ``(batch, channels,
+    *size)`` in 0..255, antialiased bicubic, as two batched matrix products. `flips` (batch,) mirrors an image left to
+    right."""
     top, left, height, width = boxes.to(images.device).float().unbind(1)
     rows = _resize_matrix(top, height, images.shape[2], size[0])  # (batch, size[0], h)
     columns = _resize_matrix(left, width, images.shape[3], size[1])  # (batch, size[1], w)
@@ -106,8 +107,8 @@ def crop_and_resize(
 
 
 class BatchTransform(nn.Module):
-    """A batch of uint8 images -> normalised ``pixel_values (batch, channels, *size)``, on whatever device the images are:
-    crops where the batch brings `boxes`, else the images have their size already; then flips and normalises."""
+    """A batch of uint8 images -> normalised ``pixel_values (batch, channels, *size)``, on whatever device the images
+    are: crops where the batch brings `boxes`, else the images have their size already; then flips and normalises."""
 
     def __init__(self, mean: list[float], std: list[float], size: tuple[int, int]):
         super().__init__()

@@ -8,7 +8,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 CITATION = """@inproceedings{he2022masked,
   title     = {Masked Autoencoders Are Scalable Vision Learners},
-  author    = {He, Kaiming and Chen, Xinlei and Xie, Saining and Li, Yanghao and Doll{\\'a}r, Piotr and Girshick, Ross},
+  author    = {He, Kaiming and Chen, Xinlei and Xie, Saining and Li, Yanghao and
+               Doll{\\'a}r, Piotr and Girshick, Ross},
   booktitle = {CVPR},
   year      = {2022}
 }"""
@@ -38,7 +39,8 @@ def write_card(
     parts = [
         f"---\n{metadata.to_yaml()}\n---",
         f"# {name}",
-        f"A masked autoencoder ([arXiv 2111.06377](https://arxiv.org/abs/2111.06377)) pre-trained on {data}. {architecture}",
+        f"A masked autoencoder ([arXiv 2111.06377](https://arxiv.org/abs/2111.06377)) pre-trained on {data}. "
+        f"{architecture}",
         "## Results",
         table(("", ""), results.items()),
         "![Original, masked and reconstructed images](reconstruction.png)",
@@ -54,7 +56,7 @@ def write_card(
         'processor = AutoImageProcessor.from_pretrained("PATH_OR_HUB_ID")\n'
         'model = AutoModel.from_pretrained("PATH_OR_HUB_ID").eval()\n'
         'features = model(**processor(image, return_tensors="pt")).pooler_output\n```',
-        "The features are unmasked, in raster order and deterministic. `AutoModelForPreTraining` loads the decoder too.",
+        "Features are unmasked, in raster order, deterministic. `AutoModelForPreTraining` loads the decoder too.",
         "## Settings",
         table(("argument", "value"), ((key, f"`{json.dumps(value)}`") for key, value in settings.items())),
         "## Citation",

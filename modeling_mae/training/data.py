@@ -54,7 +54,8 @@ def load_source(
     """A split of a data set by name, of a Hub id, of a folder of images or parquet files, or of the bundled images.
 
     Raises:
-        FileNotFoundError, ValueError: for a path, name, split or column that is not there, or images that are not found;
+        FileNotFoundError, ValueError: for a path, name, split or column that is not there, or images that are not
+        found;
             one line that names the value.
     """
     if data_dir is None and dataset_name in (None, "fashion_mnist"):
@@ -236,8 +237,8 @@ def make_images(
     on_bad_image: str = "error",
     memory_budget: int | None = None,
 ) -> MemoryImages | FileImages:
-    """In memory when all images have one size and take at most `memory_budget` bytes (a quarter of the free memory, 8 GiB
-    at most), else from their files."""
+    """In memory when all images have one size and take at most `memory_budget` bytes (a quarter of the free memory, 8
+    GiB at most), else from their files."""
     files = FileImages(source, crop, size, num_channels, on_bad_image)
     budget = _memory_budget() if memory_budget is None else memory_budget
     sample = [files.decode(i)[0] for i in np.linspace(0, len(files) - 1, min(16, len(files))).astype(int).tolist()]
@@ -286,7 +287,8 @@ class EpochBatches(Sampler):
     ):
         if total_batch_size > num_images:
             raise ValueError(
-                f"total_batch_size {total_batch_size} is more than the {num_images} images there are: give a smaller one"
+                f"total_batch_size {total_batch_size} is more than the {num_images} images there are: "
+                "give a smaller one"
             )
         if total_batch_size % batch_size:
             raise ValueError(f"batches of {batch_size} do not divide total_batch_size {total_batch_size}")

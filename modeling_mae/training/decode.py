@@ -15,8 +15,8 @@ class BadImage(ValueError):
 def decode(data: bytes | None, path: str | None, num_channels: int) -> torch.Tensor:
     """``(channels, height, width)`` uint8 of an encoded image; 1 channel is luminance, 3 are RGB.
 
-    Orientation from EXIF is applied, CMYK and palettes are converted, 16 bits a channel are scaled to 8, transparency is
-    put on white as a browser would show it, and of an animation the first frame is taken.
+    Orientation from EXIF is applied, CMYK and palettes are converted, 16 bits a channel are scaled to 8, transparency
+    is put on white as a browser would show it, and of an animation the first frame is taken.
 
     Raises:
         BadImage: when the data cannot be decoded; names the file.

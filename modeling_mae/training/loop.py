@@ -1,4 +1,5 @@
-"""The training loop that both scripts share: updates, progress, history, checkpoints, exact resuming, leaving in order."""
+"""The training loop that both scripts share: updates, progress, history, checkpoints, exact resuming, leaving in
+order."""
 
 import json
 import math
@@ -16,7 +17,8 @@ from tqdm import tqdm
 
 
 class TrainingStopped(Exception):
-    """Training ended before its last update; the message says where, why and how to go on. `code` is the exit status."""
+    """Training ended before its last update; the message says where, why and how to go on. `code` is the exit
+    status."""
 
     def __init__(self, message: str, code: int = 1):
         super().__init__(message)
@@ -24,7 +26,8 @@ class TrainingStopped(Exception):
 
 
 class Progress:
-    """What a checkpoint keeps beside model, optimizer and RNG: updates done, and their losses that are not yet logged."""
+    """What a checkpoint keeps beside model, optimizer and RNG: updates done, and their losses that are not yet
+    logged."""
 
     def __init__(self):
         self.update = 0
@@ -190,8 +193,9 @@ def train(
     """Runs the updates `progress.update` ... `total_updates` - 1.
 
     `batches` yields this process's micro-batches, `accelerator.gradient_accumulation_steps` of them an update.
-    `loss_of(batch, update, micro)` is the loss of one; `rate_of(update)` the learning rate; `after_epoch(epoch, update)`
-    runs after each whole epoch. The loss is read from the device only every `logging_steps` updates and before a checkpoint.
+    `loss_of(batch, update, micro)` is the loss of one; `rate_of(update)` the learning rate; `after_epoch(epoch,
+    update)` runs after each whole epoch. The loss is read from the device only every `logging_steps` updates and
+    before a checkpoint.
 
     Raises:
         TrainingStopped: after a signal (with a checkpoint written), or when the loss or the weights are not finite
@@ -270,8 +274,8 @@ def train(
                     if number and done < total_updates:
                         name = signal.Signals(number).name
                         raise TrainingStopped(
-                            f"stopped by {name} after update {done} of {total_updates}, nothing is lost: the same command "
-                            f"with --resume_from_checkpoint auto goes on from {folder}",
+                            f"stopped by {name} after update {done} of {total_updates}, nothing is lost: the same "
+                            f"command with --resume_from_checkpoint auto goes on from {folder}",
                             code=128 + number,
                         )
                 if done % updates_per_epoch == 0:

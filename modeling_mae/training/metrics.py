@@ -7,7 +7,8 @@ import torch
 
 @torch.no_grad()
 def extract_features(encode: Callable, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]):
-    """(features ``(images, width)`` float32, labels ``(images,)``) on the CPU; `encode` maps pixel values to features."""
+    """(features ``(images, width)`` float32, labels ``(images,)``) on the CPU; `encode` maps pixel values to
+    features."""
     features, labels = [], []
     for pixel_values, targets in batches:
         features.append(encode(pixel_values).float().cpu())
@@ -24,8 +25,8 @@ def knn_accuracy(
     temperature: float = 0.07,
     chunk: int = 1024,
 ) -> float:
-    """Accuracy in 0..1 of weighted k-nearest neighbours (Wu et al., arXiv 1805.01978, Section 3.4): each of the `k` training
-    images with the largest cosine similarity s votes with exp(s / temperature).
+    """Accuracy in 0..1 of weighted k-nearest neighbours (Wu et al., arXiv 1805.01978, Section 3.4): each of the `k`
+    training images with the largest cosine similarity s votes with exp(s / temperature).
 
     Raises:
         ValueError: when there are fewer than `k` training images.

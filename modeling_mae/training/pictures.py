@@ -27,8 +27,8 @@ def reconstruction_grid(
     grid: tuple[int, int],
     gap: int = 2,
 ) -> torch.Tensor:
-    """``(height, width, 3)`` uint8: a row an image, original | masked (gray) | reconstruction. One channel is shown gray, of
-    more than three the first three; `grid` = (rows, columns) of patches."""
+    """``(height, width, 3)`` uint8: a row an image, original | masked (gray) | reconstruction. One channel is shown
+    gray, of more than three the first three; `grid` = (rows, columns) of patches."""
 
     def to_bytes(images):
         images = images.float() * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
