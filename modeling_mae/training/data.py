@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -108,7 +109,7 @@ def _load_folder(folder: Path, split: str, cache_dir: str | None) -> datasets.Da
         kind, extensions = "parquet", {".parquet"}
     else:
         kind = "imagefolder"
-        extensions = set(datasets.packaged_modules.imagefolder.imagefolder.ImageFolder.EXTENSIONS)
+        extensions = set(ImageFolder.EXTENSIONS)
     found = [p for p in files if p.suffix.lower() in extensions]
     if not found:
         seen = sorted({p.suffix or p.name for p in files})
