@@ -1,0 +1,201 @@
+"""The real command, as a user starts it."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
+
+import modeling_mae  # noqa: F401 (registers the Auto classes)
+
+
+ROOT = Path(__file__).parents[1]
+SMALL = """
+max_train_samples: 160
+total_batch_size: 32
+per_device_train_batch_size: 16
+max_train_steps: 20
+warmup_epochs: 1
+base_learning_rate: 1.0e-2
+logging_steps: 3
+checkpointing_steps: 7
+picture_epochs: 2
+knn: false
+report_to: none
+config_overrides: {image_size: 28, patch_size: 7, num_channels: 1, hidden_size: 16, num_hidden_layers: 2,
+  num_attention_heads: 2, intermediate_size: 32, decoder_hidden_size: 16, decoder_num_hidden_layers: 1,
+  decoder_num_attention_heads: 2, decoder_intermediate_size: 32}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+def start(*arguments, launcher=(), **environment):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *launcher, "run_pretrain.py"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
+    if not launcher:  # one process needs no launcher, and a signal then reaches the script itself
+        command = [sys.executable, "run_pretrain.py"]
+    return subprocess.Popen(
+        [*command, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(*arguments, code=0, **options):
+    process = start(*arguments, **options)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == code, output
+    return output
+
+
+def result(folder):
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return load_file(folder / "model.safetensors"), history
+
+
+def assert_same(one, other):
+    (weights, history), (others, other_history) = result(one), result(other)
+    assert history == other_history
+    assert all(torch.equal(value, others[name]) for name, value in weights.items()) and len(weights) == len(others)
+
+
+def test_run_leaves_what_it_promises(tmp_path, recipe):
+    output = run(recipe, "--output_dir", tmp_path / "run", "--knn", "true", "--report_to", "tensorboard")
+    folder = tmp_path / "run"
+    for name in (
+        "model.safetensors config.json preprocessor_config.json arguments.json trainer_state.json loss.png README.md "
+        "reconstruction.png knn.json pictures/reconstruction-epoch-0002.png pictures/reconstruction-epoch-0004.png"
+    ).split():
+        assert (folder / name).stat().st_size > 0, name
+    assert list((folder / "tensorboard").rglob("events*"))
+    assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-14", "checkpoint-20"}
+    assert "32 = 1 processes x 16 images x 2 accumulation steps" in output and "k-NN accuracy, raw pixels" in output
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history] == [3, 6, 9, 12, 15, 18, 20]
+    assert history[-1]["loss"] < history[0]["loss"]
+    # peak = 1e-2 x 32 / 256, reached after 5 updates; the entry at step 3 is of update 2
+    assert history[0]["learning_rate"] == pytest.approx(1e-2 * 32 / 256 * 2 / 5)
+    model = AutoModel.from_pretrained(folder)
+    processor = AutoImageProcessor.from_pretrained(folder)
+    assert model.config.num_channels == 1 and processor.size["height"] == 28
+    assert AutoModelForPreTraining.from_pretrained(folder)(torch.randn(2, 1, 28, 28)).loss.isfinite()
+    refused = run(recipe, "--output_dir", folder, code=2)
+    assert "already holds a finished run" in refused and "Traceback" not in refused
+
+
+def test_resume_is_exact(tmp_path, recipe):
+    run(recipe, "--output_dir", tmp_path / "straight")
+    stopped = start(recipe, "--output_dir", tmp_path / "resumed")
+    while not (tmp_path / "resumed" / "checkpoint-7").exists() and stopped.poll() is None:
+        time.sleep(0.01)
+    stopped.kill()
+    stopped.communicate()
+    # 7 + 13, whatever the kill left behind
+    run(recipe, "--output_dir", tmp_path / "resumed", "--resume_from_checkpoint", tmp_path / "resumed/checkpoint-7")
+    assert_same(tmp_path / "straight", tmp_path / "resumed")
+
+
+def test_signal_writes_a_checkpoint_and_says_how_to_go_on(tmp_path, recipe):
+    run(recipe, "--output_dir", tmp_path / "straight")
+    process = start(recipe, "--output_dir", tmp_path / "run", "--checkpointing_steps", 1000)
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("update 3/"):
+            process.send_signal(signal.SIGTERM)
+    process.wait()
+    output = "".join(lines)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert "--resume_from_checkpoint auto goes on" in output and "Traceback" not in output
+    run(recipe, "--output_dir", tmp_path / "run", "--resume_from_checkpoint", "auto")
+    assert_same(tmp_path / "straight", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(tmp_path, recipe):
+    run(recipe, "--output_dir", tmp_path / "straight")
+    moments = random.Random(0)
+    for attempt in range(5):
+        folder = tmp_path / f"killed-{attempt}"
+        process = start(recipe, "--output_dir", folder, "--checkpointing_steps", 2)
+        while not list(folder.glob("checkpoint-*")) and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(moments.random() * 0.5)
+        process.kill()
+        process.communicate()
+        run(recipe, "--output_dir", folder, "--checkpointing_steps", 2, "--resume_from_checkpoint", "auto")
+        assert_same(tmp_path / "straight", folder)
+
+
+def test_two_processes_train_as_one(tmp_path, recipe):
+    run(recipe, "--output_dir", tmp_path / "one")
+    output = run(
+        recipe,
+        "--output_dir",
+        tmp_path / "two",
+        launcher=("--multi_gpu", "--num_processes", "2"),
+        ACCELERATE_USE_CPU="true",
+    )
+    assert "32 = 2 processes x 16 images x 1 accumulation steps" in output
+    (weights, history), (others, other_history) = result(tmp_path / "one"), result(tmp_path / "two")
+    losses = [[entry["loss"] for entry in log] for log in (history, other_history)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    for name, value in weights.items():
+        torch.testing.assert_close(value, others[name], atol=2e-4, rtol=1e-3, msg=name)
+
+
+def test_loss_that_is_not_finite_stops_the_run(tmp_path, recipe):
+    output = run(
+        recipe, "--output_dir", tmp_path / "run", "--base_learning_rate", "1e30", "--warmup_epochs", 0, code=1
+    )
+    assert "not finite" in output or "is nan" in output or "is inf" in output
+    assert "lower --base_learning_rate" in output and "Traceback" not in output
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_photographs_from_a_folder(tmp_path, recipe):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    generator = np.random.default_rng(0)
+    for i in range(40):
+        shape = (200, 300) if i % 2 else (300, 200)
+        coarse = Image.fromarray(generator.integers(0, 255, (5, 7, 3), np.uint8))
+        coarse.resize(shape).save(photos / f"{i}.jpg")
+    command = (recipe, "--train_dir", photos, "--max_train_steps", 3, "--config_overrides", "num_channels=3")
+    output = run(*command, "--output_dir", tmp_path / "run", "--dataloader_num_workers", 1)
+    assert "photos: 40 images" in output and "from files" in output
+    (photos / "broken.jpg").write_text("no image")
+    output = run(*command, "--output_dir", tmp_path / "bad", "--max_train_samples", 41, code=1)
+    assert "broken.jpg" in output and "--on_bad_image skip" in output
+    options = ("--on_bad_image", "skip", "--max_train_samples", 41)
+    run(*command, "--output_dir", tmp_path / "skipped", *options)
+
+
+def test_wrong_arguments_are_one_line(tmp_path, recipe):
+    for arguments, message in (
+        (("--learning_rte", "1"), "unknown option"),
+        (("--train_dir", tmp_path / "nowhere"), "does not exist"),
+        (("--total_batch_size", "500"), "not a multiple"),
+    ):
+        process = start(recipe, "--output_dir", tmp_path / "run", *arguments)
+        output, _ = process.communicate(timeout=100)
+        assert process.returncode and message in output and "Traceback" not in output, output
