@@ -322,6 +322,9 @@ class MAEModel(MAEPreTrainedModel):
     """The encoder. Without masking arguments it is an ordinary vision transformer: every patch, in raster order,
     deterministic. Images of another size than configured are taken, positions are interpolated in 2-D."""
 
+    # A pre-training checkpoint also holds the decoder, which the encoder leaves out without a word.
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\."]
+
     def __init__(self, config: MAEConfig):
         super().__init__(config)
         self.embeddings = MAEEmbeddings(config)
