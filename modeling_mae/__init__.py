@@ -3,10 +3,11 @@
 Importing the package registers its classes with transformers' Auto classes.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
 from .configuration_mae import MAEConfig
 from .modeling_mae import (
+    EvalNet,
     MAEForPreTraining,
     MAEForPreTrainingOutput,
     MAEModel,
@@ -20,10 +21,12 @@ from .modeling_mae import (
 AutoConfig.register(MAEConfig.model_type, MAEConfig, exist_ok=True)
 AutoModel.register(MAEConfig, MAEModel, exist_ok=True)
 AutoModelForPreTraining.register(MAEConfig, MAEForPreTraining, exist_ok=True)
+AutoModelForImageClassification.register(MAEConfig, EvalNet, exist_ok=True)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "EvalNet",
     "MAEConfig",
     "MAEForPreTraining",
     "MAEForPreTrainingOutput",

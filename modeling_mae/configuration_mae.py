@@ -17,7 +17,15 @@ class MAEConfig(PretrainedConfig):
         mask_type: ``random``, ``block`` or ``grid`` (Table 1f).
         norm_pix_loss: predict each patch normalised by its own mean and deviation (Table 1d).
         position_embedding: ``sincos`` (2-D, fixed; the paper's) or ``learned``.
-        pooling: what ``pooler_output`` holds, the ``mean`` of the patch tokens or the ``cls`` token.
+        pooling: what ``pooler_output`` holds and the classifier sees: the ``mean`` of the patch tokens, the ``cls``
+            token, or all patch tokens in a row (``flatten``: patches x width values, for one image size only).
+        head_norm: of EvalNet, before its head. ``layer``: a LayerNorm after the pooling in place of the encoder's
+            final one (fine-tuning in the official code); ``batch``: a BatchNorm without affine parameters (linear
+            probing, Section A.1); ``none``.
+        head_initializer_range: of EvalNet, the deviation of its head's initial weights: 2e-5 for fine-tuning and 0.01
+            for linear probing in the official code.
+        drop_path_rate: the rate of the last encoder block while training; it grows linearly from 0 (Table 9).
+        label_smoothing: of EvalNet's loss, while training (Table 9).
         decoder_type: ``self`` is the paper's decoder.
 
     Raises:
@@ -41,7 +49,11 @@ class MAEConfig(PretrainedConfig):
     mask_type: Literal["random", "block", "grid"] = "random"
     norm_pix_loss: bool = True
     position_embedding: Literal["sincos", "learned"] = "sincos"
-    pooling: Literal["mean", "cls"] = "mean"
+    pooling: Literal["mean", "cls", "flatten"] = "mean"
+    head_norm: Literal["layer", "batch", "none"] = "none"
+    head_initializer_range: float = 2e-5
+    drop_path_rate: float | int = 0.0
+    label_smoothing: float | int = 0.0
     decoder_type: Literal["self"] = "self"
     decoder_hidden_size: int = 512
     decoder_num_hidden_layers: int = 8
@@ -56,6 +68,7 @@ class MAEConfig(PretrainedConfig):
                 "AutoConfig": "configuration_mae.MAEConfig",
                 "AutoModel": "modeling_mae.MAEModel",
                 "AutoModelForPreTraining": "modeling_mae.MAEForPreTraining",
+                "AutoModelForImageClassification": "modeling_mae.EvalNet",
             },
         )
         super().__post_init__(**kwargs)
@@ -63,12 +76,12 @@ class MAEConfig(PretrainedConfig):
     @property
     def image_height_width(self) -> tuple[int, int]:
         """(height, width) in pixels."""
-        return _pair(self.image_size, "image_size")
+        return pair(self.image_size, "image_size")
 
     @property
     def patch_height_width(self) -> tuple[int, int]:
         """(height, width) in pixels."""
-        return _pair(self.patch_size, "patch_size")
+        return pair(self.patch_size, "patch_size")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -121,8 +134,16 @@ class MAEConfig(PretrainedConfig):
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio={self.mask_ratio} is outside (0, 1)")
 
+    def validate_classifier(self):
+        for name in ("drop_path_rate", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is outside [0, 1)")
+        if self.pooling == "flatten" and self.head_norm == "layer":
+            raise ValueError("head_norm='layer' is for pooling='mean' or 'cls', not 'flatten': set 'none' or 'batch'")
 
-def _pair(size, name: str) -> tuple[int, int]:
+
+def pair(size, name: str) -> tuple[int, int]:
+    """(height, width) of a number or a pair."""
     if isinstance(size, int):
         return size, size
     if len(size) != 2:

@@ -1,5 +1,6 @@
-"""The masked autoencoder, top to bottom: masks, positions, blocks, encoder, decoder, pre-training loss."""
+"""The masked autoencoder, top to bottom: masks, positions, blocks, encoder, decoder, pre-training loss, classifier."""
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +11,13 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_mae import MAEConfig
+from .configuration_mae import MAEConfig, pair
 
 
 @dataclass
@@ -207,19 +209,36 @@ class MAEMLP(nn.Module):
         return self.fc2(self.activation(self.fc1(hidden_states)))
 
 
+class MAEDropPath(nn.Module):
+    """While training, skips a residual branch for each image with probability `rate` (arXiv 1603.09382). Not timm's:
+    this file travels with every checkpoint, which must load with transformers alone."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.rate == 0:
+            return branch
+        kept = torch.rand(len(branch), 1, 1, device=branch.device) >= self.rate
+        return branch * (kept / (1 - self.rate)).to(branch.dtype)
+
+
 class MAELayer(GradientCheckpointingLayer):
     """A pre-norm transformer block, ``(batch, tokens, width)`` to the same."""
 
-    def __init__(self, config: MAEConfig, width: int, heads: int, intermediate: int):
+    def __init__(self, config: MAEConfig, width: int, heads: int, intermediate: int, drop_path: float = 0.0):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.attention = MAEAttention(config, width, heads)
+        self.drop_path1 = MAEDropPath(drop_path)
         self.norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.mlp = MAEMLP(config, width, intermediate)
+        self.drop_path2 = MAEDropPath(drop_path)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        hidden_states = hidden_states + self.attention(self.norm1(hidden_states), **kwargs)[0]
-        return hidden_states + self.mlp(self.norm2(hidden_states))
+        hidden_states = hidden_states + self.drop_path1(self.attention(self.norm1(hidden_states), **kwargs)[0])
+        return hidden_states + self.drop_path2(self.mlp(self.norm2(hidden_states)))
 
 
 # --- models ---
@@ -243,13 +262,20 @@ class MAEPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module):
         """Initial values of the paper's code: xavier-uniform linears, tokens N(0, 0.02), unit LayerNorms. Uses only
         `transformers.initialization`, which leaves loaded weights alone."""
-        if isinstance(module, nn.Linear):
+        if isinstance(module, MAEHead):
+            init.trunc_normal_(module.weight, std=self.config.head_initializer_range)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm1d):
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+            init.zeros_(module.num_batches_tracked)
         elif isinstance(module, MAEPositions):
             if module.fixed:
                 init.copy_(module.table, sincos_positions(module.grid, module.table.shape[-1]))
@@ -259,6 +285,52 @@ class MAEPreTrainedModel(PreTrainedModel):
             init.normal_(module.cls_token, std=self.config.initializer_range)
         elif isinstance(module, MAEDecoder):
             init.normal_(module.mask_token, std=self.config.initializer_range)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, image_size=None, **kwargs):
+        """As any transformers model. An `image_size` (pixels, int or (height, width)) other than the checkpoint's, given
+        here or in `config`, interpolates the positions as `set_image_size` does."""
+        config = kwargs.get("config")
+        if image_size is None and isinstance(config, MAEConfig):
+            image_size = config.image_size
+        if image_size is None:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        where = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+        own = MAEConfig.from_pretrained(
+            pretrained_model_name_or_path, **{key: kwargs[key] for key in where if key in kwargs}
+        )
+        if config is not None:
+            kwargs["config"] = copy.deepcopy(config)
+            kwargs["config"].image_size = own.image_size
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).set_image_size(image_size)
+        return loaded
+
+    @torch.no_grad()
+    def set_image_size(self, image_size: int | tuple[int, int]) -> None:
+        """Reconfigure the model for images of `image_size` pixels: position tables are interpolated in 2-D.
+
+        Raises:
+            ValueError: for a size that is no multiple of the patch, or a head that is made for one size.
+        """
+        old = self.config.image_size
+        if pair(image_size, "image_size") == self.config.image_height_width:
+            return
+        self.config.image_size = image_size
+        try:
+            self.config.validate_patches()
+            if self.config.pooling == "flatten" and isinstance(self, EvalNet):
+                raise ValueError(
+                    f"image_size={image_size}: a head with pooling='flatten' is made for image_size={old} alone"
+                )
+        except ValueError:
+            self.config.image_size = old
+            raise
+        for module in self.modules():
+            if isinstance(module, MAEPositions):
+                table = resize_positions(module.table, module.grid, self.config.grid)
+                module.table = nn.Parameter(table, requires_grad=module.table.requires_grad)
+                module.grid = self.config.grid
 
     def patchify(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """``(batch, channels, height, width)`` -> ``(batch, patches, patch height * patch width * channels)``, patches
@@ -322,15 +394,22 @@ class MAEModel(MAEPreTrainedModel):
     """The encoder. Without masking arguments it is an ordinary vision transformer: every patch, in raster order,
     deterministic. Images of another size than configured are taken, positions are interpolated in 2-D."""
 
-    # A pre-training checkpoint also holds the decoder, which the encoder leaves out without a word.
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\."]
+    # Decoder and classifier of the checkpoint are left out without a word.
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^head(_norm)?\."]
 
     def __init__(self, config: MAEConfig):
         super().__init__(config)
         self.embeddings = MAEEmbeddings(config)
+        depth = config.num_hidden_layers
         self.layers = nn.ModuleList(
-            MAELayer(config, config.hidden_size, config.num_attention_heads, config.intermediate_size)
-            for _ in range(config.num_hidden_layers)
+            MAELayer(
+                config,
+                config.hidden_size,
+                config.num_attention_heads,
+                config.intermediate_size,
+                drop_path=config.drop_path_rate * i / max(1, depth - 1),
+            )
+            for i in range(depth)
         )
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
@@ -366,10 +445,19 @@ class MAEModel(MAEPreTrainedModel):
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
         hidden_states = self.layernorm(hidden_states)
-        pooled = hidden_states[:, 0] if self.config.pooling == "cls" else hidden_states[:, 1:].mean(1)
         return MAEModelOutput(
-            last_hidden_state=hidden_states, pooler_output=pooled, mask=mask, ids_restore=ids_restore
+            last_hidden_state=hidden_states,
+            pooler_output=self.pool(hidden_states),
+            mask=mask,
+            ids_restore=ids_restore,
         )
+
+    def pool(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """``(batch, 1 + tokens, width)`` -> ``(batch, width)``, or ``(batch, tokens * width)`` for ``flatten``."""
+        if self.config.pooling == "cls":
+            return hidden_states[:, 0]
+        patches = hidden_states[:, 1:]
+        return patches.flatten(1) if self.config.pooling == "flatten" else patches.mean(1)
 
     def choose_mask(self, patches, grid, noise=None, bool_masked_pos=None, mask_ratio=None):
         """(ids of the visible patches, mask, ids_restore) from whichever of noise, mask and ratio is given."""
@@ -501,7 +589,111 @@ def patch_statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     return mean, (variance + 1e-6).sqrt()
 
 
+class MAEHead(nn.Linear):
+    """The classifier; a class of its own because its weights start otherwise than those of other linears."""
+
+
+class EvalNet(MAEPreTrainedModel):
+    """The encoder and a linear classifier: probing, partial and end-to-end fine-tuning (paper, Sections 4.3, A.1).
+
+    `EvalNet.from_pretrained(<pre-trained or EvalNet checkpoint>, num_labels=...)` takes the encoder and starts what is
+    missing anew; transformers says which. Pooling, norm, drop path and label smoothing are the config's.
+    """
+
+    def __init__(self, config: MAEConfig):
+        super().__init__(config)
+        self.mae = MAEModel(config)
+        width = config.hidden_size * (config.num_patches if config.pooling == "flatten" else 1)
+        self.head_norm = nn.Identity()
+        if config.head_norm == "layer":
+            self.mae.layernorm = nn.Identity()
+            self.head_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        elif config.head_norm == "batch":
+            self.head_norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
+        self.head = MAEHead(width, config.num_labels)
+        self.n_partial: float | None = None
+        self.post_init()
+
+    # The decoder stays behind; so does the final norm where head_norm="layer" stands in its place.
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^(mae\.)?layernorm\."]
+
+    def freeze(self, n_partial: float) -> "EvalNet":
+        """Leave only a part to train (paper, Figure 9), from now on also after `train()`; frozen parts stay in eval
+        mode and run without a graph.
+
+        `n_partial`: 0 = the head and its norm; 0.5 = also the encoder's final norm and the MLP sub-block of the last
+        block, with its LayerNorm; 1 ... depth - 1 = also the final norm and the last blocks; depth = everything, with
+        patch embedding, class token and positions.
+
+        Raises:
+            ValueError: for any other value.
+        """
+        depth = self.config.num_hidden_layers
+        if isinstance(n_partial, bool) or n_partial not in (0, 0.5, *range(1, depth + 1)):
+            raise ValueError(
+                f"n_partial={n_partial} is none of 0 (head only), 0.5 (the last block's MLP too) and 1 ... {depth} "
+                f"(that many of the last blocks; {depth} is everything)"
+            )
+        self.n_partial = n_partial
+        self.requires_grad_(n_partial == depth)
+        for module in self.tuned_modules():
+            module.requires_grad_(True)
+        return self.train(self.training)
+
+    def tuned_modules(self) -> list[nn.Module]:
+        """What `freeze` leaves to train."""
+        if self.n_partial is None or self.n_partial == self.config.num_hidden_layers:
+            return [self]
+        tuned = [self.head, self.head_norm]
+        if self.n_partial > 0:
+            tuned.append(self.mae.layernorm)
+        if self.n_partial == 0.5:
+            last = self.mae.layers[-1]
+            tuned += [last.norm2, last.mlp, last.drop_path2]
+        elif self.n_partial > 0:
+            tuned += self.mae.layers[-int(self.n_partial) :]
+        return tuned
+
+    def train(self, mode: bool = True) -> "EvalNet":
+        super().train(mode)
+        if mode and self.n_partial is not None:
+            tuned = self.tuned_modules()
+            if self not in tuned:
+                self.mae.eval()
+                for module in tuned:
+                    module.train()
+        return self
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
+    ) -> ImageClassifierOutput:
+        """Classify ``pixel_values (batch, channels, height, width)``: ``logits (batch, classes)``.
+
+        With `labels`, class numbers ``(batch,)`` or probabilities ``(batch, classes)`` as mixup makes them, also the
+        cross-entropy ``loss ()`` in float32, smoothed by `config.label_smoothing` while training.
+
+        Raises:
+            ValueError: for a wrong shape or size of the images.
+        """
+        if self.config.pooling == "flatten" and self.grid_of(pixel_values) != self.config.grid:
+            raise ValueError(
+                f"images of {tuple(pixel_values.shape[2:])} pixels: a head with pooling='flatten' is made for "
+                f"image_size={self.config.image_size} alone"
+            )
+        encoded = self.mae(pixel_values, **kwargs)
+        logits = self.head(self.head_norm(encoded.pooler_output))
+        loss = None
+        if labels is not None:
+            smoothing = self.config.label_smoothing if self.training else 0.0
+            loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
+        )
+
+
 __all__ = [
+    "EvalNet",
     "MAEForPreTraining",
     "MAEForPreTrainingOutput",
     "MAEModel",
