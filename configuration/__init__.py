@@ -1,7 +1,7 @@
 """Every number a run depends on: arguments, recipes, model presets, launcher files. Clone only, never installed.
 
-`arguments.py` declares the arguments, `parsing.py` reads recipe and command line into them, `model.py` turns the
-model's part into an `MAEConfig`. `models/`, `recipes/` and `accelerate/` hold data.
+`arguments.py` and `evaluation.py` declare the arguments, `parsing.py` reads recipe and command line into them,
+`model.py` turns the model's part into an `MAEConfig`. `models/`, `recipes/` and `accelerate/` hold data.
 """
 
 from .arguments import (
@@ -12,12 +12,14 @@ from .arguments import (
     RunArguments,
     split_batch,
 )
+from .evaluation import EvalArguments
 from .model import model_config
 from .parsing import parse_arguments
 
 
 __all__ = [
     "DataArguments",
+    "EvalArguments",
     "ModelArguments",
     "OptimizerArguments",
     "PretrainArguments",

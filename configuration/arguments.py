@@ -86,7 +86,7 @@ class DataArguments(_Checked):
     dataset_config_name: str | None = option(None, "Configuration (subset) of the Hub data set.")
     train_dir: str | None = option(None, "Local folder of images (any depth) or of parquet files, for dataset_name.")
     train_split: str = option("train", "Split to train on.")
-    eval_split: str = option("test", "Split to evaluate on.")
+    eval_split: str | None = option(None, "Split to evaluate on; the data set's test or validation split by default.")
     image_column_name: str | None = option(None, "Column of the images; found from the features when not given.")
     max_train_samples: int | None = option(None, "Train on this many images only.")
     image_mean: list[float] | None = option(
@@ -169,12 +169,14 @@ class RunArguments(_Checked):
     resume_from_checkpoint: str | None = option(
         None, "A checkpoint's folder, or auto for the newest in output_dir (a fresh start when there is none)."
     )
-    picture_epochs: int = option(10, "Epochs between two pictures of reconstructions; 0: only at the end.")
-    knn: bool = option(False, "At the end, k-NN accuracy of the features, where there are labels and an eval_split.")
     report_to: list[str] = option(["tensorboard"], "Accelerate's trackers, as in tensorboard wandb; all, or none.")
     push_to_hub: bool = option(False, "Upload output_dir to the Hub at the end.")
     hub_model_id: str | None = option(None, "Hub repository to push to, [owner/]name; output_dir's name if not given.")
     hub_private_repo: bool = option(False, "Make the Hub repository private when it is created.")
+
+    def run_folders(self) -> list[Path]:
+        """Where the run, or each of its runs, keeps model and checkpoints."""
+        return [Path(self.output_dir)]
 
     @property
     def trackers(self) -> list[str]:
@@ -186,13 +188,22 @@ class RunArguments(_Checked):
         self._require("seed", lambda x: 0 <= x < 2**32, "a whole number in 0 to 4294967295")
         self._require("logging_steps", lambda x: x >= 1, "a number of updates, at least 1")
         self._require("checkpoints_kept", lambda x: x >= 1, "a number of checkpoints, at least 1")
-        self._require("picture_epochs", lambda x: x >= 0, "a number of epochs, 0 for none on the way")
         steps = self.checkpointing_steps
         if steps != "epoch" and not (steps.isdecimal() and int(steps) >= 1):
             raise ValueError(f"checkpointing_steps {steps!r} does not work: give epoch or a number of updates")
         self._check_trackers()
         self._check_output_dir()
         self._check_hub()
+
+    def _check_channels(self) -> None:
+        # a configuration on the Hub would need the network: that one is checked when it is loaded
+        if self.model_name_or_path is None or Path(self.model_name_or_path).is_dir():
+            channels = model_config(self).num_channels
+            if self.image_mean is not None and len(self.image_mean) != channels:
+                raise ValueError(
+                    f"image_mean {_join(self.image_mean)} has {len(self.image_mean)} numbers, the model has "
+                    f"num_channels {channels}: give as many, or --config_overrides num_channels={len(self.image_mean)}"
+                )
 
     def _check_trackers(self) -> None:
         from accelerate.tracking import get_available_trackers
@@ -209,15 +220,16 @@ class RunArguments(_Checked):
                 raise ValueError(f"report_to {name!r} is not installed: pip install it, or give another or none")
 
     def _check_output_dir(self) -> None:
-        folder, resume = Path(self.output_dir), self.resume_from_checkpoint
+        resume = self.resume_from_checkpoint
         self._exclude("overwrite_output_dir", "resume_from_checkpoint")
-        if folder.exists() and not folder.is_dir():
+        if Path(self.output_dir).exists() and not Path(self.output_dir).is_dir():
             raise ValueError(f"output_dir {self.output_dir!r} is a file: give a folder")
-        checkpoints = sorted(str(path) for path in folder.glob("checkpoint-*"))
+        folders = self.run_folders()
+        checkpoints = sorted(str(path) for folder in folders for path in folder.glob("checkpoint-*"))
         if resume not in (None, "auto") and not Path(resume).is_dir():
-            hint = f"give auto or one of {', '.join(checkpoints)}" if checkpoints else f"there is none in {folder}"
+            hint = f"give auto or one of {', '.join(checkpoints)}" if checkpoints else "there is none in output_dir"
             raise ValueError(f"resume_from_checkpoint {resume!r} is not a folder: {hint}")
-        finished = (folder / "model.safetensors").exists()
+        finished = any((folder / "model.safetensors").exists() for folder in folders)
         if (finished or checkpoints) and not (resume or self.overwrite_output_dir):
             raise ValueError(
                 f"output_dir {self.output_dir!r} already holds a {'finished' if finished else 'stopped'} run: give "
@@ -244,16 +256,13 @@ class RunArguments(_Checked):
 class PretrainArguments(RunArguments, OptimizerArguments, DataArguments, ModelArguments):
     """The arguments of run_pretrain.py."""
 
+    picture_epochs: int = option(10, "Epochs between two pictures of reconstructions; 0: only at the end.")
+    knn: bool = option(False, "At the end, k-NN accuracy of the features, where there are labels and an eval_split.")
+
     def check(self) -> None:
         super().check()
-        # a configuration on the Hub would need the network: that one is checked when it is loaded
-        if self.model_name_or_path is None or Path(self.model_name_or_path).is_dir():
-            channels = model_config(self).num_channels
-            if self.image_mean is not None and len(self.image_mean) != channels:
-                raise ValueError(
-                    f"image_mean {_join(self.image_mean)} has {len(self.image_mean)} numbers, the model has "
-                    f"num_channels {channels}: give as many, or --config_overrides num_channels={len(self.image_mean)}"
-                )
+        self._require("picture_epochs", lambda x: x >= 0, "a number of epochs, 0 for none on the way")
+        self._check_channels()
 
 
 def _join(values: list | None) -> str:

@@ -34,24 +34,28 @@ def model_fields() -> list[str]:
     return [field.name for field in dataclasses.fields(MAEConfig) if field.name not in common]
 
 
-def parse_overrides(overrides: list[str]) -> dict[str, Any]:
+def parse_overrides(
+    overrides: list[str], option: str = "config_overrides", known: list[str] | None = None
+) -> dict[str, Any]:
     """`["image_size=32", "norm_pix_loss=false"]` -> `{"image_size": 32, "norm_pix_loss": False}`; later ones win.
 
-    Values are read as YAML; so are numbers that YAML takes for text, as 1e-6. ValueError: no `=`, an unknown key.
+    Values are read as YAML; so are numbers that YAML takes for text, as 1e-6. `known`: the keys there are, the model's
+    fields by default. ValueError, which names the `option`: no `=`, an unknown key.
     """
     result = {}
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key or not value:
-            raise ValueError(f"config_overrides {text!r} is not of the form key=value, as in mask_ratio=0.75")
-        fields = model_fields()
+            raise ValueError(f"{option} {text!r} is not of the form key=value, as in mask_ratio=0.75")
+        fields = known or model_fields()
         if key not in fields:
             hint = suggest(key, fields) or f", which are: {', '.join(fields)}"
-            raise ValueError(f"config_overrides {text!r}: {key!r} is not one of the model's fields{hint}")
+            whose = "the model's fields" if known is None else "the arguments and the model's fields"
+            raise ValueError(f"{option} {text!r}: {key!r} is not one of {whose}{hint}")
         try:
             result[key] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise ValueError(f"config_overrides {text!r}: cannot read the value {value!r}") from None
+            raise ValueError(f"{option} {text!r}: cannot read the value {value!r}") from None
         if isinstance(result[key], str):
             try:
                 result[key] = float(value)

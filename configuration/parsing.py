@@ -107,6 +107,11 @@ def _words(recipe: dict[str, Any]) -> list[str]:
     return words
 
 
+def parse_words(cls: type[T], words: list[str]) -> T:
+    """`["--name=value", ...]` alone -> `cls`, unchecked but for the types."""
+    return _Parser(cls, allow_abbrev=False).parse(words)
+
+
 def parse_arguments(cls: type[T], argv: list[str] | None = None, default_recipe: str | Path | None = None) -> T:
     """Reads `[recipe.yaml] [--name value ...]` into an instance of the dataclass `cls` and checks it.
 
