@@ -20,7 +20,7 @@ from modeling_mae import MAEForPreTraining, MAEModel, mask_noise
 from modeling_mae.training.augment import BatchTransform, CenterCrop, RandomResizedCrop
 from modeling_mae.training.card import write_card
 from modeling_mae.training.data import EpochBatches, load_source, make_images, make_loader, measure_mean_std
-from modeling_mae.training.loop import Checkpoints, History, Progress, TrainingStopped, train
+from modeling_mae.training.loop import TrainingStopped, open_run, train
 from modeling_mae.training.metrics import extract_features, knn_accuracy
 from modeling_mae.training.optim import adamw, learning_rate
 from modeling_mae.training.pictures import loss_curve, reconstruct_images, reconstruction_grid, save_reconstruction
@@ -77,20 +77,13 @@ def main(args: PretrainArguments) -> None:
     peak = args.base_learning_rate * args.total_batch_size / 256
     warmup = round(args.warmup_epochs * updates_per_epoch)
 
-    progress = Progress()
-    accelerator.register_for_checkpointing(progress)
-    checkpoints = Checkpoints(accelerator, output_dir, args.checkpoints_kept)
-    resume = checkpoints.newest() if args.resume_from_checkpoint == "auto" else args.resume_from_checkpoint
-    if resume:
-        accelerator.load_state(str(resume))
-    history = History(output_dir / "history.jsonl", main_process)
-    history.rewind(progress.update)
+    run = open_run(accelerator, output_dir, args.checkpoints_kept, args.resume_from_checkpoint)
     batches = EpochBatches(
         len(images),
         args.per_device_train_batch_size,
         args.total_batch_size,
         args.seed,
-        progress.update,
+        run.progress.update,
         total_updates,
     )
     loader = accelerator.prepare(make_loader(images, batches, args.dataloader_num_workers))
@@ -110,7 +103,7 @@ def main(args: PretrainArguments) -> None:
         f"batch      {args.total_batch_size} = {accelerator.num_processes} processes x "
         f"{args.per_device_train_batch_size} images x {accumulation} accumulation steps\n"
         f"length     {total_updates:,} updates, {total_updates / updates_per_epoch:g} epochs of {updates_per_epoch}"
-        f"{f', from update {progress.update} of {resume}' if resume else ''}\n"
+        f"{f', from update {run.progress.update} of {run.resumed}' if run.resumed else ''}\n"
         f"rate       {peak:.3e} after {warmup} updates of warm-up, cosine to 0\n"
         f"precision  {accelerator.mixed_precision}, on {accelerator.device}"
     )
@@ -157,9 +150,7 @@ def main(args: PretrainArguments) -> None:
         loader,
         loss_of=loss_of,
         rate_of=lambda update: learning_rate(update, peak=peak, warmup=warmup, total=total_updates),
-        progress=progress,
-        history=history,
-        checkpoints=checkpoints,
+        run=run,
         total_updates=total_updates,
         updates_per_epoch=updates_per_epoch,
         images_per_update=args.total_batch_size,
@@ -185,7 +176,7 @@ def main(args: PretrainArguments) -> None:
     )
     processor.save_pretrained(output_dir)
     (output_dir / "arguments.json").write_text(json.dumps(dataclasses.asdict(args), indent=2) + "\n")
-    log = history.read()
+    log = run.history.read()
     state = {"global_step": total_updates, "epoch": total_updates / updates_per_epoch, "log_history": log}
     (output_dir / "trainer_state.json").write_text(json.dumps(state, indent=2) + "\n")
     loss_curve(output_dir / "loss.png", log)
@@ -248,7 +239,7 @@ def knn_table(args, config, encoder: MAEModel, images, transform, device) -> dic
     """k-NN accuracy (k = 20) of raw pixels, of the same encoder untrained, and of the trained one."""
     size = config.image_height_width
     test = load_source(
-        args.dataset_name, args.dataset_config_name, args.train_dir, args.eval_split, args.image_column_name
+        args.dataset_name, args.dataset_config_name, args.train_dir, args.eval_split or "test", args.image_column_name
     )
     test_images = make_images(test, CenterCrop(size), size, config.num_channels, args.on_bad_image)
     if images.labels is None or test_images.labels is None:

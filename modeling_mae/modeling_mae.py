@@ -288,8 +288,8 @@ class MAEPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, image_size=None, **kwargs):
-        """As any transformers model. An `image_size` (pixels, int or (height, width)) other than the checkpoint's, given
-        here or in `config`, interpolates the positions as `set_image_size` does."""
+        """As any transformers model. An `image_size` (pixels, int or (height, width)) other than the checkpoint's,
+        given here or in `config`, interpolates the positions as `set_image_size` does."""
         config = kwargs.get("config")
         if image_size is None and isinstance(config, MAEConfig):
             image_size = config.image_size

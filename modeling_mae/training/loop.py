@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,18 +27,18 @@ class TrainingStopped(Exception):
 
 
 class Progress:
-    """What a checkpoint keeps beside model, optimizer and RNG: updates done, and their losses that are not yet
-    logged."""
+    """What a checkpoint keeps beside model, optimizer and RNG: updates done, epochs whose end has been attended to,
+    and the losses that are not yet logged."""
 
     def __init__(self):
-        self.update = 0
+        self.update = self.epoch = 0
         self.losses: list[float] = []
 
     def state_dict(self) -> dict:
-        return {"update": self.update, "losses": self.losses}
+        return {"update": self.update, "epoch": self.epoch, "losses": self.losses}
 
     def load_state_dict(self, state: dict) -> None:
-        self.update, self.losses = state["update"], list(state["losses"])
+        self.update, self.epoch, self.losses = state["update"], state["epoch"], list(state["losses"])
 
 
 class History:
@@ -97,6 +98,30 @@ class Checkpoints:
                 shutil.rmtree(old, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         return target
+
+
+@dataclass
+class Run:
+    """A run's state on disk and in checkpoints; `resumed` is the checkpoint it goes on from."""
+
+    progress: Progress
+    history: History
+    checkpoints: Checkpoints
+    resumed: Path | None
+
+
+def open_run(accelerator: Accelerator, folder: Path, kept: int, resume: str | None) -> Run:
+    """After `accelerator.prepare`: loads the checkpoint `resume` (its folder, or auto for the newest in `folder`) into
+    everything prepared, and forgets what was logged after it."""
+    progress = Progress()
+    accelerator.register_for_checkpointing(progress)
+    checkpoints = Checkpoints(accelerator, folder, kept)
+    resumed = checkpoints.newest() if resume == "auto" else Path(resume) if resume else None
+    if resumed:
+        accelerator.load_state(str(resumed))
+    history = History(folder / "history.jsonl", accelerator.is_main_process)
+    history.rewind(progress.update)
+    return Run(progress, history, checkpoints, resumed)
 
 
 class StopRequest:
@@ -178,11 +203,9 @@ def train(
     optimizer,
     batches: Iterable,
     *,
+    run: Run,
     loss_of: Callable[[object, int, int], torch.Tensor],
     rate_of: Callable[[int], float],
-    progress: Progress,
-    history: History,
-    checkpoints: Checkpoints,
     total_updates: int,
     updates_per_epoch: int,
     images_per_update: int,
@@ -190,17 +213,18 @@ def train(
     checkpointing_steps: int,
     after_epoch: Callable[[int, int], None] = lambda epoch, update: None,
 ) -> None:
-    """Runs the updates `progress.update` ... `total_updates` - 1.
+    """Runs the updates `run.progress.update` ... `total_updates` - 1.
 
     `batches` yields this process's micro-batches, `accelerator.gradient_accumulation_steps` of them an update.
     `loss_of(batch, update, micro)` is the loss of one; `rate_of(update)` the learning rate; `after_epoch(epoch,
-    update)` runs after each whole epoch. The loss is read from the device only every `logging_steps` updates and
-    before a checkpoint.
+    update)` runs after each whole epoch, before its checkpoint, and at the last update. The loss is read from the
+    device only every `logging_steps` updates and before a checkpoint.
 
     Raises:
         TrainingStopped: after a signal (with a checkpoint written), or when the loss or the weights are not finite
             (without one).
     """
+    progress, history, checkpoints = run.progress, run.history, run.checkpoints
     display = Display(accelerator.is_main_process, progress.update, total_updates, images_per_update)
     pending: list[torch.Tensor] = []  # losses still on the device, at most logging_steps of them
     batches = iter(batches)
@@ -225,17 +249,25 @@ def train(
             "--warmup_epochs, or bf16 or full precision in place of fp16"
         )
 
-    def save() -> Path:
-        read_losses()
-        # A finite loss can leave weights that are not: such a checkpoint must not become the newest.
+    def check_weights() -> None:
+        # A finite loss can leave weights that are not: these must not become the newest checkpoint.
         norms = torch.stack(torch._foreach_norm([p.detach() for p in model.parameters()]))
         if not torch.isfinite(norms).all():
             raise stopped_by(f"the weights after update {progress.update} are not finite", progress.update)
-        return checkpoints.save(progress.update)
+
+    def end_epoch() -> None:
+        epoch = math.ceil(progress.update / updates_per_epoch)
+        due = progress.update % updates_per_epoch == 0 or progress.update == total_updates
+        if due and epoch > progress.epoch:
+            check_weights()
+            after_epoch(epoch, progress.update)
+            progress.epoch = epoch
+            model.train()
 
     model.train()
     try:
         with StopRequest(accelerator) as stop:
+            end_epoch()  # a signal may have come between an epoch's last update and what follows it
             for update in range(progress.update, total_updates):
                 for group in optimizer.param_groups:
                     group["lr"] = rate_of(update) * group.get("lr_scale", 1.0)
@@ -269,17 +301,18 @@ def train(
                     }
                     accelerator.log(values, step=done)
                 number = stop.agreed()
+                if not number:
+                    end_epoch()
                 if done % checkpointing_steps == 0 or done == total_updates or number:
-                    folder = save()
-                    if number and done < total_updates:
+                    read_losses()
+                    check_weights()
+                    folder = checkpoints.save(done)
+                    if number:
                         name = signal.Signals(number).name
                         raise TrainingStopped(
                             f"stopped by {name} after update {done} of {total_updates}, nothing is lost: the same "
                             f"command with --resume_from_checkpoint auto goes on from {folder}",
                             code=128 + number,
                         )
-                if done % updates_per_epoch == 0:
-                    after_epoch(done // updates_per_epoch, done)
-                    model.train()
     finally:
         display.close()
