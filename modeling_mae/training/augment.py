@@ -4,9 +4,18 @@ torchvision's transforms draw from a stateful generator and crop one box a call;
 own box in one call, and the same box whichever process or worker handles it, before or after a resume.
 """
 
+import random
+
 import numpy as np
 import torch
+from accelerate.utils import set_seed
+from PIL import Image
+from timm.data import Mixup
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.random_erasing import RandomErasing
 from torch import nn
+from torch.utils.data import Dataset
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 
 def uniforms(seed: int, epoch: int, indices, count: int) -> np.ndarray:
@@ -118,9 +127,68 @@ class BatchTransform(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: dict) -> torch.Tensor:
-        images, flips = batch["images"], batch.get("flips")
-        if "boxes" in batch:
-            images = crop_and_resize(images, batch["boxes"], flips, self.size)
-        elif flips is not None:
-            images = torch.where(flips[:, None, None, None], images.flip(3), images)
-        return (images.float() - self.mean) / self.std
+        return (cut(batch, self.size).float() - self.mean) / self.std
+
+
+class AutoAugmentedImages(Dataset):
+    """Another data set's images, cropped to `size`, flipped and changed by timm's RandAugment (arXiv 1909.13719), in
+    the loading processes: it works on single PIL images. What happens to one depends on (seed, epoch, index) alone.
+
+    Raises:
+        ValueError: for images of neither 1 nor 3 channels, or a policy that timm does not know.
+    """
+
+    def __init__(self, images, policy: str, size: tuple[int, int], mean: list[float], seed: int):
+        if len(mean) not in (1, 3):
+            raise ValueError(f"auto_augment {policy!r} needs images of 1 or 3 channels, not {len(mean)}: give none")
+        fill = tuple(round(255 * value) for value in mean)
+        options = {"translate_const": int(0.45 * min(size)), "img_mean": fill if len(fill) == 3 else fill[0]}
+        if "mmax" not in policy:
+            options["magnitude_max"] = 9.999  # at 10 timm posterizes to 0 bits, which newer Pillows refuse
+        try:
+            self.augment = rand_augment_transform(policy, {**options, "interpolation": Image.Resampling.BICUBIC})
+        except (AssertionError, KeyError, ValueError) as error:
+            raise ValueError(f"auto_augment {policy!r} is no RandAugment of timm's ({error!r})") from None
+        self.images, self.size, self.seed = images, size, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, pairs: list[tuple[int, int]]) -> dict:
+        batch = self.images.__getitems__(pairs)
+        pixels = cut(batch, self.size).round().to(torch.uint8)  # (batch, channels, *size)
+        changed = []
+        for (epoch, index), image in zip(pairs, pixels, strict=True):
+            # timm draws from these two global generators.
+            state = int(uniforms(self.seed, epoch, [index], 1)[0, 0] * 2**32)
+            random.seed(state)
+            np.random.seed(state)
+            changed.append(pil_to_tensor(self.augment(to_pil_image(image))))
+        return {"images": torch.stack(changed), "labels": batch["labels"]}
+
+
+def cut(batch: dict, size: tuple[int, int]) -> torch.Tensor:
+    """The images of a batch, cropped where it brings `boxes`, mirrored where it brings `flips`."""
+    images, flips = batch["images"], batch.get("flips")
+    if "boxes" in batch:
+        return crop_and_resize(images, batch["boxes"], flips, size)
+    return images if flips is None else torch.where(flips[:, None, None, None], images.flip(3), images)
+
+
+class Mix:
+    """Random erasing, mixup and cutmix of a normalised batch (timm's; arXiv 1708.04896, 1710.09412, 1905.04899), a
+    pure function of the integers given to the call."""
+
+    def __init__(self, erasing: float, mixup: float, cutmix: float, num_classes: int, device):
+        self.erase = RandomErasing(erasing, mode="pixel", device=device) if erasing else None
+        # Labels are smoothed in the model's loss.
+        options = {"mixup_alpha": mixup, "cutmix_alpha": cutmix, "label_smoothing": 0.0, "num_classes": num_classes}
+        self.mix = Mixup(**options) if mixup or cutmix else None
+
+    def __call__(self, pixel_values: torch.Tensor, labels: torch.Tensor, *key: int):
+        """``(batch, channels, height, width)`` and class numbers ``(batch,)``, or probabilities ``(batch, classes)``
+        when mixed."""
+        set_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+        if self.erase is not None:
+            pixel_values = self.erase(pixel_values)
+        return self.mix(pixel_values, labels) if self.mix is not None else (pixel_values, labels)
