@@ -34,8 +34,6 @@ def write_card(
         tags=["mae", "masked-autoencoder", "self-supervised", "vision"],
         datasets=[hub_id] if hub_id else None,
     )
-    hidden = ("output_dir", "train_dir", "cache_dir", "resume_from_checkpoint", "model_name_or_path")
-    settings = {key: value for key, value in arguments.items() if key not in hidden and value not in (None, [], "")}
     parts = [
         f"---\n{metadata.to_yaml()}\n---",
         f"# {name}",
@@ -58,11 +56,18 @@ def write_card(
         'features = model(**processor(image, return_tensors="pt")).pooler_output\n```',
         "Features are unmasked, in raster order, deterministic. `AutoModelForPreTraining` loads the decoder too.",
         "## Settings",
-        table(("argument", "value"), ((key, f"`{json.dumps(value)}`") for key, value in settings.items())),
+        settings_table(arguments),
         "## Citation",
         f"```bibtex\n{CITATION}\n```",
     ]
     ModelCard("\n\n".join(parts) + "\n").save(output_dir / "README.md")
+
+
+def settings_table(arguments: dict) -> str:
+    """What was set, without the folders of one machine."""
+    hidden = ("output_dir", "train_dir", "validation_dir", "cache_dir", "resume_from_checkpoint", "model_name_or_path")
+    shown = {key: value for key, value in arguments.items() if key not in hidden and value not in (None, [], "")}
+    return table(("argument", "value"), ((key, f"`{json.dumps(value)}`") for key, value in shown.items()))
 
 
 def table(head: tuple[str, str], rows) -> str:

@@ -1,5 +1,6 @@
 """Images from `datasets` sources, as uint8 batches in an order that is a pure function of the seed."""
 
+import copy
 import difflib
 import os
 import warnings
@@ -26,6 +27,13 @@ NAMED = {
     "imagenet": "ILSVRC/imagenet-1k",
 }
 BUNDLED = Path(__file__).parents[2] / "data" / "fashion_mnist"
+
+
+EVAL_SPLITS = ("validation", "val", "test")
+
+
+class NoSplit(ValueError):
+    """A data set without the split that was asked for."""
 
 
 @dataclass
@@ -80,7 +88,8 @@ def load_source(
         try:
             loaded = datasets.load_dataset(hub_id, dataset_config_name, split=split, cache_dir=cache_dir)
         except ValueError as error:
-            raise ValueError(f"data set {hub_id!r}, split {split!r}: {' '.join(str(error).split())}") from error
+            kind = NoSplit if "Unknown split" in str(error) else ValueError
+            raise kind(f"data set {hub_id!r}, split {split!r}: {' '.join(str(error).split())}") from error
     image_column = find_image_column(loaded.features, image_column_name)
     label_column = find_label_column(loaded.features, label_column_name)
     label = loaded.features[label_column] if label_column else None
@@ -91,6 +100,28 @@ def load_source(
         raise ValueError(f"{name}, split {split!r}, has no images")
     loaded = loaded.cast_column(image_column, datasets.Image(decode=False))
     return Source(loaded, image_column, label_column, class_names, name)
+
+
+def load_eval_source(
+    dataset_name: str | None, dataset_config_name: str | None, data_dir: str | None, split: str | None, **options
+) -> tuple[Source, str]:
+    """(source, split): `load_source` of `split`, by default of the first of `EVAL_SPLITS` that there is.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_source`; when there is no such split.
+    """
+    for name in [split] if split else EVAL_SPLITS:
+        try:
+            return load_source(dataset_name, dataset_config_name, data_dir, name, **options), name
+        except NoSplit as error:
+            last = error
+    if split:
+        raise last
+    where = data_dir or dataset_name
+    raise NoSplit(
+        f"{where!r} has no split {', '.join(EVAL_SPLITS)} to evaluate on: give --eval_split, or other images with "
+        "--validation_dir"
+    ) from last
 
 
 def _spread(dataset: datasets.Dataset, count: int) -> datasets.Dataset:
@@ -117,13 +148,17 @@ def _load_folder(folder: Path, split: str, cache_dir: str | None) -> datasets.Da
         raise FileNotFoundError(f"folder {str(folder)!r} has no images ({what}): give one with image or parquet files")
     try:
         if kind == "parquet":
-            patterns = {s: sorted(map(str, found)) for s in [split] if not any(s in p.name for p in found)}
-            patterns = patterns or {split: sorted(str(p) for p in found if split in p.name)}
-            return datasets.load_dataset("parquet", data_files=patterns, split=split, cache_dir=cache_dir)
-        splits = {p.name for p in folder.iterdir() if p.is_dir()} & {"train", "test", "validation", "val"}
+            chosen = [p for p in found if split in p.name]
+            if not chosen and (split != "train" or any(s in p.name for p in found for s in EVAL_SPLITS)):
+                names = ", ".join(p.name for p in found[:5])
+                raise NoSplit(f"folder {str(folder)!r} has no parquet file of split {split!r}: it has {names}")
+            files = {split: sorted(map(str, chosen or found))}
+            return datasets.load_dataset("parquet", data_files=files, split=split, cache_dir=cache_dir)
+        splits = {p.name for p in folder.iterdir() if p.is_dir()} & {"train", *EVAL_SPLITS}
         root = folder / split if split in splits else folder
-        if splits and split not in splits:
-            raise ValueError(f"folder {str(folder)!r} has no split {split!r}: it has {', '.join(sorted(splits))}")
+        if split not in (splits or {"train"}):
+            what = f"only {', '.join(sorted(splits))}" if splits else "no folders of splits"
+            raise NoSplit(f"folder {str(folder)!r} has no split {split!r}, {what}: give another with the images")
         # Given as train, whatever its name: the split's folder is chosen already.
         pattern = {"train": str(root / "**")}
         return datasets.load_dataset("imagefolder", data_files=pattern, split="train", cache_dir=cache_dir)
@@ -168,6 +203,8 @@ def _labels(source: Source) -> torch.Tensor | None:
 class MemoryImages(Dataset):
     """All images decoded once, ``images (n, channels, height, width)`` uint8; batches are cropped on the device."""
 
+    in_memory = True
+
     def __init__(self, images: torch.Tensor, labels: torch.Tensor | None, crop: RandomResizedCrop | CenterCrop):
         self.images, self.labels, self.crop = images, labels, crop
 
@@ -184,6 +221,8 @@ class MemoryImages(Dataset):
 
 class FileImages(Dataset):
     """Images decoded and cropped to `size` when asked for, in loading processes."""
+
+    in_memory = False
 
     def __init__(
         self,
@@ -265,6 +304,31 @@ def _memory_budget() -> int:
     return min(8 << 30, free // 4)
 
 
+def with_crop(images: MemoryImages | FileImages, crop: RandomResizedCrop | CenterCrop) -> MemoryImages | FileImages:
+    """The same images under another crop, sharing what is in memory."""
+    other = copy.copy(images)
+    other.crop = crop
+    return other
+
+
+class Part(Dataset):
+    """The images of another data set at `places`; the crop of an image stays what it is in the whole."""
+
+    def __init__(self, images: MemoryImages | FileImages, places: np.ndarray):
+        self.images, self.places = images, places
+        self.labels = images.labels[torch.from_numpy(places)]
+
+    @property
+    def in_memory(self) -> bool:
+        return self.images.in_memory
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitems__(self, pairs: list[tuple[int, int]]) -> dict:
+        return self.images.__getitems__([(epoch, int(self.places[index])) for epoch, index in pairs])
+
+
 class EpochBatches(Sampler):
     """Lists of (epoch, index) for the micro-batches of updates `start_update` ... `updates` - 1, over all epochs.
 
@@ -327,7 +391,7 @@ def measure_mean_std(images: MemoryImages | FileImages, samples: int = 2048) -> 
 
 def make_loader(images: MemoryImages | FileImages, batches: EpochBatches, num_workers: int) -> DataLoader:
     """Batches as the data set makes them. What lies in memory is cut in this process: a worker would only copy it."""
-    workers = 0 if isinstance(images, MemoryImages) else num_workers
+    workers = 0 if getattr(images, "in_memory", False) else num_workers
     return DataLoader(
         images,
         batch_sampler=batches,

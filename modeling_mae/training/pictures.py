@@ -57,7 +57,7 @@ def save_reconstruction(path: Path, sheet: torch.Tensor) -> None:
     axes.axis("off")
     for i, title in enumerate(("original", "masked", "reconstruction")):
         figure.text((2 * i + 1) / 6, 1 - 0.2 / (0.4 + 6 * height / width), title, ha="center", va="center", size=12)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def loss_curve(path: Path, log_history: list[dict]) -> None:
@@ -73,10 +73,10 @@ def loss_curve(path: Path, log_history: list[dict]) -> None:
         epochs, [entry["learning_rate"] for entry in log_history], color="tab:gray", linestyle="--", linewidth=1
     )
     rates.set_ylabel("learning rate (dashed)")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}")
