@@ -35,6 +35,7 @@ def main(args: PretrainArguments) -> None:
     )
     main_process = accelerator.is_main_process
     transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     accumulation = split_batch(args.total_batch_size, args.per_device_train_batch_size, accelerator.num_processes)
     accelerator.gradient_accumulation_steps = accumulation

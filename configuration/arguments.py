@@ -183,6 +183,9 @@ class RunArguments(_Checked):
         """What to give to `Accelerator(log_with=...)`."""
         return [] if self.report_to == ["none"] else self.report_to
 
+    def checkpointing_updates(self, updates_per_epoch: int) -> int:
+        return updates_per_epoch if self.checkpointing_steps == "epoch" else int(self.checkpointing_steps)
+
     def check(self) -> None:
         super().check()
         self._require("seed", lambda x: 0 <= x < 2**32, "a whole number in 0 to 4294967295")

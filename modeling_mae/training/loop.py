@@ -28,17 +28,18 @@ class TrainingStopped(Exception):
 
 class Progress:
     """What a checkpoint keeps beside model, optimizer and RNG: updates done, epochs whose end has been attended to,
-    and the losses that are not yet logged."""
+    the best accuracy so far, and the losses that are not yet logged."""
 
     def __init__(self):
         self.update = self.epoch = 0
+        self.best = -1.0
         self.losses: list[float] = []
 
     def state_dict(self) -> dict:
-        return {"update": self.update, "epoch": self.epoch, "losses": self.losses}
+        return dict(vars(self))
 
     def load_state_dict(self, state: dict) -> None:
-        self.update, self.epoch, self.losses = state["update"], state["epoch"], list(state["losses"])
+        vars(self).update(state)
 
 
 class History:
@@ -98,6 +99,19 @@ class Checkpoints:
                 shutil.rmtree(old, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         return target
+
+
+def save_model(accelerator: Accelerator, model: torch.nn.Module, folder: Path) -> None:
+    """`save_pretrained` into `folder`, from sharded models too; what stood there stays until the new is complete."""
+    state = accelerator.get_state_dict(model)
+    if accelerator.is_main_process:
+        partial = folder / ".partial-model"
+        unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
+        unwrapped.save_pretrained(partial, state_dict=state)
+        for file in partial.iterdir():
+            os.replace(file, folder / file.name)
+        partial.rmdir()
+    accelerator.wait_for_everyone()
 
 
 @dataclass

@@ -1,0 +1,79 @@
+"""The model card of an EvalNet, with its results as the Hub reads them (model-index)."""
+
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .card import CITATION, settings_table, table
+
+
+def write_eval_card(
+    output_dir: Path,
+    *,
+    name: str,
+    training: str,
+    data: str,
+    dataset_id: str,
+    dataset_name: str,
+    split: str,
+    results: dict,
+    class_names: list[str],
+    arguments: dict,
+    base_model: str | None = None,
+) -> None:
+    """README.md of a classifier. `training` says in a sentence what was trained and on what; `results` are
+    `classification_results` on `split` of the data set."""
+    figures = [("accuracy", "top-1 accuracy"), ("top5_accuracy", "top-5 accuracy"), ("loss", "cross-entropy")]
+    figures = [(key, title, results[key]) for key, title in figures if key in results]
+    metadata = ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=["mae", "masked-autoencoder", "vision"],
+        datasets=[dataset_id] if "/" in dataset_id else None,
+        base_model=base_model,
+        model_name=name,
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=dataset_id,
+                dataset_name=dataset_name,
+                dataset_split=split,
+                metric_type=key,
+                metric_name=title,
+                metric_value=round(value, 5),
+            )
+            for key, title, value in figures
+        ],
+    )
+    rows = [(title, f"{100 * value:.2f} %" if key != "loss" else f"{value:.4f}") for key, title, value in figures]
+    classes = [
+        (title, "no image" if value is None else f"{100 * value:.1f} %")
+        for title, value in zip(class_names, results["per_class_accuracy"], strict=True)
+    ]
+    parts = [
+        f"---\n{metadata.to_yaml()}\n---",
+        f"# {name}",
+        "An image classifier on the encoder of a masked autoencoder "
+        f"([arXiv 2111.06377](https://arxiv.org/abs/2111.06377)). {training}",
+        f"## Results on {data}",
+        table(("", ""), rows),
+        "Of all epochs the best on these images is kept here; the last one is in `last/`.",
+        "![Training loss and accuracy by epoch](training.png)",
+    ]
+    if len(class_names) <= 100:
+        parts += ["![Confusion matrix](confusion.png)", table(("class", "accuracy"), classes)]
+    parts += [
+        "## Use",
+        "```python\nimport modeling_mae  # registers the classes with transformers\n"
+        "from transformers import AutoImageProcessor, AutoModelForImageClassification\n\n"
+        'processor = AutoImageProcessor.from_pretrained("PATH_OR_HUB_ID")\n'
+        'model = AutoModelForImageClassification.from_pretrained("PATH_OR_HUB_ID").eval()\n'
+        'logits = model(**processor(image, return_tensors="pt")).logits\n'
+        "print(model.config.id2label[logits.argmax(-1).item()])\n```",
+        "## Settings",
+        settings_table(arguments),
+        "## Citation",
+        f"```bibtex\n{CITATION}\n```",
+    ]
+    ModelCard("\n\n".join(parts) + "\n").save(output_dir / "README.md")

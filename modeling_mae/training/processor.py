@@ -1,0 +1,28 @@
+"""The image processor that is saved beside a model: what evaluation does to an image, for transformers' own tools."""
+
+from transformers import AutoImageProcessor, BitImageProcessor, ViTImageProcessor
+
+
+def image_processor(
+    size: tuple[int, int], mean: list[float], std: list[float], num_channels: int, crop_fraction: float = 1.0
+):
+    """Bicubic resize to `size` (height, width); with `crop_fraction` below 1 and a square size, resize the shorter
+    side to size / fraction and crop the centre (256 and 224 in the paper). `mean`, `std`: where white is 1."""
+    shared = {"resample": 3, "image_mean": mean, "image_std": std, "do_convert_rgb": num_channels == 3}
+    height, width = size
+    if crop_fraction < 1 and height == width:
+        edge = round(height / crop_fraction)
+        crop = {"height": height, "width": width}
+        return BitImageProcessor(size={"shortest_edge": edge}, crop_size=crop, **shared)
+    return ViTImageProcessor(size={"height": height, "width": width}, **shared)
+
+
+def checkpoint_mean_std(name_or_path: str | None) -> tuple[list[float], list[float]] | None:
+    """Mean and standard deviation of the checkpoint's image processor; None where it has none."""
+    if name_or_path is None:
+        return None
+    try:
+        processor = AutoImageProcessor.from_pretrained(name_or_path)
+    except (OSError, ValueError):
+        return None
+    return list(processor.image_mean), list(processor.image_std)

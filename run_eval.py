@@ -1,0 +1,470 @@
+"""Evaluate an encoder: `accelerate launch run_eval.py [recipe.yaml] [--name value ...]`.
+
+Linear probing, partial and end-to-end fine-tuning, training from scratch, k-NN on frozen features, or testing alone.
+"""
+
+import dataclasses
+import json
+import math
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
+
+from configuration import EvalArguments, model_config, parse_arguments, split_batch
+from modeling_mae import EvalNet, MAEModel
+from modeling_mae.training.augment import AutoAugmentedImages, BatchTransform, CenterCrop, Mix, RandomResizedCrop
+from modeling_mae.training.charts import confusion_picture, partial_curve, training_curve
+from modeling_mae.training.data import (
+    EpochBatches,
+    FileImages,
+    MemoryImages,
+    Part,
+    load_eval_source,
+    load_source,
+    make_images,
+    make_loader,
+    measure_mean_std,
+    with_crop,
+)
+from modeling_mae.training.eval_card import write_eval_card
+from modeling_mae.training.hub import push
+from modeling_mae.training.labels import balanced_part, missing_classes, read_labels
+from modeling_mae.training.loop import TrainingStopped, open_run, save_model, train
+from modeling_mae.training.metrics import (
+    classification_results,
+    gather_over,
+    knn_accuracies,
+    logistic_accuracy,
+    predict,
+)
+from modeling_mae.training.optim import adamw, lars, learning_rate, sgd
+from modeling_mae.training.processor import checkpoint_mean_std, image_processor
+
+
+def main(args: EvalArguments) -> None:
+    output_dir = Path(args.output_dir)
+    accelerator = make_accelerator(output_dir, args)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    if accelerator.is_main_process:
+        prepare_folders(args)
+    data = load_data(args, accelerator)
+    rows = []
+    if args.knn or args.baselines:
+        rows += frozen_features(args, data, accelerator)
+    if not args.do_train and data.trained:
+        rows.append(test(args, data, accelerator, output_dir, args.model_name_or_path, "checkpoint"))
+    for name, n_partial, from_scratch in args.runs():
+        rows.append(train_one(args, data, name, n_partial, from_scratch))
+    if not accelerator.is_main_process:
+        return
+    (output_dir / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
+    tuned = {row["n_partial"]: row["accuracy"] for row in rows if row.get("n_partial") is not None}
+    scratch = next((row["accuracy"] for row in rows if row["name"] == "from-scratch"), None)
+    if len(tuned) > 1:
+        partial_curve(output_dir / "partial.png", tuned, scratch)
+        print(f"picture    {output_dir / 'partial.png'}")
+    print(f"\n{results_table(rows)}\n\nresults    {output_dir / 'results.json'}")
+    if args.push_to_hub:
+        push(output_dir, args.hub_model_id, args.hub_private_repo)
+
+
+def make_accelerator(folder: Path, args: EvalArguments) -> Accelerator:
+    return Accelerator(
+        log_with=args.trackers or None,
+        project_config=ProjectConfiguration(str(folder), logging_dir=str(folder)),
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),
+    )
+
+
+# --- data ---
+
+
+@dataclass
+class Data:
+    """What all runs share. `train` and `evaluation` hold whole sets in their evaluation crop, with labels."""
+
+    train: MemoryImages | FileImages | None
+    evaluation: MemoryImages | FileImages
+    class_names: list[str]
+    size: tuple[int, int]
+    mean: list[float]
+    std: list[float]
+    transform: BatchTransform
+    trained: bool  # the checkpoint is a classifier already
+    source_name: str
+    dataset_id: str
+    split: str
+
+
+def load_data(args: EvalArguments, accelerator: Accelerator) -> Data:
+    config = model_config(args)
+    size, say = config.image_height_width, accelerator.print
+    trained = "EvalNet" in (config.architectures or [])
+    if not args.do_train and not trained and not (args.knn or args.baselines):
+        raise ValueError(
+            f"model_name_or_path {args.model_name_or_path!r} has no classifier to test: train one with "
+            "--do_train true, or give --knn true"
+        )
+    crop = CenterCrop(size, args.eval_crop_fraction)
+    options = {
+        "image_column_name": args.image_column_name,
+        "label_column_name": args.label_column_name,
+        "cache_dir": args.cache_dir,
+    }
+    place = (args.dataset_name, args.dataset_config_name, args.train_dir)
+    needs_training_images = args.do_train or args.knn or args.baselines
+    train_images, names = None, None
+    with accelerator.main_process_first():  # the others find what `datasets` has cached
+        if needs_training_images:
+            source = load_source(*place, args.train_split, max_samples=args.max_train_samples, **options)
+            labels, names = read_labels(source)
+        if not args.do_train and trained:
+            names = [config.id2label[i] for i in range(config.num_labels)]
+        held_out = (None, None, args.validation_dir) if args.validation_dir else place
+        splits = args.eval_split
+        if args.validation_dir and not splits:
+            splits = next((s for s in ("validation", "val", "test") if (Path(args.validation_dir) / s).is_dir()), None)
+            splits = splits or ("train" if not any(Path(args.validation_dir).rglob("*.parquet")) else None)
+        eval_source, split = load_eval_source(*held_out, splits, max_samples=args.max_eval_samples, **options)
+    eval_labels, names = read_labels(eval_source, names)
+    if needs_training_images:
+        train_images = make_images(source, crop, size, config.num_channels, args.on_bad_image)
+        train_images.labels = torch.from_numpy(labels)
+        absent = missing_classes(labels, names)
+        if absent:
+            say(f"note       {len(absent)} of {len(names)} classes have no training image: {', '.join(absent[:5])}")
+    evaluation = make_images(eval_source, crop, size, config.num_channels, args.on_bad_image)
+    evaluation.labels = torch.from_numpy(eval_labels)
+    absent = missing_classes(eval_labels, names)
+    if absent:
+        say(f"note       {len(absent)} of {len(names)} classes have no evaluation image: {', '.join(absent[:5])}")
+
+    # Features mean what they meant in pre-training only under its normalisation.
+    found = (args.image_mean, args.image_std) if args.image_mean else checkpoint_mean_std(args.model_name_or_path)
+    mean, std = found or measure_mean_std(train_images or evaluation)
+    name = source.name if needs_training_images else eval_source.name
+    say(
+        f"data       {name}: {len(train_images) if train_images else 0:,} training images, {len(evaluation):,} of "
+        f"{eval_source.name} ({split}) to evaluate on, {len(names)} classes, mean {mean}, std {std}"
+    )
+    return Data(
+        train=train_images,
+        evaluation=evaluation,
+        class_names=names,
+        size=size,
+        mean=mean,
+        std=std,
+        transform=BatchTransform(mean, std, size).to(accelerator.device),
+        trained=trained,
+        source_name=name,
+        dataset_id=args.dataset_name or ("fashion_mnist" if not args.train_dir else name),
+        split=split,
+    )
+
+
+def training_images(settings: EvalArguments, data: Data):
+    """The part of the training images that this run sees, under its random crops and augmentation."""
+    square = (data.size[1] / data.size[0],) * 2
+    options = {"ratio": square} if settings.crop_scale == [1.0, 1.0] else {}
+    crop = RandomResizedCrop(settings.seed, settings.crop_scale, flip=settings.horizontal_flip, **options)
+    images = with_crop(data.train, crop)
+    if settings.label_fraction < 1:
+        images = Part(images, balanced_part(images.labels.numpy(), settings.label_fraction, settings.seed))
+    if settings.auto_augment != "none":
+        images = AutoAugmentedImages(images, settings.auto_augment, data.size, data.mean, settings.seed)
+    return images
+
+
+# --- one training ---
+
+
+def train_one(args: EvalArguments, data: Data, name: str, n_partial: float | None, from_scratch: bool) -> dict:
+    """Train a classifier with `n_partial` blocks tuned (None: all), keep the best and the last, and test the best."""
+    folder = args.run_folder(name)
+    done = folder / "eval_results.json"
+    if args.resume_from_checkpoint == "auto" and done.exists():
+        return json.loads(done.read_text())
+    settings = args.strategy(n_partial, from_scratch)
+    accelerator = make_accelerator(folder, settings)
+    processes = accelerator.num_processes
+    accumulation = split_batch(settings.total_batch_size, settings.per_device_train_batch_size, processes)
+    accelerator.gradient_accumulation_steps = accumulation
+    images = training_images(settings, data)
+
+    # Model and optimizer
+    config = model_config(settings)
+    config.id2label = dict(enumerate(data.class_names))
+    config.label2id = {label: i for i, label in config.id2label.items()}
+    set_seed(settings.seed)
+    if from_scratch:
+        model = EvalNet(config)
+    else:
+        model = EvalNet.from_pretrained(settings.model_name_or_path, config=config)
+    model.freeze(config.num_hidden_layers if n_partial is None else n_partial)
+    if settings.optimizer == "adamw":
+        betas = (settings.adam_beta1, settings.adam_beta2)
+        optimizer = adamw(model, weight_decay=settings.weight_decay, betas=betas, layer_decay=settings.layer_decay)
+    else:
+        optimizer = {"lars": lars, "sgd": sgd}[settings.optimizer](model, weight_decay=settings.weight_decay)
+    tuned, whole = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (False, True))
+    model, optimizer = accelerator.prepare(model, optimizer)
+
+    # Length of the run
+    updates_per_epoch = max(1, len(images) // settings.total_batch_size)
+    total_updates = settings.max_train_steps or math.ceil(settings.num_train_epochs * updates_per_epoch)
+    peak = settings.base_learning_rate * settings.total_batch_size / 256
+    warmup = round(settings.warmup_epochs * updates_per_epoch)
+
+    run = open_run(accelerator, folder, settings.checkpoints_kept, settings.resume_from_checkpoint)
+    batches = EpochBatches(
+        len(images),
+        settings.per_device_train_batch_size,
+        settings.total_batch_size,
+        settings.seed,
+        run.progress.update,
+        total_updates,
+    )
+    loader = accelerator.prepare(make_loader(images, batches, settings.dataloader_num_workers))
+    accelerator.print(
+        f"\n{name}: {tuned:,} of {whole:,} parameters, {len(images):,} images, {total_updates:,} updates = "
+        f"{total_updates / updates_per_epoch:g} epochs of {updates_per_epoch}, batch {settings.total_batch_size} = "
+        f"{processes} processes x {settings.per_device_train_batch_size} images x {accumulation} accumulation steps, "
+        f"{settings.optimizer}, rate {peak:.3e} after {warmup} updates, {accelerator.mixed_precision} precision on "
+        f"{accelerator.device}" + (f", from update {run.progress.update} of {run.resumed}" if run.resumed else "")
+    )
+
+    classes = len(data.class_names)
+    mix = Mix(settings.random_erasing, settings.mixup, settings.cutmix, classes, accelerator.device)
+
+    def loss_of(batch: dict, update: int, micro: int) -> torch.Tensor:
+        place = micro * processes + accelerator.process_index
+        # Also seeds drop path: all that is random depends on the update and the place in the total batch alone.
+        pixel_values, labels = mix(data.transform(batch), batch["labels"], settings.seed, update, place)
+        return model(pixel_values, labels=labels).loss
+
+    def evaluate(tested) -> tuple[dict, dict]:
+        batch_size, workers = settings.per_device_eval_batch_size, settings.dataloader_num_workers
+        predictions = predict(accelerator, tested, data.evaluation, data.transform, batch_size, workers)
+        return classification_results(predictions, classes), predictions
+
+    def after_epoch(epoch: int, update: int) -> None:
+        if epoch % settings.eval_epochs and update != total_updates:
+            return
+        found, _ = evaluate(model)
+        values = {f"eval_{key}": value for key, value in found.items() if isinstance(value, float)}
+        run.history.add({"step": update, "epoch": update / updates_per_epoch, **values})
+        accelerator.log(values, step=update)
+        better = found["accuracy"] > run.progress.best
+        accelerator.print(
+            f"epoch {update / updates_per_epoch:g}  accuracy {100 * found['accuracy']:.2f} %  loss {found['loss']:.4f}"
+            f"{'  (best so far)' if better else ''}",
+            flush=True,
+        )
+        if better:
+            run.progress.best = found["accuracy"]
+            save_model(accelerator, model, folder)
+
+    if settings.trackers:
+        accelerator.init_trackers("tensorboard")
+    train(
+        accelerator,
+        model,
+        optimizer,
+        loader,
+        run=run,
+        loss_of=loss_of,
+        rate_of=lambda update: learning_rate(
+            update, peak=peak, warmup=warmup, total=total_updates, floor=settings.min_learning_rate
+        ),
+        total_updates=total_updates,
+        updates_per_epoch=updates_per_epoch,
+        images_per_update=settings.total_batch_size,
+        logging_steps=settings.logging_steps,
+        checkpointing_steps=settings.checkpointing_updates(updates_per_epoch),
+        after_epoch=after_epoch,
+    )
+    accelerator.end_training()
+
+    # What the run leaves
+    (folder / "last").mkdir(exist_ok=True)
+    save_model(accelerator, model, folder / "last")
+    log = run.history.read()
+    part = f" of {100 * settings.label_fraction:g}% of the images" if settings.label_fraction < 1 else ""
+    what = "from scratch, all blocks" if from_scratch else f"{settings.n_partial[0]:g} blocks tuned"
+    found = test(
+        settings, data, accelerator, folder, str(folder), name, log, f"{what}, on {len(images):,} images{part}"
+    )
+    found |= {"n_partial": None if from_scratch else n_partial, "images": len(images), "tuned_parameters": tuned}
+    if accelerator.is_main_process:
+        evaluations = [entry for entry in log if "eval_accuracy" in entry]
+        found |= {"last_accuracy": evaluations[-1]["eval_accuracy"], "epochs": evaluations[-1]["epoch"]}
+        state = {"global_step": total_updates, "epoch": total_updates / updates_per_epoch, "log_history": log}
+        (folder / "trainer_state.json").write_text(json.dumps(state, indent=2) + "\n")
+        (folder / "arguments.json").write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
+        done.write_text(json.dumps(found, indent=2) + "\n")
+    accelerator.free_memory()
+    return found
+
+
+def test(
+    args: EvalArguments,
+    data: Data,
+    accelerator: Accelerator,
+    folder: Path,
+    checkpoint: str,
+    name: str,
+    log: list[dict] | None = None,
+    training: str | None = None,
+) -> dict:
+    """Results of the classifier in `checkpoint` on the evaluation images; pictures, card, predictions in `folder`."""
+    model = EvalNet.from_pretrained(checkpoint)
+    prepared = accelerator.prepare_model(model, evaluation_mode=True)
+    predictions = predict(
+        accelerator,
+        prepared,
+        data.evaluation,
+        data.transform,
+        args.per_device_eval_batch_size,
+        args.dataloader_num_workers,
+    )
+    found = classification_results(predictions, len(data.class_names))
+    if not accelerator.is_main_process:
+        return {"name": name, **found}
+    image_processor(
+        data.size, data.mean, data.std, model.config.num_channels, args.eval_crop_fraction
+    ).save_pretrained(folder)
+    if len(data.class_names) <= 100:
+        confusion_picture(folder / "confusion.png", found["confusion_matrix"], data.class_names)
+    if args.save_predictions:
+        columns = {
+            "label": predictions["label"],
+            "prediction": predictions["top5"][:, 0],
+            "confidence": predictions["confidence"],
+            "top5": list(predictions["top5"]),
+            "loss": predictions["loss"],
+        }
+        datasets.Dataset.from_dict(columns).to_parquet(folder / "predictions.parquet")
+    if log is not None:
+        training_curve(folder / "training.png", log)
+        write_eval_card(
+            folder,
+            name=(args.hub_model_id or folder.resolve().name).split("/")[-1],
+            training=f"Trained with {training} of {data.source_name}.",
+            data=f"{len(data.evaluation):,} images of {data.source_name}, split {data.split}",
+            dataset_id=data.dataset_id,
+            dataset_name=data.source_name,
+            split=data.split,
+            results=found,
+            class_names=data.class_names,
+            arguments=dataclasses.asdict(args),
+        )
+    return {"name": name, **found}
+
+
+# --- frozen features ---
+
+
+def frozen_features(args: EvalArguments, data: Data, accelerator: Accelerator) -> list[dict]:
+    """k-NN on the checkpoint's features; with --baselines also on raw pixels and on the features of the same encoder
+    untrained, and logistic regression on all three."""
+    encoders = {}
+    config = model_config(args)
+    if args.baselines:
+        size = len(data.train) * config.num_channels * data.size[0] * data.size[1] * 4
+        if size < 8 << 30:
+            encoders["raw pixels"] = lambda pixels: pixels.flatten(1)
+        else:
+            accelerator.print(f"note       no baseline of raw pixels: they would take {size >> 30} GiB")
+        set_seed(args.seed)
+        encoders["untrained encoder"] = MAEModel(config)
+    encoders["pre-trained encoder"] = MAEModel.from_pretrained(args.model_name_or_path, config=config)
+    rows = []
+    for name, encoder in encoders.items():
+        if isinstance(encoder, MAEModel):
+            encoder = accelerator.prepare_model(encoder, evaluation_mode=True).eval()
+
+        def compute(batch: dict, encoder=encoder) -> dict[str, torch.Tensor]:
+            features = encoder(data.transform(batch))
+            return {"features": getattr(features, "pooler_output", features).float()}
+
+        train_features, test_features = (
+            gather_over(accelerator, images, args.per_device_eval_batch_size, args.dataloader_num_workers, compute)[
+                "features"
+            ]
+            for images in (data.train, data.evaluation)
+        )
+        row: dict = {"name": name}
+        if accelerator.is_main_process:
+            ks = tuple(k for k in (10, 20, 100, 200) if k <= len(train_features))
+            found = knn_accuracies(
+                torch.from_numpy(train_features),
+                data.train.labels,
+                torch.from_numpy(test_features),
+                data.evaluation.labels,
+                ks,
+                device=accelerator.device,
+            )
+            row["knn"] = {str(k): value for k, value in found.items()}
+            if args.baselines:
+                labels = data.train.labels.numpy(), data.evaluation.labels.numpy()
+                row["logistic_regression"] = logistic_accuracy(train_features, labels[0], test_features, labels[1])
+            figures = "  ".join(f"k={k} {100 * value:.1f} %" for k, value in found.items())
+            print(f"k-NN       {name}: {figures}", flush=True)
+        rows.append(row)
+    accelerator.wait_for_everyone()
+    return rows
+
+
+# --- what is left at the end ---
+
+
+def results_table(rows: list[dict]) -> str:
+    """The rows as text, accuracies in %."""
+    titles = {"n_partial-0": "linear probing"}
+
+    def percent(value) -> str:
+        return "" if value is None else f"{100 * value:.1f}"
+
+    head = ["", "images", "k-NN (20)", "logistic regr.", "accuracy", "last epoch"]
+    lines = [head]
+    for row in rows:
+        title = titles.get(row["name"], row["name"].replace("n_partial-", "fine-tuned blocks: "))
+        images = f"{row['images']:,}" if "images" in row else ""
+        knn = (row.get("knn") or {}).get("20")
+        figures = [knn, row.get("logistic_regression"), row.get("accuracy"), row.get("last_accuracy")]
+        lines.append([title, images, *map(percent, figures)])
+    used = [i for i in range(len(head)) if i == 0 or any(line[i] for line in lines[1:])]
+    widths = [max(len(line[i]) for line in lines) for i in used]
+    return "\n".join(
+        "  ".join(line[i].ljust(w) if i == 0 else line[i].rjust(w) for i, w in zip(used, widths, strict=True))
+        for line in lines
+    )
+
+
+def prepare_folders(args: EvalArguments) -> None:
+    for folder in {Path(args.output_dir), *args.run_folders()}:
+        if args.overwrite_output_dir:
+            for path in [*folder.glob("checkpoint-*"), *folder.glob(".partial-*")]:
+                shutil.rmtree(path)
+            for name in ("history.jsonl", "model.safetensors", "eval_results.json"):
+                (folder / name).unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_arguments(EvalArguments, default_recipe="demo_eval"))
+    except TrainingStopped as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.code)
+    except (OSError, ValueError) as error:
+        sys.exit(f"run_eval.py: error: {' '.join(str(error).split())}")
