@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from modeling_mae import MAEConfig, MAEForPreTraining
-from modeling_mae.training.optim import adamw, learning_rate, parameter_groups
+from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining
+from modeling_mae.training.optim import adamw, lars, learning_rate, parameter_groups
 
 
 def test_learning_rate_curve():
@@ -77,3 +77,92 @@ def test_adamw_is_torchs_with_the_given_betas():
                 optimizer.step()
     torch.testing.assert_close(layer.weight, reference.weight)
     torch.testing.assert_close(layer.bias, reference.bias)
+
+
+def small_net(**overrides):
+    config = MAEConfig(
+        image_size=16,
+        patch_size=4,
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        position_embedding="learned",
+        num_labels=3,
+        **overrides,
+    )
+    return EvalNet(config)
+
+
+def test_layer_decay_of_every_parameter_by_name():
+    model = small_net(head_norm="layer")
+    groups = parameter_groups(model, 0.05, layer_decay=0.5)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {names[id(p)]: (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]}
+    block = {
+        "norm1.weight": 0,
+        "norm1.bias": 0,
+        "attention.qkv.weight": 0.05,
+        "attention.qkv.bias": 0,
+        "attention.proj.weight": 0.05,
+        "attention.proj.bias": 0,
+        "norm2.weight": 0,
+        "norm2.bias": 0,
+        "mlp.fc1.weight": 0.05,
+        "mlp.fc1.bias": 0,
+        "mlp.fc2.weight": 0.05,
+        "mlp.fc2.bias": 0,
+    }
+    expected = {  # 0.5 ** (depth + 1 - id), depth 2
+        "mae.embeddings.patch_embeddings.weight": (0.125, 0.05),
+        "mae.embeddings.patch_embeddings.bias": (0.125, 0),
+        "mae.embeddings.cls_token": (0.125, 0),
+        "mae.embeddings.positions.table": (0.125, 0),
+        **{f"mae.layers.0.{name}": (0.25, decay) for name, decay in block.items()},
+        **{f"mae.layers.1.{name}": (0.5, decay) for name, decay in block.items()},
+        "head_norm.weight": (1.0, 0),
+        "head_norm.bias": (1.0, 0),
+        "head.weight": (1.0, 0.05),
+        "head.bias": (1.0, 0),
+    }
+    assert found == expected
+
+
+def test_frozen_parameters_are_in_no_group():
+    model = small_net().freeze(0)
+    assert sum(len(group["params"]) for group in parameter_groups(model, 0.0)) == 2
+
+
+def test_lars_is_the_papers_closed_form():
+    """Of arXiv 1708.03888 with momentum outside the trust ratio, as the official code; nothing adapted in 1-D."""
+    model = small_net().freeze(0)
+    torch.manual_seed(0)
+    optimizer = lars(model)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.3
+    parameters = {"weight": model.head.weight, "bias": model.head.bias}
+    parameters["bias"].data.normal_()
+    values = {name: p.detach().double().clone() for name, p in parameters.items()}
+    momentum = {name: torch.zeros_like(value) for name, value in values.items()}
+    for step in range(4):
+        for name, parameter in parameters.items():
+            parameter.grad = torch.randn_like(parameter) * 10**step
+            gradient = parameter.grad.double()
+            if name == "weight":
+                gradient = gradient * 0.001 * values[name].norm() / gradient.norm()
+            momentum[name] = 0.9 * momentum[name] + gradient
+            values[name] = values[name] - 0.3 * momentum[name]
+        optimizer.step()
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(parameter.detach().double(), values[name], rtol=1e-5, atol=1e-6)
+
+
+def test_lars_leaves_weights_without_norm_or_gradient_unadapted():
+    model = small_net().freeze(0)
+    model.head.weight.data.zero_()
+    optimizer = lars(model)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.5
+    model.head.weight.grad = torch.ones_like(model.head.weight)
+    model.head.bias.grad = torch.zeros_like(model.head.bias)
+    optimizer.step()
+    assert torch.equal(model.head.weight, torch.full_like(model.head.weight, -0.5)) and not model.head.bias.any()
