@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from .arguments import DataArguments, ModelArguments, OptimizerArguments, RunArguments, option
 from .model import model_config, model_fields, parse_overrides
-from .parsing import parse_words
+from .parsing import parse_mapping
 
 
 LINEAR_PROBING = {
@@ -135,8 +135,7 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         if n_partial == 0:
             fields = {field.name for field in dataclasses.fields(self)} - {"n_partial", "linear_overrides"}
             overrides = parse_overrides(self.linear_overrides, "linear_overrides", [*fields, *model_fields()])
-            words = [text for text in self.linear_overrides if text.partition("=")[0] in fields]
-            parsed = parse_words(type(self), [f"--{word}" for word in words])
+            parsed = parse_mapping(type(self), {key: value for key, value in overrides.items() if key in fields})
             values.update({key: getattr(parsed, key) for key in overrides if key in fields})
             values["config_overrides"] += [t for t in self.linear_overrides if t.partition("=")[0] not in fields]
         return dataclasses.replace(self, n_partial=None if n_partial is None else [n_partial], **values)

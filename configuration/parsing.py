@@ -107,9 +107,9 @@ def _words(recipe: dict[str, Any]) -> list[str]:
     return words
 
 
-def parse_words(cls: type[T], words: list[str]) -> T:
-    """`["--name=value", ...]` alone -> `cls`, unchecked but for the types."""
-    return _Parser(cls, allow_abbrev=False).parse(words)
+def parse_mapping(cls: type[T], values: dict[str, Any]) -> T:
+    """A recipe's mapping alone -> `cls`, unchecked but for the types."""
+    return _Parser(cls, allow_abbrev=False).parse(_words(values))
 
 
 def parse_arguments(cls: type[T], argv: list[str] | None = None, default_recipe: str | Path | None = None) -> T:

@@ -3,20 +3,23 @@
 import dataclasses
 import importlib
 import json
+import math
 import re
 import socket
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from configuration import PretrainArguments, model_config, parse_arguments, split_batch
+from configuration import EvalArguments, PretrainArguments, model_config, parse_arguments, split_batch
 from configuration.parsing import RECIPES
-from modeling_mae.configuration_mae import MAEConfig
+from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining
+from modeling_mae.training.optim import parameter_groups
 
 
 CONFIGURATION = RECIPES.parent
-ALL_RECIPES = sorted(RECIPES.glob("pretrain_*.yaml")) + [RECIPES / "demo.yaml"]
+ALL_RECIPES = sorted(RECIPES.glob("*.yaml"))
 
 
 @pytest.fixture(autouse=True)
@@ -253,20 +256,95 @@ def test_split_batch_names_numbers_that_work(total, per_device, processes):
     assert [abs(n - per_device) for n in devices] == ([min(abs(n - per_device) for n in fits)] if fits else [])
 
 
-@pytest.mark.parametrize("recipe", ALL_RECIPES, ids=lambda path: path.stem)
+PRETRAINING = [path for path in ALL_RECIPES if path.stem == "demo" or path.stem.startswith("pretrain")]
+EVALUATION = [path for path in ALL_RECIPES if path not in PRETRAINING]
+
+
+@pytest.mark.parametrize("recipe", PRETRAINING, ids=lambda path: path.stem)
 def test_every_recipe_works_and_holds_only_differences(recipe):
     args = parse(str(recipe))
     config = model_config(args)
     assert config.model_type == "mae"
+    with torch.device("meta"):
+        MAEForPreTraining(config)
     assert split_batch(args.total_batch_size, args.per_device_train_batch_size, 1) >= 1
+    only_differences(recipe, args, PretrainArguments())
+    base = model_config(dataclasses.replace(args, config_overrides=[]))
+    overrides = yaml.safe_load(recipe.read_text()).get("config_overrides", {})
+    assert not [key for key, value in overrides.items() if getattr(base, key) == value]
+
+
+@pytest.mark.parametrize("recipe", EVALUATION, ids=lambda path: path.stem)
+def test_every_evaluation_recipe_works(recipe):
+    written = yaml.safe_load(recipe.read_text())
+    pretraining = Path(written["model_name_or_path"]).name
+    of_pretraining = parse(str(RECIPES / f"{pretraining}.yaml"))  # the encoder is one that a recipe makes
+    model_config(of_pretraining).save_pretrained(written["model_name_or_path"])
+    args = parse_arguments(EvalArguments, [str(recipe)])
+    assert args.dataset_name == of_pretraining.dataset_name
+    only_differences(recipe, args, EvalArguments())
+    for name, n_partial, from_scratch in args.runs():
+        settings = args.strategy(n_partial, from_scratch)
+        config = model_config(settings)
+        with torch.device("meta"):
+            model = EvalNet(config)
+        depth = config.num_hidden_layers
+        model.freeze(depth if n_partial is None else n_partial)
+        assert split_batch(settings.total_batch_size, settings.per_device_train_batch_size, 1) >= 1
+        # settings of the kind of evaluation: a probe neither mixes nor decays, a tuned network does not use LARS
+        if n_partial == 0:
+            assert config.drop_path_rate == config.label_smoothing == settings.mixup == settings.weight_decay == 0
+            assert config.head_norm == "batch"
+        else:
+            assert settings.optimizer == "adamw" and config.head_norm == "layer", name
+        groups = parameter_groups(model, settings.weight_decay, settings.layer_decay)
+        peak = settings.base_learning_rate * settings.total_batch_size / 256
+        rates = sorted({peak * group["lr_scale"] for group in groups})
+        assert rates[-1] == peak  # the head's
+        lowest = 0 if n_partial is None or n_partial == depth else depth + 1 - math.ceil(n_partial)
+        assert rates[0] == pytest.approx(peak * settings.layer_decay ** (depth + 1 - lowest))
+
+
+# arXiv 2111.06377, Tables 9 and 10, and FINETUNE.md of the official code: rate, decay of layers, drop path, epochs
+IMAGENET = {
+    "finetune_imagenet_base": (1e-3, 0.75, 0.1, 100),
+    "finetune_imagenet_large": (1e-3, 0.75, 0.1, 50),
+    "finetune_imagenet_huge": (1e-3, 0.75, 0.2, 50),
+    "finetune_imagenet_base_official": (5e-4, 0.65, 0.1, 100),
+    "finetune_imagenet_large_official": (1e-3, 0.75, 0.2, 50),
+    "finetune_imagenet_huge_official": (1e-3, 0.75, 0.3, 50),
+    "linear_imagenet_base": (0.1, 1, 0, 90),
+    "linear_imagenet_large": (0.1, 1, 0, 50),
+    "linear_imagenet_huge": (0.1, 1, 0, 50),
+}
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_imagenet_recipes_are_the_published_settings(name):
+    file = RECIPES / f"{name}.yaml"
+    pretraining = Path(yaml.safe_load(file.read_text())["model_name_or_path"])
+    model_config(parse(str(RECIPES / f"{pretraining.name}.yaml"))).save_pretrained(pretraining)
+    args = parse_arguments(EvalArguments, [str(file)])
+    ((_, n_partial, _),) = args.runs()
+    settings = args.strategy(n_partial)
+    config = model_config(settings)
+    found = (settings.base_learning_rate, settings.layer_decay, config.drop_path_rate, settings.num_train_epochs)
+    assert found == IMAGENET[name]
+    if name.startswith("linear"):
+        shared = (16384, 10, 0, 0, "cls", "lars", [0.08, 1.0], 0.875)
+    else:
+        shared = (1024, 5, 0.8, 1.0, "mean", "adamw", [0.08, 1.0], 0.875)
+        assert settings.auto_augment == "rand-m9-mstd0.5-inc1" and settings.random_erasing == 0.25
+        assert config.label_smoothing == 0.1 and settings.weight_decay == 0.05 and settings.adam_beta2 == 0.999
+    rest = (settings.total_batch_size, settings.warmup_epochs, settings.mixup, settings.cutmix)
+    assert (*rest, config.pooling, settings.optimizer, settings.crop_scale, settings.eval_crop_fraction) == shared
+
+
+def only_differences(recipe, args, defaults):
     assert args.output_dir == f"runs/{recipe.stem}"
-    defaults = PretrainArguments()
     written = yaml.safe_load(recipe.read_text())
     same = [key for key in written if getattr(args, key) == getattr(defaults, key)]
     assert not same
-    base = model_config(dataclasses.replace(args, config_overrides=[]))
-    overrides = written.get("config_overrides", {})
-    assert not [key for key, value in overrides.items() if getattr(base, key) == value]
     comment = recipe.read_text().split("\n" + next(iter(written)))[0]
     assert f"configuration/recipes/{recipe.name}" in comment and "accelerate launch" in comment
 
