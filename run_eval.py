@@ -37,13 +37,7 @@ from modeling_mae.training.eval_card import write_eval_card
 from modeling_mae.training.hub import push
 from modeling_mae.training.labels import balanced_part, missing_classes, read_labels
 from modeling_mae.training.loop import TrainingStopped, open_run, save_model, train
-from modeling_mae.training.metrics import (
-    classification_results,
-    gather_over,
-    knn_accuracies,
-    logistic_accuracy,
-    predict,
-)
+from modeling_mae.training.metrics import classification_results, frozen_accuracies, predict
 from modeling_mae.training.optim import adamw, lars, learning_rate, sgd
 from modeling_mae.training.processor import checkpoint_mean_std, image_processor
 
@@ -64,6 +58,7 @@ def main(args: EvalArguments) -> None:
         rows.append(test(args, data, accelerator, output_dir, args.model_name_or_path, "checkpoint"))
     for name, n_partial, from_scratch in args.runs():
         rows.append(train_one(args, data, name, n_partial, from_scratch))
+    accelerator.end_training()
     if not accelerator.is_main_process:
         return
     (output_dir / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
@@ -73,8 +68,8 @@ def main(args: EvalArguments) -> None:
         partial_curve(output_dir / "partial.png", tuned, scratch)
         print(f"picture    {output_dir / 'partial.png'}")
     print(f"\n{results_table(rows)}\n\nresults    {output_dir / 'results.json'}")
-    if args.push_to_hub:
-        push(output_dir, args.hub_model_id, args.hub_private_repo)
+    if args.push_to_hub and not push(output_dir, args.hub_model_id, args.hub_private_repo):
+        sys.exit(1)
 
 
 def make_accelerator(folder: Path, args: EvalArguments) -> Accelerator:
@@ -292,7 +287,8 @@ def train_one(args: EvalArguments, data: Data, name: str, n_partial: float | Non
         checkpointing_steps=settings.checkpointing_updates(updates_per_epoch),
         after_epoch=after_epoch,
     )
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()
 
     # What the run leaves
     (folder / "last").mkdir(exist_ok=True)
@@ -388,38 +384,27 @@ def frozen_features(args: EvalArguments, data: Data, accelerator: Accelerator) -
         encoders["untrained encoder"] = MAEModel(config)
     encoders["pre-trained encoder"] = MAEModel.from_pretrained(args.model_name_or_path, config=config)
     rows = []
-    for name, encoder in encoders.items():
-        if isinstance(encoder, MAEModel):
-            encoder = accelerator.prepare_model(encoder, evaluation_mode=True).eval()
+    for name, encode in encoders.items():
+        if isinstance(encode, MAEModel):
+            encoder = accelerator.prepare_model(encode, evaluation_mode=True).eval()
 
-        def compute(batch: dict, encoder=encoder) -> dict[str, torch.Tensor]:
-            features = encoder(data.transform(batch))
-            return {"features": getattr(features, "pooler_output", features).float()}
+            def encode(pixels, encoder=encoder):
+                return encoder(pixels).pooler_output
 
-        train_features, test_features = (
-            gather_over(accelerator, images, args.per_device_eval_batch_size, args.dataloader_num_workers, compute)[
-                "features"
-            ]
-            for images in (data.train, data.evaluation)
+        found = frozen_accuracies(
+            accelerator,
+            encode,
+            data.train,
+            data.evaluation,
+            data.transform,
+            ks=(10, 20, 100, 200),
+            batch_size=args.per_device_eval_batch_size,
+            num_workers=args.dataloader_num_workers,
+            logistic=args.baselines,
         )
-        row: dict = {"name": name}
-        if accelerator.is_main_process:
-            ks = tuple(k for k in (10, 20, 100, 200) if k <= len(train_features))
-            found = knn_accuracies(
-                torch.from_numpy(train_features),
-                data.train.labels,
-                torch.from_numpy(test_features),
-                data.evaluation.labels,
-                ks,
-                device=accelerator.device,
-            )
-            row["knn"] = {str(k): value for k, value in found.items()}
-            if args.baselines:
-                labels = data.train.labels.numpy(), data.evaluation.labels.numpy()
-                row["logistic_regression"] = logistic_accuracy(train_features, labels[0], test_features, labels[1])
-            figures = "  ".join(f"k={k} {100 * value:.1f} %" for k, value in found.items())
-            print(f"k-NN       {name}: {figures}", flush=True)
-        rows.append(row)
+        figures = "  ".join(f"k={k} {100 * value:.1f} %" for k, value in found.get("knn", {}).items())
+        accelerator.print(f"k-NN       {name}: {figures}", flush=True)
+        rows.append({"name": name, **found})
     accelerator.wait_for_everyone()
     return rows
 
@@ -439,7 +424,7 @@ def results_table(rows: list[dict]) -> str:
     for row in rows:
         title = titles.get(row["name"], row["name"].replace("n_partial-", "fine-tuned blocks: "))
         images = f"{row['images']:,}" if "images" in row else ""
-        knn = (row.get("knn") or {}).get("20")
+        knn = row.get("knn", {}).get(20)
         figures = [knn, row.get("logistic_regression"), row.get("accuracy"), row.get("last_accuracy")]
         lines.append([title, images, *map(percent, figures)])
     used = [i for i in range(len(head)) if i == 0 or any(line[i] for line in lines[1:])]

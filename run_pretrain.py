@@ -12,18 +12,27 @@ import datasets
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
-from transformers import ViTImageProcessor
+from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, send_to_device, set_seed
 
 from configuration import PretrainArguments, model_config, parse_arguments, split_batch
 from modeling_mae import MAEForPreTraining, MAEModel, mask_noise
 from modeling_mae.training.augment import BatchTransform, CenterCrop, RandomResizedCrop
 from modeling_mae.training.card import write_card
-from modeling_mae.training.data import EpochBatches, load_source, make_images, make_loader, measure_mean_std
-from modeling_mae.training.loop import TrainingStopped, open_run, train
-from modeling_mae.training.metrics import extract_features, knn_accuracy
+from modeling_mae.training.data import (
+    EpochBatches,
+    load_eval_source,
+    load_source,
+    make_images,
+    make_loader,
+    measure_mean_std,
+    with_crop,
+)
+from modeling_mae.training.hub import push
+from modeling_mae.training.loop import TrainingStopped, open_run, save_model, train
+from modeling_mae.training.metrics import frozen_accuracies
 from modeling_mae.training.optim import adamw, learning_rate
 from modeling_mae.training.pictures import loss_curve, reconstruct_images, reconstruction_grid, save_reconstruction
+from modeling_mae.training.processor import image_processor
 
 
 def main(args: PretrainArguments) -> None:
@@ -125,8 +134,8 @@ def main(args: PretrainArguments) -> None:
     def picture(path: Path, update: int) -> None:
         if not main_process:
             return
-        central = make_images_like(images, CenterCrop(size))
-        pixel_values = transform(to_device(central.__getitems__(chosen), accelerator.device))
+        central = with_crop(images, CenterCrop(size))
+        pixel_values = transform(send_to_device(central.__getitems__(chosen), accelerator.device))
         fixed = mask_noise(config.mask_type, len(chosen), config.grid, torch.Generator().manual_seed(args.seed))
         reconstruction, mask = reconstruct_images(unwrapped, pixel_values, fixed.to(accelerator.device))
         sheet = reconstruction_grid(pixel_values, mask, reconstruction, mean, std, config.grid)
@@ -162,29 +171,22 @@ def main(args: PretrainArguments) -> None:
         after_epoch=after_epoch,
     )
     seconds = time.perf_counter() - began
+
+    # What the run leaves: the model first, whatever may fail after it
+    save_model(accelerator, model, output_dir)
+    knn = knn_table(args, config, accelerator, model, images, transform) if args.knn else {}
+    if main_process:
+        picture(output_dir / "reconstruction.png", total_updates)
     accelerator.end_training()
     if not main_process:
         return
-
-    # What the run leaves
-    unwrapped.save_pretrained(output_dir)
-    processor = ViTImageProcessor(
-        size={"height": size[0], "width": size[1]},
-        resample=3,
-        image_mean=mean,
-        image_std=std,
-        do_convert_rgb=config.num_channels == 3,
-    )
-    processor.save_pretrained(output_dir)
+    image_processor(size, mean, std, config.num_channels).save_pretrained(output_dir)
     (output_dir / "arguments.json").write_text(json.dumps(dataclasses.asdict(args), indent=2) + "\n")
     log = run.history.read()
     state = {"global_step": total_updates, "epoch": total_updates / updates_per_epoch, "log_history": log}
     (output_dir / "trainer_state.json").write_text(json.dumps(state, indent=2) + "\n")
     loss_curve(output_dir / "loss.png", log)
-    picture(output_dir / "reconstruction.png", total_updates)
-    knn = None
-    if args.knn:
-        knn = knn_table(args, config, unwrapped.mae, images, transform, accelerator.device)
+    if knn:
         (output_dir / "knn.json").write_text(json.dumps(knn, indent=2) + "\n")
     write_card(
         output_dir,
@@ -201,19 +203,12 @@ def main(args: PretrainArguments) -> None:
         knn=knn,
         hub_id=args.dataset_name if args.dataset_name and "/" in args.dataset_name else None,
     )
-    for key, value in (knn or {}).items():
+    for key, value in knn.items():
         print(f"k-NN accuracy, {key:18} {100 * value:5.1f} %")
     print(f"pictures   {output_dir / 'reconstruction.png'}  {output_dir / 'loss.png'}")
     print(f"model      {output_dir}: MAEModel.from_pretrained({str(output_dir)!r})")
-    if args.push_to_hub:
-        from huggingface_hub import HfApi
-
-        api = HfApi()
-        repo = api.create_repo(
-            args.hub_model_id or output_dir.resolve().name, private=args.hub_private_repo, exist_ok=True
-        )
-        api.upload_folder(repo_id=repo.repo_id, folder_path=output_dir, ignore_patterns=["checkpoint-*", ".partial-*"])
-        print(f"pushed     {repo}")
+    if args.push_to_hub and not push(output_dir, args.hub_model_id, args.hub_private_repo):
+        sys.exit(1)
 
 
 def prepare_folder(output_dir: Path, args: PretrainArguments) -> None:
@@ -225,49 +220,40 @@ def prepare_folder(output_dir: Path, args: PretrainArguments) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
 
 
-def make_images_like(images, crop):
-    """The same images under another crop, sharing what is in memory."""
-    other = object.__new__(type(images))
-    other.__dict__ = {**images.__dict__, "crop": crop}
-    return other
-
-
-def to_device(batch: dict, device) -> dict:
-    return {key: value.to(device) for key, value in batch.items()}
-
-
-def knn_table(args, config, encoder: MAEModel, images, transform, device) -> dict[str, float]:
+def knn_table(args, config, accelerator: Accelerator, model, images, transform) -> dict[str, float]:
     """k-NN accuracy (k = 20) of raw pixels, of the same encoder untrained, and of the trained one."""
     size = config.image_height_width
-    test = load_source(
-        args.dataset_name, args.dataset_config_name, args.train_dir, args.eval_split or "test", args.image_column_name
-    )
-    test_images = make_images(test, CenterCrop(size), size, config.num_channels, args.on_bad_image)
-    if images.labels is None or test_images.labels is None:
-        print("no k-NN accuracy: the data set has no labels")
+    try:
+        source, _ = load_eval_source(
+            args.dataset_name,
+            args.dataset_config_name,
+            args.train_dir,
+            args.eval_split,
+            image_column_name=args.image_column_name,
+            cache_dir=args.cache_dir,
+        )
+    except ValueError as error:
+        accelerator.print(f"no k-NN accuracy: {error}")
         return {}
-
-    def batches(split):
-        for first in range(0, len(split), 256):
-            batch = split.__getitems__([(0, i) for i in range(first, min(first + 256, len(split)))])
-            batch = to_device(batch, device)
-            yield transform(batch), batch["labels"]
-
+    evaluation = make_images(source, CenterCrop(size), size, config.num_channels, args.on_bad_image)
+    if images.labels is None or evaluation.labels is None:
+        accelerator.print("no k-NN accuracy: the data set has no labels")
+        return {}
     torch.manual_seed(args.seed)
-    untrained = MAEModel(config).to(device).eval()
-    encoder.eval()
-    train_images = make_images_like(images, CenterCrop(size))
+    untrained = MAEModel(config).to(accelerator.device).eval()
+    trained = accelerator.unwrap_model(model, keep_torch_compile=False).mae.eval()
     encoders = {
         "raw pixels": lambda pixels: pixels.flatten(1),
         "untrained encoder": lambda pixels: untrained(pixels).pooler_output,
-        "trained encoder": lambda pixels: encoder(pixels).pooler_output,
+        "trained encoder": lambda pixels: trained(pixels).pooler_output,
     }
-    return {
-        name: knn_accuracy(
-            *extract_features(encode, batches(train_images)), *extract_features(encode, batches(test_images))
-        )
+    train_images, workers = with_crop(images, CenterCrop(size)), args.dataloader_num_workers
+    options = {"ks": (20,), "batch_size": 256, "num_workers": workers}
+    found = {
+        name: frozen_accuracies(accelerator, encode, train_images, evaluation, transform, **options)
         for name, encode in encoders.items()
     }
+    return {name: accuracies["knn"][20] for name, accuracies in found.items() if accuracies.get("knn")}
 
 
 if __name__ == "__main__":

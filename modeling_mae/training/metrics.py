@@ -126,6 +126,39 @@ def knn_accuracy(*features_and_labels, k: int = 20, **options) -> float:
     return knn_accuracies(*features_and_labels, ks=(k,), **options)[k]
 
 
+def frozen_accuracies(
+    accelerator: Accelerator,
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    train: Dataset,
+    evaluation: Dataset,
+    transform,
+    *,
+    ks: tuple[int, ...],
+    batch_size: int,
+    num_workers: int,
+    logistic: bool = False,
+) -> dict:
+    """What ``encode: (batch, channels, height, width) -> (batch, width)`` tells about the labels, on the main process:
+    ``knn`` {k: accuracy}, of `ks` those that there are images for, and with `logistic` ``logistic_regression``."""
+
+    def compute(batch: dict) -> dict[str, torch.Tensor]:
+        return {"features": encode(transform(batch)).float()}
+
+    features = [
+        gather_over(accelerator, images, batch_size, num_workers, compute)["features"]
+        for images in (train, evaluation)
+    ]
+    if not accelerator.is_main_process:
+        return {}
+    (seen, tested), (labels, answers) = features, (train.labels, evaluation.labels)
+    ks = tuple(k for k in ks if k <= len(seen))
+    pairs = (torch.from_numpy(seen), labels, torch.from_numpy(tested), answers)
+    found: dict = {"knn": knn_accuracies(*pairs, ks, device=accelerator.device) if ks else {}}
+    if logistic:
+        found["logistic_regression"] = logistic_accuracy(seen, labels.numpy(), tested, answers.numpy())
+    return found
+
+
 def _chunks(*tensors: torch.Tensor, size: int = 1024) -> Iterator[tuple[torch.Tensor, ...]]:
     return zip(*(tensor.split(size) for tensor in tensors), strict=True)
 
