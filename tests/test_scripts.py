@@ -45,11 +45,11 @@ def recipe(tmp_path):
     return path
 
 
-def start(*arguments, launcher=(), **environment):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *launcher, "run_pretrain.py"]
+def start(*arguments, launcher=(), script="run_pretrain.py", **environment):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *launcher, script]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
     if not launcher:  # one process needs no launcher, and a signal then reaches the script itself
-        command = [sys.executable, "run_pretrain.py"]
+        command = [sys.executable, script]
     return subprocess.Popen(
         [*command, *map(str, arguments)],
         cwd=ROOT,

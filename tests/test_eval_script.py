@@ -1,0 +1,192 @@
+"""run_eval.py, as a user starts it."""
+
+import json
+import time
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file
+from test_scripts import run as run_script
+from test_scripts import start as start_script
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from modeling_mae import MAEConfig, MAEForPreTraining
+from modeling_mae.training.processor import image_processor
+
+
+RECIPE = """
+model_name_or_path: CHECKPOINT
+eval_crop_fraction: 1.0
+max_train_samples: 320
+max_eval_samples: 103
+total_batch_size: 32
+per_device_train_batch_size: 16
+per_device_eval_batch_size: 10
+num_train_epochs: 2
+warmup_epochs: 0.5
+checkpointing_steps: 7
+logging_steps: 3
+dataloader_num_workers: 1
+report_to: none
+linear_overrides: {base_learning_rate: 5.0, pooling: mean}
+"""
+
+
+def run(*arguments, **options):
+    return run_script(*arguments, script="run_eval.py", **options)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrained")
+    torch.manual_seed(0)
+    config = MAEConfig(
+        image_size=28,
+        patch_size=7,
+        num_channels=1,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        decoder_hidden_size=16,
+        decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2,
+    )
+    MAEForPreTraining(config).save_pretrained(folder)
+    image_processor((28, 28), [0.2], [0.3], 1).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def recipe(checkpoint, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.replace("CHECKPOINT", str(checkpoint)))
+    return path
+
+
+def test_all_strategies_in_one_call(tmp_path, recipe):
+    folder = tmp_path / "run"
+    options = ("--from_scratch", "true", "--baselines", "true", "--save_predictions", "true", "--label_fraction", 0.5)
+    output = run(recipe, "--output_dir", folder, "--n_partial", 0, 0.5, 1, 2, *options)
+    rows = {row["name"]: row for row in json.loads((folder / "results.json").read_text())}
+    frozen = ["raw pixels", "untrained encoder", "pre-trained encoder"]
+    runs = ["n_partial-0", "n_partial-0.5", "n_partial-1", "n_partial-2", "from-scratch"]
+    assert list(rows) == frozen + runs
+    assert all(0 < rows[name]["logistic_regression"] < 1 and set(rows[name]["knn"]) == {"10", "20", "100", "200"}
+               for name in frozen)  # fmt: skip
+    # head 16 x 10 + 10; the block's MLP 2 x 16 x 32 + 48 and its norm 32; the final norm 32
+    tuned = [rows[name]["tuned_parameters"] for name in runs[:2]]
+    assert tuned == [170, 170 + 32 + 32 + 2 * 16 * 32 + 48]
+    for name in runs:
+        assert rows[name]["images"] == 160 and f"{100 * rows[name]['accuracy']:.1f}" in output
+        predictions = datasets.Dataset.from_parquet(str(folder / name / "predictions.parquet"))
+        right = np.mean(np.array(predictions["label"]) == np.array(predictions["prediction"]))
+        assert len(predictions) == 103 and rows[name]["accuracy"] == pytest.approx(right)
+        confusion = np.array(rows[name]["confusion_matrix"])
+        assert confusion.sum() == 103 and confusion.trace() == round(103 * right)
+        for file in "confusion.png training.png trainer_state.json arguments.json last/model.safetensors".split():
+            assert (folder / name / file).stat().st_size > 0
+        log = json.loads((folder / name / "trainer_state.json").read_text())["log_history"]
+        accuracies = [entry["eval_accuracy"] for entry in log if "eval_accuracy" in entry]
+        assert len(accuracies) == 2 and max(accuracies) == pytest.approx(right)
+        metrics = {
+            result.metric_type: result for result in ModelCard.load(folder / name / "README.md").data.eval_results
+        }
+        assert metrics["accuracy"].metric_value == pytest.approx(right, abs=1e-5)
+        assert metrics["accuracy"].dataset_name == "fashion_mnist" and metrics["accuracy"].dataset_split == "test"
+    assert (folder / "partial.png").stat().st_size > 0
+    settings = json.loads((folder / "n_partial-0" / "arguments.json").read_text())
+    assert settings["optimizer"] == "lars" and settings["base_learning_rate"] == 5.0 and settings["mixup"] == 0
+    assert json.loads((folder / "n_partial-1" / "arguments.json").read_text())["optimizer"] == "adamw"
+    model = AutoModelForImageClassification.from_pretrained(folder / "n_partial-2").eval()
+    assert model.config.id2label[9] == "Ankle boot"
+    processor = AutoImageProcessor.from_pretrained(folder / "n_partial-2")
+    assert list(processor.image_mean) == [0.2] and list(processor.image_std) == [0.3]  # the checkpoint's
+    # going on with what is finished does nothing but show it
+    again = run(recipe, "--output_dir", folder, "--n_partial", 0, 0.5, 1, 2, *options[:2], "--label_fraction", 0.5,
+                "--resume_from_checkpoint", "auto")  # fmt: skip
+    assert "update" not in again and f"{100 * rows['from-scratch']['accuracy']:.1f}" in again
+
+
+def test_a_killed_run_goes_on_exactly(tmp_path, recipe):
+    """With everything that draws random numbers: RandAugment, erasing, mixup, cutmix, drop path."""
+    command = (recipe, "--n_partial", 2, "--config_overrides", "drop_path_rate=0.5")
+    run(*command, "--output_dir", tmp_path / "straight")
+    stopped = start_script(*command, "--output_dir", tmp_path / "killed", script="run_eval.py")
+    while not (tmp_path / "killed" / "checkpoint-7").exists() and stopped.poll() is None:
+        time.sleep(0.01)
+    stopped.kill()
+    stopped.communicate()
+    run(*command, "--output_dir", tmp_path / "killed", "--resume_from_checkpoint", tmp_path / "killed/checkpoint-7")
+    for name in ("model.safetensors", "last/model.safetensors"):
+        one, other = (load_file(tmp_path / folder / name) for folder in ("straight", "killed"))
+        assert all(torch.equal(value, other[key]) for key, value in one.items())
+    logs = [
+        json.loads((tmp_path / f / "trainer_state.json").read_text())["log_history"] for f in ("straight", "killed")
+    ]
+    assert logs[0] == logs[1] and sum("eval_accuracy" in entry for entry in logs[0]) == 2
+
+
+def test_two_processes_test_as_one(tmp_path, recipe):
+    run(recipe, "--output_dir", tmp_path / "trained", "--n_partial", 1, "--num_train_epochs", 1)
+    command = (
+        recipe,
+        "--model_name_or_path",
+        tmp_path / "trained",
+        "--do_train",
+        "false",
+        "--save_predictions",
+        "true",
+    )
+    run(*command, "--output_dir", tmp_path / "one")
+    launcher = {"launcher": ("--multi_gpu", "--num_processes", "2"), "ACCELERATE_USE_CPU": "true"}
+    run(*command, "--output_dir", tmp_path / "two", "--per_device_eval_batch_size", 9, **launcher)
+    (one,), (two,) = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
+    assert one.pop("loss") == pytest.approx(two.pop("loss")) and one == two
+    predictions = [datasets.Dataset.from_parquet(str(tmp_path / f / "predictions.parquet")) for f in ("one", "two")]
+    assert predictions[0]["top5"][:] == predictions[1]["top5"][:] and len(predictions[0]) == 103
+    np.testing.assert_allclose(predictions[0]["confidence"], predictions[1]["confidence"], rtol=1e-5)
+    trained = json.loads((tmp_path / "trained" / "results.json").read_text())[0]
+    assert trained["accuracy"] == one["accuracy"]
+
+
+def test_own_folders(tmp_path, recipe):
+    """16-bit gray PNGs by class, another image size than the checkpoint's, and what can be wrong with labels."""
+    generator = np.random.default_rng(0)
+    for split, classes in (
+        ("train", ("dark", "light", "mid")),
+        ("test", ("dark", "light")),
+        ("other", ("red", "dark")),
+    ):
+        for name in classes:
+            (tmp_path / "photos" / split / name).mkdir(parents=True)
+            for i in range(16):
+                top = {"dark": 9000, "light": 65535}.get(name, 30000)
+                pixels = generator.integers(top // 2, top, (40, 36), dtype=np.uint16)
+                Image.fromarray(pixels).save(tmp_path / "photos" / split / name / f"{i}.png")
+    words = (recipe, "--train_dir", tmp_path / "photos", "--output_dir", tmp_path / "run", "--total_batch_size", 16)
+    words += ("--n_partial", 2, "--config_overrides", "image_size=35", "--max_train_samples", 48)
+    output = run(*words, "--num_train_epochs", 6, "--mixup", 0, "--cutmix", 0, "--auto_augment", "none",
+                 "--base_learning_rate", 0.05, "--layer_decay", 1)  # fmt: skip
+    assert "1 of 3 classes have no evaluation image: mid" in output
+    (row,) = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert row["per_class_accuracy"][2] is None and row["accuracy"] > 0.9
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "run")
+    assert model.config.image_size == 35 and model.config.id2label == {0: "dark", 1: "light", 2: "mid"}
+    words = (recipe, "--output_dir", tmp_path / "refused", "--total_batch_size", 16)
+    photos = tmp_path / "photos"
+    for arguments, message in (
+        (("--train_dir", photos / "train", "--validation_dir", photos / "other"), r"training has not (red)"),
+        (("--train_dir", photos / "train"), "--validation_dir"),
+        (("--train_dir", photos / "train" / "dark", "--validation_dir", photos / "test"), "no column of labels"),
+        (("--do_train", "false"), "has no classifier to test"),
+        (("--n_partial", 3), "n_partial 3 does not work: give 0 (head only)"),
+        (("--model_name_or_path", tmp_path / "nowhere"), "is not a folder here"),
+    ):
+        process = start_script(*words, *arguments, script="run_eval.py")
+        output, _ = process.communicate(timeout=100)
+        assert process.returncode and message in output and "Traceback" not in output, output
