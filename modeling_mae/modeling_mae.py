@@ -188,8 +188,11 @@ class MAEAttention(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch, tokens, width = hidden_states.shape
-        qkv = self.qkv(hidden_states).view(batch, tokens, 3, -1, self.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind()  # each (batch, heads, tokens, head width)
+        # Split before the heads: the backward then joins three gradients in one copy.
+        query, key, value = (
+            part.view(batch, tokens, -1, self.head_dim).transpose(1, 2)  # (batch, heads, tokens, head width)
+            for part in self.qkv(hidden_states).chunk(3, dim=-1)
+        )
         # Fused kernels have no maps to give: when maps are asked for, use the implementation that has.
         wants_maps = kwargs.get("output_attentions") or self.config.output_attentions
         implementation = "eager" if wants_maps else self.config._attn_implementation

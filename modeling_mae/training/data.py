@@ -256,17 +256,16 @@ class FileImages(Dataset):
         raise BadImage(f"none of the {len(self)} images of {self.source.name} can be read")
 
     def __getitems__(self, pairs: list[tuple[int, int]]) -> dict:
-        images, flips, indices = [], [], []
-        for epoch, index in pairs:
-            image, index = self.decode(index)
-            boxes, flip = self.crop(epoch, [index], *image.shape[1:])
-            images.append(
-                F.resized_crop(image, *boxes[0].tolist(), list(self.size), InterpolationMode.BICUBIC, antialias=True)
-            )
-            flips.append(flip)
-            indices.append(index)
-        batch = {"images": torch.stack(images), "flips": torch.cat(flips)}
-        return batch if self.labels is None else {**batch, "labels": self.labels[indices]}
+        """`pairs` of (epoch, index), all of one epoch."""
+        decoded, indices = zip(*(self.decode(index) for _, index in pairs), strict=True)
+        heights, widths = ([image.shape[axis] for image in decoded] for axis in (1, 2))
+        boxes, flips = self.crop(pairs[0][0], indices, heights, widths)
+        images = []
+        for image, box, flip in zip(decoded, boxes.tolist(), flips.tolist(), strict=True):
+            image = F.resized_crop(image, *box, list(self.size), InterpolationMode.BICUBIC, antialias=True)
+            images.append(image.flip(2) if flip else image)
+        batch = {"images": torch.stack(images)}
+        return batch if self.labels is None else {**batch, "labels": self.labels[list(indices)]}
 
 
 def make_images(

@@ -1,0 +1,155 @@
+"""Training steps per second, ours against transformers' ViTMAEForPreTraining of the same architecture.
+
+A step is forward, backward and the AdamW update on random images. The contestants take turns in one process, one
+step each, so that what else the machine does hits both alike; medians are shown. Both have the same optimizer (torch's
+fused AdamW) and, as ViTMAE's own are zero from scratch, filled position tables. Peak memory is measured in a process
+for each. The matrix-multiply rate of the machine, measured between the steps, is the limit for a step's arithmetic.
+
+    python benchmarks/train_step.py [--sizes base tiny demo] [--rounds 15] [--compile]
+        [--device cuda] [--dtype bfloat16]
+"""
+
+import argparse
+import multiprocessing
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+from configuration import PretrainArguments, model_config, parse_arguments
+from modeling_mae import MAEForPreTraining
+from modeling_mae.training.optim import parameter_groups
+
+
+WORDS = {  # name: (arguments of run_pretrain.py, images a step)
+    "base": (["--config_name", "vit_base"], 8),
+    "tiny": (["--config_name", "vit_tiny", "--config_overrides", "image_size=32", "patch_size=4"], 64),
+    "demo": (["demo", "--output_dir", "runs/benchmark", "--overwrite_output_dir", "true"], 256),
+}
+SHARED = (
+    "hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act layer_norm_eps image_size "
+    "patch_size num_channels qkv_bias mask_ratio norm_pix_loss decoder_hidden_size decoder_num_hidden_layers "
+    "decoder_num_attention_heads decoder_intermediate_size"
+).split()
+
+
+def build(name: str, size: str, device: str):
+    """(model, images a step) of a contestant."""
+    words, batch = WORDS[size]
+    config = model_config(parse_arguments(PretrainArguments, words))
+    torch.manual_seed(0)
+    ours = MAEForPreTraining(config)
+    if name == "transformers":
+        theirs = ViTMAEForPreTraining(ViTMAEConfig(**{key: getattr(config, key) for key in SHARED}))
+        with torch.no_grad():
+            theirs.vit.embeddings.position_embeddings.copy_(ours.mae.embeddings.positions.table)
+            theirs.decoder.decoder_pos_embed.copy_(ours.decoder.positions.table)
+        return theirs.to(device).train(), batch
+    model = ours.to(device).train()
+    return (torch.compile(model) if name == "ours, compiled" else model), batch
+
+
+def stepper(name: str, size: str, device: str, dtype: torch.dtype):
+    """A function that does one step."""
+    model, batch = build(name, size, device)
+    config = model.config
+    # transformers' names differ, the rule (no decay in 1-D) and the optimizer are the same
+    groups = parameter_groups(model, 0.05)
+    optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95), fused=True)
+    height, width = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
+    images = torch.randn(batch, config.num_channels, height, width, device=device)
+
+    def step() -> None:
+        with torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32):
+            loss = model(images).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step, batch
+
+
+def seconds(work, device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def high_water() -> float:
+    """Most resident MB that this process ever had; not ru_maxrss, which begins with the parent's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def peak_memory(name: str, size: str, device: str, dtype: torch.dtype, result) -> None:
+    """MB that three steps take beyond what the imports took; in a process of its own."""
+    before = high_water()
+    step, _ = stepper(name, size, device, dtype)
+    for _ in range(3):
+        step()
+    peak = high_water() - before
+    result.put(torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else peak)
+
+
+def measure_memory(*arguments) -> float:
+    context = multiprocessing.get_context("spawn")
+    result = context.Queue()
+    process = context.Process(target=peak_memory, args=(*arguments, result))
+    process.start()
+    megabytes = result.get(timeout=600)
+    process.join()
+    return megabytes
+
+
+def compare(size: str, names: list[str], rounds: int, device: str, dtype: torch.dtype) -> None:
+    steps = {name: stepper(name, size, device, dtype) for name in names}
+    work = {}
+    for name, (step, _) in steps.items():
+        with FlopCounterMode(display=False) as counter:
+            step()
+        work[name] = counter.get_total_flops()
+        step()
+    side = 8192 if device == "cuda" else 1536
+    one, other = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    times = {name: [] for name in [*names, "product"]}
+    for _ in range(rounds):
+        for name, (step, _) in steps.items():
+            times[name].append(seconds(step, device))
+        times["product"].append(seconds(lambda: one @ other, device))
+    rate = 2 * side**3 / statistics.median(times["product"])
+    images = steps["ours"][1]
+    fastest = {name: images / statistics.median(times[name]) for name in names}
+    print(f"\n{size}: {images} images a step, {device}, {dtype}, matrix products at {rate / 1e9:,.0f} GFLOP/s")
+    print(f"{'':16}{'images/s':>10}{'ratio':>8}{'peak MB':>10}{'GFLOP/image':>13}{'of product rate':>17}")
+    for name in names:
+        share = work[name] / statistics.median(times[name]) / rate
+        memory = measure_memory(name, size, device, dtype)
+        print(
+            f"{name:16}{fastest[name]:10.1f}{fastest[name] / fastest['transformers']:8.2f}{memory:10.0f}"
+            f"{work[name] / images / 1e9:13.2f}{100 * share:16.0f}%",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=list(WORDS), default=list(WORDS))
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--compile", action="store_true", help="ours through torch.compile as a third contestant")
+    args = parser.parse_args()
+    names = ["transformers", "ours"] + ["ours, compiled"] * args.compile
+    for size in args.sizes:
+        compare(size, names, args.rounds, args.device, getattr(torch, args.dtype))
+
+
+if __name__ == "__main__":
+    main()
