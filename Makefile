@@ -39,4 +39,4 @@ quality: .venv/.installed
 	$(BIN)/ruff format --check
 
 benchmark: .venv/.installed
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for file in benchmarks/*.py; do echo "== $$file"; PYTHONPATH=. $(BIN)/python $$file || exit 1; done

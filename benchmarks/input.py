@@ -5,7 +5,7 @@ pipeline of the field (PIL, RandomResizedCrop bicubic, flip, ToTensor, Normalize
 They take turns in one process. "ours, loading process" leaves out the normalisation, which runs where the model does:
 what a core has to do beside a GPU. Below, the crops of images in memory, as the demo's are, in batches of 256.
 
-    python benchmarks/input.py [--images 64] [--rounds 7]
+    PYTHONPATH=. python benchmarks/input.py [--images 64] [--rounds 7]
 """
 
 import argparse

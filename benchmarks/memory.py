@@ -1,10 +1,10 @@
 """Resident memory of a training run: does it grow?
 
 Runs run_pretrain.py (a small model on the bundled images, reading every 10 updates, checkpoints and pictures as usual)
-and reads the process's resident memory from outside every second. Prints it at intervals and the slope of a straight
-line through the second half of the run, per 1,000 updates and for an hour at the run's own speed.
+and reads the process's resident memory from outside every second. Prints it at intervals and its slope over the second
+half of the run (Theil-Sen), per 1,000 updates and for an hour at the run's own speed.
 
-    python benchmarks/memory.py [--updates 6000]
+    PYTHONPATH=. python benchmarks/memory.py [--updates 6000]
 """
 
 import argparse
@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import theilslopes
 
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +66,7 @@ def main() -> None:
     for _, update, megabytes in samples[:: max(1, len(samples) // 12)]:
         print(f"{update:8}{megabytes:8.0f}")
     seconds, updates, megabytes = np.array(samples[len(samples) // 2 :]).T
-    slope = np.polyfit(updates, megabytes, 1)[0]
+    slope = theilslopes(megabytes, updates)[0]  # pictures and checkpoints come and go
     speed = (updates[-1] - updates[0]) / (seconds[-1] - seconds[0])
     hourly = slope * speed * 3600
     print(f"second half: {1000 * slope:+.2f} MB per 1,000 updates, {hourly:+.0f} MB an hour at {speed:.0f} updates/s")

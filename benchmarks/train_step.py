@@ -5,7 +5,7 @@ step each, so that what else the machine does hits both alike; medians are shown
 fused AdamW) and, as ViTMAE's own are zero from scratch, filled position tables. Peak memory is measured in a process
 for each. The matrix-multiply rate of the machine, measured between the steps, is the limit for a step's arithmetic.
 
-    python benchmarks/train_step.py [--sizes base tiny demo] [--rounds 15] [--compile]
+    PYTHONPATH=. python benchmarks/train_step.py [--sizes base tiny demo] [--rounds 15] [--compile]
         [--device cuda] [--dtype bfloat16]
 """
 
