@@ -20,6 +20,7 @@ from modeling_mae.training.augment import BatchTransform, CenterCrop, RandomResi
 from modeling_mae.training.card import write_card
 from modeling_mae.training.data import (
     EpochBatches,
+    count_bad,
     load_eval_source,
     load_source,
     make_images,
@@ -175,6 +176,7 @@ def main(args: PretrainArguments) -> None:
     # What the run leaves: the model first, whatever may fail after it
     save_model(accelerator, model, output_dir)
     knn = knn_table(args, config, accelerator, model, images, transform) if args.knn else {}
+    skipped = count_bad(accelerator, images)
     if main_process:
         picture(output_dir / "reconstruction.png", total_updates)
     accelerator.end_training()
@@ -199,10 +201,13 @@ def main(args: PretrainArguments) -> None:
             "updates": f"{total_updates:,}",
             "time": f"{seconds / 60:.1f} minutes on {accelerator.num_processes} x {accelerator.device.type}",
             "precision": accelerator.mixed_precision,
+            **({"bad images skipped": f"{skipped:,}"} if skipped else {}),
         },
         knn=knn,
         hub_id=args.dataset_name if args.dataset_name and "/" in args.dataset_name else None,
     )
+    if skipped:
+        print(f"skipped    {skipped} of {len(images)} images, which cannot be decoded")
     for key, value in knn.items():
         print(f"k-NN accuracy, {key:18} {100 * value:5.1f} %")
     print(f"pictures   {output_dir / 'reconstruction.png'}  {output_dir / 'loss.png'}")

@@ -172,22 +172,82 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path, recipe):
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
+def test_what_comes_after_the_training_can_fail(tmp_path, recipe):
+    """Going on with a finished run, from its weights, and an upload that cannot be."""
+    output_dir = tmp_path / "run"
+    push = ("--push_to_hub", "true", "--hub_model_id", "me/small")
+    offline = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_none", "HF_HUB_OFFLINE": "0"}
+    output = run(recipe, "--output_dir", output_dir, *push, code=1, **offline)
+    assert f"hf upload me/small {output_dir}" in output and "Traceback" not in output
+    weights, history = result(output_dir)
+    run(recipe, "--output_dir", output_dir, "--resume_from_checkpoint", "auto")
+    again, same_history = result(output_dir)
+    assert history == same_history and all(torch.equal(value, again[name]) for name, value in weights.items())
+    words = ("--max_train_steps", 1, "--warmup_epochs", 0, "--base_learning_rate", "1e-12", "--weight_decay", 0)
+    words += ("--config_overrides", "mask_ratio=0.5", "--max_train_samples", 33, "--knn", "true")
+    run(recipe, "--output_dir", tmp_path / "further", "--model_name_or_path", output_dir, *words)
+    further, _ = result(tmp_path / "further")
+    for name, value in weights.items():
+        torch.testing.assert_close(further[name], value, atol=1e-9, rtol=1e-6)
+    assert AutoModel.from_pretrained(tmp_path / "further").config.mask_ratio == 0.5
+
+
+def photograph(path, i=0, **options):
+    pixels = np.random.default_rng(i).integers(0, 255, (5, 7, 3), np.uint8)
+    image = Image.fromarray(pixels).resize((200, 300) if i % 2 else (300, 200))
+    image.save(path, **options) if path is not None else None
+    return image
+
+
 def test_photographs_from_a_folder(tmp_path, recipe):
     photos = tmp_path / "photos"
-    photos.mkdir()
-    generator = np.random.default_rng(0)
-    for i in range(40):
-        shape = (200, 300) if i % 2 else (300, 200)
-        coarse = Image.fromarray(generator.integers(0, 255, (5, 7, 3), np.uint8))
-        coarse.resize(shape).save(photos / f"{i}.jpg")
+    for split, count in (("train", 33), ("test", 6)):
+        for name in ("cat", "dog"):
+            (photos / split / name).mkdir(parents=True)
+            for i in range(count // 2):
+                photograph(photos / split / name / f"{i}.jpg", i)
     command = (recipe, "--train_dir", photos, "--max_train_steps", 3, "--config_overrides", "num_channels=3")
-    output = run(*command, "--output_dir", tmp_path / "run", "--dataloader_num_workers", 1)
-    assert "photos: 40 images" in output and "from files" in output
-    (photos / "broken.jpg").write_text("no image")
-    output = run(*command, "--output_dir", tmp_path / "bad", "--max_train_samples", 41, code=1)
-    assert "broken.jpg" in output and "--on_bad_image skip" in output
-    options = ("--on_bad_image", "skip", "--max_train_samples", 41)
-    run(*command, "--output_dir", tmp_path / "skipped", *options)
+    output = run(*command, "--output_dir", tmp_path / "run", "--dataloader_num_workers", 1, "--knn", "true")
+    assert "photos: 32 images" in output and "from files" in output and "trained encoder" in output
+
+
+def test_files_of_every_kind_and_broken_ones(tmp_path, recipe):
+    """Without labels, without a test split, too few for eight pictures or twenty neighbours."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    photograph(None).convert("RGBA").save(photos / "alpha.png")
+    Image.fromarray(np.arange(200 * 300, dtype=np.uint16).reshape(200, 300)).save(photos / "deep.png")
+    photograph(None).convert("CMYK").save(photos / "cmyk.jpg")
+    photograph(None).quantize(16).save(photos / "palette.gif")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photograph(photos / "turned.jpg", exif=exif)
+    command = (recipe, "--train_dir", photos, "--max_train_steps", 3, "--knn", "true", "--total_batch_size", 4)
+    command += ("--per_device_train_batch_size", 4, "--config_overrides", "num_channels=3")
+    output = run(*command, "--output_dir", tmp_path / "run")
+    assert "photos: 5 images" in output and "no k-NN accuracy" in output
+    (photos / "text.jpg").write_text("no image")
+    whole = (photos / "turned.jpg").read_bytes()
+    (photos / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    for broken, other in (("text.jpg", "truncated.jpg"), ("truncated.jpg", "text.jpg")):
+        (photos / other).rename(tmp_path / other)
+        output = run(*command, "--output_dir", tmp_path / "bad", "--overwrite_output_dir", "true", code=1)
+        assert broken in output and "--on_bad_image skip" in output and "Traceback" not in output
+        (tmp_path / other).rename(photos / other)
+    for workers in (0, 2):
+        words = ("--on_bad_image", "skip", "--dataloader_num_workers", workers, "--max_train_steps", 6)
+        output = run(*command, "--output_dir", tmp_path / f"skipped-{workers}", *words)
+        assert "skipped    2 of 7 images" in output and output.count("text.jpg") == output.count("truncated.jpg") == 1
+        assert "| bad images skipped | 2 |" in (tmp_path / f"skipped-{workers}" / "README.md").read_text()
+    (tmp_path / "empty").mkdir()
+    for arguments, message in (
+        (("--train_dir", tmp_path / "empty"), "has no images (empty)"),
+        (("--train_dir", tmp_path / "photoz"), f"did you mean {str(photos)!r}"),
+        (("--total_batch_size", 8), "total_batch_size 8 is more than the 7 images there are"),
+    ):
+        words = ("--on_bad_image", "skip", "--per_device_train_batch_size", 2)
+        output = run(*command, "--output_dir", tmp_path / "refused", *words, *arguments, code=1)
+        assert message in output and "Traceback" not in output
 
 
 def test_wrong_arguments_are_one_line(tmp_path, recipe):

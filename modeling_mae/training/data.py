@@ -3,7 +3,7 @@
 import copy
 import difflib
 import os
-import warnings
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +95,8 @@ def load_source(
     label = loaded.features[label_column] if label_column else None
     class_names = list(label.names) if isinstance(label, datasets.ClassLabel) else None
     if max_samples is not None and max_samples < len(loaded):
-        loaded = loaded.select(range(max_samples)) if data_dir is None else _spread(loaded, max_samples)
+        # Evenly spread: many sets are sorted by class, and the first images of all would be of one.
+        loaded = loaded.select(np.linspace(0, len(loaded) - 1, max_samples).round().astype(int))
     if not len(loaded):
         raise ValueError(f"{name}, split {split!r}, has no images")
     loaded = loaded.cast_column(image_column, datasets.Image(decode=False))
@@ -122,11 +123,6 @@ def load_eval_source(
         f"{where!r} has no split {', '.join(EVAL_SPLITS)} to evaluate on: give --eval_split, or other images with "
         "--validation_dir"
     ) from last
-
-
-def _spread(dataset: datasets.Dataset, count: int) -> datasets.Dataset:
-    # Folders are read class by class: the first images of all would be of one class.
-    return dataset.select(np.linspace(0, len(dataset) - 1, count).round().astype(int))
 
 
 def _load_folder(folder: Path, split: str, cache_dir: str | None) -> datasets.Dataset:
@@ -205,8 +201,15 @@ class MemoryImages(Dataset):
 
     in_memory = True
 
-    def __init__(self, images: torch.Tensor, labels: torch.Tensor | None, crop: RandomResizedCrop | CenterCrop):
+    def __init__(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor | None,
+        crop: RandomResizedCrop | CenterCrop,
+        bad: torch.Tensor | None = None,
+    ):
         self.images, self.labels, self.crop = images, labels, crop
+        self.bad = torch.zeros(len(images), dtype=torch.bool) if bad is None else bad
 
     def __len__(self) -> int:
         return len(self.images)
@@ -235,7 +238,7 @@ class FileImages(Dataset):
         self.source, self.crop, self.size = source, crop, size
         self.num_channels, self.on_bad_image = num_channels, on_bad_image
         self.labels = _labels(source)
-        self.bad: set[int] = set()
+        self.bad = torch.zeros(len(source), dtype=torch.bool).share_memory_()  # loading processes write into it
 
     def __len__(self) -> int:
         return len(self.source)
@@ -249,10 +252,10 @@ class FileImages(Dataset):
                 return decode(cell["bytes"], cell["path"], self.num_channels), i
             except BadImage as error:
                 if self.on_bad_image == "error":
-                    raise BadImage(f"{error} with --on_bad_image skip") from None
-                if i not in self.bad:
-                    self.bad.add(i)
-                    warnings.warn(f"skipped bad image {len(self.bad)}: {error}", stacklevel=2)
+                    raise BadImage(f"{error}: mend or remove it, or go on without it by --on_bad_image skip") from None
+                if not self.bad[i]:
+                    self.bad[i] = True
+                    print(f"skipped    {error}", file=sys.stderr, flush=True)
         raise BadImage(f"none of the {len(self)} images of {self.source.name} can be read")
 
     def __getitems__(self, pairs: list[tuple[int, int]]) -> dict:
@@ -295,12 +298,17 @@ def make_images(
             if image.shape != images.shape[1:]:
                 return files
             images[i] = image
-    return MemoryImages(images, files.labels, crop)
+    return MemoryImages(images, files.labels, crop, files.bad)
 
 
 def _memory_budget() -> int:
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 8 << 30
     return min(8 << 30, free // 4)
+
+
+def count_bad(accelerator, images: MemoryImages | FileImages) -> int:
+    """Images that were skipped by any process."""
+    return int((accelerator.reduce(images.bad.int().to(accelerator.device), "sum") > 0).sum())
 
 
 def with_crop(images: MemoryImages | FileImages, crop: RandomResizedCrop | CenterCrop) -> MemoryImages | FileImages:

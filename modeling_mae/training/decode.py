@@ -34,7 +34,7 @@ def decode(data: bytes | None, path: str | None, num_channels: int) -> torch.Ten
         return _decode_with_pil(data, num_channels)
     except (OSError, RuntimeError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split()).replace("<_io.BytesIO object", "<data")
-        raise BadImage(f"{name} is not a readable image ({reason[:120]}): mend or remove it, or skip it") from error
+        raise BadImage(f"{name} is not a readable image ({reason[:120]})") from error
 
 
 def _decode_jpeg(data: bytes, num_channels: int) -> torch.Tensor:
