@@ -4,10 +4,13 @@ BIN := .venv/bin
 # The launcher gives a process one CPU thread unless told; the demo is to use all cores.
 THREADS := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 
+LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no \
+	--dynamo_backend no --num_cpu_threads_per_process $(THREADS)
+
 .PHONY: help demo test quality benchmark
 
 help:
-	@echo "make demo       pre-train a small MAE on the bundled images and show what it learned (runs/demo)"
+	@echo "make demo       pre-train a small MAE on the bundled images and show what it learned (runs/)"
 	@echo "make test       run the tests"
 	@echo "make quality    check style and format"
 	@echo "make benchmark  measure speed and memory"
@@ -22,14 +25,13 @@ help:
 	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[train,dev]'
 	@touch $@
 
+# A demo that was interrupted goes on; one that is done is only shown.
 demo: .venv/.installed
-	@if [ -f runs/demo/model.safetensors ]; then \
-		echo "runs/demo is trained already (remove the folder to train it anew); k-NN accuracy:"; \
-		cat runs/demo/knn.json; echo; echo "Picture: runs/demo/reconstruction.png"; \
-	else \
-		$(BIN)/accelerate launch --quiet --num_cpu_threads_per_process $(THREADS) \
-			run_pretrain.py configuration/recipes/demo.yaml; \
-	fi
+	@test -f runs/demo/model.safetensors || $(LAUNCH) run_pretrain.py demo --resume_from_checkpoint auto
+	@test -f runs/demo_eval/results.txt || $(LAUNCH) run_eval.py demo_eval --resume_from_checkpoint auto
+	@echo; echo "What pre-training bought (accuracies in %; runs/demo_eval has all figures):"
+	@cat runs/demo_eval/results.txt
+	@echo "What the model sees: runs/demo/reconstruction.png"
 
 test: .venv/.installed
 	$(BIN)/python -m pytest

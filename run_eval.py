@@ -67,7 +67,9 @@ def main(args: EvalArguments) -> None:
     if len(tuned) > 1:
         partial_curve(output_dir / "partial.png", tuned, scratch)
         print(f"picture    {output_dir / 'partial.png'}")
-    print(f"\n{results_table(rows)}\n\nresults    {output_dir / 'results.json'}")
+    table = results_table(rows)
+    (output_dir / "results.txt").write_text(table + "\n")
+    print(f"\n{table}\n\nresults    {output_dir / 'results.json'}")
     if args.push_to_hub and not push(output_dir, args.hub_model_id, args.hub_private_repo):
         sys.exit(1)
 

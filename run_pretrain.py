@@ -103,9 +103,9 @@ def main(args: PretrainArguments) -> None:
     parameters = sum(p.numel() for p in unwrapped.parameters())
     architecture = (
         f"{config.num_hidden_layers} x {config.hidden_size} encoder, {config.decoder_num_hidden_layers} x "
-        f"{config.decoder_hidden_size} decoder, {parameters / 1e6:.1f} M parameters, patches of "
+        f"{config.decoder_hidden_size} decoder, {parameters / 1e6:.3g} M parameters, patches of "
         f"{'x'.join(map(str, config.patch_height_width))} in {'x'.join(map(str, size))} pixels, "
-        f"{config.num_channels} channels"
+        f"{config.num_channels} channel{'s' if config.num_channels > 1 else ''}"
     )
     accelerator.print(
         f"model      {architecture}\n"
