@@ -5,51 +5,53 @@ Linear probing, partial and end-to-end fine-tuning, training from scratch, k-NN 
 
 import dataclasses
 import json
-import math
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import torch
-import transformers
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
+from accelerate.utils import set_seed
 
 from configuration import EvalArguments, model_config, parse_arguments, split_batch
-from modeling_mae import EvalNet, MAEModel
-from modeling_mae.training.augment import AutoAugmentedImages, BatchTransform, CenterCrop, Mix, RandomResizedCrop
+from modeling_mae import EvalNet, MAEConfig, MAEModel
+from modeling_mae.training.augment import AutoAugmentedImages, BatchTransform, CenterCrop, Mix, training_crop
 from modeling_mae.training.charts import confusion_picture, partial_curve, training_curve
 from modeling_mae.training.data import (
-    EpochBatches,
     FileImages,
     MemoryImages,
     Part,
     load_eval_source,
     load_source,
     make_images,
-    make_loader,
     measure_mean_std,
     with_crop,
 )
 from modeling_mae.training.eval_card import write_eval_card
 from modeling_mae.training.hub import push
 from modeling_mae.training.labels import balanced_part, missing_classes, read_labels
-from modeling_mae.training.loop import TrainingStopped, open_run, save_model, train
+from modeling_mae.training.loop import (
+    Length,
+    TrainingStopped,
+    make_accelerator,
+    make_batches,
+    open_run,
+    prepare_folder,
+    save_model,
+    train,
+)
 from modeling_mae.training.metrics import classification_results, frozen_accuracies, predict
-from modeling_mae.training.optim import adamw, lars, learning_rate, sgd
+from modeling_mae.training.optim import adamw, lars, sgd
 from modeling_mae.training.processor import checkpoint_mean_std, image_processor
 
 
 def main(args: EvalArguments) -> None:
     output_dir = Path(args.output_dir)
-    accelerator = make_accelerator(output_dir, args)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    accelerator = make_accelerator(output_dir, args.trackers)
     if accelerator.is_main_process:
-        prepare_folders(args)
+        for folder in {output_dir, *args.run_folders()}:
+            prepare_folder(folder, args.overwrite_output_dir)
     data = load_data(args, accelerator)
     rows = []
     if args.knn or args.baselines:
@@ -72,14 +74,6 @@ def main(args: EvalArguments) -> None:
     print(f"\n{table}\n\nresults    {output_dir / 'results.json'}")
     if args.push_to_hub and not push(output_dir, args.hub_model_id, args.hub_private_repo):
         sys.exit(1)
-
-
-def make_accelerator(folder: Path, args: EvalArguments) -> Accelerator:
-    return Accelerator(
-        log_with=args.trackers or None,
-        project_config=ProjectConfiguration(str(folder), logging_dir=str(folder)),
-        dataloader_config=DataLoaderConfiguration(non_blocking=True),
-    )
 
 
 # --- data ---
@@ -105,6 +99,10 @@ class Data:
 def load_data(args: EvalArguments, accelerator: Accelerator) -> Data:
     config = model_config(args)
     size, say = config.image_height_width, accelerator.print
+    if args.model_name_or_path:
+        own = MAEConfig.from_pretrained(args.model_name_or_path).image_height_width
+        if own != size:
+            say(f"note       checkpoint for images of {own} pixels: its positions are interpolated to {size}")
     trained = "EvalNet" in (config.architectures or [])
     if not args.do_train and not trained and not (args.knn or args.baselines):
         raise ValueError(
@@ -170,9 +168,7 @@ def load_data(args: EvalArguments, accelerator: Accelerator) -> Data:
 
 def training_images(settings: EvalArguments, data: Data):
     """The part of the training images that this run sees, under its random crops and augmentation."""
-    square = (data.size[1] / data.size[0],) * 2
-    options = {"ratio": square} if settings.crop_scale == [1.0, 1.0] else {}
-    crop = RandomResizedCrop(settings.seed, settings.crop_scale, flip=settings.horizontal_flip, **options)
+    crop = training_crop(settings.seed, settings.crop_scale, settings.horizontal_flip, data.size)
     images = with_crop(data.train, crop)
     if settings.label_fraction < 1:
         images = Part(images, balanced_part(images.labels.numpy(), settings.label_fraction, settings.seed))
@@ -191,7 +187,7 @@ def train_one(args: EvalArguments, data: Data, name: str, n_partial: float | Non
     if args.resume_from_checkpoint == "auto" and done.exists():
         return json.loads(done.read_text())
     settings = args.strategy(n_partial, from_scratch)
-    accelerator = make_accelerator(folder, settings)
+    accelerator = make_accelerator(folder, settings.trackers)
     processes = accelerator.num_processes
     accumulation = split_batch(settings.total_batch_size, settings.per_device_train_batch_size, processes)
     accelerator.gradient_accumulation_steps = accumulation
@@ -215,28 +211,32 @@ def train_one(args: EvalArguments, data: Data, name: str, n_partial: float | Non
     tuned, whole = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (False, True))
     model, optimizer = accelerator.prepare(model, optimizer)
 
-    # Length of the run
-    updates_per_epoch = max(1, len(images) // settings.total_batch_size)
-    total_updates = settings.max_train_steps or math.ceil(settings.num_train_epochs * updates_per_epoch)
-    peak = settings.base_learning_rate * settings.total_batch_size / 256
-    warmup = round(settings.warmup_epochs * updates_per_epoch)
-
-    run = open_run(accelerator, folder, settings.checkpoints_kept, settings.resume_from_checkpoint)
-    batches = EpochBatches(
+    length = Length.of(
         len(images),
-        settings.per_device_train_batch_size,
-        settings.total_batch_size,
-        settings.seed,
-        run.progress.update,
-        total_updates,
+        total_batch_size=settings.total_batch_size,
+        num_train_epochs=settings.num_train_epochs,
+        max_train_steps=settings.max_train_steps,
+        warmup_epochs=settings.warmup_epochs,
+        base_learning_rate=settings.base_learning_rate,
+        floor=settings.min_learning_rate,
     )
-    loader = accelerator.prepare(make_loader(images, batches, settings.dataloader_num_workers))
+    run = open_run(accelerator, folder, settings.checkpoints_kept, settings.resume_from_checkpoint)
+    batches = make_batches(
+        accelerator,
+        images,
+        run,
+        length,
+        batch_size=settings.per_device_train_batch_size,
+        total=settings.total_batch_size,
+        seed=settings.seed,
+        num_workers=settings.dataloader_num_workers,
+    )
     accelerator.print(
-        f"\n{name}: {tuned:,} of {whole:,} parameters, {len(images):,} images, {total_updates:,} updates = "
-        f"{total_updates / updates_per_epoch:g} epochs of {updates_per_epoch}, batch {settings.total_batch_size} = "
-        f"{processes} processes x {settings.per_device_train_batch_size} images x {accumulation} accumulation steps, "
-        f"{settings.optimizer}, rate {peak:.3e} after {warmup} updates, {accelerator.mixed_precision} precision on "
-        f"{accelerator.device}" + (f", from update {run.progress.update} of {run.resumed}" if run.resumed else "")
+        f"\n{name}: {tuned:,} of {whole:,} parameters, {len(images):,} images, {length}, batch "
+        f"{settings.total_batch_size} = {processes} processes x {settings.per_device_train_batch_size} images x "
+        f"{accumulation} accumulation steps, {settings.optimizer}, rate {length.peak:.3e} after {length.warmup} "
+        f"updates, {accelerator.mixed_precision} precision on {accelerator.device}"
+        + (f", from update {run.progress.update} of {run.resumed}" if run.resumed else "")
     )
 
     classes = len(data.class_names)
@@ -254,16 +254,16 @@ def train_one(args: EvalArguments, data: Data, name: str, n_partial: float | Non
         return classification_results(predictions, classes), predictions
 
     def after_epoch(epoch: int, update: int) -> None:
-        if epoch % settings.eval_epochs and update != total_updates:
+        if epoch % settings.eval_epochs and update != length.updates:
             return
         found, _ = evaluate(model)
         values = {f"eval_{key}": value for key, value in found.items() if isinstance(value, float)}
-        run.history.add({"step": update, "epoch": update / updates_per_epoch, **values})
+        run.history.add({"step": update, "epoch": update / length.updates_per_epoch, **values})
         accelerator.log(values, step=update)
         better = found["accuracy"] > run.progress.best
         accelerator.print(
-            f"epoch {update / updates_per_epoch:g}  accuracy {100 * found['accuracy']:.2f} %  loss {found['loss']:.4f}"
-            f"{'  (best so far)' if better else ''}",
+            f"epoch {update / length.updates_per_epoch:g}  accuracy {100 * found['accuracy']:.2f} %  "
+            f"loss {found['loss']:.4f}{'  (best so far)' if better else ''}",
             flush=True,
         )
         if better:
@@ -276,17 +276,13 @@ def train_one(args: EvalArguments, data: Data, name: str, n_partial: float | Non
         accelerator,
         model,
         optimizer,
-        loader,
+        batches,
         run=run,
+        length=length,
         loss_of=loss_of,
-        rate_of=lambda update: learning_rate(
-            update, peak=peak, warmup=warmup, total=total_updates, floor=settings.min_learning_rate
-        ),
-        total_updates=total_updates,
-        updates_per_epoch=updates_per_epoch,
         images_per_update=settings.total_batch_size,
         logging_steps=settings.logging_steps,
-        checkpointing_steps=settings.checkpointing_updates(updates_per_epoch),
+        checkpointing_steps=settings.checkpointing_updates(length.updates_per_epoch),
         after_epoch=after_epoch,
     )
     for tracker in accelerator.trackers:
@@ -305,7 +301,7 @@ def train_one(args: EvalArguments, data: Data, name: str, n_partial: float | Non
     if accelerator.is_main_process:
         evaluations = [entry for entry in log if "eval_accuracy" in entry]
         found |= {"last_accuracy": evaluations[-1]["eval_accuracy"], "epochs": evaluations[-1]["epoch"]}
-        state = {"global_step": total_updates, "epoch": total_updates / updates_per_epoch, "log_history": log}
+        state = {"global_step": length.updates, "epoch": length.updates / length.updates_per_epoch, "log_history": log}
         (folder / "trainer_state.json").write_text(json.dumps(state, indent=2) + "\n")
         (folder / "arguments.json").write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
         done.write_text(json.dumps(found, indent=2) + "\n")
@@ -435,16 +431,6 @@ def results_table(rows: list[dict]) -> str:
         "  ".join(line[i].ljust(w) if i == 0 else line[i].rjust(w) for i, w in zip(used, widths, strict=True))
         for line in lines
     )
-
-
-def prepare_folders(args: EvalArguments) -> None:
-    for folder in {Path(args.output_dir), *args.run_folders()}:
-        if args.overwrite_output_dir:
-            for path in [*folder.glob("checkpoint-*"), *folder.glob(".partial-*")]:
-                shutil.rmtree(path)
-            for name in ("history.jsonl", "model.safetensors", "eval_results.json"):
-                (folder / name).unlink(missing_ok=True)
-        folder.mkdir(parents=True, exist_ok=True)
 
 
 if __name__ == "__main__":

@@ -2,63 +2,56 @@
 
 import dataclasses
 import json
-import math
-import shutil
 import sys
 import time
 from pathlib import Path
 
-import datasets
 import torch
-import transformers
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, send_to_device, set_seed
+from accelerate.utils import send_to_device, set_seed
 
 from configuration import PretrainArguments, model_config, parse_arguments, split_batch
 from modeling_mae import MAEForPreTraining, MAEModel, mask_noise
-from modeling_mae.training.augment import BatchTransform, CenterCrop, RandomResizedCrop
+from modeling_mae.training.augment import BatchTransform, CenterCrop, training_crop
 from modeling_mae.training.card import write_card
 from modeling_mae.training.data import (
-    EpochBatches,
     count_bad,
     load_eval_source,
     load_source,
     make_images,
-    make_loader,
     measure_mean_std,
     with_crop,
 )
 from modeling_mae.training.hub import push
-from modeling_mae.training.loop import TrainingStopped, open_run, save_model, train
+from modeling_mae.training.loop import (
+    Length,
+    TrainingStopped,
+    make_accelerator,
+    make_batches,
+    open_run,
+    prepare_folder,
+    save_model,
+    train,
+)
 from modeling_mae.training.metrics import frozen_accuracies
-from modeling_mae.training.optim import adamw, learning_rate
+from modeling_mae.training.optim import adamw
 from modeling_mae.training.pictures import loss_curve, reconstruct_images, reconstruction_grid, save_reconstruction
 from modeling_mae.training.processor import image_processor
 
 
 def main(args: PretrainArguments) -> None:
     output_dir = Path(args.output_dir)
-    accelerator = Accelerator(
-        log_with=args.trackers or None,
-        project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir)),
-        dataloader_config=DataLoaderConfiguration(non_blocking=True),
-    )
+    accelerator = make_accelerator(output_dir, args.trackers)
     main_process = accelerator.is_main_process
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
     accumulation = split_batch(args.total_batch_size, args.per_device_train_batch_size, accelerator.num_processes)
     accelerator.gradient_accumulation_steps = accumulation
     if main_process:
-        prepare_folder(output_dir, args)
+        prepare_folder(output_dir, args.overwrite_output_dir)
 
     # Data. One process reads first: the others find what `datasets` has cached.
     config = model_config(args)
     size = config.image_height_width
-    if args.crop_scale == [1.0, 1.0]:
-        crop = RandomResizedCrop(args.seed, (1.0, 1.0), (size[1] / size[0],) * 2, args.horizontal_flip)
-    else:
-        crop = RandomResizedCrop(args.seed, args.crop_scale, flip=args.horizontal_flip)
+    crop = training_crop(args.seed, args.crop_scale, args.horizontal_flip, size)
     with accelerator.main_process_first():
         source = load_source(
             args.dataset_name,
@@ -82,22 +75,25 @@ def main(args: PretrainArguments) -> None:
     optimizer = adamw(model, weight_decay=args.weight_decay, betas=(args.adam_beta1, args.adam_beta2))
     model, optimizer = accelerator.prepare(model, optimizer)
 
-    # Length of the run
-    updates_per_epoch = max(1, len(images) // args.total_batch_size)
-    total_updates = args.max_train_steps or math.ceil(args.num_train_epochs * updates_per_epoch)
-    peak = args.base_learning_rate * args.total_batch_size / 256
-    warmup = round(args.warmup_epochs * updates_per_epoch)
-
-    run = open_run(accelerator, output_dir, args.checkpoints_kept, args.resume_from_checkpoint)
-    batches = EpochBatches(
+    length = Length.of(
         len(images),
-        args.per_device_train_batch_size,
-        args.total_batch_size,
-        args.seed,
-        run.progress.update,
-        total_updates,
+        total_batch_size=args.total_batch_size,
+        num_train_epochs=args.num_train_epochs,
+        max_train_steps=args.max_train_steps,
+        warmup_epochs=args.warmup_epochs,
+        base_learning_rate=args.base_learning_rate,
     )
-    loader = accelerator.prepare(make_loader(images, batches, args.dataloader_num_workers))
+    run = open_run(accelerator, output_dir, args.checkpoints_kept, args.resume_from_checkpoint)
+    batches = make_batches(
+        accelerator,
+        images,
+        run,
+        length,
+        batch_size=args.per_device_train_batch_size,
+        total=args.total_batch_size,
+        seed=args.seed,
+        num_workers=args.dataloader_num_workers,
+    )
 
     unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
     parameters = sum(p.numel() for p in unwrapped.parameters())
@@ -113,9 +109,9 @@ def main(args: PretrainArguments) -> None:
         f"{'in memory' if hasattr(images, 'images') else 'from files'}\n"
         f"batch      {args.total_batch_size} = {accelerator.num_processes} processes x "
         f"{args.per_device_train_batch_size} images x {accumulation} accumulation steps\n"
-        f"length     {total_updates:,} updates, {total_updates / updates_per_epoch:g} epochs of {updates_per_epoch}"
+        f"length     {length}"
         f"{f', from update {run.progress.update} of {run.resumed}' if run.resumed else ''}\n"
-        f"rate       {peak:.3e} after {warmup} updates of warm-up, cosine to 0\n"
+        f"rate       {length.peak:.3e} after {length.warmup} updates of warm-up, cosine to 0\n"
         f"precision  {accelerator.mixed_precision}, on {accelerator.device}"
     )
 
@@ -158,17 +154,11 @@ def main(args: PretrainArguments) -> None:
         accelerator,
         model,
         optimizer,
-        loader,
+        batches,
         loss_of=loss_of,
-        rate_of=lambda update: learning_rate(update, peak=peak, warmup=warmup, total=total_updates),
-        run=run,
-        total_updates=total_updates,
-        updates_per_epoch=updates_per_epoch,
         images_per_update=args.total_batch_size,
         logging_steps=args.logging_steps,
-        checkpointing_steps=updates_per_epoch
-        if args.checkpointing_steps == "epoch"
-        else int(args.checkpointing_steps),
+        checkpointing_steps=args.checkpointing_updates(length.updates_per_epoch),
         after_epoch=after_epoch,
     )
     seconds = time.perf_counter() - began
@@ -178,14 +168,14 @@ def main(args: PretrainArguments) -> None:
     knn = knn_table(args, config, accelerator, model, images, transform) if args.knn else {}
     skipped = count_bad(accelerator, images)
     if main_process:
-        picture(output_dir / "reconstruction.png", total_updates)
+        picture(output_dir / "reconstruction.png", length.updates)
     accelerator.end_training()
     if not main_process:
         return
     image_processor(size, mean, std, config.num_channels).save_pretrained(output_dir)
     (output_dir / "arguments.json").write_text(json.dumps(dataclasses.asdict(args), indent=2) + "\n")
     log = run.history.read()
-    state = {"global_step": total_updates, "epoch": total_updates / updates_per_epoch, "log_history": log}
+    state = {"global_step": length.updates, "epoch": length.updates / length.updates_per_epoch, "log_history": log}
     (output_dir / "trainer_state.json").write_text(json.dumps(state, indent=2) + "\n")
     loss_curve(output_dir / "loss.png", log)
     if knn:
@@ -198,7 +188,7 @@ def main(args: PretrainArguments) -> None:
         arguments=dataclasses.asdict(args),
         results={
             "final loss": f"{log[-1]['loss']:.4f}",
-            "updates": f"{total_updates:,}",
+            "updates": f"{length.updates:,}",
             "time": f"{seconds / 60:.1f} minutes on {accelerator.num_processes} x {accelerator.device.type}",
             "precision": accelerator.mixed_precision,
             **({"bad images skipped": f"{skipped:,}"} if skipped else {}),
@@ -214,15 +204,6 @@ def main(args: PretrainArguments) -> None:
     print(f"model      {output_dir}: MAEModel.from_pretrained({str(output_dir)!r})")
     if args.push_to_hub and not push(output_dir, args.hub_model_id, args.hub_private_repo):
         sys.exit(1)
-
-
-def prepare_folder(output_dir: Path, args: PretrainArguments) -> None:
-    if args.overwrite_output_dir:
-        for path in [*output_dir.glob("checkpoint-*"), *output_dir.glob(".partial-*")]:
-            shutil.rmtree(path)
-        for name in ("history.jsonl", "model.safetensors", "trainer_state.json", "knn.json"):
-            (output_dir / name).unlink(missing_ok=True)
-    output_dir.mkdir(parents=True, exist_ok=True)
 
 
 def knn_table(args, config, accelerator: Accelerator, model, images, transform) -> dict[str, float]:

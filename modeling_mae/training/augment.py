@@ -68,6 +68,13 @@ class RandomResizedCrop:
         return boxes, torch.from_numpy((draws[:, -1] < 0.5) & self.flip)
 
 
+def training_crop(seed: int, scale: list[float], flip: bool, size: tuple[int, int]) -> RandomResizedCrop:
+    """RandomResizedCrop of `scale`; the scale 1 1 takes the largest box with the aspect ratio of `size`."""
+    if tuple(scale) == (1.0, 1.0):
+        return RandomResizedCrop(seed, scale, (size[1] / size[0],) * 2, flip)
+    return RandomResizedCrop(seed, scale, flip=flip)
+
+
 class CenterCrop:
     """The deterministic crop of evaluation: the central `fraction` of the largest box with the aspect ratio of `size`.
     Cropping 224/256 of the box and resizing it equals resizing to 256 and cropping 224; small sets use 1."""

@@ -12,9 +12,78 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import datasets
 import torch
+import transformers
 from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
 from tqdm import tqdm
+
+from .data import EpochBatches, make_loader
+from .optim import learning_rate
+
+
+def make_accelerator(folder: Path, trackers: list[str]) -> Accelerator:
+    """Accelerate's state with its logs in `folder`; the libraries say only what went wrong."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    return Accelerator(
+        log_with=trackers or None,
+        project_config=ProjectConfiguration(str(folder), logging_dir=str(folder)),
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),
+    )
+
+
+def prepare_folder(folder: Path, overwrite: bool) -> None:
+    """Make `folder`; with `overwrite` without the results and checkpoints of an earlier run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if overwrite:
+        for path in [*folder.glob("checkpoint-*"), *folder.glob(".partial-*")]:
+            shutil.rmtree(path)
+        for pattern in ("*.json", "*.jsonl", "*.safetensors", "*.txt"):
+            for path in folder.glob(pattern):
+                path.unlink()
+
+
+@dataclass
+class Length:
+    """A run in updates, from a recipe's epochs, and its learning rates."""
+
+    updates: int
+    updates_per_epoch: int
+    warmup: int
+    peak: float
+    floor: float = 0.0
+
+    @classmethod
+    def of(
+        cls,
+        images: int,
+        *,
+        total_batch_size: int,
+        num_train_epochs: float,
+        max_train_steps: int | None,
+        warmup_epochs: float,
+        base_learning_rate: float,
+        floor: float = 0.0,
+    ) -> "Length":
+        """`base_learning_rate` is that of 256 images an update (paper, Section A.1: the linear scaling rule)."""
+        updates_per_epoch = max(1, images // total_batch_size)
+        return cls(
+            updates=max_train_steps or math.ceil(num_train_epochs * updates_per_epoch),
+            updates_per_epoch=updates_per_epoch,
+            warmup=round(warmup_epochs * updates_per_epoch),
+            peak=base_learning_rate * total_batch_size / 256,
+            floor=floor,
+        )
+
+    def rate(self, update: int) -> float:
+        return learning_rate(update, peak=self.peak, warmup=self.warmup, total=self.updates, floor=self.floor)
+
+    def __str__(self) -> str:
+        epochs = self.updates / self.updates_per_epoch
+        return f"{self.updates:,} updates, {epochs:g} epochs of {self.updates_per_epoch}"
 
 
 class TrainingStopped(Exception):
@@ -138,6 +207,12 @@ def open_run(accelerator: Accelerator, folder: Path, kept: int, resume: str | No
     return Run(progress, history, checkpoints, resumed)
 
 
+def make_batches(accelerator: Accelerator, images, run: Run, length: Length, *, batch_size, total, seed, num_workers):
+    """This process's micro-batches of `batch_size`, `total` images an update, from where `run` stands."""
+    batches = EpochBatches(len(images), batch_size, total, seed, run.progress.update, length.updates)
+    return accelerator.prepare(make_loader(images, batches, num_workers))
+
+
 class StopRequest:
     """SIGINT or SIGTERM, noted for the end of the update and agreed upon by all processes."""
 
@@ -218,27 +293,26 @@ def train(
     batches: Iterable,
     *,
     run: Run,
+    length: Length,
     loss_of: Callable[[object, int, int], torch.Tensor],
-    rate_of: Callable[[int], float],
-    total_updates: int,
-    updates_per_epoch: int,
     images_per_update: int,
     logging_steps: int,
     checkpointing_steps: int,
     after_epoch: Callable[[int, int], None] = lambda epoch, update: None,
 ) -> None:
-    """Runs the updates `run.progress.update` ... `total_updates` - 1.
+    """Runs the updates `run.progress.update` ... `length.updates` - 1.
 
     `batches` yields this process's micro-batches, `accelerator.gradient_accumulation_steps` of them an update.
-    `loss_of(batch, update, micro)` is the loss of one; `rate_of(update)` the learning rate; `after_epoch(epoch,
-    update)` runs after each whole epoch, before its checkpoint, and at the last update. The loss is read from the
-    device only every `logging_steps` updates and before a checkpoint.
+    `loss_of(batch, update, micro)` is the loss of one; `after_epoch(epoch, update)` runs after each whole epoch,
+    before its checkpoint, and at the last update. The loss is read from the device only every `logging_steps` updates
+    and before a checkpoint.
 
     Raises:
         TrainingStopped: after a signal (with a checkpoint written), or when the loss or the weights are not finite
             (without one).
     """
     progress, history, checkpoints = run.progress, run.history, run.checkpoints
+    total_updates, updates_per_epoch = length.updates, length.updates_per_epoch
     display = Display(accelerator.is_main_process, progress.update, total_updates, images_per_update)
     pending: list[torch.Tensor] = []  # losses still on the device, at most logging_steps of them
     batches = iter(batches)
@@ -259,7 +333,7 @@ def train(
         last = checkpoints.newest()
         way = f"go on from {last} with --resume_from_checkpoint {last}" if last else "start again"
         return TrainingStopped(
-            f"{what} (learning rate {rate_of(update - 1):.3e}): {way}, and a lower --base_learning_rate, a longer "
+            f"{what} (learning rate {length.rate(update - 1):.3e}): {way}, and a lower --base_learning_rate, a longer "
             "--warmup_epochs, or bf16 or full precision in place of fp16"
         )
 
@@ -284,7 +358,7 @@ def train(
             end_epoch()  # a signal may have come between an epoch's last update and what follows it
             for update in range(progress.update, total_updates):
                 for group in optimizer.param_groups:
-                    group["lr"] = rate_of(update) * group.get("lr_scale", 1.0)
+                    group["lr"] = length.rate(update) * group.get("lr_scale", 1.0)
                 loss = 0.0
                 for micro in range(micro_steps):
                     with accelerator.accumulate(model):
@@ -303,7 +377,7 @@ def train(
                         "step": done,
                         "epoch": done / updates_per_epoch,
                         "loss": sum(progress.losses) / len(progress.losses),
-                        "learning_rate": rate_of(update),
+                        "learning_rate": length.rate(update),
                     }
                     progress.losses = []
                     history.add(entry)
