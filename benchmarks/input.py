@@ -5,7 +5,7 @@ pipeline of the field (PIL, RandomResizedCrop bicubic, flip, ToTensor, Normalize
 They take turns in one process. "ours, loading process" leaves out the normalisation, which runs where the model does:
 what a core has to do beside a GPU. Below, the crops of images in memory, as the demo's are, in batches of 256.
 
-    PYTHONPATH=. python benchmarks/input.py [--images 64] [--rounds 7]
+    PYTHONPATH=. python benchmarks/input.py [--images 32] [--rounds 7]
 """
 
 import argparse
@@ -29,7 +29,7 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def photographs(count: int) -> list[bytes]:
-    """JPEGs as detailed as photographs (about 70 kB): noise whose strength falls with its frequency, as in nature."""
+    """JPEGs as detailed as photographs (about 90 kB): noise whose strength falls with its frequency, as in nature."""
     generator = np.random.default_rng(0)
     rows, columns = np.fft.fftfreq(375)[:, None], np.fft.fftfreq(500)[None]
     strength = 1 / np.maximum(1 / 500, np.hypot(rows, columns))
@@ -46,7 +46,7 @@ def photographs(count: int) -> list[bytes]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     torch.set_num_threads(1)

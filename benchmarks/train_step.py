@@ -5,7 +5,7 @@ step each, so that what else the machine does hits both alike; medians are shown
 fused AdamW) and, as ViTMAE's own are zero from scratch, filled position tables. Peak memory is measured in a process
 for each. The matrix-multiply rate of the machine, measured between the steps, is the limit for a step's arithmetic.
 
-    PYTHONPATH=. python benchmarks/train_step.py [--sizes base tiny demo] [--rounds 15] [--compile]
+    PYTHONPATH=. python benchmarks/train_step.py [--sizes base tiny demo] [--rounds 7] [--compile]
         [--device cuda] [--dtype bfloat16]
 """
 
@@ -13,6 +13,7 @@ import argparse
 import multiprocessing
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -88,24 +89,18 @@ def high_water() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
-def peak_memory(name: str, size: str, device: str, dtype: torch.dtype, result) -> None:
-    """MB that three steps take beyond what the imports took; in a process of its own."""
+def peak_memory(name: str, size: str, device: str, dtype: torch.dtype) -> float:
+    """MB that three steps take beyond what the imports took."""
     before = high_water()
     step, _ = stepper(name, size, device, dtype)
     for _ in range(3):
         step()
-    peak = high_water() - before
-    result.put(torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else peak)
+    return torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else high_water() - before
 
 
-def measure_memory(*arguments) -> float:
-    context = multiprocessing.get_context("spawn")
-    result = context.Queue()
-    process = context.Process(target=peak_memory, args=(*arguments, result))
-    process.start()
-    megabytes = result.get(timeout=600)
-    process.join()
-    return megabytes
+def in_a_process_of_its_own(function, *arguments):
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def compare(size: str, names: list[str], rounds: int, device: str, dtype: torch.dtype) -> None:
@@ -130,7 +125,7 @@ def compare(size: str, names: list[str], rounds: int, device: str, dtype: torch.
     print(f"{'':16}{'images/s':>10}{'ratio':>8}{'peak MB':>10}{'GFLOP/image':>13}{'of product rate':>17}")
     for name in names:
         share = work[name] / statistics.median(times[name]) / rate
-        memory = measure_memory(name, size, device, dtype)
+        memory = in_a_process_of_its_own(peak_memory, name, size, device, dtype)
         print(
             f"{name:16}{fastest[name]:10.1f}{fastest[name] / fastest['transformers']:8.2f}{memory:10.0f}"
             f"{work[name] / images / 1e9:13.2f}{100 * share:16.0f}%",
@@ -141,7 +136,7 @@ def compare(size: str, names: list[str], rounds: int, device: str, dtype: torch.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=list(WORDS), default=list(WORDS))
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--compile", action="store_true", help="ours through torch.compile as a third contestant")

@@ -1,3 +1,5 @@
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,17 @@ from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from modeling_mae.training.augment import BatchTransform, CenterCrop, RandomResizedCrop, crop_and_resize, uniforms
+from modeling_mae.training.augment import (
+    AutoAugmentedImages,
+    BatchTransform,
+    CenterCrop,
+    Mix,
+    RandomResizedCrop,
+    crop_and_resize,
+    cut,
+    uniforms,
+)
+from modeling_mae.training.data import load_source, make_images
 
 
 def test_uniforms_are_uniform_and_depend_on_the_image_alone():
@@ -60,3 +72,54 @@ def test_batch_transform_normalises_and_flips():
     assert result[1, 2, 0, 0].item() == pytest.approx((21 / 255 - 0.3) / 0.125)  # mirrored: its right pixel
     whole = {"images": images, "boxes": torch.tensor([[0, 0, 2, 2]] * 2), "flips": torch.tensor([False, True])}
     torch.testing.assert_close(transform(whole), result)
+
+
+def test_rand_augment_depends_on_seed_epoch_and_image_alone():
+    images = make_images(load_source(max_samples=40), RandomResizedCrop(0, (0.6, 1.0)), (28, 28), 1)
+    augmented = AutoAugmentedImages(images, "rand-m9-mstd0.5-inc1", (28, 28), [0.28], 0)
+    whole = augmented.__getitems__([(1, i) for i in range(40)])
+    assert whole["images"].shape == (40, 1, 28, 28) and whole["images"].dtype == torch.uint8
+    random.seed(5)
+    np.random.seed(5)
+    part = augmented.__getitems__([(1, 33), (1, 4)])
+    assert torch.equal(part["images"], whole["images"][[33, 4]]) and torch.equal(
+        part["labels"], images.labels[[33, 4]]
+    )
+    for other in (
+        augmented.__getitems__([(2, i) for i in range(40)]),
+        AutoAugmentedImages(images, "rand-m9-mstd0.5-inc1", (28, 28), [0.28], 1).__getitems__(
+            [(1, i) for i in range(40)]
+        ),
+    ):
+        assert not torch.equal(other["images"], whole["images"])
+    # at probability 0 it is the crop alone
+    none = AutoAugmentedImages(images, "rand-p0-m9", (28, 28), [0.28], 0).__getitems__([(1, i) for i in range(40)])
+    assert torch.equal(none["images"], cut(images.__getitems__([(1, i) for i in range(40)]), (28, 28)).round().byte())
+    with pytest.raises(ValueError, match="1 or 3 channels, not 4"):
+        AutoAugmentedImages(images, "rand-m9", (28, 28), [0.1] * 4, 0)
+    with pytest.raises(ValueError, match="no RandAugment of timm's"):
+        AutoAugmentedImages(images, "rand-x9", (28, 28), [0.1], 0)
+
+
+def test_mixed_labels_say_what_is_in_the_image():
+    """Each class is a plain image of its own value, so that the mix can be read off the pixels."""
+    labels = torch.arange(8)
+    images = labels.float().view(8, 1, 1, 1).expand(8, 1, 20, 20)
+    for mix, mixes in ((Mix(0, 0.8, 0, 8, "cpu"), "mixup"), (Mix(0, 0, 1.0, 8, "cpu"), "cutmix")):
+        mixed, targets = mix(images.clone(), labels, 0, 1, 2)
+        assert targets.shape == (8, 8) and torch.allclose(targets.sum(1), torch.ones(8))
+        expected = (targets * labels).sum(1)  # timm mixes the batch with itself reversed
+        torch.testing.assert_close(mixed.mean((1, 2, 3)), expected, atol=1e-4, rtol=1e-4, msg=mixes)
+        assert 0.01 < targets.diagonal().mean() < 0.999
+        again, same = mix(images.clone(), labels, 0, 1, 2)
+        assert torch.equal(again, mixed) and torch.equal(same, targets)
+        assert not torch.equal(mix(images.clone(), labels, 0, 1, 3)[1], targets)
+
+
+def test_erasing_hits_its_part_of_the_images():
+    erased, labels = Mix(0.25, 0, 0, 10, "cpu")(torch.zeros(2000, 1, 12, 12), torch.zeros(2000).long(), 0)
+    share = (erased != 0).flatten(1).any(1).float().mean().item()
+    assert share == pytest.approx(0.25, abs=0.04)  # four deviations of a share of 2000
+    assert labels.ndim == 1
+    plain, _ = Mix(0, 0, 0, 10, "cpu")(torch.ones(3, 1, 4, 4), torch.zeros(3).long(), 0)
+    assert torch.equal(plain, torch.ones(3, 1, 4, 4))

@@ -1,17 +1,22 @@
+import datasets
 import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
 from PIL import Image
 
-from modeling_mae.training.augment import CenterCrop
+from modeling_mae.training.augment import CenterCrop, RandomResizedCrop
 from modeling_mae.training.data import (
     EpochBatches,
     FileImages,
     MemoryImages,
+    NoSplit,
+    Part,
+    load_eval_source,
     load_source,
     make_images,
     measure_mean_std,
+    with_crop,
 )
 from modeling_mae.training.decode import BadImage, decode
 
@@ -57,7 +62,7 @@ def test_decode_alpha_16_bit_and_orientation(tmp_path):
     assert abs(int(turned[0, 1, 4]) - 200) < 12 and abs(int(turned[2, 10, 4]) - 220) < 12
 
 
-def test_bad_files_are_named(tmp_path):
+def test_bad_files_are_named(tmp_path, capsys):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 90, 3), np.uint8)).save(tmp_path / "good.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "good.jpg").read_bytes()[:1500])
     (tmp_path / "text.jpg").write_text("no image")
@@ -69,11 +74,14 @@ def test_bad_files_are_named(tmp_path):
     with pytest.raises(BadImage, match="on_bad_image skip"):
         images.__getitems__([(0, i) for i in range(3)])
     images = FileImages(source, CenterCrop((16, 16)), (16, 16), 3, "skip")
-    with pytest.warns(UserWarning, match="skipped bad image"):
+    capsys.readouterr()
+    for _ in range(2):
         batch = images.__getitems__([(0, i) for i in range(3)])
-    assert len(images.bad) == 2 and (batch["images"] == batch["images"][0]).all()
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and "cut.jpg" in said[0] + said[1] and "text.jpg" in said[0] + said[1]
+    assert images.bad.sum() == 2 and (batch["images"] == batch["images"][0]).all()
     (tmp_path / "good.jpg").write_text("neither")
-    with pytest.raises(BadImage, match="none of the 3 images"), pytest.warns(UserWarning):
+    with pytest.raises(BadImage, match="none of the 3 images"):
         FileImages(source, CenterCrop((16, 16)), (16, 16), 3, "skip").decode(0)
 
 
@@ -132,3 +140,36 @@ def test_batches_that_cannot_be():
         EpochBatches(100, 10, 200, 0, 0, 1)
     with pytest.raises(ValueError, match="batches of 7 do not divide total_batch_size 20"):
         EpochBatches(100, 7, 20, 0, 0, 1)
+
+
+def test_splits_to_evaluate_on(tmp_path):
+    table = datasets.Dataset.from_dict({"image": [Image.fromarray(COLOURS)] * 3, "label": [0, 1, 1]})
+    table.to_parquet(tmp_path / "train-0.parquet")
+    options = {"cache_dir": str(tmp_path / "cache")}
+    with pytest.raises(NoSplit, match="no split validation, val, test .*--validation_dir"):
+        load_eval_source(None, None, str(tmp_path), None, **options)
+    table.select([0, 1]).to_parquet(tmp_path / "test-0.parquet")
+    source, split = load_eval_source(None, None, str(tmp_path), None, **options)
+    assert split == "test" and len(source) == 2 and len(load_source(data_dir=str(tmp_path), **options)) == 3
+    with pytest.raises(NoSplit, match="'validation'.*train-0.parquet"):
+        load_eval_source(None, None, str(tmp_path), "validation", **options)
+    assert load_eval_source(None, None, None, None)[1] == "test"  # the bundled images
+
+
+def test_parts_and_other_crops_share_the_images():
+    images = make_images(load_source(max_samples=10), CenterCrop((28, 28)), (28, 28), 1)
+    part = Part(images, np.array([7, 2]))
+    batch = part.__getitems__([(3, 1), (3, 0)])
+    assert torch.equal(batch["images"], images.images[[2, 7]]) and torch.equal(batch["labels"], images.labels[[2, 7]])
+    assert part.labels.tolist() == images.labels[[7, 2]].tolist() and len(part) == 2
+    crop = RandomResizedCrop(0)
+    other = with_crop(images, crop)
+    assert other.images is images.images and images.crop is not crop
+    # the crop of an image is that of its place in the whole
+    boxes, _ = crop(3, [2], 28, 28)
+    assert torch.equal(Part(other, np.array([7, 2])).__getitems__([(3, 1)])["boxes"], boxes)
+
+
+def test_samples_are_spread_over_the_set():
+    labels = load_source().dataset["label"]
+    assert load_source(max_samples=3).dataset["label"][:] == [labels[0], labels[6000], labels[11999]]
