@@ -211,3 +211,25 @@ def test_another_image_size_interpolates_the_positions(tmp_path, positions):
     with pytest.raises(ValueError, match="flatten"):
         flat(torch.randn(2, 3, 32, 32))
     assert flat(IMAGES).logits.shape == (8, 5)
+
+
+def test_transformers_trainer_trains_it(tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    class Images(torch.utils.data.Dataset):
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, i):
+            return {"pixel_values": IMAGES[i], "labels": LABELS[i]}
+
+    options = {"max_steps": 2, "per_device_train_batch_size": 4, "report_to": [], "use_cpu": True, "save_steps": 2}
+    model = net().freeze(0.5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer = Trainer(model, TrainingArguments(str(tmp_path), **options), train_dataset=Images())
+    trainer.train()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == TUNED[0.5]
+    assert trainer.evaluate(Images())["eval_loss"] > 0
+    again = EvalNet.from_pretrained(tmp_path / "checkpoint-2").eval()
+    torch.testing.assert_close(again(IMAGES).logits, model.eval()(IMAGES).logits)
