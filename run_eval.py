@@ -19,6 +19,7 @@ from modeling_mae import EvalNet, MAEConfig, MAEModel
 from modeling_mae.training.augment import AutoAugmentedImages, BatchTransform, CenterCrop, Mix, training_crop
 from modeling_mae.training.charts import confusion_picture, partial_curve, training_curve
 from modeling_mae.training.data import (
+    EpochBatches,
     FileImages,
     MemoryImages,
     Part,
@@ -53,6 +54,7 @@ def main(args: EvalArguments) -> None:
         for folder in {output_dir, *args.run_folders()}:
             prepare_folder(folder, args.overwrite_output_dir)
     data = load_data(args, accelerator)
+    check_runs(args, data, accelerator.num_processes)
     rows = []
     if args.knn or args.baselines:
         rows += frozen_features(args, data, accelerator)
@@ -124,12 +126,10 @@ def load_data(args: EvalArguments, accelerator: Accelerator) -> Data:
             labels, names = read_labels(source)
         if not args.do_train and trained:
             names = [config.id2label[i] for i in range(config.num_labels)]
-        held_out = (None, None, args.validation_dir) if args.validation_dir else place
-        splits = args.eval_split
-        if args.validation_dir and not splits:
-            splits = next((s for s in ("validation", "val", "test") if (Path(args.validation_dir) / s).is_dir()), None)
-            splits = splits or ("train" if not any(Path(args.validation_dir).rglob("*.parquet")) else None)
-        eval_source, split = load_eval_source(*held_out, splits, max_samples=args.max_eval_samples, **options)
+        if args.validation_dir:
+            place = (None, None, args.validation_dir)
+        options |= {"max_samples": args.max_eval_samples, "held_out": bool(args.validation_dir)}
+        eval_source, split = load_eval_source(*place, args.eval_split, **options)
     eval_labels, names = read_labels(eval_source, names)
     if needs_training_images:
         train_images = make_images(source, crop, size, config.num_channels, args.on_bad_image)
@@ -177,6 +177,18 @@ def training_images(settings: EvalArguments, data: Data):
     return images
 
 
+def check_runs(args: EvalArguments, data: Data, processes: int) -> None:
+    """Raises before any long work what the last of several runs would raise after the others."""
+    for name, n_partial, from_scratch in args.runs():
+        settings = args.strategy(n_partial, from_scratch)
+        try:
+            split_batch(settings.total_batch_size, settings.per_device_train_batch_size, processes)
+            images = training_images(settings, data)
+            EpochBatches(len(images), settings.per_device_train_batch_size, settings.total_batch_size, 0, 0, 1)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
+
 # --- one training ---
 
 
@@ -201,7 +213,9 @@ def train_one(args: EvalArguments, data: Data, name: str, n_partial: float | Non
     if from_scratch:
         model = EvalNet(config)
     else:
-        model = EvalNet.from_pretrained(settings.model_name_or_path, config=config)
+        # A classifier of other classes gives its encoder and gets a new head, as a pre-trained one does.
+        other = data.trained and MAEConfig.from_pretrained(settings.model_name_or_path).num_labels != config.num_labels
+        model = EvalNet.from_pretrained(settings.model_name_or_path, config=config, ignore_mismatched_sizes=other)
     model.freeze(config.num_hidden_layers if n_partial is None else n_partial)
     if settings.optimizer == "adamw":
         betas = (settings.adam_beta1, settings.adam_beta2)
@@ -248,15 +262,10 @@ def train_one(args: EvalArguments, data: Data, name: str, n_partial: float | Non
         pixel_values, labels = mix(data.transform(batch), batch["labels"], settings.seed, update, place)
         return model(pixel_values, labels=labels).loss
 
-    def evaluate(tested) -> tuple[dict, dict]:
-        batch_size, workers = settings.per_device_eval_batch_size, settings.dataloader_num_workers
-        predictions = predict(accelerator, tested, data.evaluation, data.transform, batch_size, workers)
-        return classification_results(predictions, classes), predictions
-
     def after_epoch(epoch: int, update: int) -> None:
         if epoch % settings.eval_epochs and update != length.updates:
             return
-        found, _ = evaluate(model)
+        found = classification_results(predict_all(settings, data, accelerator, model), classes)
         values = {f"eval_{key}": value for key, value in found.items() if isinstance(value, float)}
         run.history.add({"step": update, "epoch": update / length.updates_per_epoch, **values})
         accelerator.log(values, step=update)
@@ -309,6 +318,11 @@ def train_one(args: EvalArguments, data: Data, name: str, n_partial: float | Non
     return found
 
 
+def predict_all(settings: EvalArguments, data: Data, accelerator: Accelerator, model) -> dict:
+    batch_size, workers = settings.per_device_eval_batch_size, settings.dataloader_num_workers
+    return predict(accelerator, model, data.evaluation, data.transform, batch_size, workers)
+
+
 def test(
     args: EvalArguments,
     data: Data,
@@ -322,14 +336,7 @@ def test(
     """Results of the classifier in `checkpoint` on the evaluation images; pictures, card, predictions in `folder`."""
     model = EvalNet.from_pretrained(checkpoint)
     prepared = accelerator.prepare_model(model, evaluation_mode=True)
-    predictions = predict(
-        accelerator,
-        prepared,
-        data.evaluation,
-        data.transform,
-        args.per_device_eval_batch_size,
-        args.dataloader_num_workers,
-    )
+    predictions = predict_all(args, data, accelerator, prepared)
     found = classification_results(predictions, len(data.class_names))
     if not accelerator.is_main_process:
         return {"name": name, **found}

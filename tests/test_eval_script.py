@@ -176,7 +176,26 @@ def test_own_folders(tmp_path, recipe):
     (row,) = json.loads((tmp_path / "run" / "results.json").read_text())
     assert row["per_class_accuracy"][2] is None and row["accuracy"] > 0.9
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "run")
+    assert "checkpoint for images of (28, 28) pixels: its positions are interpolated to (35, 35)" in output
     assert model.config.image_size == 35 and model.config.id2label == {0: "dark", 1: "light", 2: "mid"}
+    # a classifier of three classes as the start of one of two, with what it was trained for another size
+    words = (recipe, "--train_dir", tmp_path / "photos" / "test", "--validation_dir", tmp_path / "photos" / "test")
+    words += ("--model_name_or_path", tmp_path / "run", "--output_dir", tmp_path / "two", "--total_batch_size", 16)
+    run(
+        *words,
+        "--n_partial",
+        1,
+        "--num_train_epochs",
+        1,
+        "--max_train_samples",
+        32,
+        "--resume_from_checkpoint",
+        "auto",
+    )
+    two = AutoModelForImageClassification.from_pretrained(tmp_path / "two")
+    assert two.config.id2label == {0: "dark", 1: "light"} and two.head.weight.shape == (2, 16)
+    first = "layers.0.mlp.fc1.weight"
+    assert torch.equal(two.mae.state_dict()[first], model.mae.state_dict()[first])
     words = (recipe, "--output_dir", tmp_path / "refused", "--total_batch_size", 16)
     photos = tmp_path / "photos"
     for arguments, message in (
@@ -184,6 +203,10 @@ def test_own_folders(tmp_path, recipe):
         (("--train_dir", photos / "train"), "--validation_dir"),
         (("--train_dir", photos / "train" / "dark", "--validation_dir", photos / "test"), "no column of labels"),
         (("--do_train", "false"), "has no classifier to test"),
+        (
+            ("--n_partial", 1, 0, "--linear_overrides", "total_batch_size=512"),
+            "n_partial-0: total_batch_size 512 is more",
+        ),
         (("--n_partial", 3), "n_partial 3 does not work: give 0 (head only)"),
         (("--model_name_or_path", tmp_path / "nowhere"), "is not a folder here"),
     ):

@@ -104,14 +104,20 @@ def load_source(
 
 
 def load_eval_source(
-    dataset_name: str | None, dataset_config_name: str | None, data_dir: str | None, split: str | None, **options
+    dataset_name: str | None,
+    dataset_config_name: str | None,
+    data_dir: str | None,
+    split: str | None,
+    held_out: bool = False,
+    **options,
 ) -> tuple[Source, str]:
-    """(source, split): `load_source` of `split`, by default of the first of `EVAL_SPLITS` that there is.
+    """(source, split): `load_source` of `split`, by default of the first of `EVAL_SPLITS` that there is; of a folder
+    that is all `held_out`, where it has none of them, of everything.
 
     Raises:
         FileNotFoundError, ValueError: as `load_source`; when there is no such split.
     """
-    for name in [split] if split else EVAL_SPLITS:
+    for name in [split] if split else [*EVAL_SPLITS, *["train"] * held_out]:
         try:
             return load_source(dataset_name, dataset_config_name, data_dir, name, **options), name
         except NoSplit as error:
