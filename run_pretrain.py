@@ -155,6 +155,8 @@ def main(args: PretrainArguments) -> None:
         model,
         optimizer,
         batches,
+        run=run,
+        length=length,
         loss_of=loss_of,
         images_per_update=args.total_batch_size,
         logging_steps=args.logging_steps,
