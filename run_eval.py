@@ -367,6 +367,7 @@ def test(
             results=found,
             class_names=data.class_names,
             arguments=dataclasses.asdict(args),
+            repo_id=args.hub_model_id if len(args.runs()) == 1 else None,
         )
     return {"name": name, **found}
 

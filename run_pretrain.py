@@ -195,7 +195,9 @@ def main(args: PretrainArguments) -> None:
             "precision": accelerator.mixed_precision,
             **({"bad images skipped": f"{skipped:,}"} if skipped else {}),
         },
+        normalised=config.norm_pix_loss,
         knn=knn,
+        repo_id=args.hub_model_id,
         hub_id=args.dataset_name if args.dataset_name and "/" in args.dataset_name else None,
     )
     if skipped:

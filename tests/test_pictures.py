@@ -38,7 +38,9 @@ def test_card_is_read_back_by_the_hub_client(tmp_path):
         tmp_path,
         name="small",
         data="10 images of pets",
-        architecture="Two blocks.",
+        architecture="Two blocks",
+        normalised=True,
+        repo_id="me/small",
         arguments={"seed": 3, "train_dir": "/home/me/pets", "cache_dir": None},
         results={"final loss": "0.4321"},
         knn={"trained encoder": 0.755},
@@ -47,6 +49,14 @@ def test_card_is_read_back_by_the_hub_client(tmp_path):
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.license == "apache-2.0" and card.data.datasets == ["me/pets"]
     assert card.data.library_name == "transformers" and card.data.pipeline_tag == "image-feature-extraction"
-    for text in ("# small", "| final loss | 0.4321 |", "| trained encoder | 75.5 % |", "| seed | `3` |", "2111.06377"):
+    for text in (
+        "# small",
+        "| final loss | 0.4321 |",
+        "| trained encoder | 75.5 % |",
+        "| seed | `3` |",
+        "2111.06377",
+        "mean and deviation of the hidden one",
+        'AutoModel.from_pretrained("me/small")',
+    ):
         assert text in card.text
     assert "/home/me" not in card.text

@@ -23,8 +23,10 @@ def write_card(
     architecture: str,
     arguments: dict,
     results: dict[str, str],
+    normalised: bool,
     knn: dict[str, float] | None = None,
     hub_id: str | None = None,
+    repo_id: str | None = None,
 ) -> None:
     """README.md of a pre-trained checkpoint: what it is, results, pictures, how to load it, all settings, citation."""
     metadata = ModelCardData(
@@ -38,10 +40,16 @@ def write_card(
         f"---\n{metadata.to_yaml()}\n---",
         f"# {name}",
         f"A masked autoencoder ([arXiv 2111.06377](https://arxiv.org/abs/2111.06377)) pre-trained on {data}. "
-        f"{architecture}",
+        f"{architecture}.",
         "## Results",
         table(("", ""), results.items()),
         "![Original, masked and reconstructed images](reconstruction.png)",
+        "Visible patches are the image's own."
+        + (
+            " Patches are predicted normalised; in the picture each gets the mean and deviation of the hidden one."
+            if normalised
+            else ""
+        ),
         "![Loss by epoch](loss.png)",
     ]
     if knn:
@@ -51,8 +59,8 @@ def write_card(
         "## Use",
         "```python\nimport modeling_mae  # registers the classes with transformers\n"
         "from transformers import AutoImageProcessor, AutoModel\n\n"
-        'processor = AutoImageProcessor.from_pretrained("PATH_OR_HUB_ID")\n'
-        'model = AutoModel.from_pretrained("PATH_OR_HUB_ID").eval()\n'
+        f'processor = AutoImageProcessor.from_pretrained("{repo_id or "PATH_OR_HUB_ID"}")\n'
+        f'model = AutoModel.from_pretrained("{repo_id or "PATH_OR_HUB_ID"}").eval()\n'
         'features = model(**processor(image, return_tensors="pt")).pooler_output\n```',
         "Features are unmasked, in raster order, deterministic. `AutoModelForPreTraining` loads the decoder too.",
         "## Settings",

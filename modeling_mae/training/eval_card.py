@@ -19,7 +19,7 @@ def write_eval_card(
     results: dict,
     class_names: list[str],
     arguments: dict,
-    base_model: str | None = None,
+    repo_id: str | None = None,
 ) -> None:
     """README.md of a classifier. `training` says in a sentence what was trained and on what; `results` are
     `classification_results` on `split` of the data set."""
@@ -31,7 +31,6 @@ def write_eval_card(
         pipeline_tag="image-classification",
         tags=["mae", "masked-autoencoder", "vision"],
         datasets=[dataset_id] if "/" in dataset_id else None,
-        base_model=base_model,
         model_name=name,
         eval_results=[
             EvalResult(
@@ -67,8 +66,8 @@ def write_eval_card(
         "## Use",
         "```python\nimport modeling_mae  # registers the classes with transformers\n"
         "from transformers import AutoImageProcessor, AutoModelForImageClassification\n\n"
-        'processor = AutoImageProcessor.from_pretrained("PATH_OR_HUB_ID")\n'
-        'model = AutoModelForImageClassification.from_pretrained("PATH_OR_HUB_ID").eval()\n'
+        f'processor = AutoImageProcessor.from_pretrained("{repo_id or "PATH_OR_HUB_ID"}")\n'
+        f'model = AutoModelForImageClassification.from_pretrained("{repo_id or "PATH_OR_HUB_ID"}").eval()\n'
         'logits = model(**processor(image, return_tensors="pt")).logits\n'
         "print(model.config.id2label[logits.argmax(-1).item()])\n```",
         "## Settings",
