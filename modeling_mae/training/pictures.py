@@ -1,5 +1,6 @@
 """Reconstructions and the loss curve, as files that a person can look at."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -82,3 +83,4 @@ def save_figure(figure: Figure, path: Path) -> None:
     partial = path.with_name(f".{path.name}")
     figure.savefig(partial, format="png")
     os.replace(partial, path)
+    gc.collect()  # the figures before: each is one large cycle, and left to the collector's time they cost 2 MB each
