@@ -1,13 +1,23 @@
 """Masked autoencoders (He et al., arXiv 2111.06377) as transformers models.
 
-Importing the package registers its classes with transformers' Auto classes.
+Importing the package registers its classes with transformers' Auto classes, and other projects' checkpoints with
+`from_pretrained`.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+)
 
 from .configuration_mae import MAEConfig
+from .image_processing_mae import MAEImageProcessor
 from .modeling_mae import (
     EvalNet,
+    MAEBackbone,
     MAEForPreTraining,
     MAEForPreTrainingOutput,
     MAEModel,
@@ -19,17 +29,36 @@ from .modeling_mae import (
 
 # exist_ok: a checkpoint loaded earlier with trust_remote_code=True has registered the type already.
 AutoConfig.register(MAEConfig.model_type, MAEConfig, exist_ok=True)
-AutoModel.register(MAEConfig, MAEModel, exist_ok=True)
-AutoModelForPreTraining.register(MAEConfig, MAEForPreTraining, exist_ok=True)
-AutoModelForImageClassification.register(MAEConfig, EvalNet, exist_ok=True)
+AutoImageProcessor.register(MAEConfig, image_processor_classes={"pil": MAEImageProcessor}, exist_ok=True)
+for auto_class, model_class in (
+    (AutoModel, MAEModel),
+    (AutoModelForPreTraining, MAEForPreTraining),
+    (AutoModelForImageClassification, EvalNet),
+    (AutoBackbone, MAEBackbone),
+):
+    auto_class.register(MAEConfig, model_class, exist_ok=True)
+    model_class.register_for_auto_class(auto_class.__name__)  # save_pretrained then writes the code beside the weights
+MAEConfig.register_for_auto_class()
+MAEImageProcessor.register_for_auto_class()
+
+
+def _read_foreign(source, image_size, options):
+    from . import interop  # late: `python -m modeling_mae.interop` must not find itself imported
+
+    return interop.read(source, image_size, options)
+
+
+MAEPreTrainedModel.read_foreign = staticmethod(_read_foreign)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "EvalNet",
+    "MAEBackbone",
     "MAEConfig",
     "MAEForPreTraining",
     "MAEForPreTrainingOutput",
+    "MAEImageProcessor",
     "MAEModel",
     "MAEModelOutput",
     "MAEPreTrainedModel",

@@ -4,10 +4,11 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PretrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
 
 
 @strict(accept_kwargs=True)
-class MAEConfig(PretrainedConfig):
+class MAEConfig(BackboneConfigMixin, PretrainedConfig):
     """Architecture, masking and loss of a masked autoencoder. The defaults are ViT-B/16 at 224 with the decoder of the
     paper's Table 1 (8 blocks, 512 wide). Field names are those of transformers' ``ViTMAEConfig``.
 
@@ -27,6 +28,8 @@ class MAEConfig(PretrainedConfig):
         drop_path_rate: the rate of the last encoder block while training; it grows linearly from 0 (Table 9).
         label_smoothing: of EvalNet's loss, while training (Table 9).
         decoder_type: ``self`` is the paper's decoder.
+        out_features, out_indices: of MAEBackbone, the stages whose feature maps it gives, by name (``stem``,
+            ``stage1`` ... ``stage<depth>``) or number; the last block alone by default.
 
     Raises:
         ValueError: for a combination that no model can have; the message names the values.
@@ -59,6 +62,9 @@ class MAEConfig(PretrainedConfig):
     decoder_num_hidden_layers: int = 8
     decoder_num_attention_heads: int = 16
     decoder_intermediate_size: int = 2048
+    # As transformers' backbone configs keep them; given and saved as out_features and out_indices.
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
         # One checkpoint serves several Auto classes, but saving records only the saved one: name all of them.
@@ -69,9 +75,25 @@ class MAEConfig(PretrainedConfig):
                 "AutoModel": "modeling_mae.MAEModel",
                 "AutoModelForPreTraining": "modeling_mae.MAEForPreTraining",
                 "AutoModelForImageClassification": "modeling_mae.EvalNet",
+                "AutoBackbone": "modeling_mae.MAEBackbone",
             },
         )
+        self.set_output_features_output_indices(
+            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
+        )
         super().__post_init__(**kwargs)
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Of MAEBackbone: the embedded patches, then every block."""
+        return ["stem", *(f"stage{i}" for i in range(1, self.num_hidden_layers + 1))]
+
+    def to_dict(self) -> dict:
+        output = super().to_dict()
+        if output["out_indices"] == [self.num_hidden_layers]:
+            # The default follows the depth: written down, it would contradict a depth that is overridden at load.
+            del output["out_features"], output["out_indices"]
+        return output
 
     @property
     def image_height_width(self) -> tuple[int, int]:

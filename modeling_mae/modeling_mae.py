@@ -1,4 +1,4 @@
-"""The masked autoencoder, top to bottom: masks, positions, blocks, encoder, decoder, pre-training loss, classifier."""
+"""The masked autoencoder, top to bottom: masks, positions, blocks, encoder, decoder and loss, classifier, backbone."""
 
 import copy
 import math
@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -223,7 +224,7 @@ class MAEDropPath(nn.Module):
     def forward(self, branch: torch.Tensor) -> torch.Tensor:
         if not self.training or self.rate == 0:
             return branch
-        kept = torch.rand(len(branch), 1, 1, device=branch.device) >= self.rate
+        kept = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.rate
         return branch * (kept / (1 - self.rate)).to(branch.dtype)
 
 
@@ -289,24 +290,35 @@ class MAEPreTrainedModel(PreTrainedModel):
         elif isinstance(module, MAEDecoder):
             init.normal_(module.mask_token, std=self.config.initializer_range)
 
+    # Opens other projects' checkpoints; the package sets it (`interop.read`), it does not travel with checkpoints.
+    read_foreign: Callable | None = None
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, image_size=None, **kwargs):
         """As any transformers model. An `image_size` (pixels, int or (height, width)) other than the checkpoint's,
-        given here or in `config`, interpolates the positions as `set_image_size` does."""
-        config = kwargs.get("config")
+        given here or in `config`, interpolates the positions as `set_image_size` does. With the package installed also
+        checkpoints of other projects, as `modeling_mae.interop` reads them."""
+        config = kwargs.pop("config", None)
         if image_size is None and isinstance(config, MAEConfig):
             image_size = config.image_size
-        if image_size is None:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        where = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-        own = MAEConfig.from_pretrained(
-            pretrained_model_name_or_path, **{key: kwargs[key] for key in where if key in kwargs}
-        )
+        own = foreign = None
+        if cls.read_foreign is not None and pretrained_model_name_or_path is not None:
+            foreign = cls.read_foreign(pretrained_model_name_or_path, image_size, kwargs)
+        if foreign is not None:
+            pretrained_model_name_or_path, own, kwargs["state_dict"] = None, foreign.config, foreign.state_dict
+            config = config or own
+        elif image_size is not None and pretrained_model_name_or_path is not None:
+            where = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+            own = MAEConfig.from_pretrained(
+                pretrained_model_name_or_path, **{key: kwargs[key] for key in where if key in kwargs}
+            )
         if config is not None:
             kwargs["config"] = copy.deepcopy(config)
-            kwargs["config"].image_size = own.image_size
+            if own is not None:
+                kwargs["config"].image_size = own.image_size
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded).set_image_size(image_size)
+        if image_size is not None:
+            (loaded[0] if isinstance(loaded, tuple) else loaded).set_image_size(image_size)
         return loaded
 
     @torch.no_grad()
@@ -389,7 +401,7 @@ class MAEEmbeddings(nn.Module):
             patches = take_rows(patches, ids_keep)  # (batch, visible, patch values)
             patch_positions = patch_positions[0][ids_keep]  # (batch, visible, width)
         tokens = self.patch_embeddings(patches.to(self.patch_embeddings.weight.dtype)) + patch_positions
-        cls = (self.cls_token + cls_position).expand(len(tokens), -1, -1)
+        cls = (self.cls_token + cls_position).expand(tokens.shape[0], -1, -1)
         return torch.cat([cls.to(tokens.dtype), tokens], dim=1)  # (batch, 1 + visible, width)
 
 
@@ -510,7 +522,7 @@ class MAEDecoder(nn.Module):
 
     def forward(self, encoded: torch.Tensor, ids_restore: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         tokens = self.embed(encoded)  # (batch, 1 + visible, decoder width)
-        batch, visible = len(tokens), tokens.shape[1] - 1
+        batch, visible = tokens.shape[0], tokens.shape[1] - 1
         mask_tokens = self.mask_token.to(tokens.dtype).expand(batch, ids_restore.shape[1] - visible, -1)
         # Place 0 is the class token, so patch i of the raster stands at place ids_restore[i] + 1 when shuffled.
         places = F.pad(ids_restore + 1, (1, 0))
@@ -695,8 +707,45 @@ class EvalNet(MAEPreTrainedModel):
         )
 
 
+class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
+    """The encoder as `AutoBackbone` gives it to detection and segmentation models: one feature map for each stage in
+    `config.out_features`, of ``stem`` (the embedded patches) and ``stage1`` ... ``stage<depth>`` (the blocks)."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^head(_norm)?\."]
+
+    def __init__(self, config: MAEConfig):
+        super().__init__(config)
+        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+        self.mae = MAEModel(config)
+        self.post_init()
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
+        """`feature_maps`: for each stage ``(batch, width, rows, columns)``, after the encoder's final norm.
+
+        Images of any size: what is no multiple of the patch is padded at the bottom and on the right with zeros, the
+        mean color.
+
+        Raises:
+            ValueError: for another number of channels.
+        """
+        patch_height, patch_width = self.config.patch_height_width
+        height, width = pixel_values.shape[-2:]
+        pixel_values = F.pad(pixel_values, (0, -width % patch_width, 0, -height % patch_height))
+        grid = self.grid_of(pixel_values)
+        encoded = self.mae(pixel_values, **kwargs)
+        maps = tuple(
+            self.mae.layernorm(hidden_states)[:, 1:].mT.unflatten(2, grid)  # (batch, width, rows, columns)
+            for stage, hidden_states in zip(self.stage_names, encoded.hidden_states, strict=True)
+            if stage in self.out_features
+        )
+        return BackboneOutput(feature_maps=maps, hidden_states=encoded.hidden_states, attentions=encoded.attentions)
+
+
 __all__ = [
     "EvalNet",
+    "MAEBackbone",
     "MAEForPreTraining",
     "MAEForPreTrainingOutput",
     "MAEModel",

@@ -1,0 +1,413 @@
+"""Weights in and out: the other project's own class is the truth, on the same images."""
+
+import argparse
+import functools
+import logging
+import math
+import subprocess
+import sys
+
+import onnxruntime
+import pytest
+import timm
+import torch
+import transformers
+from timm.models.vision_transformer import Block, PatchEmbed, VisionTransformer
+from torch import nn
+from transformers import AutoModel
+
+from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining, MAEModel, interop
+
+
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 4, "mlp_ratio": 2}
+HEADS = {"num_attention_heads": 4}
+TOLERANCE = {"atol": 1e-5, "rtol": 0}
+
+
+def randomised(module: nn.Module) -> nn.Module:
+    """Every weight and statistic random: what starts as 0 or 1 would hide a swap."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            if tensor.is_floating_point():
+                noise = torch.randn(tensor.shape, generator=generator)
+                tensor.copy_(1 + 0.1 * noise.abs() if "var" in name or "norm" in name else 0.1 * noise)
+    return module.eval()
+
+
+class Official(nn.Module):
+    """The official pre-training model by its published key names, on timm's blocks."""
+
+    def __init__(self):
+        super().__init__()
+        norm = functools.partial(nn.LayerNorm, eps=1e-6)
+        self.patch_embed = PatchEmbed(32, 8, 3, 64)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 64))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 17, 64))
+        self.blocks = nn.ModuleList(Block(64, 4, 2, qkv_bias=True, norm_layer=norm) for _ in range(2))
+        self.norm = norm(64)
+        self.decoder_embed = nn.Linear(64, 32)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, 32))
+        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, 17, 32))
+        self.decoder_blocks = nn.ModuleList(Block(32, 1, 4, qkv_bias=True, norm_layer=norm) for _ in range(1))
+        self.decoder_norm = norm(32)
+        self.decoder_pred = nn.Linear(32, 8 * 8 * 3)
+
+    def forward(self, images, keep):
+        """Prediction ``(batch, patches, values)`` when the patches `keep` alone are seen."""
+        tokens = self.patch_embed(images) + self.pos_embed[:, 1:]
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(images), -1, -1)
+        tokens = torch.cat([cls, tokens[:, keep]], 1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        seen = self.decoder_embed(self.norm(tokens))
+        full = self.mask_token.repeat(len(images), 16, 1)
+        full[:, keep] = seen[:, 1:]
+        full = torch.cat([seen[:, :1], full], 1) + self.decoder_pos_embed
+        for block in self.decoder_blocks:
+            full = block(full)
+        return self.decoder_pred(self.decoder_norm(full))[:, 1:]
+
+
+@pytest.fixture
+def said(caplog):
+    """What interop told."""
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    yield lambda: caplog.text
+    logger.removeHandler(caplog.handler)
+
+
+def saved(tmp_path, content, name="weights.pth"):
+    torch.save(content, tmp_path / name)
+    return tmp_path / name
+
+
+@torch.no_grad()
+def test_official_pretraining_file_with_decoder(tmp_path, said):
+    theirs = randomised(Official())
+    path = saved(tmp_path, {"model": theirs.state_dict(), "args": argparse.Namespace(norm_pix_loss=False), "epoch": 3})
+    ours = MAEForPreTraining.from_pretrained(path, **HEADS).eval()
+    assert ours.config.norm_pix_loss is False
+    assert ours.config.decoder_num_attention_heads == 1
+    keep = torch.tensor([2, 3, 7, 12])
+    mask = torch.ones(2, 16)
+    mask[:, keep] = 0
+    torch.testing.assert_close(ours(IMAGES, bool_masked_pos=mask).logits, theirs(IMAGES, keep), **TOLERANCE)
+    assert "decoder's heads are not in the file" in said()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pool", ["avg", "token"])
+def test_encoder_of_official_and_timm_files(tmp_path, pool):
+    theirs = randomised(VisionTransformer(**SIZES, num_classes=0, global_pool=pool, fc_norm=False))
+    path = saved(tmp_path, {"model": theirs.state_dict()})
+    ours = MAEModel.from_pretrained(path, **HEADS, pooling="mean" if pool == "avg" else "cls").eval()
+    output = ours(IMAGES)
+    torch.testing.assert_close(output.last_hidden_state, theirs.forward_features(IMAGES), **TOLERANCE)
+    torch.testing.assert_close(output.pooler_output, theirs(IMAGES), **TOLERANCE)
+
+
+@torch.no_grad()
+def test_official_fine_tuned_file(tmp_path):
+    theirs = randomised(VisionTransformer(**SIZES, num_classes=5, global_pool="avg", fc_norm=True))
+    ours = EvalNet.from_pretrained(saved(tmp_path, {"model": theirs.state_dict()}), **HEADS).eval()
+    torch.testing.assert_close(ours(IMAGES).logits, theirs(IMAGES), **TOLERANCE)
+
+
+@torch.no_grad()
+def test_official_probed_file(tmp_path):
+    theirs = VisionTransformer(**SIZES, num_classes=5, global_pool="token")
+    theirs.head = nn.Sequential(nn.BatchNorm1d(64, affine=False, eps=1e-6), theirs.head)
+    theirs = randomised(theirs)
+    ours = EvalNet.from_pretrained(saved(tmp_path, {"model": theirs.state_dict()}), **HEADS).eval()
+    torch.testing.assert_close(ours(IMAGES).logits, theirs(IMAGES), **TOLERANCE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("weighted", [False, True])
+def test_crossmae_file_gives_the_encoder(tmp_path, said, weighted):
+    theirs = randomised(VisionTransformer(**SIZES, num_classes=0, global_pool=""))
+    state = theirs.state_dict()
+    state |= {"mask_token": torch.zeros(1, 1, 32), "decoder_blocks.0.cross_attn.q.weight": torch.zeros(32, 32)}
+    state |= {
+        "decoder_blocks.0.cross_attn.kv.weight": torch.zeros(64, 64),
+        "decoder_pred.weight": torch.zeros(192, 32),
+    }
+    if weighted:  # with weighted feature maps there is no final norm
+        state |= {"wfm.linear.weight": torch.zeros(1, 2), "dec_norms.0.weight": torch.ones(64)}
+        del state["norm.weight"], state["norm.bias"]
+        theirs.norm = nn.LayerNorm(64, eps=1e-6)
+    ours, info = MAEModel.from_pretrained(saved(tmp_path, {"model": state}), **HEADS, output_loading_info=True)
+    torch.testing.assert_close(ours(IMAGES).last_hidden_state, theirs.forward_features(IMAGES), **TOLERANCE)
+    assert "CrossMAE's decoder attends otherwise" in said()
+    assert sorted(info["missing_keys"]) == (["layernorm.bias", "layernorm.weight"] if weighted else [])
+
+
+def mae_code_state() -> tuple[dict, nn.ModuleList]:
+    """MAE-code's last.ckpt by its key names; torch's own encoder layers hold the same blocks."""
+    layers = nn.ModuleList(
+        nn.TransformerEncoderLayer(128, 2, 256, 0.0, "gelu", batch_first=True, norm_first=True) for _ in range(2)
+    )
+    randomised(layers)
+    state = {
+        "encoder.pos_embedding": torch.randn(1, 17, 128),
+        "encoder.cls_token": torch.randn(1, 1, 128),
+        "encoder.to_patch_embedding.1.weight": torch.randn(128, 192),
+        "encoder.to_patch_embedding.1.bias": torch.randn(128),
+        "encoder.mlp_head.1.weight": torch.randn(10, 128),
+        "mask_token": torch.randn(64),
+        "decoder.layers.0.0.fn.to_qkv.weight": torch.randn(1536, 64),
+    }
+    for i, layer in enumerate(layers):
+        layer.self_attn.in_proj_bias.data.zero_()
+        for name, theirs in (
+            ("0.norm", layer.norm1),
+            ("0.fn.to_out.0", layer.self_attn.out_proj),
+            ("1.norm", layer.norm2),
+            ("1.fn.net.0", layer.linear1),
+            ("1.fn.net.3", layer.linear2),
+        ):
+            for part in ("weight", "bias"):
+                state[f"encoder.transformer.layers.{i}.{name}.{part}"] = getattr(theirs, part).detach()
+        state[f"encoder.transformer.layers.{i}.0.fn.to_qkv.weight"] = layer.self_attn.in_proj_weight.detach()
+    state["to_patch.weight"] = torch.zeros(1)
+    return state, layers
+
+
+@torch.no_grad()
+def test_mae_code_checkpoint(tmp_path, said):
+    state, layers = mae_code_state()
+    arguments = argparse.Namespace(image_size=32, patch_size=8, vit_heads=2, device=torch.device("cpu"))
+    path = saved(tmp_path, {"args": arguments, "model": state, "optimizer": {"state": {}}, "epoch": 1}, "last.ckpt")
+    ours = MAEModel.from_pretrained(path).eval()
+    assert ours.config.qkv_bias is False and ours.config.layer_norm_eps == 1e-5
+    rows = IMAGES.unflatten(3, (4, 8)).unflatten(2, (4, 8)).permute(0, 2, 4, 3, 5, 1).reshape(2, 16, 192)
+    tokens = rows @ state["encoder.to_patch_embedding.1.weight"].T + state["encoder.to_patch_embedding.1.bias"]
+    tokens = tokens + state["encoder.pos_embedding"][:, 1:]
+    embedded = ours.embeddings(ours.patchify(IMAGES), (4, 4), None)
+    torch.testing.assert_close(embedded[:, 1:], tokens, **TOLERANCE)
+    mine = tokens
+    for layer, own in zip(layers, ours.layers, strict=True):
+        tokens, mine = layer(tokens), own(mine)
+    torch.testing.assert_close(mine, tokens, **TOLERANCE)
+    assert "neither class token nor final norm" in said()
+
+
+def vitmae(**more) -> transformers.ViTMAEForPreTraining:
+    config = transformers.ViTMAEConfig(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, image_size=32, patch_size=8,
+        decoder_hidden_size=32, decoder_num_hidden_layers=1, decoder_num_attention_heads=2,
+        decoder_intermediate_size=64, **more,
+    )  # fmt: skip
+    return randomised(transformers.ViTMAEForPreTraining(config))
+
+
+def version_4_names(state: dict) -> dict:
+    """As facebook/vit-mae-* name them on the Hub."""
+    renamed = {}
+    for key, value in state.items():
+        key = key.replace("vit.layers.", "vit.encoder.layer.").replace(".mlp.fc1.", ".intermediate.dense.")
+        key = key.replace(".mlp.fc2.", ".output.dense.").replace(".o_proj.", ".output.dense.")
+        for part in ("query", "key", "value"):
+            key = key.replace(f".attention.{part[0]}_proj.", f".attention.attention.{part}.")
+        renamed[key] = value
+    return renamed
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("version", [4, 5])
+def test_transformers_vitmae_in_and_out(tmp_path, version):
+    theirs = vitmae(norm_pix_loss=True)
+    theirs.save_pretrained(tmp_path / "theirs")
+    if version == 4:
+        (tmp_path / "theirs" / "model.safetensors").unlink()
+        torch.save(version_4_names(theirs.state_dict()), tmp_path / "theirs" / "pytorch_model.bin")
+    noise = torch.rand(2, 16)
+    ours = MAEForPreTraining.from_pretrained(tmp_path / "theirs").eval()
+    expected, output = theirs(IMAGES, noise=noise), ours(IMAGES, noise=noise)
+    torch.testing.assert_close(output.logits, expected.logits, **TOLERANCE)
+    torch.testing.assert_close(output.loss, expected.loss, **TOLERANCE)
+
+    interop.to_transformers(ours).save_pretrained(tmp_path / "back")
+    assert not list((tmp_path / "back").glob("*.py"))
+    back = transformers.AutoModelForPreTraining.from_pretrained(tmp_path / "back")
+    assert type(back) is transformers.ViTMAEForPreTraining
+    torch.testing.assert_close(back(IMAGES, noise=noise).logits, expected.logits, **TOLERANCE)
+
+
+def vit_config(**more) -> transformers.ViTConfig:
+    return transformers.ViTConfig(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, image_size=32, patch_size=8,
+        layer_norm_eps=1e-6, **more,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def test_transformers_vit_in(tmp_path, said):
+    theirs = randomised(transformers.ViTModel(vit_config()))
+    theirs.save_pretrained(tmp_path)
+    ours = MAEModel.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(ours(IMAGES).last_hidden_state, theirs(IMAGES).last_hidden_state, **TOLERANCE)
+    assert "no pooler" in said()
+
+
+@torch.no_grad()
+def test_transformers_classifier_in_and_labels(tmp_path):
+    theirs = randomised(transformers.ViTForImageClassification(vit_config(id2label={0: "cat", 1: "dog", 2: "eel"})))
+    theirs.save_pretrained(tmp_path)
+    ours = EvalNet.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(ours(IMAGES).logits, theirs(IMAGES).logits, **TOLERANCE)
+    assert ours.config.id2label == {0: "cat", 1: "dog", 2: "eel"}
+
+
+def mae(**more) -> MAEConfig:
+    return MAEConfig(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, image_size=32, patch_size=8,
+        decoder_hidden_size=32, decoder_num_hidden_layers=1, decoder_num_attention_heads=2,
+        decoder_intermediate_size=64, **more,
+    )  # fmt: skip
+
+
+HEAD_KINDS = [(pooling, norm) for pooling in ("cls", "mean") for norm in ("none", "batch", "layer")]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", ["none", "batch", "layer"])
+def test_classifier_to_transformers(tmp_path, norm):
+    ours = randomised(EvalNet(mae(pooling="cls", head_norm=norm, id2label={0: "a", 1: "b", 2: "c"})))
+    interop.to_transformers(ours).save_pretrained(tmp_path)
+    theirs = transformers.AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert type(theirs) is transformers.ViTForImageClassification and theirs.config.id2label[2] == "c"
+    torch.testing.assert_close(theirs(IMAGES).logits, ours(IMAGES).logits, **TOLERANCE)
+
+
+@torch.no_grad()
+def test_encoder_to_transformers(tmp_path):
+    ours = randomised(MAEModel(mae()))
+    interop.to_transformers(ours).save_pretrained(tmp_path)
+    theirs = AutoModel.from_pretrained(tmp_path)
+    assert type(theirs) is transformers.ViTModel
+    torch.testing.assert_close(theirs(IMAGES).last_hidden_state, ours(IMAGES).last_hidden_state, **TOLERANCE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("pooling", "norm"), HEAD_KINDS)
+def test_classifier_to_timm_and_back(tmp_path, pooling, norm):
+    ours = randomised(EvalNet(mae(pooling=pooling, head_norm=norm, num_labels=3)))
+    interop.save_timm(ours, tmp_path)
+    theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    expected = ours(IMAGES).logits
+    torch.testing.assert_close(theirs(IMAGES), expected, **TOLERANCE)
+    back = EvalNet.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(back(IMAGES).logits, expected, **TOLERANCE)
+
+
+@torch.no_grad()
+def test_encoder_to_timm_by_checkpoint_path(tmp_path):
+    ours = randomised(MAEForPreTraining(mae()))
+    interop.save_timm(ours, tmp_path)
+    theirs = timm.create_model(
+        "vit_base_patch16_224", checkpoint_path=str(tmp_path / "model.safetensors"), num_classes=0, **SIZES
+    ).eval()
+    expected = ours.mae(IMAGES).last_hidden_state
+    torch.testing.assert_close(theirs.forward_features(IMAGES), expected, **TOLERANCE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model_class", [MAEModel, EvalNet])
+@pytest.mark.parametrize("to", ["onnx", "torch"])
+def test_exported_graphs_at_any_batch(tmp_path, model_class, to):
+    ours = randomised(model_class(mae(num_labels=3)))
+    path = tmp_path / f"model.{to}"
+    interop.export(ours, path, to)
+    for batch in (1, 5):
+        images = torch.randn(batch, 3, 32, 32)
+        output = ours(images)
+        expected = [output.logits] if model_class is EvalNet else [output.last_hidden_state, output.pooler_output]
+        if to == "onnx":
+            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            found = [torch.from_numpy(x) for x in session.run(None, {"pixel_values": images.numpy()})]
+        else:
+            found = torch.export.load(path).module()(images)
+            found = [found] if model_class is EvalNet else list(found)
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+# --- what cannot be read is said ---
+
+
+class Harmful:
+    def __reduce__(self):
+        return print, ("this was run",)
+
+
+def test_pickles_that_run_code_are_refused(tmp_path, capsys):
+    path = saved(tmp_path, {"model": Official().state_dict(), "hook": Harmful()})
+    with pytest.raises(ValueError, match=r"weights.pth is refused: .*print"):
+        MAEModel.from_pretrained(path)
+    assert "this was run" not in capsys.readouterr().out
+
+
+def test_unknown_files_and_sizes(tmp_path):
+    with pytest.raises(ValueError, match="neither an official MAE"):
+        MAEModel.from_pretrained(saved(tmp_path, {"layer.weight": torch.zeros(2)}))
+    with pytest.raises(ValueError, match="holds no state dict"):
+        MAEModel.from_pretrained(saved(tmp_path, [1, 2]))
+    odd = VisionTransformer(**{**SIZES, "embed_dim": 40}, num_classes=0)
+    with pytest.raises(ValueError, match="40 wide encoder is not published; give num_attention_heads"):
+        MAEModel.from_pretrained(saved(tmp_path, odd.state_dict()))
+    flat = VisionTransformer(**{**SIZES, "img_size": (16, 32)}, num_classes=0)
+    with pytest.raises(ValueError, match="8 patches are no square; give image_size"):
+        MAEModel.from_pretrained(saved(tmp_path, flat.state_dict()), **HEADS)
+    ours = MAEModel.from_pretrained(tmp_path / "weights.pth", **HEADS, image_size=[16, 32])
+    assert ours.config.grid == (2, 4)
+
+
+def test_extra_keys_and_class_counts_are_told(tmp_path, said):
+    theirs = randomised(VisionTransformer(**SIZES, num_classes=5, global_pool="avg", fc_norm=True))
+    path = saved(tmp_path, theirs.state_dict() | {"teacher.weight": torch.zeros(1)})
+    ours = EvalNet.from_pretrained(path, **HEADS, num_labels=7, ignore_mismatched_sizes=True)
+    assert "not carried, unknown here: teacher.weight" in said()
+    assert "head.weight" in said() and ours.head.out_features == 7
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        EvalNet.from_pretrained(path, **HEADS, num_labels=7)
+
+
+@torch.no_grad()
+def test_positions_at_another_size(tmp_path):
+    theirs = randomised(VisionTransformer(**SIZES, num_classes=0))
+    ours = MAEModel.from_pretrained(saved(tmp_path, theirs.state_dict()), **HEADS).eval()
+    ours.set_image_size(48)
+    patches = theirs.pos_embed[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+    larger = nn.functional.interpolate(patches, (6, 6), mode="bicubic").flatten(2).transpose(1, 2)
+    torch.testing.assert_close(ours.embeddings.positions.table[:, 1:], larger, **TOLERANCE)
+    assert math.prod(ours.config.grid) == 36
+
+
+def test_what_a_layout_cannot_express_is_refused():
+    with pytest.raises(ValueError, match="class token only"):
+        interop.to_transformers(EvalNet(mae(pooling="mean", num_labels=2)))
+    with pytest.raises(ValueError, match="masks at random only"):
+        interop.to_transformers(MAEForPreTraining(mae(mask_type="grid")))
+
+
+def test_command(tmp_path):
+    theirs = vitmae()
+    theirs.save_pretrained(tmp_path / "theirs")
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "modeling_mae.interop", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    done = run(tmp_path / "theirs", tmp_path / "ours")
+    assert done.returncode == 0 and "MAEForPreTraining.from_pretrained" in done.stdout, done.stderr
+    assert (tmp_path / "ours" / "modeling_mae.py").exists()
+    done = run(tmp_path / "ours", tmp_path / "back", "--to", "transformers")
+    assert done.returncode == 0, done.stderr
+    back = transformers.ViTMAEForPreTraining.from_pretrained(tmp_path / "back").state_dict()
+    assert all(torch.equal(value, back[key]) for key, value in theirs.state_dict().items())
+    failed = run(tmp_path / "nothing.pth", tmp_path / "x")
+    assert failed.returncode == 1 and failed.stderr.count("\n") == 1 and "nothing.pth" in failed.stderr
