@@ -78,10 +78,10 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
                 "AutoBackbone": "modeling_mae.MAEBackbone",
             },
         )
-        self.set_output_features_output_indices(
-            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
-        )
+        features, indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         super().__post_init__(**kwargs)
+        if features is not None or indices is not None:  # the default waits for MAEBackbone: it follows the depth
+            self.set_output_features_output_indices(out_features=features, out_indices=indices)
 
     @property
     def stage_names(self) -> list[str]:
@@ -90,8 +90,8 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
 
     def to_dict(self) -> dict:
         output = super().to_dict()
-        if output["out_indices"] == [self.num_hidden_layers]:
-            # The default follows the depth: written down, it would contradict a depth that is overridden at load.
+        if output["out_indices"] in (None, [self.num_hidden_layers]):
+            # Written down, the default would contradict a depth that is overridden at load.
             del output["out_features"], output["out_indices"]
         return output
 
@@ -155,6 +155,13 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
     def validate_masking(self):
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio={self.mask_ratio} is outside (0, 1)")
+
+    def validate_absent(self):
+        if self.chunk_size_feed_forward:
+            raise ValueError(
+                f"chunk_size_feed_forward={self.chunk_size_feed_forward}: MLPs are not chunked here; gradient "
+                "checkpointing saves more"
+            )
 
     def validate_classifier(self):
         for name in ("drop_path_rate", "label_smoothing"):

@@ -1,6 +1,7 @@
 """The image processor of checkpoints whose images are not RGB; those of RGB images carry one of transformers' own."""
 
 import numpy as np
+from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ImagesKwargs
@@ -50,6 +51,14 @@ class MAEImageProcessor(PilBackend):
         if len(array) != num_channels:
             raise ValueError(f"an image of shape {np.shape(image)} does not have the model's {num_channels} channels")
         return array
+
+    def resize(self, image: np.ndarray, size, resample=None, **kwargs) -> np.ndarray:
+        if image.dtype == np.uint8 and len(image) in (1, 3):
+            return super().resize(image, size, resample=resample, **kwargs)
+        # PIL resizes floats, and more than four channels, one channel at a time only.
+        height, width = super().resize(image[:1].astype(np.uint8), size, resample=resample, **kwargs).shape[-2:]
+        planes = [Image.fromarray(plane.astype(np.float32)).resize((width, height), resample) for plane in image]
+        return np.stack(planes)  # (channels, height, width)
 
 
 __all__ = ["MAEImageProcessor"]

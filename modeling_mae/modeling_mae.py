@@ -558,7 +558,7 @@ class MAEForPreTraining(MAEPreTrainedModel):
         """
         if noise is None and bool_masked_pos is None and mask_ratio is None:
             mask_ratio = self.config.mask_ratio
-        encoded = self.mae(pixel_values, noise, bool_masked_pos, mask_ratio, **kwargs)
+        encoded = self.mae(pixel_values, noise, bool_masked_pos, mask_ratio, return_dict=True, **kwargs)
         logits = self.decoder(encoded.last_hidden_state, encoded.ids_restore, self.grid_of(pixel_values))
         return MAEForPreTrainingOutput(
             loss=self.loss(pixel_values, logits, encoded.mask),
@@ -696,7 +696,7 @@ class EvalNet(MAEPreTrainedModel):
                 f"images of {tuple(pixel_values.shape[2:])} pixels: a head with pooling='flatten' is made for "
                 f"image_size={self.config.image_size} alone"
             )
-        encoded = self.mae(pixel_values, **kwargs)
+        encoded = self.mae(pixel_values, return_dict=True, **kwargs)
         logits = self.head(self.head_norm(encoded.pooler_output))
         loss = None
         if labels is not None:
@@ -714,6 +714,8 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^head(_norm)?\."]
 
     def __init__(self, config: MAEConfig):
+        if config.out_features is None:
+            config.set_output_features_output_indices(None, None)  # the last block
         super().__init__(config)
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
         self.mae = MAEModel(config)
@@ -734,7 +736,7 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
         height, width = pixel_values.shape[-2:]
         pixel_values = F.pad(pixel_values, (0, -width % patch_width, 0, -height % patch_height))
         grid = self.grid_of(pixel_values)
-        encoded = self.mae(pixel_values, **kwargs)
+        encoded = self.mae(pixel_values, return_dict=True, **kwargs)
         maps = tuple(
             self.mae.layernorm(hidden_states)[:, 1:].mT.unflatten(2, grid)  # (batch, width, rows, columns)
             for stage, hidden_states in zip(self.stage_names, encoded.hidden_states, strict=True)

@@ -2,19 +2,28 @@
 
 from transformers import AutoImageProcessor, BitImageProcessor, ViTImageProcessor
 
+from ..image_processing_mae import MAEImageProcessor
+
 
 def image_processor(
     size: tuple[int, int], mean: list[float], std: list[float], num_channels: int, crop_fraction: float = 1.0
 ):
     """Bicubic resize to `size` (height, width); with `crop_fraction` below 1 and a square size, resize the shorter
-    side to size / fraction and crop the centre (256 and 224 in the paper). `mean`, `std`: where white is 1."""
-    shared = {"resample": 3, "image_mean": mean, "image_std": std, "do_convert_rgb": num_channels == 3}
+    side to size / fraction and crop the centre (256 and 224 in the paper). `mean`, `std`: where white is 1. One of
+    transformers' own processors for RGB, which load without code of ours; `MAEImageProcessor` otherwise."""
+    shared = {"resample": 3, "image_mean": mean, "image_std": std}
     height, width = size
+    if num_channels == 3:
+        plain, cropping = ViTImageProcessor, BitImageProcessor
+        shared["do_convert_rgb"] = True
+    else:
+        plain = cropping = MAEImageProcessor
+        shared["num_channels"] = num_channels
     if crop_fraction < 1 and height == width:
         edge = round(height / crop_fraction)
         crop = {"height": height, "width": width}
-        return BitImageProcessor(size={"shortest_edge": edge}, crop_size=crop, **shared)
-    return ViTImageProcessor(size={"height": height, "width": width}, **shared)
+        return cropping(size={"shortest_edge": edge}, do_center_crop=True, crop_size=crop, **shared)
+    return plain(size={"height": height, "width": width}, **shared)
 
 
 def checkpoint_mean_std(name_or_path: str | None) -> tuple[list[float], list[float]] | None:
