@@ -30,7 +30,7 @@ from modeling_mae.training.data import (
     with_crop,
 )
 from modeling_mae.training.eval_card import write_eval_card
-from modeling_mae.training.hub import push
+from modeling_mae.training.hub import LOG_AND_BEST, Hub, local_checkpoint
 from modeling_mae.training.labels import balanced_part, missing_classes, read_labels
 from modeling_mae.training.loop import (
     Length,
@@ -53,6 +53,18 @@ def main(args: EvalArguments) -> None:
     if accelerator.is_main_process:
         for folder in {output_dir, *args.run_folders()}:
             prepare_folder(folder, args.overwrite_output_dir)
+    push = args.push_to_hub and accelerator.is_main_process
+    hub = Hub(
+        output_dir,
+        args.hub_model_id,
+        private=args.hub_private_repo,
+        strategy=args.hub_strategy,
+        active=push,
+        beside=LOG_AND_BEST,
+    )
+    hub.start()
+    resume = args.resume_from_checkpoint
+    args.resume_from_checkpoint = local_checkpoint(accelerator, output_dir, resume, LOG_AND_BEST)
     data = load_data(args, accelerator)
     check_runs(args, data, accelerator.num_processes)
     rows = []
@@ -60,8 +72,9 @@ def main(args: EvalArguments) -> None:
         rows += frozen_features(args, data, accelerator)
     if not args.do_train and data.trained:
         rows.append(test(args, data, accelerator, output_dir, args.model_name_or_path, "checkpoint"))
-    for name, n_partial, from_scratch in args.runs():
-        rows.append(train_one(args, data, name, n_partial, from_scratch))
+    with hub.training(accelerator):
+        for name, n_partial, from_scratch in args.runs():
+            rows.append(train_one(args, data, hub, name, n_partial, from_scratch))
     accelerator.end_training()
     if not accelerator.is_main_process:
         return
@@ -74,7 +87,7 @@ def main(args: EvalArguments) -> None:
     table = results_table(rows)
     (output_dir / "results.txt").write_text(table + "\n")
     print(f"\n{table}\n\nresults    {output_dir / 'results.json'}")
-    if args.push_to_hub and not push(output_dir, args.hub_model_id, args.hub_private_repo):
+    if not hub.push():
         sys.exit(1)
 
 
@@ -192,7 +205,9 @@ def check_runs(args: EvalArguments, data: Data, processes: int) -> None:
 # --- one training ---
 
 
-def train_one(args: EvalArguments, data: Data, name: str, n_partial: float | None, from_scratch: bool) -> dict:
+def train_one(
+    args: EvalArguments, data: Data, hub: Hub, name: str, n_partial: float | None, from_scratch: bool
+) -> dict:
     """Train a classifier with `n_partial` blocks tuned (None: all), keep the best and the last, and test the best."""
     folder = args.run_folder(name)
     done = folder / "eval_results.json"
@@ -293,6 +308,7 @@ def train_one(args: EvalArguments, data: Data, name: str, n_partial: float | Non
         logging_steps=settings.logging_steps,
         checkpointing_steps=settings.checkpointing_updates(length.updates_per_epoch),
         after_epoch=after_epoch,
+        after_checkpoint=hub.checkpoint,
     )
     for tracker in accelerator.trackers:
         tracker.finish()

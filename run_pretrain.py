@@ -22,7 +22,7 @@ from modeling_mae.training.data import (
     measure_mean_std,
     with_crop,
 )
-from modeling_mae.training.hub import push
+from modeling_mae.training.hub import Hub, local_checkpoint
 from modeling_mae.training.loop import (
     Length,
     TrainingStopped,
@@ -47,6 +47,10 @@ def main(args: PretrainArguments) -> None:
     accelerator.gradient_accumulation_steps = accumulation
     if main_process:
         prepare_folder(output_dir, args.overwrite_output_dir)
+    push = args.push_to_hub and main_process
+    hub = Hub(output_dir, args.hub_model_id, private=args.hub_private_repo, strategy=args.hub_strategy, active=push)
+    hub.start()
+    resume = local_checkpoint(accelerator, output_dir, args.resume_from_checkpoint)
 
     # Data. One process reads first: the others find what `datasets` has cached.
     config = model_config(args)
@@ -83,7 +87,7 @@ def main(args: PretrainArguments) -> None:
         warmup_epochs=args.warmup_epochs,
         base_learning_rate=args.base_learning_rate,
     )
-    run = open_run(accelerator, output_dir, args.checkpoints_kept, args.resume_from_checkpoint)
+    run = open_run(accelerator, output_dir, args.checkpoints_kept, resume)
     batches = make_batches(
         accelerator,
         images,
@@ -150,19 +154,21 @@ def main(args: PretrainArguments) -> None:
     if args.trackers:
         accelerator.init_trackers("tensorboard")
     began = time.perf_counter()
-    train(
-        accelerator,
-        model,
-        optimizer,
-        batches,
-        run=run,
-        length=length,
-        loss_of=loss_of,
-        images_per_update=args.total_batch_size,
-        logging_steps=args.logging_steps,
-        checkpointing_steps=args.checkpointing_updates(length.updates_per_epoch),
-        after_epoch=after_epoch,
-    )
+    with hub.training(accelerator):
+        train(
+            accelerator,
+            model,
+            optimizer,
+            batches,
+            run=run,
+            length=length,
+            loss_of=loss_of,
+            images_per_update=args.total_batch_size,
+            logging_steps=args.logging_steps,
+            checkpointing_steps=args.checkpointing_updates(length.updates_per_epoch),
+            after_epoch=after_epoch,
+            after_checkpoint=hub.checkpoint,
+        )
     seconds = time.perf_counter() - began
 
     # What the run leaves: the model first, whatever may fail after it
@@ -206,7 +212,7 @@ def main(args: PretrainArguments) -> None:
         print(f"k-NN accuracy, {key:18} {100 * value:5.1f} %")
     print(f"pictures   {output_dir / 'reconstruction.png'}  {output_dir / 'loss.png'}")
     print(f"model      {output_dir}: MAEModel.from_pretrained({str(output_dir)!r})")
-    if args.push_to_hub and not push(output_dir, args.hub_model_id, args.hub_private_repo):
+    if not hub.push():
         sys.exit(1)
 
 

@@ -167,10 +167,15 @@ class RunArguments(_Checked):
     checkpointing_steps: str = option("epoch", "Updates between two checkpoints, or epoch for one an epoch.")
     checkpoints_kept: int = option(2, "Number of checkpoints kept, the newest.")
     resume_from_checkpoint: str | None = option(
-        None, "A checkpoint's folder, or auto for the newest in output_dir (a fresh start when there is none)."
+        None,
+        "A checkpoint's folder, auto for the newest in output_dir (a fresh start when there is none), or "
+        "hub://owner/name[@revision] for the newest that was pushed there.",
     )
     report_to: list[str] = option(["tensorboard"], "Accelerate's trackers, as in tensorboard wandb; all, or none.")
     push_to_hub: bool = option(False, "Upload output_dir to the Hub at the end.")
+    hub_strategy: Literal["end", "checkpoint"] = option(
+        "end", "When to push: only at the end, or each newest checkpoint too, in the background, to go on from."
+    )
     hub_model_id: str | None = option(None, "Hub repository to push to, [owner/]name; output_dir's name if not given.")
     hub_private_repo: bool = option(False, "Make the Hub repository private when it is created.")
 
@@ -229,11 +234,17 @@ class RunArguments(_Checked):
             raise ValueError(f"output_dir {self.output_dir!r} is a file: give a folder")
         folders = self.run_folders()
         checkpoints = sorted(str(path) for folder in folders for path in folder.glob("checkpoint-*"))
-        if resume not in (None, "auto") and not Path(resume).is_dir():
+        on_hub = resume is not None and resume.startswith("hub://")
+        if on_hub:
+            from modeling_mae.training.hub import hub_source
+
+            hub_source(resume)
+        elif resume not in (None, "auto") and not Path(resume).is_dir():
             hint = f"give auto or one of {', '.join(checkpoints)}" if checkpoints else "there is none in output_dir"
             raise ValueError(f"resume_from_checkpoint {resume!r} is not a folder: {hint}")
         finished = any((folder / "model.safetensors").exists() for folder in folders)
-        if (finished or checkpoints) and not (resume or self.overwrite_output_dir):
+        # what the Hub has and what is here may be of different runs
+        if (finished or checkpoints) and not (resume and not on_hub or self.overwrite_output_dir):
             raise ValueError(
                 f"output_dir {self.output_dir!r} already holds a {'finished' if finished else 'stopped'} run: give "
                 "another, --resume_from_checkpoint auto to go on, or --overwrite_output_dir to start anew"
@@ -245,6 +256,8 @@ class RunArguments(_Checked):
 
         self._need("hub_model_id", "push_to_hub")
         self._need("hub_private_repo", "push_to_hub")
+        if self.hub_strategy != "end":
+            self._need("hub_strategy", "push_to_hub")
         if not self.push_to_hub:
             return
         try:

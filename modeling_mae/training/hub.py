@@ -1,29 +1,301 @@
-"""Pushing a finished folder to the Hub."""
+"""The Hub: a run's folder and its newest checkpoint go there, and a run goes on from a checkpoint that is there."""
 
+import os
+import re
+import shlex
+import shutil
 import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TypeVar
 
-from huggingface_hub import HfApi
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import (
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import disable_progress_bars, logging, validate_repo_id
+
+from .loop import TrainingStopped
 
 
-IGNORED = ["checkpoint-*", ".partial-*", "*/checkpoint-*", "*/.partial-*"]
+IGNORED = ("checkpoint-*", ".partial-*", "*/checkpoint-*", "*/.partial-*")
+SCHEME = "hub://"
+LOG = ("history.jsonl",)
+# A classifier's run: the best epoch so far, which is not in the checkpoints.
+LOG_AND_BEST = (*LOG, "model*.safetensors*", "config.json", "*.py")
+WAITS = (1, 4, 10)  # seconds before each further attempt; most requests are repeated by huggingface_hub itself, too
+T = TypeVar("T")
 
 
-def push(folder: Path, repo_id: str | None, private: bool) -> bool:
-    """Upload `folder` without its checkpoints, to `repo_id` or the folder's name. A failure is said, with the command
-    that pushes later, and gives False: what was trained is on disk."""
-    repo_id = repo_id or folder.resolve().name
-    api = HfApi()
-    try:
-        repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
-        url = api.upload_folder(repo_id=repo_id, folder_path=folder, ignore_patterns=IGNORED)
-    except Exception as error:  # whatever the network and its client come up with
-        patterns = " ".join(f"--exclude {pattern!r}" for pattern in IGNORED)
-        print(
-            f"not pushed ({' '.join(str(error).split())[:200]}): all is in {folder}; push it later with "
-            f"`hf upload {repo_id} {folder} {patterns}`",
-            file=sys.stderr,
+class Hub:
+    """A run's repository: `folder` goes to `repo_id`, or to the folder's name.
+
+    With `strategy` "checkpoint", each checkpoint is also uploaded in the background, with what of `beside` (patterns)
+    stands beside it: what a run needs to go on from there. Where `active` is False (nothing is pushed, or this is not
+    the main process), every method does nothing.
+    """
+
+    def __init__(self, folder: Path, repo_id: str | None, *, private: bool, strategy: str, active: bool, beside=LOG):
+        self.folder, self.repo_id = folder, repo_id or folder.resolve().name
+        self.private, self.active, self.beside = private, active, beside
+        self.checkpoints = active and strategy == "checkpoint"
+        self.api = HfApi()
+        self.created = False
+        self.upload: Future | None = None
+        self.skipped: dict[Path, Path] = {}  # each run's newest checkpoint, when one before it was still under way
+
+    def start(self) -> None:
+        """Create the repository before any long work. That the Hub cannot be reached is only said.
+
+        Raises:
+            ValueError: the Hub refuses the token or the repository's name.
+        """
+        if not self.active:
+            return
+        # In the background, the client's attempts and bars would break into what the training shows.
+        logging.set_verbosity_error()
+        disable_progress_bars()
+        try:
+            self._create()
+            self._check_write_access()
+        except Exception as error:
+            if _refused(error):
+                raise ValueError(
+                    f"hub_model_id {self.repo_id!r} cannot be pushed to ({_reason(error)}): run `hf auth login` with "
+                    "a token that may write there, or give another --hub_model_id"
+                ) from None
+            _say(f"the Hub does not answer ({_reason(error)}): the run goes on, and pushing is tried again later")
+
+    def checkpoint(self, path: Path) -> None:
+        """Upload the checkpoint `path` in the background, unless the one before it is still under way."""
+        if not self.checkpoints:
+            return
+        if self.upload and not self.upload.done():
+            self.skipped[path.parent] = path
+            return
+        self.skipped.pop(path.parent, None)
+        name = path.relative_to(self.folder)
+        staging = self.folder / ".partial-push"
+        try:
+            shutil.rmtree(staging, ignore_errors=True)
+            # The loop may remove the checkpoint, not this copy of it, before the upload ends.
+            shutil.copytree(path, staging / name, copy_function=_link)
+            for file in _matching([file.name for file in path.parent.iterdir() if file.is_file()], self.beside):
+                copy = shutil.copy2 if file in LOG else _link  # the loop goes on writing to its log
+                copy(path.parent / file, (staging / name).parent / file)
+        except OSError as error:
+            _say(f"{path} is not on the Hub ({_reason(error)}): the next one is tried")
+            return
+        self.upload = self.api.run_as_future(self._upload, name, staging)
+
+    def finish(self) -> None:
+        """Wait until the newest checkpoint, of each run, is on the Hub or cannot be."""
+        while self.upload:
+            self.upload.result()
+            self.upload = None
+            if self.skipped:
+                self.checkpoint(next(iter(self.skipped.values())))
+
+    @contextmanager
+    def training(self, accelerator: Accelerator):
+        """Training in here may be stopped: what it has written last arrives before any process leaves."""
+        try:
+            yield
+        except TrainingStopped as stop:
+            self.finish()
+            if stop.code > 128:  # a signal, which stops all processes; a launcher ends all when one leaves
+                accelerator.wait_for_everyone()
+            raise
+
+    def push(self) -> bool:
+        """Upload the folder without its checkpoints, after what is under way. A failure is said, with the command
+        that pushes later, and gives False: what was trained is on disk."""
+        if not self.active:
+            return True
+        self.finish()
+        try:
+            url = _retried(self._push)
+        except Exception as error:  # whatever the network and its client come up with
+            words = ["hf", "upload", self.repo_id, str(self.folder), *["--private"] * self.private]
+            words += [word for pattern in IGNORED for word in ("--exclude", pattern)]
+            _say(f"not pushed ({_reason(error)}): all is in {self.folder}; push it later with `{shlex.join(words)}`")
+            return False
+        print(f"pushed     {url}")
+        return True
+
+    def _create(self) -> None:
+        if not self.created:
+            url = self.api.create_repo(self.repo_id, private=self.private or None, exist_ok=True)
+            self.repo_id, self.created = url.repo_id, True
+
+    def _check_write_access(self) -> None:
+        # `create_repo` is content with a repository that is there and belongs to others.
+        try:
+            self.api.auth_check(self.repo_id, write=True)
+        except TypeError:
+            pass  # an older huggingface_hub, which cannot ask this
+        except Exception as error:
+            if _status(error) in (401, 403):
+                raise
+
+    def _push(self) -> str:
+        self._create()
+        return str(
+            self.api.upload_folder(repo_id=self.repo_id, folder_path=self.folder, ignore_patterns=list(IGNORED))
         )
-        return False
-    print(f"pushed     {url}")
-    return True
+
+    def _upload(self, name: Path, staging: Path) -> None:
+        try:
+            _retried(lambda: self._commit(name, staging))
+        except Exception as error:
+            _say(f"{self.folder / name} is not on the Hub ({_reason(error)}): the run goes on, the next one is tried")
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def _commit(self, name: Path, staging: Path) -> None:
+        # One commit, so that no revision has half a checkpoint; `upload_folder` may make several.
+        self._create()
+        files = {path.relative_to(staging).as_posix(): path for path in staging.rglob("*") if path.is_file()}
+        beside = re.compile(re.escape((name.parent / "checkpoint-").as_posix()) + r"\d+/.")
+        others = [path for path in self.api.list_repo_files(self.repo_id) if beside.match(path) and path not in files]
+        self.api.create_commit(
+            self.repo_id,
+            [
+                *(CommitOperationDelete(path) for path in others),
+                *(CommitOperationAdd(path, file) for path, file in files.items()),
+            ],
+            commit_message=f"Training: {name.as_posix()}",
+        )
+
+
+def hub_source(resume: str | None) -> tuple[str, str | None] | None:
+    """`hub://owner/name@revision` as (repository, revision or None); None for what is not of the Hub.
+
+    Raises:
+        ValueError: after `hub://` comes no repository's name.
+    """
+    if not (resume or "").startswith(SCHEME):
+        return None
+    repo_id, _, revision = resume.removeprefix(SCHEME).partition("@")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        raise ValueError(
+            f"resume_from_checkpoint {resume!r} does not work: give hub://owner/name or hub://owner/name@revision"
+        ) from None
+    return repo_id, revision or None
+
+
+def local_checkpoint(accelerator: Accelerator, folder: Path, resume: str | None, beside=LOG) -> str | None:
+    """`resume` for `open_run`: what is on the Hub is downloaded into `folder` by the main process, the rest stays.
+
+    Raises:
+        ValueError: as `download_checkpoint`.
+    """
+    if hub_source(resume) is None:
+        return resume
+    found = [str(download_checkpoint(resume, folder, beside)) if accelerator.is_main_process else None]
+    return broadcast_object_list(found)[0]
+
+
+def download_checkpoint(source: str, folder: Path, beside=LOG) -> Path:
+    """The newest checkpoint of the repository `source` (`hub://owner/name[@revision]`), downloaded into `folder`; also
+    what of `beside` (patterns) the repository has and `folder` does not.
+
+    Raises:
+        ValueError: no such repository or revision, no checkpoint in it, or no answer from the Hub.
+    """
+    repo_id, revision = hub_source(source)
+    api = HfApi()
+    partial = folder / ".partial-download"
+
+    def download() -> str | None:
+        commit = api.model_info(repo_id, revision=revision).sha  # all of one commit, whatever is pushed meanwhile
+        files = api.list_repo_files(repo_id, revision=commit)
+        found = [re.match(r"checkpoint-(\d+)/", path) for path in files]
+        newest = max((int(match[1]) for match in found if match), default=None)
+        if newest is None:
+            return None
+        shutil.rmtree(partial, ignore_errors=True)
+        patterns = [f"checkpoint-{newest}/*", *_matching([path for path in files if "/" not in path], beside)]
+        api.snapshot_download(repo_id, revision=commit, allow_patterns=patterns, local_dir=partial)
+        return f"checkpoint-{newest}"
+
+    try:
+        name = _retried(download)
+    except Exception as error:
+        if isinstance(error, RevisionNotFoundError):
+            remedy = f"there is no revision {revision!r}: give another one, or none for the newest"
+        elif isinstance(error, RepositoryNotFoundError) or _refused(error):
+            remedy = "there is no such repository, or not for this token: give another, or run `hf auth login`"
+        else:
+            remedy = "the Hub does not answer: try again, or give a checkpoint's folder"
+        raise ValueError(f"resume_from_checkpoint {source!r} ({_reason(error)}): {remedy}") from None
+    if name is None:
+        raise ValueError(
+            f"resume_from_checkpoint {source!r} has no checkpoint-*: give a repository or a revision that was pushed "
+            "to with --hub_strategy checkpoint"
+        )
+    for file in partial.iterdir():
+        if file.is_file() and not (folder / file.name).exists():
+            os.replace(file, folder / file.name)
+    os.replace(partial / name, folder / name)
+    shutil.rmtree(partial, ignore_errors=True)
+    return folder / name
+
+
+def _matching(names: list[str], patterns: tuple[str, ...]) -> list[str]:
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def _retried(action: Callable[[], T]) -> T:
+    for wait in WAITS:
+        try:
+            return action()
+        except Exception as error:
+            if _refused(error) or isinstance(error, OfflineModeIsEnabled):
+                raise
+        time.sleep(wait)
+    return action()
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The HTTP status behind `error`, which the client may have wrapped."""
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status is not None:
+            return status
+        error = error.__cause__
+    return None
+
+
+def _refused(error: BaseException) -> bool:
+    """The same request will fail again: not a timeout, a conflict with another commit or too many requests."""
+    status = _status(error)
+    return status is not None and 400 <= status < 500 and status not in (408, 409, 412, 429)
+
+
+def _reason(error: BaseException) -> str:
+    if type(error) is RuntimeError and error.__cause__:  # around what broke an upload
+        error = error.__cause__
+    return " ".join((str(error) or type(error).__name__).split())[:200]
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # not every file system can
+        shutil.copy2(source, target)
+
+
+def _say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)

@@ -299,13 +299,14 @@ def train(
     logging_steps: int,
     checkpointing_steps: int,
     after_epoch: Callable[[int, int], None] = lambda epoch, update: None,
+    after_checkpoint: Callable[[Path], None] = lambda folder: None,
 ) -> None:
     """Runs the updates `run.progress.update` ... `length.updates` - 1.
 
     `batches` yields this process's micro-batches, `accelerator.gradient_accumulation_steps` of them an update.
     `loss_of(batch, update, micro)` is the loss of one; `after_epoch(epoch, update)` runs after each whole epoch,
-    before its checkpoint, and at the last update. The loss is read from the device only every `logging_steps` updates
-    and before a checkpoint.
+    before its checkpoint, and at the last update; `after_checkpoint(folder)` after each one written. The loss is read
+    from the device only every `logging_steps` updates and before a checkpoint.
 
     Raises:
         TrainingStopped: after a signal (with a checkpoint written), or when the loss or the weights are not finite
@@ -395,6 +396,7 @@ def train(
                     read_losses()
                     check_weights()
                     folder = checkpoints.save(done)
+                    after_checkpoint(folder)
                     if number:
                         name = signal.Signals(number).name
                         raise TrainingStopped(
