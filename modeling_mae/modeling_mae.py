@@ -194,9 +194,11 @@ class MAEAttention(nn.Module):
             part.view(batch, tokens, -1, self.head_dim).transpose(1, 2)  # (batch, heads, tokens, head width)
             for part in self.qkv(hidden_states).chunk(3, dim=-1)
         )
-        # Fused kernels have no maps to give: when maps are asked for, use the implementation that has.
-        wants_maps = kwargs.get("output_attentions") or self.config.output_attentions
-        implementation = "eager" if wants_maps else self.config._attn_implementation
+        implementation = self.config._attn_implementation
+        # Fused kernels have no maps to give. On CPUs their backward in bfloat16 takes two thirds of the whole step.
+        slow = implementation == "sdpa" and query.is_cpu and query.dtype == torch.bfloat16 and query.requires_grad
+        if kwargs.get("output_attentions") or self.config.output_attentions or slow:
+            implementation = "eager"
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         attended, weights = attend(self, query, key, value, None, scaling=self.scaling, dropout=0.0, **kwargs)
         return self.proj(attended.reshape(batch, tokens, width)), weights
