@@ -173,7 +173,8 @@ def main(args: PretrainArguments) -> None:
 
     # What the run leaves: the model first, whatever may fail after it
     save_model(accelerator, model, output_dir)
-    knn = knn_table(args, config, accelerator, model, images, transform) if args.knn else {}
+    options = (args, config, accelerator, model, images, transform)
+    knn, knn_split = knn_table(*options) if args.knn else ({}, None)
     skipped = count_bad(accelerator, images)
     if main_process:
         picture(output_dir / "reconstruction.png", length.updates)
@@ -203,8 +204,10 @@ def main(args: PretrainArguments) -> None:
         },
         normalised=config.norm_pix_loss,
         knn=knn,
+        knn_split=knn_split,
         repo_id=args.hub_model_id,
-        hub_id=args.dataset_name if args.dataset_name and "/" in args.dataset_name else None,
+        dataset_id=args.dataset_name or source.name,
+        dataset_name=source.name,
     )
     if skipped:
         print(f"skipped    {skipped} of {len(images)} images, which cannot be decoded")
@@ -216,11 +219,11 @@ def main(args: PretrainArguments) -> None:
         sys.exit(1)
 
 
-def knn_table(args, config, accelerator: Accelerator, model, images, transform) -> dict[str, float]:
-    """k-NN accuracy (k = 20) of raw pixels, of the same encoder untrained, and of the trained one."""
+def knn_table(args, config, accelerator: Accelerator, model, images, transform) -> tuple[dict[str, float], str | None]:
+    """k-NN accuracy (k = 20) of raw pixels, of the same encoder untrained, and of the trained one; on which split."""
     size = config.image_height_width
     try:
-        source, _ = load_eval_source(
+        source, split = load_eval_source(
             args.dataset_name,
             args.dataset_config_name,
             args.train_dir,
@@ -230,11 +233,11 @@ def knn_table(args, config, accelerator: Accelerator, model, images, transform) 
         )
     except ValueError as error:
         accelerator.print(f"no k-NN accuracy: {error}")
-        return {}
+        return {}, None
     evaluation = make_images(source, CenterCrop(size), size, config.num_channels, args.on_bad_image)
     if images.labels is None or evaluation.labels is None:
         accelerator.print("no k-NN accuracy: the data set has no labels")
-        return {}
+        return {}, None
     torch.manual_seed(args.seed)
     untrained = MAEModel(config).to(accelerator.device).eval()
     trained = accelerator.unwrap_model(model, keep_torch_compile=False).mae.eval()
@@ -249,7 +252,7 @@ def knn_table(args, config, accelerator: Accelerator, model, images, transform) 
         name: frozen_accuracies(accelerator, encode, train_images, evaluation, transform, **options)
         for name, encode in encoders.items()
     }
-    return {name: accuracies["knn"][20] for name, accuracies in found.items() if accuracies.get("knn")}
+    return {name: accuracies["knn"][20] for name, accuracies in found.items() if accuracies.get("knn")}, split
 
 
 if __name__ == "__main__":

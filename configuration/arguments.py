@@ -76,6 +76,11 @@ class ModelArguments(_Checked):
     def check(self) -> None:
         super().check()
         self._exclude("model_name_or_path", "config_name")
+        if self.model_name_or_path is not None and Path(self.model_name_or_path).is_file():
+            raise ValueError(
+                f"model_name_or_path {self.model_name_or_path!r} is a file: convert it with `python -m "
+                f"modeling_mae.interop {self.model_name_or_path} FOLDER` and give FOLDER"
+            )
 
 
 @dataclass

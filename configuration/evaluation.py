@@ -192,7 +192,7 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
                 "model_name_or_path is not given: give a pre-trained checkpoint's folder or Hub id, or only "
                 "--from_scratch true with --config_name"
             )
-        if name is not None and not Path(name).is_dir() and (Path(name).parent.is_dir() or name.count("/") > 1):
+        if name is not None and not Path(name).exists() and (Path(name).parent.is_dir() or name.count("/") > 1):
             raise ValueError(f"model_name_or_path {name!r} is not a folder here: pre-train first, or give a Hub id")
         if name is None or Path(name).is_dir():
             depth = model_config(self).num_hidden_layers

@@ -75,6 +75,24 @@ def _config_file(name: str) -> Path:
     raise ValueError(f"config_name {name!r} is not a JSON file or a folder with a config.json{hint}")
 
 
+def _require_own(name: str, cache_dir: str | None) -> None:
+    """ValueError for another project's checkpoint, which the scripts do not guess sizes and heads from."""
+    from transformers import PreTrainedConfig
+
+    from modeling_mae.configuration_mae import MAEConfig
+
+    try:
+        values, _ = PreTrainedConfig.get_config_dict(name, cache_dir=cache_dir)
+    except OSError:
+        return  # nothing there: from_pretrained says so
+    kind = values.get("model_type", values.get("architecture"))
+    if kind != MAEConfig.model_type:
+        raise ValueError(
+            f"model_name_or_path {name!r} is another project's checkpoint ({kind}): convert it with "
+            f"`python -m modeling_mae.interop {name} FOLDER` and give FOLDER"
+        )
+
+
 def model_config(args):
     """The `MAEConfig` that `args` (a `ModelArguments`) describes.
 
@@ -95,6 +113,8 @@ def model_config(args):
         kind = values.pop("model_type", MAEConfig.model_type)
         if kind != MAEConfig.model_type:
             raise ValueError(f"config_name {args.config_name!r}: {file} describes a {kind!r} model, not an MAE")
+    if args.model_name_or_path is not None:
+        _require_own(args.model_name_or_path, args.cache_dir)
     try:
         if args.model_name_or_path is not None:
             return MAEConfig.from_pretrained(args.model_name_or_path, cache_dir=args.cache_dir, **overrides)

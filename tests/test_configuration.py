@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from transformers import ViTMAEConfig
 
 from configuration import EvalArguments, PretrainArguments, model_config, parse_arguments, split_batch
 from configuration.parsing import RECIPES
@@ -220,6 +221,19 @@ def test_a_run_that_is_there_is_not_overwritten_unasked(capsys):
         assert parse("--output_dir", "run", *words).output_dir == "run"
     Path("file").touch()
     assert "is a file" in refused(capsys, "--output_dir", "file")
+
+
+def test_another_projects_checkpoint_is_refused_with_the_command_that_converts_it(capsys):
+    ViTMAEConfig().save_pretrained("theirs")
+    line = refused(capsys, "--model_name_or_path", "theirs")
+    assert "vit_mae" in line and "python -m modeling_mae.interop theirs FOLDER" in line
+    Path("timm").mkdir()
+    Path("timm/config.json").write_text('{"architecture": "vit_tiny_patch16_224"}')
+    assert "modeling_mae.interop timm FOLDER" in refused(capsys, "--model_name_or_path", "timm")
+    Path("mae_pretrain.pth").touch()
+    assert "modeling_mae.interop mae_pretrain.pth FOLDER" in refused(
+        capsys, "--model_name_or_path", "mae_pretrain.pth"
+    )
 
 
 def test_pushing_is_checked_without_network(capsys, monkeypatch, tmp_path):

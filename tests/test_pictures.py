@@ -44,11 +44,15 @@ def test_card_is_read_back_by_the_hub_client(tmp_path):
         arguments={"seed": 3, "train_dir": "/home/me/pets", "cache_dir": None},
         results={"final loss": "0.4321"},
         knn={"trained encoder": 0.755},
-        hub_id="me/pets",
+        knn_split="test",
+        dataset_id="me/pets",
+        dataset_name="pets",
     )
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.license == "apache-2.0" and card.data.datasets == ["me/pets"]
     assert card.data.library_name == "transformers" and card.data.pipeline_tag == "image-feature-extraction"
+    (result,) = card.data.eval_results
+    assert (result.dataset_type, result.dataset_split, result.metric_value) == ("me/pets", "test", 0.755)
     for text in (
         "# small",
         "| final loss | 0.4321 |",
@@ -56,7 +60,8 @@ def test_card_is_read_back_by_the_hub_client(tmp_path):
         "| seed | `3` |",
         "2111.06377",
         "mean and deviation of the hidden one",
-        'AutoModel.from_pretrained("me/small")',
+        'AutoModel.from_pretrained("me/small", trust_remote_code=True)',
+        "`import modeling_mae`",
     ):
         assert text in card.text
     assert "/home/me" not in card.text

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 
 CITATION = """@inproceedings{he2022masked,
@@ -24,17 +24,34 @@ def write_card(
     arguments: dict,
     results: dict[str, str],
     normalised: bool,
+    dataset_id: str,
+    dataset_name: str,
     knn: dict[str, float] | None = None,
-    hub_id: str | None = None,
+    knn_split: str | None = None,
     repo_id: str | None = None,
 ) -> None:
-    """README.md of a pre-trained checkpoint: what it is, results, pictures, how to load it, all settings, citation."""
+    """README.md of a pre-trained checkpoint: what it is, results, pictures, how to load it, all settings, citation.
+    `knn` is accuracy by kind of feature; the trained encoder's goes into the model-index, as of `knn_split`."""
     metadata = ModelCardData(
         license="apache-2.0",
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
         tags=["mae", "masked-autoencoder", "self-supervised", "vision"],
-        datasets=[hub_id] if hub_id else None,
+        datasets=[dataset_id] if "/" in dataset_id else None,
+        model_name=name,
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=dataset_id,
+                dataset_name=dataset_name,
+                dataset_split=knn_split,
+                metric_type="accuracy",
+                metric_name="k-NN accuracy of frozen features (k = 20)",
+                metric_value=round(knn["trained encoder"], 5),
+            )
+        ]
+        if knn
+        else None,
     )
     parts = [
         f"---\n{metadata.to_yaml()}\n---",
@@ -56,12 +73,11 @@ def write_card(
         rows = [(key, f"{100 * value:.1f} %") for key, value in knn.items()]
         parts += ["Weighted k-NN (k = 20) on frozen features:", table(("features", "accuracy"), rows)]
     parts += [
-        "## Use",
-        "```python\nimport modeling_mae  # registers the classes with transformers\n"
-        "from transformers import AutoImageProcessor, AutoModel\n\n"
-        f'processor = AutoImageProcessor.from_pretrained("{repo_id or "PATH_OR_HUB_ID"}")\n'
-        f'model = AutoModel.from_pretrained("{repo_id or "PATH_OR_HUB_ID"}").eval()\n'
-        'features = model(**processor(image, return_tensors="pt")).pooler_output\n```',
+        usage(
+            repo_id,
+            "AutoModel",
+            "features = model(**inputs).pooler_output  # (1, width); last_hidden_state has one for each patch",
+        ),
         "Features are unmasked, in raster order, deterministic. `AutoModelForPreTraining` loads the decoder too.",
         "## Settings",
         settings_table(arguments),
@@ -69,6 +85,25 @@ def write_card(
         f"```bibtex\n{CITATION}\n```",
     ]
     ModelCard("\n\n".join(parts) + "\n").save(output_dir / "README.md")
+
+
+def usage(repo_id: str | None, auto_class: str, lines: str) -> str:
+    """How to load the checkpoint, and `lines` of what to do with `model` and the `inputs` of an image."""
+    checkpoint = repo_id or "PATH_OR_HUB_ID"
+    return f"""## Use
+
+```python
+from PIL import Image
+from transformers import AutoImageProcessor, {auto_class}
+
+processor = AutoImageProcessor.from_pretrained("{checkpoint}", trust_remote_code=True)
+model = {auto_class}.from_pretrained("{checkpoint}", trust_remote_code=True).eval()
+inputs = processor(Image.open("photograph.jpg"), return_tensors="pt")
+{lines}
+```
+
+`trust_remote_code=True` runs the Python files that lie beside the weights. With the package `modeling_mae` installed,
+`import modeling_mae` takes its place: the same classes then come from there."""
 
 
 def settings_table(arguments: dict) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .card import CITATION, settings_table, table
+from .card import CITATION, settings_table, table, usage
 
 
 def write_eval_card(
@@ -63,13 +63,11 @@ def write_eval_card(
     if len(class_names) <= 100:
         parts += ["![Confusion matrix](confusion.png)", table(("class", "accuracy"), classes)]
     parts += [
-        "## Use",
-        "```python\nimport modeling_mae  # registers the classes with transformers\n"
-        "from transformers import AutoImageProcessor, AutoModelForImageClassification\n\n"
-        f'processor = AutoImageProcessor.from_pretrained("{repo_id or "PATH_OR_HUB_ID"}")\n'
-        f'model = AutoModelForImageClassification.from_pretrained("{repo_id or "PATH_OR_HUB_ID"}").eval()\n'
-        'logits = model(**processor(image, return_tensors="pt")).logits\n'
-        "print(model.config.id2label[logits.argmax(-1).item()])\n```",
+        usage(
+            repo_id,
+            "AutoModelForImageClassification",
+            "logits = model(**inputs).logits  # (1, classes)\nprint(model.config.id2label[logits.argmax(-1).item()])",
+        ),
         "## Settings",
         settings_table(arguments),
         "## Citation",
