@@ -22,7 +22,12 @@ from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining, MAEModel, intero
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 4, "mlp_ratio": 2}
 HEADS = {"num_attention_heads": 4}
-TOLERANCE = {"atol": 1e-5, "rtol": 0}
+
+
+def same(one: torch.Tensor, other: torch.Tensor, tolerance: float = 1e-5) -> None:
+    """`pytest -sv tests/test_interop.py` shows the differences: the README's table."""
+    print(f"\n    largest difference {(one - other).abs().max().item():.1e}", end=" ")
+    torch.testing.assert_close(one, other, atol=tolerance, rtol=0)
 
 
 def randomised(module: nn.Module) -> nn.Module:
@@ -94,7 +99,7 @@ def test_official_pretraining_file_with_decoder(tmp_path, said):
     keep = torch.tensor([2, 3, 7, 12])
     mask = torch.ones(2, 16)
     mask[:, keep] = 0
-    torch.testing.assert_close(ours(IMAGES, bool_masked_pos=mask).logits, theirs(IMAGES, keep), **TOLERANCE)
+    same(ours(IMAGES, bool_masked_pos=mask).logits, theirs(IMAGES, keep))
     assert "decoder's heads are not in the file" in said()
 
 
@@ -105,15 +110,15 @@ def test_encoder_of_official_and_timm_files(tmp_path, pool):
     path = saved(tmp_path, {"model": theirs.state_dict()})
     ours = MAEModel.from_pretrained(path, **HEADS, pooling="mean" if pool == "avg" else "cls").eval()
     output = ours(IMAGES)
-    torch.testing.assert_close(output.last_hidden_state, theirs.forward_features(IMAGES), **TOLERANCE)
-    torch.testing.assert_close(output.pooler_output, theirs(IMAGES), **TOLERANCE)
+    same(output.last_hidden_state, theirs.forward_features(IMAGES))
+    same(output.pooler_output, theirs(IMAGES))
 
 
 @torch.no_grad()
 def test_official_fine_tuned_file(tmp_path):
     theirs = randomised(VisionTransformer(**SIZES, num_classes=5, global_pool="avg", fc_norm=True))
     ours = EvalNet.from_pretrained(saved(tmp_path, {"model": theirs.state_dict()}), **HEADS).eval()
-    torch.testing.assert_close(ours(IMAGES).logits, theirs(IMAGES), **TOLERANCE)
+    same(ours(IMAGES).logits, theirs(IMAGES))
 
 
 @torch.no_grad()
@@ -122,7 +127,7 @@ def test_official_probed_file(tmp_path):
     theirs.head = nn.Sequential(nn.BatchNorm1d(64, affine=False, eps=1e-6), theirs.head)
     theirs = randomised(theirs)
     ours = EvalNet.from_pretrained(saved(tmp_path, {"model": theirs.state_dict()}), **HEADS).eval()
-    torch.testing.assert_close(ours(IMAGES).logits, theirs(IMAGES), **TOLERANCE)
+    same(ours(IMAGES).logits, theirs(IMAGES))
 
 
 @torch.no_grad()
@@ -140,7 +145,7 @@ def test_crossmae_file_gives_the_encoder(tmp_path, said, weighted):
         del state["norm.weight"], state["norm.bias"]
         theirs.norm = nn.LayerNorm(64, eps=1e-6)
     ours, info = MAEModel.from_pretrained(saved(tmp_path, {"model": state}), **HEADS, output_loading_info=True)
-    torch.testing.assert_close(ours(IMAGES).last_hidden_state, theirs.forward_features(IMAGES), **TOLERANCE)
+    same(ours(IMAGES).last_hidden_state, theirs.forward_features(IMAGES))
     assert "CrossMAE's decoder attends otherwise" in said()
     assert sorted(info["missing_keys"]) == (["layernorm.bias", "layernorm.weight"] if weighted else [])
 
@@ -154,7 +159,7 @@ def mae_code_state() -> tuple[dict, nn.ModuleList]:
     state = {
         "encoder.pos_embedding": torch.randn(1, 17, 128),
         "encoder.cls_token": torch.randn(1, 1, 128),
-        "encoder.to_patch_embedding.1.weight": torch.randn(128, 192),
+        "encoder.to_patch_embedding.1.weight": 0.1 * torch.randn(128, 192),
         "encoder.to_patch_embedding.1.bias": torch.randn(128),
         "encoder.mlp_head.1.weight": torch.randn(10, 128),
         "mask_token": torch.randn(64),
@@ -187,11 +192,11 @@ def test_mae_code_checkpoint(tmp_path, said):
     tokens = rows @ state["encoder.to_patch_embedding.1.weight"].T + state["encoder.to_patch_embedding.1.bias"]
     tokens = tokens + state["encoder.pos_embedding"][:, 1:]
     embedded = ours.embeddings(ours.patchify(IMAGES), (4, 4), None)
-    torch.testing.assert_close(embedded[:, 1:], tokens, **TOLERANCE)
+    same(embedded[:, 1:], tokens)
     mine = tokens
     for layer, own in zip(layers, ours.layers, strict=True):
         tokens, mine = layer(tokens), own(mine)
-    torch.testing.assert_close(mine, tokens, **TOLERANCE)
+    same(mine, tokens)
     assert "neither class token nor final norm" in said()
 
 
@@ -227,14 +232,14 @@ def test_transformers_vitmae_in_and_out(tmp_path, version):
     noise = torch.rand(2, 16)
     ours = MAEForPreTraining.from_pretrained(tmp_path / "theirs").eval()
     expected, output = theirs(IMAGES, noise=noise), ours(IMAGES, noise=noise)
-    torch.testing.assert_close(output.logits, expected.logits, **TOLERANCE)
-    torch.testing.assert_close(output.loss, expected.loss, **TOLERANCE)
+    same(output.logits, expected.logits)
+    same(output.loss, expected.loss)
 
     interop.to_transformers(ours).save_pretrained(tmp_path / "back")
     assert not list((tmp_path / "back").glob("*.py"))
     back = transformers.AutoModelForPreTraining.from_pretrained(tmp_path / "back")
     assert type(back) is transformers.ViTMAEForPreTraining
-    torch.testing.assert_close(back(IMAGES, noise=noise).logits, expected.logits, **TOLERANCE)
+    same(back(IMAGES, noise=noise).logits, expected.logits)
 
 
 def vit_config(**more) -> transformers.ViTConfig:
@@ -249,7 +254,7 @@ def test_transformers_vit_in(tmp_path, said):
     theirs = randomised(transformers.ViTModel(vit_config()))
     theirs.save_pretrained(tmp_path)
     ours = MAEModel.from_pretrained(tmp_path).eval()
-    torch.testing.assert_close(ours(IMAGES).last_hidden_state, theirs(IMAGES).last_hidden_state, **TOLERANCE)
+    same(ours(IMAGES).last_hidden_state, theirs(IMAGES).last_hidden_state)
     assert "no pooler" in said()
 
 
@@ -258,7 +263,7 @@ def test_transformers_classifier_in_and_labels(tmp_path):
     theirs = randomised(transformers.ViTForImageClassification(vit_config(id2label={0: "cat", 1: "dog", 2: "eel"})))
     theirs.save_pretrained(tmp_path)
     ours = EvalNet.from_pretrained(tmp_path).eval()
-    torch.testing.assert_close(ours(IMAGES).logits, theirs(IMAGES).logits, **TOLERANCE)
+    same(ours(IMAGES).logits, theirs(IMAGES).logits)
     assert ours.config.id2label == {0: "cat", 1: "dog", 2: "eel"}
 
 
@@ -280,7 +285,7 @@ def test_classifier_to_transformers(tmp_path, norm):
     interop.to_transformers(ours).save_pretrained(tmp_path)
     theirs = transformers.AutoModelForImageClassification.from_pretrained(tmp_path)
     assert type(theirs) is transformers.ViTForImageClassification and theirs.config.id2label[2] == "c"
-    torch.testing.assert_close(theirs(IMAGES).logits, ours(IMAGES).logits, **TOLERANCE)
+    same(theirs(IMAGES).logits, ours(IMAGES).logits)
 
 
 @torch.no_grad()
@@ -289,7 +294,7 @@ def test_encoder_to_transformers(tmp_path):
     interop.to_transformers(ours).save_pretrained(tmp_path)
     theirs = AutoModel.from_pretrained(tmp_path)
     assert type(theirs) is transformers.ViTModel
-    torch.testing.assert_close(theirs(IMAGES).last_hidden_state, ours(IMAGES).last_hidden_state, **TOLERANCE)
+    same(theirs(IMAGES).last_hidden_state, ours(IMAGES).last_hidden_state)
 
 
 @torch.no_grad()
@@ -299,9 +304,9 @@ def test_classifier_to_timm_and_back(tmp_path, pooling, norm):
     interop.save_timm(ours, tmp_path)
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     expected = ours(IMAGES).logits
-    torch.testing.assert_close(theirs(IMAGES), expected, **TOLERANCE)
+    same(theirs(IMAGES), expected)
     back = EvalNet.from_pretrained(tmp_path).eval()
-    torch.testing.assert_close(back(IMAGES).logits, expected, **TOLERANCE)
+    same(back(IMAGES).logits, expected)
 
 
 @torch.no_grad()
@@ -312,7 +317,7 @@ def test_encoder_to_timm_by_checkpoint_path(tmp_path):
         "vit_base_patch16_224", checkpoint_path=str(tmp_path / "model.safetensors"), num_classes=0, **SIZES
     ).eval()
     expected = ours.mae(IMAGES).last_hidden_state
-    torch.testing.assert_close(theirs.forward_features(IMAGES), expected, **TOLERANCE)
+    same(theirs.forward_features(IMAGES), expected)
 
 
 @torch.no_grad()
@@ -333,7 +338,7 @@ def test_exported_graphs_at_any_batch(tmp_path, model_class, to):
             found = torch.export.load(path).module()(images)
             found = [found] if model_class is EvalNet else list(found)
         for one, other in zip(found, expected, strict=True):
-            torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+            same(one, other, 1e-4)
 
 
 # --- what cannot be read is said ---
@@ -383,7 +388,7 @@ def test_positions_at_another_size(tmp_path):
     ours.set_image_size(48)
     patches = theirs.pos_embed[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
     larger = nn.functional.interpolate(patches, (6, 6), mode="bicubic").flatten(2).transpose(1, 2)
-    torch.testing.assert_close(ours.embeddings.positions.table[:, 1:], larger, **TOLERANCE)
+    same(ours.embeddings.positions.table[:, 1:], larger)
     assert math.prod(ours.config.grid) == 36
 
 
