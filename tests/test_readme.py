@@ -1,0 +1,83 @@
+"""The README's Python runs as it stands, on a checkpoint as the demo leaves one."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from modeling_mae import MAEConfig, MAEForPreTraining
+from modeling_mae.training.processor import image_processor
+
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("readme")
+    config = MAEConfig(
+        image_size=28,
+        patch_size=4,
+        num_channels=1,
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=64,
+        decoder_num_hidden_layers=1,
+    )
+    torch.manual_seed(0)
+    MAEForPreTraining(config).save_pretrained(folder / "runs" / "demo")
+    image_processor((28, 28), [0.29], [0.36], 1).save_pretrained(folder / "runs" / "demo")
+    (folder / "data").symlink_to(ROOT / "data")
+    return folder
+
+
+def run(code: str, folder: Path) -> str:
+    environment = {**os.environ, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_neighbours_without_the_package(folder):
+    (script,) = [block for block in BLOCKS if "nearest" in block]
+    missing = ("modeling_mae", "datasets", "torchvision", "timm", "accelerate", "matplotlib")
+    hidden = f"import sys\nsys.modules.update(dict.fromkeys({missing}))\n"  # None: import fails
+    lines = run(hidden + script, folder).splitlines()
+    stems = [path.stem for path in sorted((ROOT / "data" / "examples").iterdir())]
+    assert [line.split()[0] for line in lines] == stems and len(stems) == 10
+    for line in lines:
+        one, other = re.fullmatch(r"(\S+) +is nearest to (\S+)", line).groups()
+        assert other in stems and other != one
+
+
+def test_backbone(folder):
+    (script,) = [block for block in BLOCKS if "UperNet" in block]
+    check = """
+import torch
+found = segmenter.train()(torch.randn(2, 1, 64, 64), labels=torch.randint(0, 5, (2, 64, 64)))
+assert found.logits.shape == (2, 5, 64, 64)
+found.loss.backward()
+weights = {name: tensor for name, tensor in MAEBackbone.from_pretrained("runs/demo").named_parameters()}
+assert all(torch.equal(tensor, weights[name]) for name, tensor in segmenter.backbone.named_parameters())
+assert all(tensor.grad is not None for name, tensor in segmenter.backbone.named_parameters() if "layers.3" in name)
+"""
+    run(script + check, folder)
+
+
+def test_from_python(folder):
+    (script,) = [block for block in BLOCKS if "classifier.freeze" in block]
+    run(
+        script + "\nassert features.shape == (8, 192) and logits.shape == (8, 10) and picture.shape == images.shape",
+        folder,
+    )
+
+
+def test_every_block_is_run():
+    assert len(BLOCKS) == 3
