@@ -27,7 +27,7 @@ help:
 
 # A demo that was interrupted goes on; one that is done is only shown.
 demo: .venv/.installed
-	@test -f runs/demo/model.safetensors || $(LAUNCH) run_pretrain.py demo --resume_from_checkpoint auto
+	@test -f runs/demo/README.md || $(LAUNCH) run_pretrain.py demo --resume_from_checkpoint auto
 	@test -f runs/demo_eval/results.txt || $(LAUNCH) run_eval.py demo_eval --resume_from_checkpoint auto
 	@echo; echo "What pre-training bought (accuracies in %; runs/demo_eval has all figures):"
 	@cat runs/demo_eval/results.txt

@@ -19,28 +19,32 @@ from modeling_mae import EvalNet, MAEConfig, MAEModel
 from modeling_mae.training.augment import AutoAugmentedImages, BatchTransform, CenterCrop, Mix, training_crop
 from modeling_mae.training.charts import confusion_picture, partial_curve, training_curve
 from modeling_mae.training.data import (
+    NAMED,
     EpochBatches,
     FileImages,
     MemoryImages,
     Part,
+    count_bad,
     load_eval_source,
     load_source,
     make_images,
     measure_mean_std,
     with_crop,
 )
-from modeling_mae.training.eval_card import write_eval_card
+from modeling_mae.training.eval_card import write_eval_card, write_overview
 from modeling_mae.training.hub import LOG_AND_BEST, Hub, local_checkpoint
 from modeling_mae.training.labels import balanced_part, missing_classes, read_labels
 from modeling_mae.training.loop import (
     Length,
-    TrainingStopped,
+    init_trackers,
     make_accelerator,
     make_batches,
     open_run,
     prepare_folder,
+    run_script,
     save_model,
     train,
+    write_json,
 )
 from modeling_mae.training.metrics import classification_results, frozen_accuracies, predict
 from modeling_mae.training.optim import adamw, lars, sgd
@@ -63,6 +67,8 @@ def main(args: EvalArguments) -> None:
         beside=LOG_AND_BEST,
     )
     hub.start()
+    if push:
+        args.hub_model_id = hub.repo_id
     resume = args.resume_from_checkpoint
     args.resume_from_checkpoint = local_checkpoint(accelerator, output_dir, resume, LOG_AND_BEST)
     data = load_data(args, accelerator)
@@ -75,17 +81,24 @@ def main(args: EvalArguments) -> None:
     with hub.training(accelerator):
         for name, n_partial, from_scratch in args.runs():
             rows.append(train_one(args, data, hub, name, n_partial, from_scratch))
+    skipped = sum(count_bad(accelerator, images) for images in (data.train, data.evaluation) if images is not None)
     accelerator.end_training()
     if not accelerator.is_main_process:
         return
-    (output_dir / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
+    write_json(output_dir / "results.json", rows)
     tuned = {row["n_partial"]: row["accuracy"] for row in rows if row.get("n_partial") is not None}
     scratch = next((row["accuracy"] for row in rows if row["name"] == "from-scratch"), None)
     if len(tuned) > 1:
         partial_curve(output_dir / "partial.png", tuned, scratch)
         print(f"picture    {output_dir / 'partial.png'}")
     table = results_table(rows)
+    if len(args.runs()) > 1:
+        name = (args.hub_model_id or output_dir.resolve().name).split("/")[-1]
+        folders = [run for run, _, _ in args.runs()]
+        write_overview(output_dir, name, table, folders, data.eval_name, picture=len(tuned) > 1)
     (output_dir / "results.txt").write_text(table + "\n")
+    if skipped:
+        print(f"skipped    {skipped} images, which cannot be decoded")
     print(f"\n{table}\n\nresults    {output_dir / 'results.json'}")
     if not hub.push():
         sys.exit(1)
@@ -106,8 +119,9 @@ class Data:
     std: list[float]
     transform: BatchTransform
     trained: bool  # the checkpoint is a classifier already
-    source_name: str
-    dataset_id: str
+    source_name: str  # of the training images, where there are any
+    eval_name: str
+    dataset_id: str  # of what is evaluated on, as is `split`
     split: str
 
 
@@ -132,26 +146,26 @@ def load_data(args: EvalArguments, accelerator: Accelerator) -> Data:
     }
     place = (args.dataset_name, args.dataset_config_name, args.train_dir)
     needs_training_images = args.do_train or args.knn or args.baselines
-    train_images, names = None, None
+    # Training decides on the classes; a classifier that is only tested has its own.
+    names = [config.id2label[i] for i in range(config.num_labels)] if trained and not args.do_train else None
+    train_images = None
     with accelerator.main_process_first():  # the others find what `datasets` has cached
         if needs_training_images:
             source = load_source(*place, args.train_split, max_samples=args.max_train_samples, **options)
-            labels, names = read_labels(source)
-        if not args.do_train and trained:
-            names = [config.id2label[i] for i in range(config.num_labels)]
+            labels, names = read_labels(source, names)
         if args.validation_dir:
             place = (None, None, args.validation_dir)
         options |= {"max_samples": args.max_eval_samples, "held_out": bool(args.validation_dir)}
         eval_source, split = load_eval_source(*place, args.eval_split, **options)
     eval_labels, names = read_labels(eval_source, names)
     if needs_training_images:
-        train_images = make_images(source, crop, size, config.num_channels, args.on_bad_image)
-        train_images.labels = torch.from_numpy(labels)
+        numbers = torch.from_numpy(labels)
+        train_images = make_images(source, crop, size, config.num_channels, args.on_bad_image, labels=numbers)
         absent = missing_classes(labels, names)
         if absent:
             say(f"note       {len(absent)} of {len(names)} classes have no training image: {', '.join(absent[:5])}")
-    evaluation = make_images(eval_source, crop, size, config.num_channels, args.on_bad_image)
-    evaluation.labels = torch.from_numpy(eval_labels)
+    numbers = torch.from_numpy(eval_labels)
+    evaluation = make_images(eval_source, crop, size, config.num_channels, args.on_bad_image, labels=numbers)
     absent = missing_classes(eval_labels, names)
     if absent:
         say(f"note       {len(absent)} of {len(names)} classes have no evaluation image: {', '.join(absent[:5])}")
@@ -174,8 +188,9 @@ def load_data(args: EvalArguments, accelerator: Accelerator) -> Data:
         transform=BatchTransform(mean, std, size).to(accelerator.device),
         trained=trained,
         source_name=name,
-        dataset_id=args.dataset_name or ("fashion_mnist" if not args.train_dir else name),
-        split=split,
+        eval_name=eval_source.name,
+        dataset_id=eval_source.name if args.validation_dir else NAMED.get(args.dataset_name, eval_source.name),
+        split="validation" if args.validation_dir else split,
     )
 
 
@@ -192,8 +207,11 @@ def training_images(settings: EvalArguments, data: Data):
 
 def check_runs(args: EvalArguments, data: Data, processes: int) -> None:
     """Raises before any long work what the last of several runs would raise after the others."""
+    depth = model_config(args).num_hidden_layers
     for name, n_partial, from_scratch in args.runs():
         settings = args.strategy(n_partial, from_scratch)
+        if n_partial is not None and n_partial > depth:
+            raise ValueError(f"n_partial {n_partial:g} does not work: the model has {depth} blocks")
         try:
             split_batch(settings.total_batch_size, settings.per_device_train_batch_size, processes)
             images = training_images(settings, data)
@@ -212,7 +230,10 @@ def train_one(
     folder = args.run_folder(name)
     done = folder / "eval_results.json"
     if args.resume_from_checkpoint == "auto" and done.exists():
-        return json.loads(done.read_text())
+        found = json.loads(done.read_text())
+        if found["name"] == name:
+            return found
+        raise ValueError(f"{folder} holds the results of {found['name']}, not of {name}: give another --output_dir")
     settings = args.strategy(n_partial, from_scratch)
     accelerator = make_accelerator(folder, settings.trackers)
     processes = accelerator.num_processes
@@ -222,15 +243,18 @@ def train_one(
 
     # Model and optimizer
     config = model_config(settings)
+    names = [config.id2label[i] for i in range(config.num_labels)]
     config.id2label = dict(enumerate(data.class_names))
     config.label2id = {label: i for i, label in config.id2label.items()}
     set_seed(settings.seed)
     if from_scratch:
         model = EvalNet(config)
     else:
-        # A classifier of other classes gives its encoder and gets a new head, as a pre-trained one does.
-        other = data.trained and MAEConfig.from_pretrained(settings.model_name_or_path).num_labels != config.num_labels
+        other = data.trained and names != data.class_names
         model = EvalNet.from_pretrained(settings.model_name_or_path, config=config, ignore_mismatched_sizes=other)
+        if other:  # also where there are as many of them
+            accelerator.print("note       the checkpoint's classifier has other classes: its head starts anew")
+            model.reset_head()
     model.freeze(config.num_hidden_layers if n_partial is None else n_partial)
     if settings.optimizer == "adamw":
         betas = (settings.adam_beta1, settings.adam_beta2)
@@ -294,8 +318,7 @@ def train_one(
             run.progress.best = found["accuracy"]
             save_model(accelerator, model, folder)
 
-    if settings.trackers:
-        accelerator.init_trackers("tensorboard")
+    init_trackers(accelerator, dataclasses.asdict(settings))
     train(
         accelerator,
         model,
@@ -327,9 +350,9 @@ def train_one(
         evaluations = [entry for entry in log if "eval_accuracy" in entry]
         found |= {"last_accuracy": evaluations[-1]["eval_accuracy"], "epochs": evaluations[-1]["epoch"]}
         state = {"global_step": length.updates, "epoch": length.updates / length.updates_per_epoch, "log_history": log}
-        (folder / "trainer_state.json").write_text(json.dumps(state, indent=2) + "\n")
-        (folder / "arguments.json").write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
-        done.write_text(json.dumps(found, indent=2) + "\n")
+        write_json(folder / "trainer_state.json", state)
+        write_json(folder / "arguments.json", dataclasses.asdict(settings))
+        write_json(done, found)
     accelerator.free_memory()
     return found
 
@@ -372,19 +395,19 @@ def test(
         datasets.Dataset.from_dict(columns).to_parquet(folder / "predictions.parquet")
     if log is not None:
         training_curve(folder / "training.png", log)
-        write_eval_card(
-            folder,
-            name=(args.hub_model_id or folder.resolve().name).split("/")[-1],
-            training=f"Trained with {training} of {data.source_name}.",
-            data=f"{len(data.evaluation):,} images of {data.source_name}, split {data.split}",
-            dataset_id=data.dataset_id,
-            dataset_name=data.source_name,
-            split=data.split,
-            results=found,
-            class_names=data.class_names,
-            arguments=dataclasses.asdict(args),
-            repo_id=args.hub_model_id if len(args.runs()) == 1 else None,
-        )
+    write_eval_card(
+        folder,
+        name=(args.hub_model_id or folder.resolve().name).split("/")[-1],
+        training=f"Trained with {training} of {data.source_name}." if training else None,
+        data=f"{len(data.evaluation):,} images of {data.eval_name}, split {data.split}",
+        dataset_id=data.dataset_id,
+        dataset_name=data.eval_name,
+        split=data.split,
+        results=found,
+        class_names=data.class_names,
+        arguments=dataclasses.asdict(args),
+        repo_id=args.hub_model_id if len(args.runs()) <= 1 else None,
+    )
     return {"name": name, **found}
 
 
@@ -458,10 +481,4 @@ def results_table(rows: list[dict]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_arguments(EvalArguments, default_recipe="demo_eval"))
-    except TrainingStopped as stop:
-        print(stop, file=sys.stderr)
-        sys.exit(stop.code)
-    except (OSError, ValueError) as error:
-        sys.exit(f"run_eval.py: error: {' '.join(str(error).split())}")
+    run_script(lambda: main(parse_arguments(EvalArguments, default_recipe="demo_eval")), "run_eval.py")

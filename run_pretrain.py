@@ -1,20 +1,21 @@
 """Pre-train a masked autoencoder: `accelerate launch run_pretrain.py [recipe.yaml] [--name value ...]`."""
 
 import dataclasses
-import json
 import sys
 import time
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device, set_seed
+from accelerate.utils import DistributedType, send_to_device, set_seed
 
 from configuration import PretrainArguments, model_config, parse_arguments, split_batch
 from modeling_mae import MAEForPreTraining, MAEModel, mask_noise
 from modeling_mae.training.augment import BatchTransform, CenterCrop, training_crop
 from modeling_mae.training.card import write_card
 from modeling_mae.training.data import (
+    NAMED,
+    NoSplit,
     count_bad,
     load_eval_source,
     load_source,
@@ -25,18 +26,23 @@ from modeling_mae.training.data import (
 from modeling_mae.training.hub import Hub, local_checkpoint
 from modeling_mae.training.loop import (
     Length,
-    TrainingStopped,
+    init_trackers,
     make_accelerator,
     make_batches,
     open_run,
     prepare_folder,
+    run_script,
     save_model,
     train,
+    write_json,
 )
 from modeling_mae.training.metrics import frozen_accuracies
 from modeling_mae.training.optim import adamw
 from modeling_mae.training.pictures import loss_curve, reconstruct_images, reconstruction_grid, save_reconstruction
 from modeling_mae.training.processor import image_processor
+
+
+NEIGHBOURS = 20  # k of the k-NN accuracy that a run ends with
 
 
 def main(args: PretrainArguments) -> None:
@@ -67,6 +73,7 @@ def main(args: PretrainArguments) -> None:
             cache_dir=args.cache_dir,
         )
     images = make_images(source, crop, size, config.num_channels, args.on_bad_image)
+    knn_images, knn_split = labelled_images(args, config, accelerator, images) if args.knn else (None, None)
     mean, std = (args.image_mean, args.image_std) if args.image_mean else measure_mean_std(images)
     transform = BatchTransform(mean, std, size).to(accelerator.device)
 
@@ -133,12 +140,13 @@ def main(args: PretrainArguments) -> None:
     chosen = [(0, i) for i in range(0, len(images), max(1, len(images) // 8))][:8]
 
     def picture(path: Path, update: int) -> None:
-        if not main_process:
-            return
         central = with_crop(images, CenterCrop(size))
         pixel_values = transform(send_to_device(central.__getitems__(chosen), accelerator.device))
         fixed = mask_noise(config.mask_type, len(chosen), config.grid, torch.Generator().manual_seed(args.seed))
+        # On every process: a sharded model needs all of them.
         reconstruction, mask = reconstruct_images(unwrapped, pixel_values, fixed.to(accelerator.device))
+        if not main_process:
+            return
         sheet = reconstruction_grid(pixel_values, mask, reconstruction, mean, std, config.grid)
         save_reconstruction(path, sheet)
         for tracker in accelerator.trackers:
@@ -151,8 +159,7 @@ def main(args: PretrainArguments) -> None:
         if args.picture_epochs and epoch % args.picture_epochs == 0:
             picture(output_dir / "pictures" / f"reconstruction-epoch-{epoch:04d}.png", update)
 
-    if args.trackers:
-        accelerator.init_trackers("tensorboard")
+    init_trackers(accelerator, dataclasses.asdict(args))
     began = time.perf_counter()
     with hub.training(accelerator):
         train(
@@ -173,25 +180,30 @@ def main(args: PretrainArguments) -> None:
 
     # What the run leaves: the model first, whatever may fail after it
     save_model(accelerator, model, output_dir)
-    options = (args, config, accelerator, model, images, transform)
-    knn, knn_split = knn_table(*options) if args.knn else ({}, None)
-    skipped = count_bad(accelerator, images)
+    log = run.history.read()
     if main_process:
-        picture(output_dir / "reconstruction.png", length.updates)
+        image_processor(size, mean, std, config.num_channels).save_pretrained(output_dir)
+        write_json(output_dir / "arguments.json", dataclasses.asdict(args))
+        epoch = length.updates / length.updates_per_epoch
+        write_json(
+            output_dir / "trainer_state.json", {"global_step": length.updates, "epoch": epoch, "log_history": log}
+        )
+        loss_curve(output_dir / "loss.png", log)
+    picture(output_dir / "reconstruction.png", length.updates)
+    skipped = count_bad(accelerator, images)
+    knn = {}
+    if knn_images is not None:
+        sharded = accelerator.distributed_type == DistributedType.FSDP
+        trained = MAEModel.from_pretrained(output_dir).to(accelerator.device) if sharded else unwrapped.mae
+        knn = knn_table(args, config, accelerator, trained.eval(), images, knn_images, transform)
     accelerator.end_training()
     if not main_process:
         return
-    image_processor(size, mean, std, config.num_channels).save_pretrained(output_dir)
-    (output_dir / "arguments.json").write_text(json.dumps(dataclasses.asdict(args), indent=2) + "\n")
-    log = run.history.read()
-    state = {"global_step": length.updates, "epoch": length.updates / length.updates_per_epoch, "log_history": log}
-    (output_dir / "trainer_state.json").write_text(json.dumps(state, indent=2) + "\n")
-    loss_curve(output_dir / "loss.png", log)
     if knn:
-        (output_dir / "knn.json").write_text(json.dumps(knn, indent=2) + "\n")
+        write_json(output_dir / "knn.json", knn)
     write_card(
         output_dir,
-        name=(args.hub_model_id or output_dir.resolve().name).split("/")[-1],
+        name=hub.repo_id.split("/")[-1],
         data=f"{len(images):,} images of {source.name}",
         architecture=architecture,
         arguments=dataclasses.asdict(args),
@@ -205,8 +217,8 @@ def main(args: PretrainArguments) -> None:
         normalised=config.norm_pix_loss,
         knn=knn,
         knn_split=knn_split,
-        repo_id=args.hub_model_id,
-        dataset_id=args.dataset_name or source.name,
+        repo_id=hub.repo_id if args.push_to_hub else None,
+        dataset_id=NAMED.get(args.dataset_name, args.dataset_name or source.name),
         dataset_name=source.name,
     )
     if skipped:
@@ -219,47 +231,56 @@ def main(args: PretrainArguments) -> None:
         sys.exit(1)
 
 
-def knn_table(args, config, accelerator: Accelerator, model, images, transform) -> tuple[dict[str, float], str | None]:
-    """k-NN accuracy (k = 20) of raw pixels, of the same encoder untrained, and of the trained one; on which split."""
+def labelled_images(args, config, accelerator: Accelerator, images):
+    """(images to test the k-NN classifier on, their split), or (None, None), which is said, where it cannot be."""
     size = config.image_height_width
     try:
-        source, split = load_eval_source(
-            args.dataset_name,
-            args.dataset_config_name,
-            args.train_dir,
-            args.eval_split,
-            image_column_name=args.image_column_name,
-            cache_dir=args.cache_dir,
-        )
-    except ValueError as error:
+        with accelerator.main_process_first():
+            source, split = load_eval_source(
+                args.dataset_name,
+                args.dataset_config_name,
+                args.train_dir,
+                args.eval_split,
+                image_column_name=args.image_column_name,
+                cache_dir=args.cache_dir,
+            )
+    except NoSplit as error:
+        if args.eval_split:
+            raise
         accelerator.print(f"no k-NN accuracy: {error}")
-        return {}, None
+        return None, None
     evaluation = make_images(source, CenterCrop(size), size, config.num_channels, args.on_bad_image)
+    reason = None
     if images.labels is None or evaluation.labels is None:
-        accelerator.print("no k-NN accuracy: the data set has no labels")
-        return {}, None
+        reason = "not every image has a label"
+    elif len(images) < NEIGHBOURS:
+        reason = f"{len(images)} training images are fewer than k = {NEIGHBOURS}"
+    if reason:
+        accelerator.print(f"no k-NN accuracy: {reason}")
+        return None, None
+    return evaluation, split
+
+
+def knn_table(
+    args, config, accelerator: Accelerator, trained: MAEModel, images, evaluation, transform
+) -> dict[str, float]:
+    """k-NN accuracy (k = 20) of raw pixels, of the same encoder untrained, and of the trained one."""
+    size = config.image_height_width
     torch.manual_seed(args.seed)
     untrained = MAEModel(config).to(accelerator.device).eval()
-    trained = accelerator.unwrap_model(model, keep_torch_compile=False).mae.eval()
     encoders = {
         "raw pixels": lambda pixels: pixels.flatten(1),
         "untrained encoder": lambda pixels: untrained(pixels).pooler_output,
         "trained encoder": lambda pixels: trained(pixels).pooler_output,
     }
     train_images, workers = with_crop(images, CenterCrop(size)), args.dataloader_num_workers
-    options = {"ks": (20,), "batch_size": 256, "num_workers": workers}
+    options = {"ks": (NEIGHBOURS,), "batch_size": 256, "num_workers": workers}
     found = {
         name: frozen_accuracies(accelerator, encode, train_images, evaluation, transform, **options)
         for name, encode in encoders.items()
     }
-    return {name: accuracies["knn"][20] for name, accuracies in found.items() if accuracies.get("knn")}, split
+    return {name: accuracies["knn"][NEIGHBOURS] for name, accuracies in found.items() if accuracies}
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_arguments(PretrainArguments, default_recipe="demo"))
-    except TrainingStopped as stop:
-        print(stop, file=sys.stderr)
-        sys.exit(stop.code)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"run_pretrain.py: error: {error}")
+    run_script(lambda: main(parse_arguments(PretrainArguments, default_recipe="demo")), "run_pretrain.py")

@@ -247,12 +247,18 @@ class RunArguments(_Checked):
         elif resume not in (None, "auto") and not Path(resume).is_dir():
             hint = f"give auto or one of {', '.join(checkpoints)}" if checkpoints else "there is none in output_dir"
             raise ValueError(f"resume_from_checkpoint {resume!r} is not a folder: {hint}")
-        finished = any((folder / "model.safetensors").exists() for folder in folders)
-        # what the Hub has and what is here may be of different runs
-        if (finished or checkpoints) and not (resume and not on_hub or self.overwrite_output_dir):
+        own = Path(self.model_name_or_path).resolve() if self.model_name_or_path else None
+        if own in [path.resolve() for path in (Path(self.output_dir), *folders)] and resume is None:
             raise ValueError(
-                f"output_dir {self.output_dir!r} already holds a {'finished' if finished else 'stopped'} run: give "
-                "another, --resume_from_checkpoint auto to go on, or --overwrite_output_dir to start anew"
+                f"output_dir {self.output_dir!r} is where model_name_or_path {self.model_name_or_path!r} lies: give "
+                "another output_dir, so that the checkpoint stays as it is"
+            )
+        held = any((folder / "model.safetensors").exists() for folder in folders)
+        # what the Hub has and what is here may be of different runs
+        if (held or checkpoints) and not (resume and not on_hub or self.overwrite_output_dir):
+            raise ValueError(
+                f"output_dir {self.output_dir!r} already holds a run: give another, --resume_from_checkpoint auto to "
+                "go on, or --overwrite_output_dir to start anew"
             )
 
     def _check_hub(self) -> None:

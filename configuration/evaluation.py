@@ -57,6 +57,7 @@ BY_BLOCKS = "; by default the paper's for the number of blocks tuned."
 class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArguments):
     """The arguments of run_eval.py."""
 
+    output_dir: str = option("runs/eval", "Folder for everything the run writes.")
     n_partial: list[float] | None = option(
         None,
         "Blocks to tune: 0 linear probing, 0.5 the last block's MLP, 1, 2, ... the last blocks, the depth all; "
@@ -151,6 +152,11 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
             raise ValueError(
                 f"resume_from_checkpoint {self.resume_from_checkpoint!r} is of one run, and there are "
                 f"{len(self.runs())}: give auto, which goes on with each"
+            )
+        if len(self.runs()) > 1 and self.hub_strategy == "checkpoint":
+            raise ValueError(
+                f"hub_strategy 'checkpoint' is for one run, and there are {len(self.runs())}: give one n_partial, or "
+                "--hub_strategy end"
             )
         resolved = [self.strategy(value, scratch) for _, value, scratch in self.runs()] or [self.strategy(None)]
         for arguments in resolved:

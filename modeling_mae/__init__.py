@@ -12,9 +12,9 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForPreTraining,
 )
+from transformers.utils import is_vision_available
 
 from .configuration_mae import MAEConfig
-from .image_processing_mae import MAEImageProcessor
 from .modeling_mae import (
     EvalNet,
     MAEBackbone,
@@ -29,7 +29,6 @@ from .modeling_mae import (
 
 # exist_ok: a checkpoint loaded earlier with trust_remote_code=True has registered the type already.
 AutoConfig.register(MAEConfig.model_type, MAEConfig, exist_ok=True)
-AutoImageProcessor.register(MAEConfig, image_processor_classes={"pil": MAEImageProcessor}, exist_ok=True)
 for auto_class, model_class in (
     (AutoModel, MAEModel),
     (AutoModelForPreTraining, MAEForPreTraining),
@@ -39,7 +38,11 @@ for auto_class, model_class in (
     auto_class.register(MAEConfig, model_class, exist_ok=True)
     model_class.register_for_auto_class(auto_class.__name__)  # save_pretrained then writes the code beside the weights
 MAEConfig.register_for_auto_class()
-MAEImageProcessor.register_for_auto_class()
+if is_vision_available():  # Pillow; only the image processor needs it
+    from .image_processing_mae import MAEImageProcessor
+
+    AutoImageProcessor.register(MAEConfig, image_processor_classes={"pil": MAEImageProcessor}, exist_ok=True)
+    MAEImageProcessor.register_for_auto_class()
 
 
 def _read_foreign(source, image_size, options):
@@ -58,9 +61,10 @@ __all__ = [
     "MAEConfig",
     "MAEForPreTraining",
     "MAEForPreTrainingOutput",
-    "MAEImageProcessor",
     "MAEModel",
     "MAEModelOutput",
     "MAEPreTrainedModel",
     "mask_noise",
 ]
+if is_vision_available():
+    __all__.append("MAEImageProcessor")

@@ -82,6 +82,12 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
         super().__post_init__(**kwargs)
         if features is not None or indices is not None:  # the default waits for MAEBackbone: it follows the depth
             self.set_output_features_output_indices(out_features=features, out_indices=indices)
+        # Here too: transformers wraps what its own calls of these raise into a class that is no ValueError.
+        self.validate_patches()
+        self.validate_widths()
+        self.validate_masking()
+        self.validate_absent()
+        self.validate_classifier()
 
     @property
     def stage_names(self) -> list[str]:

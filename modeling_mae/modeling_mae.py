@@ -634,6 +634,12 @@ class EvalNet(MAEPreTrainedModel):
     # The decoder stays behind; so does the final norm where head_norm="layer" stands in its place.
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^(mae\.)?layernorm\."]
 
+    @torch.no_grad()
+    def reset_head(self) -> None:
+        """Give the classifier its initial values, as for classes other than those of the checkpoint."""
+        self.head = MAEHead(self.head.in_features, self.head.out_features).to(self.head.weight)
+        self._init_weights(self.head)
+
     def freeze(self, n_partial: float) -> "EvalNet":
         """Leave only a part to train (paper, Figure 9), from now on also after `train()`; frozen parts stay in eval
         mode and run without a graph.

@@ -213,12 +213,19 @@ def test_check_names_the_value_and_the_remedy(capsys, words, named):
 
 def test_a_run_that_is_there_is_not_overwritten_unasked(capsys):
     Path("run/checkpoint-7").mkdir(parents=True)
-    assert "stopped run" in refused(capsys, "--output_dir", "run")
+    assert "already holds a run" in refused(capsys, "--output_dir", "run")
     assert "checkpoint-7" in refused(capsys, "--output_dir", "run", "--resume_from_checkpoint", "checkpoint-8")
     Path("run/model.safetensors").touch()
-    assert "finished run" in refused(capsys, "--output_dir", "run")
+    assert "already holds a run" in refused(capsys, "--output_dir", "run")
     for words in (["--resume_from_checkpoint", "auto"], ["--overwrite_output_dir"]):
         assert parse("--output_dir", "run", *words).output_dir == "run"
+    # not even when asked, where it is the checkpoint to begin with
+    MAEConfig().save_pretrained("run")
+    words = ["--model_name_or_path", "run", "--output_dir", "./run", "--overwrite_output_dir", "true"]
+    assert "is where model_name_or_path 'run' lies" in refused(capsys, *words)
+    with pytest.raises(SystemExit):
+        parse_arguments(EvalArguments, [*words[:-2], "--do_train", "false"])
+    assert "is where model_name_or_path 'run' lies" in capsys.readouterr().err
     Path("file").touch()
     assert "is a file" in refused(capsys, "--output_dir", "file")
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import datasets
 import numpy as np
 import pytest
@@ -80,6 +82,14 @@ def test_bad_files_are_named(tmp_path, capsys):
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2 and "cut.jpg" in said[0] + said[1] and "text.jpg" in said[0] + said[1]
     assert images.bad.sum() == 2 and (batch["images"] == batch["images"][0]).all()
+    # whatever stands in for a bad one brings its own label, from the files and from memory
+    labels = torch.arange(3)
+    good = [Path(name["path"]).name for name in source.dataset["image"]].index("good.jpg")
+    files = FileImages(source, CenterCrop((16, 16)), (16, 16), 3, "skip", labels)
+    memory = make_images(source, CenterCrop((16, 16)), (16, 16), 3, "skip", labels=labels)
+    assert isinstance(memory, MemoryImages) and labels.tolist() == [0, 1, 2]
+    for kept in (files, memory):
+        assert kept.__getitems__([(0, i) for i in range(3)])["labels"].tolist() == [good] * 3
     (tmp_path / "good.jpg").write_text("neither")
     with pytest.raises(BadImage, match="none of the 3 images"):
         FileImages(source, CenterCrop((16, 16)), (16, 16), 3, "skip").decode(0)
@@ -154,6 +164,24 @@ def test_splits_to_evaluate_on(tmp_path):
     with pytest.raises(NoSplit, match="'validation'.*train-0.parquet"):
         load_eval_source(None, None, str(tmp_path), "validation", **options)
     assert load_eval_source(None, None, None, None)[1] == "test"  # the bundled images
+    # as the Hub converts data sets: a folder a split, with names that say nothing; `constrained` is not `train`
+    for name, rows in (("train/0000.parquet", [0, 1, 2]), ("test/0000.parquet", [0]), ("constrained.parquet", [1])):
+        (tmp_path / "hub" / name).parent.mkdir(parents=True, exist_ok=True)
+        table.select(rows).to_parquet(tmp_path / "hub" / name)
+    assert len(load_source(data_dir=str(tmp_path / "hub"), **options)) == 3
+    assert len(load_source(data_dir=str(tmp_path / "hub"), split="test", **options)) == 1
+
+
+def test_labels_that_not_every_image_has(tmp_path):
+    """Pre-training needs none."""
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    for labels in ([0, None, 1], [-1, -1, -1]):
+        folder = tmp_path / str(labels[0])
+        folder.mkdir()
+        table = {"image": [Image.fromarray(COLOURS)] * 3, "label": labels}
+        datasets.Dataset.from_dict(table, features).to_parquet(folder / "train.parquet")
+        source = load_source(data_dir=str(folder), cache_dir=str(tmp_path / "cache"))
+        assert make_images(source, CenterCrop((8, 8)), (8, 8), 3).labels is None
 
 
 def test_parts_and_other_crops_share_the_images():

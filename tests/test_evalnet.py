@@ -117,7 +117,7 @@ def test_other_values_of_n_partial_are_refused():
 @pytest.mark.parametrize("head_norm", ["none", "batch", "layer"])
 def test_logits_by_hand(pooling, head_norm):
     if (pooling, head_norm) == ("flatten", "layer"):
-        with pytest.raises(Exception, match="head_norm='layer'"):
+        with pytest.raises(ValueError, match="head_norm='layer'"):
             net(pooling=pooling, head_norm=head_norm)
         return
     model = net(pooling=pooling, head_norm=head_norm).eval()

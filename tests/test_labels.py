@@ -38,6 +38,8 @@ def test_classes_are_matched_by_name():
     assert missing_classes(numbers, names) == ["cat"]
     numbers, _ = read_labels(source("label", [0, 2]), ["cat", "dog", "owl"])  # numbers without names
     assert numbers.tolist() == [0, 2]
+    with pytest.raises(ValueError, match=r"2 classes that training has not \(red, blue\)"):
+        read_labels(source("label", [0, 1], datasets.ClassLabel(names=["red", "blue"])), ["cat", "dog", "owl"])
     # a name that no image has does no harm
     read_labels(source("label", [0, 0], datasets.ClassLabel(names=["cat", "yak"])), ["cat", "dog"])
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -99,7 +100,7 @@ def test_run_leaves_what_it_promises(tmp_path, recipe):
     assert model.config.num_channels == 1 and processor.size["height"] == 28
     assert AutoModelForPreTraining.from_pretrained(folder)(torch.randn(2, 1, 28, 28)).loss.isfinite()
     refused = run(recipe, "--output_dir", folder, code=2)
-    assert "already holds a finished run" in refused and "Traceback" not in refused
+    assert "already holds a run" in refused and "Traceback" not in refused
 
 
 def test_resume_is_exact(tmp_path, recipe):
@@ -112,6 +113,32 @@ def test_resume_is_exact(tmp_path, recipe):
     # 7 + 13, whatever the kill left behind
     run(recipe, "--output_dir", tmp_path / "resumed", "--resume_from_checkpoint", tmp_path / "resumed/checkpoint-7")
     assert_same(tmp_path / "straight", tmp_path / "resumed")
+
+
+def test_going_on_from_an_older_checkpoint_gives_up_the_newer_ones(tmp_path, recipe):
+    command = (recipe, "--output_dir", tmp_path / "run")
+    run(*command)
+    before, _ = result(tmp_path / "run")
+    older = ("--resume_from_checkpoint", tmp_path / "run" / "checkpoint-14", "--base_learning_rate", "2e-2")
+    output = run(*command, *older)
+    assert "removed    checkpoint-20" in output
+    after, _ = result(tmp_path / "run")
+    assert any(not torch.equal(value, before[name]) for name, value in after.items())
+    last = load_file(tmp_path / "run" / "checkpoint-20" / "model.safetensors")
+    assert all(torch.equal(value, last[name]) for name, value in after.items())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
+def test_a_signal_to_the_launcher_reaches_the_run(tmp_path, recipe):
+    words = (recipe, "--output_dir", tmp_path / "run", "--max_train_steps", 100_000, "--checkpointing_steps", 100_000)
+    process = start(*words, launcher=("--num_processes", "1", "--cpu"))
+    output = ""
+    for line in process.stdout:  # until the run has ended, too: it holds the other end
+        output += line
+        if line.startswith("update 3/"):
+            process.terminate()
+    process.wait()
+    assert "stopped by SIGTERM" in output and len(list((tmp_path / "run").glob("checkpoint-*"))) == 1, output
 
 
 def test_signal_writes_a_checkpoint_and_says_how_to_go_on(tmp_path, recipe):
@@ -172,6 +199,16 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path, recipe):
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
+def test_a_good_checkpoint_outlives_a_loss_that_is_not_finite(tmp_path, recipe):
+    command = (recipe, "--output_dir", tmp_path / "run")
+    run(*command, "--max_train_steps", 7)
+    kept = (tmp_path / "run" / "checkpoint-7" / "model.safetensors").read_bytes()
+    output = run(*command, "--resume_from_checkpoint", "auto", "--base_learning_rate", "1e30", code=1)
+    assert "go on from" in output and "checkpoint-7 with --resume_from_checkpoint" in output
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-7"]
+    assert (tmp_path / "run" / "checkpoint-7" / "model.safetensors").read_bytes() == kept
+
+
 def test_what_comes_after_the_training_can_fail(tmp_path, recipe):
     """Going on with a finished run, from its weights, and an upload that cannot be."""
     output_dir = tmp_path / "run"
@@ -209,6 +246,19 @@ def test_photographs_from_a_folder(tmp_path, recipe):
     command = (recipe, "--train_dir", photos, "--max_train_steps", 3, "--config_overrides", "num_channels=3")
     output = run(*command, "--output_dir", tmp_path / "run", "--dataloader_num_workers", 1, "--knn", "true")
     assert "photos: 32 images" in output and "from files" in output and "trained encoder" in output
+
+
+def test_a_broken_image_that_a_loading_process_finds(tmp_path, recipe):
+    """Not among those that are looked at before training."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(48):
+        photograph(photos / f"{i:02}.jpg", i)
+    (photos / "01.jpg").write_text("no image")
+    words = ("--dataloader_num_workers", 1, "--config_overrides", "num_channels=3", "--max_train_steps", 3)
+    output = run(recipe, "--train_dir", photos, "--output_dir", tmp_path / "run", *words, code=1)
+    (error,) = [line for line in output.splitlines() if "error" in line]
+    assert re.match(r"run_pretrain.py: error: \S+01.jpg is not a readable image", error) and "Traceback" not in output
 
 
 def test_files_of_every_kind_and_broken_ones(tmp_path, recipe):

@@ -3,6 +3,7 @@
 import copy
 import difflib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -150,9 +151,10 @@ def _load_folder(folder: Path, split: str, cache_dir: str | None) -> datasets.Da
         raise FileNotFoundError(f"folder {str(folder)!r} has no images ({what}): give one with image or parquet files")
     try:
         if kind == "parquet":
-            chosen = [p for p in found if split in p.name]
-            if not chosen and (split != "train" or any(s in p.name for p in found for s in EVAL_SPLITS)):
-                names = ", ".join(p.name for p in found[:5])
+            chosen = [p for p in found if _names_split(p.relative_to(folder), split)]
+            others = any(_names_split(p.relative_to(folder), other) for p in found for other in EVAL_SPLITS)
+            if not chosen and (split != "train" or others):
+                names = ", ".join(str(p.relative_to(folder)) for p in found[:5])
                 raise NoSplit(f"folder {str(folder)!r} has no parquet file of split {split!r}: it has {names}")
             files = {split: sorted(map(str, chosen or found))}
             return datasets.load_dataset("parquet", data_files=files, split=split, cache_dir=cache_dir)
@@ -167,6 +169,11 @@ def _load_folder(folder: Path, split: str, cache_dir: str | None) -> datasets.Da
     except datasets.exceptions.DatasetGenerationError as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise ValueError(f"folder {str(folder)!r} cannot be read as {kind}: {reason[:200]}") from error
+
+
+def _names_split(path: Path, split: str) -> bool:
+    """As a word of its own, in the file's or a folder's name: `test/0000.parquet`, `test-00000.parquet`."""
+    return re.search(rf"(?<![a-z]){re.escape(split)}(?![a-z])", str(path).lower()) is not None
 
 
 def find_image_column(features: datasets.Features, name: str | None) -> str:
@@ -197,9 +204,12 @@ def find_label_column(features: datasets.Features, name: str | None) -> str | No
 
 
 def _labels(source: Source) -> torch.Tensor | None:
+    """Class numbers ``(images,)``; None where not every image has one."""
     if source.label_column is None or source.class_names is None:
         return None
-    return torch.tensor(np.asarray(source.dataset[source.label_column]), dtype=torch.int64)
+    values = source.dataset[source.label_column]
+    labelled = all(value is not None and value >= 0 for value in values)
+    return torch.tensor(values, dtype=torch.int64) if labelled else None
 
 
 class MemoryImages(Dataset):
@@ -240,10 +250,11 @@ class FileImages(Dataset):
         size: tuple[int, int],
         num_channels: int,
         on_bad_image: str = "error",
+        labels: torch.Tensor | None = None,
     ):
         self.source, self.crop, self.size = source, crop, size
         self.num_channels, self.on_bad_image = num_channels, on_bad_image
-        self.labels = _labels(source)
+        self.labels = _labels(source) if labels is None else labels
         self.bad = torch.zeros(len(source), dtype=torch.bool).share_memory_()  # loading processes write into it
 
     def __len__(self) -> int:
@@ -284,32 +295,39 @@ def make_images(
     num_channels: int,
     on_bad_image: str = "error",
     memory_budget: int | None = None,
+    labels: torch.Tensor | None = None,
 ) -> MemoryImages | FileImages:
     """In memory when all images have one size and take at most `memory_budget` bytes (a quarter of the free memory, 8
-    GiB at most), else from their files."""
-    files = FileImages(source, crop, size, num_channels, on_bad_image)
+    GiB at most, shared among this machine's processes), else from their files. `labels (images,)` in place of the
+    source's own."""
+    files = FileImages(source, crop, size, num_channels, on_bad_image, labels)
     budget = _memory_budget() if memory_budget is None else memory_budget
     sample = [files.decode(i)[0] for i in np.linspace(0, len(files) - 1, min(16, len(files))).astype(int).tolist()]
     shapes = {tuple(image.shape) for image in sample}
     if len(shapes) > 1 or len(files) * sample[0].numel() > budget:
         return files
     images = torch.empty(len(files), *sample[0].shape, dtype=torch.uint8)
+    labels = None if files.labels is None else files.labels.clone()
     rows = source.dataset.select_columns([source.image_column])
     for start in range(0, len(files), 1000):
         for i, cell in enumerate(rows[start : start + 1000][source.image_column], start):
             try:
                 image = decode(cell["bytes"], cell["path"], num_channels)
             except BadImage:
-                image, _ = files.decode(i)
+                image, other = files.decode(i)
+                if labels is not None:
+                    labels[i] = files.labels[other]
             if image.shape != images.shape[1:]:
                 return files
             images[i] = image
-    return MemoryImages(images, files.labels, crop, files.bad)
+    return MemoryImages(images, labels, crop, files.bad)
 
 
 def _memory_budget() -> int:
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 8 << 30
-    return min(8 << 30, free // 4)
+    free = 32 << 30  # where the system does not tell: macOS, Windows
+    if "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(8 << 30, free // 4) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def count_bad(accelerator, images: MemoryImages | FileImages) -> int:

@@ -44,7 +44,8 @@ def read_labels(source: Source, known: list[str] | None = None) -> tuple[np.ndar
     if known is None:
         return numbers.astype(np.int64), names
     used = [names[i] for i in np.unique(numbers)]
-    if not set(names) & set(known) and len(names) <= len(known):
+    numbered = [all(name.isdecimal() for name in either) for either in (names, known)]
+    if any(numbered) and not all(numbered) and len(names) <= len(known):
         return numbers.astype(np.int64), known  # named in one of the two only: the numbers are all there is
     strange = [name for name in used if name not in known]
     if strange:

@@ -1,6 +1,7 @@
 """The training loop that both scripts share: updates, progress, history, checkpoints, exact resuming, leaving in
 order."""
 
+import ctypes
 import json
 import math
 import os
@@ -35,15 +36,39 @@ def make_accelerator(folder: Path, trackers: list[str]) -> Accelerator:
     )
 
 
+# What a run writes and a later one would take for its own; the user's other files stay.
+WRITTEN = (
+    "checkpoint-* .partial-* last tensorboard pictures history.jsonl trainer_state.json arguments.json knn.json "
+    "results.json results.txt eval_results.json config.json preprocessor_config.json model*.safetensors "
+    "model.safetensors.index.json"
+).split()
+
+
 def prepare_folder(folder: Path, overwrite: bool) -> None:
     """Make `folder`; with `overwrite` without the results and checkpoints of an earlier run."""
     folder.mkdir(parents=True, exist_ok=True)
-    if overwrite:
-        for path in [*folder.glob("checkpoint-*"), *folder.glob(".partial-*")]:
+    for path in [path for pattern in WRITTEN for path in folder.glob(pattern)] if overwrite else []:
+        if path.is_dir():
             shutil.rmtree(path)
-        for pattern in ("*.json", "*.jsonl", "*.safetensors", "*.txt"):
-            for path in folder.glob(pattern):
-                path.unlink()
+        else:
+            path.unlink()
+
+
+def run_script(main: Callable[[], None], script: str) -> None:
+    """Run `main`, and end the process with one line where it fails for a reason that its user can mend."""
+    try:
+        main()
+    except TrainingStopped as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.code)
+    except (OSError, ValueError) as error:
+        # A loading process hands its error on inside a traceback: the last line is the error itself.
+        text = str(error).rpartition("BadImage: ")[2]
+        sys.exit(f"{script}: error: {' '.join(text.split())}")
+
+
+def write_json(path: Path, content) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 @dataclass
@@ -183,6 +208,14 @@ def save_model(accelerator: Accelerator, model: torch.nn.Module, folder: Path) -
     accelerator.wait_for_everyone()
 
 
+def init_trackers(accelerator: Accelerator, arguments: dict) -> None:
+    """Start the trackers with the run's `arguments`. TensorBoard takes a project's name for a folder's."""
+    names = [str(tracker) for tracker in accelerator.log_with]
+    if names:
+        plain = {key: value if isinstance(value, (int, float)) else str(value) for key, value in arguments.items()}
+        accelerator.init_trackers("tensorboard" if names == ["tensorboard"] else "mae", config=plain)
+
+
 @dataclass
 class Run:
     """A run's state on disk and in checkpoints; `resumed` is the checkpoint it goes on from."""
@@ -202,6 +235,13 @@ def open_run(accelerator: Accelerator, folder: Path, kept: int, resume: str | No
     resumed = checkpoints.newest() if resume == "auto" else Path(resume) if resume else None
     if resumed:
         accelerator.load_state(str(resumed))
+        # Those of a course that is given up here: the newest must be of this one.
+        later = [path for path in checkpoints.all(folder) if int(path.name.split("-")[1]) > progress.update]
+        if later and accelerator.is_main_process:
+            print(f"removed    {', '.join(path.name for path in later)}: going on from update {progress.update}")
+            for path in later:
+                shutil.rmtree(path)
+        accelerator.wait_for_everyone()
     history = History(folder / "history.jsonl", accelerator.is_main_process)
     history.rewind(progress.update)
     return Run(progress, history, checkpoints, resumed)
@@ -217,7 +257,7 @@ class StopRequest:
     """SIGINT or SIGTERM, noted for the end of the update and agreed upon by all processes."""
 
     def __init__(self, accelerator: Accelerator):
-        self.signal = 0
+        self.signal, self.noted = 0, 0.0
         # A group of its own on the CPU: asking the GPUs at every update would make each wait for its queue.
         self.group = torch.distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
         self.previous = {}
@@ -225,6 +265,7 @@ class StopRequest:
     def __enter__(self):
         for number in (signal.SIGINT, signal.SIGTERM):
             self.previous[number] = signal.signal(number, self._note)
+        self._hear_of_the_launcher()
         return self
 
     def __exit__(self, *_):
@@ -232,9 +273,17 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number, frame):
-        if self.signal:  # a second one is meant at once
+        # A second Ctrl-C is meant at once; launchers, though, pass the first one on to who has got it already.
+        if self.signal and number == signal.SIGINT and time.monotonic() - self.noted > 1:
             raise KeyboardInterrupt
-        self.signal = number
+        if not self.signal:
+            self.signal, self.noted = number, time.monotonic()
+
+    @staticmethod
+    def _hear_of_the_launcher() -> None:
+        # With one process, `accelerate launch` passes no signal on: its end is taken as one, where the system tells.
+        if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
+            ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
 
     def agreed(self) -> int:
         """The signal that any process got, or 0."""

@@ -143,21 +143,21 @@ def frozen_accuracies(
     ``knn`` {k: accuracy}, of `ks` those that there are images for, and with `logistic` ``logistic_regression``."""
 
     def compute(batch: dict) -> dict[str, torch.Tensor]:
-        return {"features": encode(transform(batch)).float()}
+        # The labels from the batch: an image that stands in for an unreadable one brings its own.
+        return {"features": encode(transform(batch)).float(), "labels": batch["labels"]}
 
-    features = [
-        gather_over(accelerator, images, batch_size, num_workers, compute)["features"]
-        for images in (train, evaluation)
-    ]
+    arrays = []  # features and labels of the training images, then of those to evaluate on
+    for images in (train, evaluation):
+        found = gather_over(accelerator, images, batch_size, num_workers, compute)
+        arrays += [found["features"], found["labels"]]
     if not accelerator.is_main_process:
         return {}
-    (seen, tested), (labels, answers) = features, (train.labels, evaluation.labels)
-    ks = tuple(k for k in ks if k <= len(seen))
-    pairs = (torch.from_numpy(seen), labels, torch.from_numpy(tested), answers)
-    found: dict = {"knn": knn_accuracies(*pairs, ks, device=accelerator.device) if ks else {}}
+    ks = tuple(k for k in ks if k <= len(train))
+    tensors = map(torch.from_numpy, arrays)
+    results: dict = {"knn": knn_accuracies(*tensors, ks, device=accelerator.device) if ks else {}}
     if logistic:
-        found["logistic_regression"] = logistic_accuracy(seen, labels.numpy(), tested, answers.numpy())
-    return found
+        results["logistic_regression"] = logistic_accuracy(*arrays)
+    return results
 
 
 def _chunks(*tensors: torch.Tensor, size: int = 1024) -> Iterator[tuple[torch.Tensor, ...]]:

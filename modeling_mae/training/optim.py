@@ -18,7 +18,7 @@ def learning_rate(update: int, *, peak: float, warmup: int, total: int, floor: f
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
-    """Groups of what is trained: matrices with weight decay; biases, norms, tokens, positions without.
+    """Groups of what is trained: matrices with weight decay; biases, norms, tokens, positions (`plain`) without.
 
     With `layer_decay` (BEiT, arXiv 2106.08254; Table 9) each group has the `lr_scale` of its depth: decay^(depth + 1)
     for embeddings, decay^(depth - i) for block i, 1 for what follows the blocks."""
@@ -30,7 +30,8 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
             plain = parameter.ndim < 2 or (parameter.ndim == 3 and parameter.shape[0] == 1)
             scale = layer_decay ** (depth + 1 - _layer(name, depth)) if layer_decay != 1 else 1.0
             decay = 0.0 if plain else weight_decay
-            group = groups.setdefault((scale, plain), {"params": [], "weight_decay": decay, "lr_scale": scale})
+            options = {"params": [], "weight_decay": decay, "lr_scale": scale, "plain": plain}
+            group = groups.setdefault((scale, plain), options)
             group["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
 
@@ -56,7 +57,7 @@ def lars(model: nn.Module, *, weight_decay: float = 0.0, momentum: float = 0.9) 
     groups = parameter_groups(model, weight_decay)
     for group in groups:
         # timm adapts no group without weight decay unless told, and probing has none anywhere.
-        group["always_adapt"] = any(parameter.ndim > 1 for parameter in group["params"])
+        group["always_adapt"] = not group["plain"]
     return Lars(groups, lr=0.0, momentum=momentum, trust_coeff=0.001, eps=0.0)
 
 

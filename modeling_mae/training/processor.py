@@ -8,9 +8,10 @@ from ..image_processing_mae import MAEImageProcessor
 def image_processor(
     size: tuple[int, int], mean: list[float], std: list[float], num_channels: int, crop_fraction: float = 1.0
 ):
-    """Bicubic resize to `size` (height, width); with `crop_fraction` below 1 and a square size, resize the shorter
-    side to size / fraction and crop the centre (256 and 224 in the paper). `mean`, `std`: where white is 1. One of
-    transformers' own processors for RGB, which load without code of ours; `MAEImageProcessor` otherwise."""
+    """What evaluation does: resize the shorter side to size / `crop_fraction`, bicubic, and crop the central `size`
+    (256 and 224 in the paper). For a `size` (height, width) that is no square, for which transformers' processors
+    cannot do this, images are resized to it as a whole. `mean`, `std`: where white is 1. One of transformers' own
+    processors for RGB, which load without code of ours; `MAEImageProcessor` otherwise."""
     shared = {"resample": 3, "image_mean": mean, "image_std": std}
     height, width = size
     if num_channels == 3:
@@ -19,7 +20,7 @@ def image_processor(
     else:
         plain = cropping = MAEImageProcessor
         shared["num_channels"] = num_channels
-    if crop_fraction < 1 and height == width:
+    if height == width:
         edge = round(height / crop_fraction)
         crop = {"height": height, "width": width}
         return cropping(size={"shortest_edge": edge}, do_center_crop=True, crop_size=crop, **shared)
