@@ -16,6 +16,7 @@ from transformers import ViTMAEConfig
 from configuration import EvalArguments, PretrainArguments, model_config, parse_arguments, split_batch
 from configuration.parsing import RECIPES
 from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining
+from modeling_mae.training.loop import Length
 from modeling_mae.training.optim import parameter_groups
 
 
@@ -289,6 +290,18 @@ def test_every_recipe_works_and_holds_only_differences(recipe):
     with torch.device("meta"):
         MAEForPreTraining(config)
     assert split_batch(args.total_batch_size, args.per_device_train_batch_size, 1) >= 1
+    images = {"imagenet": 1_281_167, "stl10": 100_000, "zalando-datasets/fashion_mnist": 60_000, None: 12_000}
+    length = Length.of(
+        images.get(args.dataset_name, 50_000),  # CIFAR's
+        total_batch_size=args.total_batch_size,
+        num_train_epochs=args.num_train_epochs,
+        max_train_steps=args.max_train_steps,
+        warmup_epochs=args.warmup_epochs,
+        base_learning_rate=args.base_learning_rate,
+    )
+    rates = [length.rate(update) for update in (0, length.warmup, length.updates)]
+    assert rates == pytest.approx([0, args.base_learning_rate * args.total_batch_size / 256, 0], abs=1e-12)
+    assert 0 < length.warmup < length.updates / 4
     only_differences(recipe, args, PretrainArguments())
     base = model_config(dataclasses.replace(args, config_overrides=[]))
     overrides = yaml.safe_load(recipe.read_text()).get("config_overrides", {})

@@ -22,7 +22,8 @@ from configuration import parse_arguments
 from configuration.arguments import RunArguments
 from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining
 from modeling_mae.training import hub as hub_module
-from modeling_mae.training.eval_card import write_eval_card
+from modeling_mae.training.card import write_card
+from modeling_mae.training.eval_card import write_eval_card, write_overview
 from modeling_mae.training.hub import LOG_AND_BEST, Hub, download_checkpoint
 from modeling_mae.training.loop import TrainingStopped
 
@@ -394,6 +395,27 @@ def test_the_card_is_what_the_hub_reads(server, tmp_path):
         (result,) = entry["results"]
         assert entry["name"] == "small" and result["dataset"]["type"] == "me/pets"
         assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {"accuracy": 0.5, "loss": 1.25}
+
+
+def test_the_other_cards_are_valid(server, tmp_path):
+    write_card(
+        tmp_path,
+        name="small",
+        data="3 images",
+        architecture="Two blocks",
+        arguments={"seed": 0},
+        results={"final loss": "0.4"},
+        normalised=True,
+        dataset_id="me/pets",
+        dataset_name="Pets",
+        knn={"trained encoder": 0.5},
+        knn_split="test",
+    )
+    ModelCard.load(tmp_path / "README.md").validate()
+    write_overview(tmp_path, "small", "n_partial 0  0.5", ["n_partial-0"], "Pets", picture=True)
+    card = ModelCard.load(tmp_path / "README.md")
+    card.validate()
+    assert "[n_partial-0](n_partial-0/README.md)" in card.text and "partial.png" in card.text
 
 
 # --- the command ---

@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from transformers import AutoModel, AutoModelForPreTraining, ViTMAEConfig, ViTMAEForPreTraining
+from transformers import (
+    AutoModel,
+    AutoModelForPreTraining,
+    Trainer,
+    TrainingArguments,
+    ViTMAEConfig,
+    ViTMAEForPreTraining,
+)
 
 from configuration.model import PRESETS
 from modeling_mae import MAEConfig, MAEForPreTraining, MAEModel, mask_noise
@@ -318,6 +325,21 @@ def test_impossible_configurations(changes, message):
 def test_fields_of_another_type_are_refused_by_transformers(changes):
     with pytest.raises(StrictDataclassFieldValidationError, match=next(iter(changes))):
         MAEConfig(**{**TINY, **changes})
+
+
+def test_transformers_trainer_trains_it(tmp_path):
+    images = [{"pixel_values": image} for image in torch.randn(8, 3, 32, 32)]
+    options = {"max_steps": 2, "per_device_train_batch_size": 4, "report_to": [], "use_cpu": True}
+    arguments = TrainingArguments(str(tmp_path), label_names=["pixel_values"], save_steps=2, **options)
+    model = tiny()
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    trainer = Trainer(model, arguments, train_dataset=images)
+    trainer.train()
+    changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert changed == {name for name, value in model.named_parameters() if value.requires_grad}
+    assert trainer.evaluate(images)["eval_loss"] > 0
+    again = MAEForPreTraining.from_pretrained(tmp_path / "checkpoint-2")
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
 
 
 def test_impossible_inputs():

@@ -10,14 +10,17 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
 import modeling_mae  # noqa: F401 (registers the Auto classes)
+from modeling_mae.training.data import BUNDLED
 
 
 ROOT = Path(__file__).parents[1]
@@ -95,9 +98,21 @@ def test_run_leaves_what_it_promises(tmp_path, recipe):
     assert history[-1]["loss"] < history[0]["loss"]
     # peak = 1e-2 x 32 / 256, reached after 5 updates; the entry at step 3 is of update 2
     assert history[0]["learning_rate"] == pytest.approx(1e-2 * 32 / 256 * 2 / 5)
+    events = EventAccumulator(str(next((folder / "tensorboard").rglob("events*")).parent)).Reload()
+    assert [event.step for event in events.Images("reconstruction")] == [10, 20, 20]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(
+        [entry["loss"] for entry in history], rel=1e-5
+    )
     model = AutoModel.from_pretrained(folder)
     processor = AutoImageProcessor.from_pretrained(folder)
-    assert model.config.num_channels == 1 and processor.size["height"] == 28
+    assert model.config.num_channels == 1 and processor.crop_size["height"] == 28
+    # mean and deviation as measured: of all pixels of the 160 images
+    table = datasets.load_dataset("parquet", data_files=str(BUNDLED / "train*"), split="train")
+    chosen = np.linspace(0, len(table) - 1, 160).round().astype(int)
+    pixels = np.stack([np.asarray(image) for image in table.select(chosen)["image"]]) / 255
+    np.testing.assert_allclose(
+        [processor.image_mean, processor.image_std], [[pixels.mean()], [pixels.std()]], atol=1e-4
+    )
     assert AutoModelForPreTraining.from_pretrained(folder)(torch.randn(2, 1, 28, 28)).loss.isfinite()
     refused = run(recipe, "--output_dir", folder, code=2)
     assert "already holds a run" in refused and "Traceback" not in refused
@@ -188,6 +203,12 @@ def test_two_processes_train_as_one(tmp_path, recipe):
     np.testing.assert_allclose(*losses, rtol=1e-5)
     for name, value in weights.items():
         torch.testing.assert_close(value, others[name], atol=2e-4, rtol=1e-3, msg=name)
+    # both go on exactly, each with its own random state
+    resume = ("--resume_from_checkpoint", tmp_path / "two" / "checkpoint-14", "--output_dir", tmp_path / "resumed")
+    run(recipe, *resume, launcher=("--multi_gpu", "--num_processes", "2"), ACCELERATE_USE_CPU="true")
+    resumed, log = result(tmp_path / "resumed")
+    assert all(torch.equal(value, resumed[name]) for name, value in others.items())
+    assert log == [entry for entry in other_history if entry["step"] > 14]
 
 
 def test_loss_that_is_not_finite_stops_the_run(tmp_path, recipe):
