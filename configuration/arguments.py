@@ -208,6 +208,15 @@ class RunArguments(_Checked):
         self._check_output_dir()
         self._check_hub()
 
+    def _check_own_folder(self) -> None:
+        own = Path(self.model_name_or_path).resolve() if self.model_name_or_path else None
+        folders = [path.resolve() for path in (Path(self.output_dir), *self.run_folders())]
+        if own in folders and self.resume_from_checkpoint is None:
+            raise ValueError(
+                f"output_dir {self.output_dir!r} is where model_name_or_path {self.model_name_or_path!r} lies: give "
+                "another output_dir, so that the checkpoint stays as it is"
+            )
+
     def _check_channels(self) -> None:
         # a configuration on the Hub would need the network: that one is checked when it is loaded
         if self.model_name_or_path is None or Path(self.model_name_or_path).is_dir():
@@ -247,12 +256,6 @@ class RunArguments(_Checked):
         elif resume not in (None, "auto") and not Path(resume).is_dir():
             hint = f"give auto or one of {', '.join(checkpoints)}" if checkpoints else "there is none in output_dir"
             raise ValueError(f"resume_from_checkpoint {resume!r} is not a folder: {hint}")
-        own = Path(self.model_name_or_path).resolve() if self.model_name_or_path else None
-        if own in [path.resolve() for path in (Path(self.output_dir), *folders)] and resume is None:
-            raise ValueError(
-                f"output_dir {self.output_dir!r} is where model_name_or_path {self.model_name_or_path!r} lies: give "
-                "another output_dir, so that the checkpoint stays as it is"
-            )
         held = any((folder / "model.safetensors").exists() for folder in folders)
         # what the Hub has and what is here may be of different runs
         if (held or checkpoints) and not (resume and not on_hub or self.overwrite_output_dir):
@@ -287,6 +290,7 @@ class PretrainArguments(RunArguments, OptimizerArguments, DataArguments, ModelAr
     knn: bool = option(False, "At the end, k-NN accuracy of the features, where there are labels and an eval_split.")
 
     def check(self) -> None:
+        self._check_own_folder()
         super().check()
         self._require("picture_epochs", lambda x: x >= 0, "a number of epochs, 0 for none on the way")
         self._check_channels()

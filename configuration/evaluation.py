@@ -188,6 +188,7 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
     def _check_output_dir(self) -> None:
         if self.do_train and len(self.runs()) != 1 and self.n_partial == []:
             raise ValueError("n_partial is empty: give 0, 0.5, 1, ... or the depth")
+        self._check_own_folder()
         super()._check_output_dir()
 
     def _check_model(self) -> None:

@@ -314,6 +314,7 @@ def test_sincos_positions_tell_rows_from_columns():
         ({"mask_ratio": 0}, r"mask_ratio=0 is outside \(0, 1\)"),
         ({"hidden_size": 30, "num_attention_heads": 5}, "hidden_size=30 is not a multiple of 4"),
         ({"num_channels": 0}, "num_channels=0 must be at least 1"),
+        ({"image_size": [32, 32, 3]}, r"image_size=\[32, 32, 3\] is neither a number nor a \(height, width\) pair"),
     ],
 )
 def test_impossible_configurations(changes, message):
@@ -321,7 +322,7 @@ def test_impossible_configurations(changes, message):
         MAEConfig(**{**TINY, **changes})
 
 
-@pytest.mark.parametrize("changes", [{"mask_type": "stripes"}, {"image_size": [32, 32, 3]}, {"hidden_size": "wide"}])
+@pytest.mark.parametrize("changes", [{"mask_type": "stripes"}, {"hidden_size": "wide"}])
 def test_fields_of_another_type_are_refused_by_transformers(changes):
     with pytest.raises(StrictDataclassFieldValidationError, match=next(iter(changes))):
         MAEConfig(**{**TINY, **changes})
