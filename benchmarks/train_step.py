@@ -28,7 +28,7 @@ from modeling_mae.training.optim import parameter_groups
 WORDS = {  # name: (arguments of run_pretrain.py, images a step)
     "base": (["--config_name", "vit_base"], 8),
     "tiny": (["--config_name", "vit_tiny", "--config_overrides", "image_size=32", "patch_size=4"], 64),
-    "demo": (["demo", "--output_dir", "runs/benchmark", "--overwrite_output_dir", "true"], 128),
+    "demo": (["demo", "--output_dir", "runs/benchmark", "--overwrite_output_dir", "true"], 256),
 }
 SHARED = (
     "hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act layer_norm_eps image_size "
