@@ -45,6 +45,7 @@ from modeling_mae.training.loop import (
     save_model,
     train,
     write_json,
+    write_run,
 )
 from modeling_mae.training.metrics import classification_results, frozen_accuracies, predict
 from modeling_mae.training.optim import adamw, lars, sgd
@@ -349,9 +350,7 @@ def train_one(
     if accelerator.is_main_process:
         evaluations = [entry for entry in log if "eval_accuracy" in entry]
         found |= {"last_accuracy": evaluations[-1]["eval_accuracy"], "epochs": evaluations[-1]["epoch"]}
-        state = {"global_step": length.updates, "epoch": length.updates / length.updates_per_epoch, "log_history": log}
-        write_json(folder / "trainer_state.json", state)
-        write_json(folder / "arguments.json", dataclasses.asdict(settings))
+        write_run(folder, dataclasses.asdict(settings), length, log)
         write_json(done, found)
     accelerator.free_memory()
     return found

@@ -35,6 +35,7 @@ from modeling_mae.training.loop import (
     save_model,
     train,
     write_json,
+    write_run,
 )
 from modeling_mae.training.metrics import frozen_accuracies
 from modeling_mae.training.optim import adamw
@@ -183,11 +184,7 @@ def main(args: PretrainArguments) -> None:
     log = run.history.read()
     if main_process:
         image_processor(size, mean, std, config.num_channels).save_pretrained(output_dir)
-        write_json(output_dir / "arguments.json", dataclasses.asdict(args))
-        epoch = length.updates / length.updates_per_epoch
-        write_json(
-            output_dir / "trainer_state.json", {"global_step": length.updates, "epoch": epoch, "log_history": log}
-        )
+        write_run(output_dir, dataclasses.asdict(args), length, log)
         loss_curve(output_dir / "loss.png", log)
     picture(output_dir / "reconstruction.png", length.updates)
     skipped = count_bad(accelerator, images)

@@ -207,7 +207,7 @@ def _labels(source: Source) -> torch.Tensor | None:
     """Class numbers ``(images,)``; None where not every image has one."""
     if source.label_column is None or source.class_names is None:
         return None
-    values = source.dataset[source.label_column]
+    values = source.dataset[source.label_column][:]  # a list: the column itself reads the file for each element
     labelled = all(value is not None and value >= 0 for value in values)
     return torch.tensor(values, dtype=torch.int64) if labelled else None
 

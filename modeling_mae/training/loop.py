@@ -71,6 +71,13 @@ def write_json(path: Path, content) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
+def write_run(folder: Path, arguments: dict, length: "Length", log: list[dict]) -> None:
+    """arguments.json and trainer_state.json, of a run that is done."""
+    write_json(folder / "arguments.json", arguments)
+    state = {"global_step": length.updates, "epoch": length.updates / length.updates_per_epoch, "log_history": log}
+    write_json(folder / "trainer_state.json", state)
+
+
 @dataclass
 class Length:
     """A run in updates, from a recipe's epochs, and its learning rates."""
