@@ -1,7 +1,7 @@
-"""Every number a run depends on: arguments, recipes, model presets, launcher files. Clone only, never installed.
+"""Every number a run depends on: arguments, recipes, model presets, launcher files. For a clone; not installed.
 
-`arguments.py` and `evaluation.py` declare the arguments, `parsing.py` reads recipe and command line into them,
-`model.py` turns the model's part into an `MAEConfig`. `models/`, `recipes/` and `accelerate/` hold data.
+`arguments.py` and `evaluation.py` declare the arguments. `checks.py` says which values work. `parsing.py` reads recipe
+and command line. `model.py` makes an `MAEConfig`. `models/`, `recipes/` and `accelerate/` hold data.
 """
 
 from .arguments import (
@@ -10,21 +10,24 @@ from .arguments import (
     OptimizerArguments,
     PretrainArguments,
     RunArguments,
-    split_batch,
 )
-from .evaluation import EvalArguments
+from .checks import check_blocks
+from .errors import ArgumentError
+from .evaluation import EvalArguments, EvalRun
 from .model import model_config
 from .parsing import parse_arguments
 
 
 __all__ = [
+    "ArgumentError",
     "DataArguments",
     "EvalArguments",
+    "EvalRun",
     "ModelArguments",
     "OptimizerArguments",
     "PretrainArguments",
     "RunArguments",
+    "check_blocks",
     "model_config",
     "parse_arguments",
-    "split_batch",
 ]

@@ -1,9 +1,9 @@
 """From `--config_name`, `--config_overrides` and `--model_name_or_path` to an `MAEConfig`.
 
-The presets in `models/` are the published encoders. Base, large and huge: ViT (arXiv 2010.11929, Table 1), huge with
-patches of 14; tiny and small: DeiT-Ti and DeiT-S (arXiv 2012.12877, Table 1). The decoder is the MAE paper's for all
-of them, 512 wide, 8 blocks, 16 heads (arXiv 2111.06377, section 4.1 and appendix A.1): for tiny and small the
-paper has none of its own.
+The presets in `models/` are the published encoders. Base, large and huge are ViT's (arXiv 2010.11929, Table 1), huge
+with patches of 14. Tiny and small are DeiT-Ti and DeiT-S (arXiv 2012.12877, Table 1). All have the MAE paper's
+decoder: 512 wide, 8 blocks, 16 heads (arXiv 2111.06377, Section 4.1 and Appendix A.1). The paper has no decoder for
+tiny and small.
 """
 
 import dataclasses
@@ -14,18 +14,25 @@ from typing import Any
 
 import yaml
 
+from .errors import ArgumentError
+
 
 PRESETS = Path(__file__).parent / "models"
 
 
+def join(values: list | None) -> str:
+    """The values of an option as they stand on the command line."""
+    return "(not given)" if values is None else " ".join(map(str, values))
+
+
 def suggest(name: str, known) -> str:
-    """`: did you mean 'x'?` for the known name nearest to `name`, or nothing when none is near."""
+    """`: did you mean 'x'?` for the known name nearest to `name`; empty when none is near."""
     near = difflib.get_close_matches(name, [str(k) for k in known], n=1)
     return f": did you mean {near[0]!r}?" if near else ""
 
 
 def model_fields() -> list[str]:
-    """The names of what `MAEConfig` adds to any transformers configuration: its architecture."""
+    """The names of the fields that `MAEConfig` adds to transformers' configurations: the architecture."""
     from transformers import PreTrainedConfig
 
     from modeling_mae.configuration_mae import MAEConfig
@@ -34,34 +41,39 @@ def model_fields() -> list[str]:
     return [field.name for field in dataclasses.fields(MAEConfig) if field.name not in common]
 
 
-def parse_overrides(
-    overrides: list[str], option: str = "config_overrides", known: list[str] | None = None
-) -> dict[str, Any]:
+def parse_overrides(overrides: list[str]) -> dict[str, Any]:
     """`["image_size=32", "norm_pix_loss=false"]` -> `{"image_size": 32, "norm_pix_loss": False}`; later ones win.
 
-    Values are read as YAML; so are numbers that YAML takes for text, as 1e-6. `known`: the keys there are, the model's
-    fields by default. ValueError, which names the `option`: no `=`, an unknown key.
+    Raises:
+        ArgumentError: no `=`, or a key that is not a field of the model.
     """
-    result = {}
-    for text in overrides:
+    return parse_pairs(overrides, "config_overrides", model_fields, "the model's fields", "mask_ratio=0.75")
+
+
+def parse_pairs(pairs: list[str], option: str, known_keys, kind: str, example: str) -> dict[str, Any]:
+    """`key=value` texts as a dict. Values are read as YAML, and so are numbers that YAML takes for text, as 1e-6.
+
+    `known_keys()` gives the keys there are; `option`, `kind` and `example` are for the error.
+    """
+    values = {}
+    for text in pairs:
         key, equals, value = text.partition("=")
         if not equals or not key or not value:
-            raise ValueError(f"{option} {text!r} is not of the form key=value, as in mask_ratio=0.75")
-        fields = known or model_fields()
-        if key not in fields:
-            hint = suggest(key, fields) or f", which are: {', '.join(fields)}"
-            whose = "the model's fields" if known is None else "the arguments and the model's fields"
-            raise ValueError(f"{option} {text!r}: {key!r} is not one of {whose}{hint}")
+            raise ArgumentError(f"{option} {text!r} is not of the form key=value, as in {example}")
+        keys = known_keys()
+        if key not in keys:
+            hint = suggest(key, keys) or f", which are: {', '.join(keys)}"
+            raise ArgumentError(f"{option} {text!r}: {key!r} is not one of {kind}{hint}")
         try:
-            result[key] = yaml.safe_load(value)
+            values[key] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise ValueError(f"{option} {text!r}: cannot read the value {value!r}") from None
-        if isinstance(result[key], str):
+            raise ArgumentError(f"{option} {text!r}: cannot read the value {value!r}") from None
+        if isinstance(values[key], str):
             try:
-                result[key] = float(value)
+                values[key] = float(value)
             except ValueError:
                 pass  # a name, as in mask_type=block
-    return result
+    return values
 
 
 def _config_file(name: str) -> Path:
@@ -72,11 +84,11 @@ def _config_file(name: str) -> Path:
             return candidate
     presets = sorted(file.stem for file in PRESETS.glob("*.json"))
     hint = suggest(name, presets) or f", neither is it a preset: {', '.join(presets)}"
-    raise ValueError(f"config_name {name!r} is not a JSON file or a folder with a config.json{hint}")
+    raise ArgumentError(f"config_name {name!r} is not a JSON file or a folder with a config.json{hint}")
 
 
-def _require_own(name: str, cache_dir: str | None) -> None:
-    """ValueError for another project's checkpoint, which the scripts do not guess sizes and heads from."""
+def _refuse_other_projects(name: str, cache_dir: str | None) -> None:
+    """ArgumentError for another project's checkpoint: the scripts do not guess its sizes and heads."""
     from transformers import PreTrainedConfig
 
     from modeling_mae.configuration_mae import MAEConfig
@@ -84,10 +96,10 @@ def _require_own(name: str, cache_dir: str | None) -> None:
     try:
         values, _ = PreTrainedConfig.get_config_dict(name, cache_dir=cache_dir)
     except OSError:
-        return  # nothing there: from_pretrained says so
+        return  # there is nothing: from_pretrained says so
     kind = values.get("model_type", values.get("architecture"))
     if kind != MAEConfig.model_type:
-        raise ValueError(
+        raise ArgumentError(
             f"model_name_or_path {name!r} is another project's checkpoint ({kind}): convert it with "
             f"`python -m modeling_mae.interop {name} FOLDER` and give FOLDER"
         )
@@ -96,10 +108,14 @@ def _require_own(name: str, cache_dir: str | None) -> None:
 def model_config(args):
     """The `MAEConfig` that `args` (a `ModelArguments`) describes.
 
-    The configuration of `model_name_or_path` when that is given (a folder or a Hub id: may download), else that of
-    `config_name`, else `MAEConfig`'s defaults; `config_overrides` over it. ValueError, in one line, when a name is
-    unknown or the values do not make a model.
+    It starts from `model_name_or_path` (a folder or a Hub id, which may be downloaded), else from `config_name`, else
+    from `MAEConfig`'s defaults. `config_overrides` win over it.
+
+    Raises:
+        ArgumentError: a name is unknown, or the values do not make a model.
     """
+    from huggingface_hub.errors import StrictDataclassError
+
     from modeling_mae.configuration_mae import MAEConfig
 
     overrides = parse_overrides(args.config_overrides)
@@ -109,15 +125,16 @@ def model_config(args):
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"config_name {args.config_name!r}: {file} is not JSON: {error}") from None
+            raise ArgumentError(f"config_name {args.config_name!r}: {file} is not JSON: {error}") from None
         kind = values.pop("model_type", MAEConfig.model_type)
         if kind != MAEConfig.model_type:
-            raise ValueError(f"config_name {args.config_name!r}: {file} describes a {kind!r} model, not an MAE")
+            raise ArgumentError(f"config_name {args.config_name!r}: {file} describes a {kind!r} model, not an MAE")
     if args.model_name_or_path is not None:
-        _require_own(args.model_name_or_path, args.cache_dir)
+        _refuse_other_projects(args.model_name_or_path, args.cache_dir)
     try:
         if args.model_name_or_path is not None:
             return MAEConfig.from_pretrained(args.model_name_or_path, cache_dir=args.cache_dir, **overrides)
         return MAEConfig(**{**values, **overrides})
-    except Exception as error:  # strict dataclasses wrap a validator's error in several lines of their own class
-        raise ValueError(" ".join(str(error.__cause__ or error).split())) from error
+    # Strict dataclasses wrap the error of a validator into several lines of their own.
+    except (ValueError, OSError, StrictDataclassError) as error:
+        raise ArgumentError(" ".join(str(error.__cause__ or error).split())) from error

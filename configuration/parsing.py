@@ -1,8 +1,8 @@
 """`[recipe.yaml] [--name value ...]` -> an arguments dataclass.
 
-The recipe's mapping becomes command-line words that stand before the user's own, so that one parser checks the types
-of both (YAML reads `1e-3` as text) and the later word, the user's, wins. `HfArgumentParser.parse_yaml_file` lacks just
-this: it neither checks types nor lets the command line win.
+The recipe's mapping becomes command-line words that stand before the user's own. So one parser checks the types of
+both (YAML reads `1e-3` as text), and the later word wins, which is the user's. `HfArgumentParser.parse_yaml_file` does
+neither: it does not check types, and the command line does not win.
 """
 
 import dataclasses
@@ -15,11 +15,20 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from transformers import HfArgumentParser
 
+from .errors import ArgumentError
 from .model import model_fields, suggest
 
 
 RECIPES = Path(__file__).parent / "recipes"
-# Precision, devices and processes have one owner, the launcher (or its --config_file).
+# Given on the command line, the key drops these from the recipe: they are two ways to say the same thing.
+REPLACES = {
+    "dataset_name": ("train_dir", "dataset_config_name", "validation_dir"),
+    "train_dir": ("dataset_name", "dataset_config_name", "validation_dir"),
+    "model_name_or_path": ("config_name",),
+    "config_name": ("model_name_or_path",),
+    "num_train_epochs": ("max_train_steps",),
+}
+# Precision, devices and processes belong to the launcher (or its --config_file).
 LAUNCHER = (
     "cpu",
     "gpu_ids",
@@ -35,11 +44,12 @@ T = TypeVar("T")
 
 
 class _Parser(HfArgumentParser):
-    """HfArgumentParser whose errors are one line, said by one process of each machine, naming the recipe at fault."""
+    """HfArgumentParser whose errors are one line that names the recipe at fault."""
 
-    origin = ""  # "demo.yaml: " while a recipe's own words are parsed
+    origin = ""  # "demo.yaml: " while the recipe's words are parsed
 
     def error(self, message: str) -> NoReturn:
+        # One process of each machine speaks. launch.py reads the launcher's environment, but would load torch first.
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"{self.prog}: error: {self.origin}{' '.join(str(message).split())}", file=sys.stderr)
         raise SystemExit(2)
@@ -56,7 +66,7 @@ class _Parser(HfArgumentParser):
         return arguments
 
     def unknown(self, name: str) -> str:
-        """What to say about the option or recipe key `name`, which does not exist."""
+        """The error for an option or recipe key `name` that does not exist."""
         known = [field.name for cls in self.dataclass_types for field in dataclasses.fields(cls)]
         if name in LAUNCHER:
             return f"unknown option {name!r}: it is the launcher's, as in `accelerate launch --{name} ... {self.prog}`"
@@ -69,7 +79,7 @@ def find_recipe(name: str | os.PathLike) -> Path:
     """The file of a path, or of a recipe's bare name (`demo`, `demo.yaml`). FileNotFoundError suggests the nearest."""
     path = Path(name).expanduser()
     for candidate in (path, RECIPES / path.name, RECIPES / f"{path.name}.yaml"):
-        # a path that names another folder must not quietly become one of ours
+        # A path into another folder must not quietly become one of our recipes.
         if candidate.is_file() and (candidate is path or len(path.parts) == 1):
             return candidate
     recipes = sorted(file.stem for file in RECIPES.glob("*.yaml"))
@@ -78,7 +88,7 @@ def find_recipe(name: str | os.PathLike) -> Path:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML or JSON file; an empty file is an empty one. ValueError when it holds anything else."""
+    """The mapping in a YAML or JSON file; empty for an empty file. ValueError when it holds anything else."""
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -96,7 +106,7 @@ def _text(value: Any) -> str:
 
 def _words(recipe: dict[str, Any]) -> list[str]:
     """Command-line words for a recipe: `{"knn": True, "config_overrides": {"patch_size": 4}}` ->
-    `["--knn=true", "--config_overrides", "patch_size=4"]`. Nothing (null, an empty list) leaves the default."""
+    `["--knn=true", "--config_overrides", "patch_size=4"]`. Null and an empty list leave the default."""
     words = []
     for key, value in recipe.items():
         if isinstance(value, dict):
@@ -108,20 +118,20 @@ def _words(recipe: dict[str, Any]) -> list[str]:
 
 
 def parse_mapping(cls: type[T], values: dict[str, Any]) -> T:
-    """A recipe's mapping alone -> `cls`, unchecked but for the types."""
+    """A recipe's mapping alone as a `cls`. Only the types are checked."""
     return _Parser(cls, allow_abbrev=False).parse(_words(values))
 
 
 def parse_arguments(cls: type[T], argv: list[str] | None = None, default_recipe: str | Path | None = None) -> T:
     """Reads `[recipe.yaml] [--name value ...]` into an instance of the dataclass `cls` and checks it.
 
-    The command line wins over the recipe, the recipe over the defaults of `cls`; `config_overrides` are merged, key by
-    key. An option that replaces another kind of source (`cls.REPLACES`: `--train_dir` against a recipe's
-    `dataset_name`) drops what it replaces from the recipe.
+    The command line wins over the recipe, and the recipe over the defaults of `cls`. `config_overrides` are merged key
+    by key. An option that takes the place of another (`REPLACES`: `--train_dir` and a recipe's `dataset_name`) drops
+    the other from the recipe.
 
-    argv: the words after the script's name (default: this process's own). default_recipe: used when there are none.
-    What is wrong ends the process with status 2 and one line: an unknown option or key (with the nearest known), a
-    value of the wrong type, a recipe that is not there, whatever `cls.check` finds.
+    argv: the words after the script's name, by default this process's own. default_recipe: used when there are none.
+    An error ends the process with status 2 and one line: an unknown option or key (with the nearest known one), a
+    value of the wrong type, a recipe that does not exist, and every ArgumentError of `cls.check`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     parser = _Parser(cls, allow_abbrev=False, usage="%(prog)s [recipe.yaml] [--name value ...]")
@@ -140,12 +150,12 @@ def parse_arguments(cls: type[T], argv: list[str] | None = None, default_recipe:
                 parser.error(parser.unknown(key))
         parser.parse(_words(recipe))
         given = {word.split("=")[0][2:].replace("-", "_") for word in words if word.startswith("--")}
-        replaced = {old for new in given for old in getattr(cls, "REPLACES", {}).get(new, ())}
+        replaced = {old for new in given for old in REPLACES.get(new, ())}
         recipe_words = _words({key: value for key, value in recipe.items() if key not in replaced})
         parser.origin = ""
     arguments = parser.parse(recipe_words + words)
     try:
         arguments.check()
-    except ValueError as error:
+    except ArgumentError as error:
         parser.error(error)
     return arguments

@@ -15,6 +15,7 @@ from transformers import (
 from transformers.utils import is_vision_available
 
 from .configuration_mae import MAEConfig
+from .masking_mae import mask_noise
 from .modeling_mae import (
     EvalNet,
     MAEBackbone,
@@ -23,7 +24,6 @@ from .modeling_mae import (
     MAEModel,
     MAEModelOutput,
     MAEPreTrainedModel,
-    mask_noise,
 )
 
 

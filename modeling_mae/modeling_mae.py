@@ -1,7 +1,6 @@
-"""The masked autoencoder, top to bottom: masks, positions, blocks, encoder, decoder and loss, classifier, backbone."""
+"""The masked autoencoder, top to bottom: positions, blocks, encoder, decoder and loss, classifier, backbone."""
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,16 +18,17 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mae import MAEConfig, pair
+from .masking_mae import mask_noise, shuffle_by, visible_count
 
 
 @dataclass
 class MAEModelOutput(ModelOutput):
     """Output of the encoder.
 
-    ``last_hidden_state (batch, 1 + tokens, width)``: class token first, then all patches in raster order, or
-    when masking was asked for the visible ones in the order of their noise. ``pooler_output (batch, width)``. With
-    masking only: ``mask (batch, patches)``, 1 = masked, and ``ids_restore (batch, patches)``: position of each patch
-    in the shuffled sequence that begins with the visible ones.
+    ``last_hidden_state (batch, 1 + tokens, width)``: the class token, then all patches in raster order. With masking,
+    only the visible patches follow, in the order of their noise. ``pooler_output (batch, width)``. Only with masking:
+    ``mask (batch, patches)``, 1 = masked; ``ids_restore (batch, patches)``, the position of each patch in the shuffled
+    sequence, which begins with the visible ones.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -42,7 +42,7 @@ class MAEModelOutput(ModelOutput):
 @dataclass
 class MAEForPreTrainingOutput(ModelOutput):
     """Output of pre-training: ``loss ()`` in float32, ``logits (batch, patches, patch values)`` in raster order,
-    ``mask`` and ``ids_restore`` as in `MAEModelOutput`; hidden states and attentions are the encoder's."""
+    ``mask`` and ``ids_restore`` as in `MAEModelOutput`. Hidden states and attentions are the encoder's."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
@@ -52,70 +52,7 @@ class MAEForPreTrainingOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-# --- masks ---
-
-
-def mask_noise(
-    mask_type: str,
-    batch_size: int,
-    grid: tuple[int, int],
-    generator: torch.Generator | None = None,
-    device: torch.device | str | None = None,
-) -> torch.Tensor:
-    """Noise ``(batch, patches)`` whose smallest values mark the patches to keep: any mask ratio can be cut from it.
-
-    ``random``: uniform (Section 3, "Masking"). ``block``: random rectangles are masked before the rest (Table
-    1f; aspect ratio 0.3 to 1/0.3, as BEiT draws them). ``grid``: one patch of every 2 x 2 is kept, the same in all
-    images (Table 1f); at other ratios the diagonal neighbour comes next.
-
-    Raises:
-        ValueError: for an unknown `mask_type`.
-    """
-    rows, columns = grid
-    uniform = torch.rand(batch_size, rows * columns, generator=generator, device=device)
-    if mask_type == "random":
-        return uniform
-    row = torch.arange(rows, device=device).repeat_interleave(columns)  # (patches,)
-    column = torch.arange(columns, device=device).repeat(rows)  # (patches,)
-    if mask_type == "grid":
-        rank = torch.where(row % 2 == column % 2, row % 2, 2 + row % 2)
-        return (rank + uniform) / 4
-    if mask_type == "block":
-        blocks = 32
-        area, aspect, top, left = torch.rand(4, batch_size, blocks, 1, generator=generator, device=device).unbind()
-        area = (0.08 + 0.22 * area) * rows * columns
-        aspect = torch.exp((2 * aspect - 1) * math.log(1 / 0.3))
-        height = (area * aspect).sqrt().round().clamp(1, rows)
-        width = (area / aspect).sqrt().round().clamp(1, columns)
-        top, left = (top * (rows - height + 1)).floor(), (left * (columns - width + 1)).floor()
-        inside = (row >= top) & (row < top + height) & (column >= left) & (column < left + width)
-        order = torch.arange(blocks, 0, -1, device=device, dtype=torch.float32)[:, None]
-        first = (inside * order).amax(1)  # (batch, patches): 0 in no block, the larger the earlier its first block
-        return (first + uniform) / (blocks + 1)
-    raise ValueError(f"mask_type={mask_type!r} is none of 'random', 'block', 'grid'")
-
-
-def visible_count(num_patches: int, mask_ratio: float) -> int:
-    """How many of `num_patches` stay visible: the floor of patches x (1 - ratio), as in the paper's code."""
-    if not 0 < mask_ratio < 1:
-        raise ValueError(f"mask_ratio={mask_ratio} is outside (0, 1)")
-    # 10 x (1 - 0.9) is 0.9999... in floating point and means 1.
-    visible = int(num_patches * (1 - mask_ratio) + 1e-6)
-    if visible == 0 or visible == num_patches:
-        raise ValueError(
-            f"mask_ratio={mask_ratio} of {num_patches} patches leaves {visible} visible; both visible and masked "
-            "patches are needed: change the ratio, or use smaller patches"
-        )
-    return visible
-
-
-def shuffle_by(noise: torch.Tensor, visible: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """From ``noise (batch, patches)``: ids of the `visible` smallest ``(batch, visible)``, the mask ``(batch,
-    patches)`` with 1 = masked, and ids_restore ``(batch, patches)``, the inverse permutation of the sorting one."""
-    ids_shuffle = torch.argsort(noise, dim=1, stable=True)
-    places = torch.arange(noise.shape[1], device=noise.device).expand_as(ids_shuffle)
-    ids_restore = torch.empty_like(ids_shuffle).scatter_(1, ids_shuffle, places)
-    return ids_shuffle[:, :visible], (ids_restore >= visible).float(), ids_restore
+# --- tokens and positions ---
 
 
 def take_rows(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -126,12 +63,9 @@ def take_rows(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return tokens.reshape(batch * n, width).index_select(0, flat).view(batch, -1, width)
 
 
-# --- positions ---
-
-
 def sincos_positions(grid: tuple[int, int], width: int) -> torch.Tensor:
-    """Fixed 2-D sin-cos table ``(1, 1 + patches, width)``, zero for the class token. A quarter of the width each for
-    sin and cos of the column, then of the row, as in the published weights."""
+    """Fixed 2-D sin-cos table ``(1, 1 + patches, width)``, zero for the class token. As in the published weights, the
+    quarters of the width are sin and cos of the column, then sin and cos of the row."""
     rows, columns = grid
     omega = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64, device="cpu") / (width // 4))
     row = torch.arange(rows, dtype=torch.float64, device="cpu").repeat_interleave(columns)[:, None] * omega
@@ -157,7 +91,7 @@ class MAEPositions(nn.Module):
         super().__init__()
         self.grid = config.grid
         self.fixed = config.position_embedding == "sincos"
-        # A parameter also where it is fixed: from_pretrained drops computed buffers, and fine-tuning may unfreeze it.
+        # Also a fixed table is a parameter: from_pretrained drops computed buffers, and fine-tuning may unfreeze it.
         self.table = nn.Parameter(torch.zeros(1, 1 + config.num_patches, width), requires_grad=not self.fixed)
 
     def forward(self, grid: tuple[int, int]) -> torch.Tensor:
@@ -168,7 +102,7 @@ class MAEPositions(nn.Module):
 
 
 def eager_attention_forward(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0, **kwargs):
-    """Attention written out, the only implementation that has maps to return ``(batch, heads, queries, keys)``."""
+    """Attention written out. Only this implementation can return the maps ``(batch, heads, queries, keys)``."""
     scores = query @ key.transpose(2, 3) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -195,7 +129,7 @@ class MAEAttention(nn.Module):
             for part in self.qkv(hidden_states).chunk(3, dim=-1)
         )
         implementation = self.config._attn_implementation
-        # Fused kernels have no maps to give. On CPUs their backward in bfloat16 takes two thirds of the whole step.
+        # Fused kernels give no maps. On CPUs their backward in bfloat16 takes two thirds of the whole step.
         slow = implementation == "sdpa" and query.is_cpu and query.dtype == torch.bfloat16 and query.requires_grad
         if kwargs.get("output_attentions") or self.config.output_attentions or slow:
             implementation = "eager"
@@ -216,8 +150,8 @@ class MAEMLP(nn.Module):
 
 
 class MAEDropPath(nn.Module):
-    """While training, skips a residual branch for each image with probability `rate` (arXiv 1603.09382). Not timm's:
-    this file travels with every checkpoint, which must load with transformers alone."""
+    """While training, skips a residual branch of an image with probability `rate` (arXiv 1603.09382). It is not timm's
+    because this file travels with every checkpoint, and those must load with transformers alone."""
 
     def __init__(self, rate: float):
         super().__init__()
@@ -289,35 +223,36 @@ class MAEPreTrainedModel(PreTrainedModel):
                 init.normal_(module.table, std=self.config.initializer_range)
         elif isinstance(module, MAEEmbeddings):
             init.normal_(module.cls_token, std=self.config.initializer_range)
-        elif isinstance(module, MAEDecoder):
+        elif isinstance(module, tuple(DECODERS.values())):
             init.normal_(module.mask_token, std=self.config.initializer_range)
 
-    # Opens other projects' checkpoints; the package sets it (`interop.read`), it does not travel with checkpoints.
+    # Opens other projects' checkpoints. The package sets it to `interop.read`, which does not travel with checkpoints.
     read_foreign: Callable | None = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, image_size=None, **kwargs):
-        """As any transformers model. An `image_size` (pixels, int or (height, width)) other than the checkpoint's,
-        given here or in `config`, interpolates the positions as `set_image_size` does. With the package installed also
-        checkpoints of other projects, as `modeling_mae.interop` reads them."""
+        """As any transformers model. Where `image_size` (pixels, int or (height, width)), given here or in `config`,
+        is not the checkpoint's, positions are interpolated as by `set_image_size`. With the package installed, also
+        other projects' checkpoints can be loaded, as `modeling_mae.interop` reads them."""
         config = kwargs.pop("config", None)
         if image_size is None and isinstance(config, MAEConfig):
             image_size = config.image_size
-        own = foreign = None
+        checkpoint_config = foreign = None
         if cls.read_foreign is not None and pretrained_model_name_or_path is not None:
             foreign = cls.read_foreign(pretrained_model_name_or_path, image_size, kwargs)
         if foreign is not None:
-            pretrained_model_name_or_path, own, kwargs["state_dict"] = None, foreign.config, foreign.state_dict
-            config = config or own
+            pretrained_model_name_or_path, kwargs["state_dict"] = None, foreign.state_dict
+            checkpoint_config = foreign.config
+            config = config or checkpoint_config
         elif image_size is not None and pretrained_model_name_or_path is not None:
             where = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-            own = MAEConfig.from_pretrained(
+            checkpoint_config = MAEConfig.from_pretrained(
                 pretrained_model_name_or_path, **{key: kwargs[key] for key in where if key in kwargs}
             )
         if config is not None:
             kwargs["config"] = copy.deepcopy(config)
-            if own is not None:
-                kwargs["config"].image_size = own.image_size
+            if checkpoint_config is not None:
+                kwargs["config"].image_size = checkpoint_config.image_size
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         if image_size is not None:
             (loaded[0] if isinstance(loaded, tuple) else loaded).set_image_size(image_size)
@@ -328,7 +263,7 @@ class MAEPreTrainedModel(PreTrainedModel):
         """Reconfigure the model for images of `image_size` pixels: position tables are interpolated in 2-D.
 
         Raises:
-            ValueError: for a size that is no multiple of the patch, or a head that is made for one size.
+            ValueError: the size is not a multiple of the patch, or the head is made for one size.
         """
         old = self.config.image_size
         if pair(image_size, "image_size") == self.config.image_height_width:
@@ -351,10 +286,10 @@ class MAEPreTrainedModel(PreTrainedModel):
 
     def patchify(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """``(batch, channels, height, width)`` -> ``(batch, patches, patch height * patch width * channels)``, patches
-        in raster order, in a patch row by row, channels last.
+        in raster order; within a patch row by row, channels last.
 
         Raises:
-            ValueError: for another number of channels, or a size that is no multiple of the patch.
+            ValueError: another number of channels, or a size that is not a multiple of the patch.
         """
         rows, columns = self.grid_of(pixel_values)
         patch_height, patch_width = self.config.patch_height_width
@@ -383,7 +318,7 @@ class MAEPreTrainedModel(PreTrainedModel):
         patch_height, patch_width = self.config.patch_height_width
         if height % patch_height or width % patch_width or not height or not width:
             raise ValueError(
-                f"images of {height}x{width} pixels are no multiple of the {patch_height}x{patch_width} patches; "
+                f"images of {height}x{width} pixels are not a multiple of the {patch_height}x{patch_width} patches; "
                 "resize or pad them"
             )
         return height // patch_height, width // patch_width
@@ -409,9 +344,9 @@ class MAEEmbeddings(nn.Module):
 
 class MAEModel(MAEPreTrainedModel):
     """The encoder. Without masking arguments it is an ordinary vision transformer: every patch, in raster order,
-    deterministic. Images of another size than configured are taken, positions are interpolated in 2-D."""
+    deterministic. It also takes images of another size than configured: positions are then interpolated in 2-D."""
 
-    # Decoder and classifier of the checkpoint are left out without a word.
+    # The checkpoint's decoder and classifier are left out silently.
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^head(_norm)?\."]
 
     def __init__(self, config: MAEConfig):
@@ -446,12 +381,12 @@ class MAEModel(MAEPreTrainedModel):
     ) -> MAEModelOutput:
         """Encode ``pixel_values (batch, channels, height, width)``.
 
-        Masks only when one of these is given: `noise (batch, patches)`, of which the smallest values stay visible;
-        `bool_masked_pos (batch, patches)`, true = masked, the same count in every image; `mask_ratio`, which alone
-        draws the configured kind of mask and otherwise replaces the configured ratio.
+        Masks only when one of these is given. `noise (batch, patches)`: the smallest values stay visible.
+        `bool_masked_pos (batch, patches)`: true = masked, the same count in every image. `mask_ratio`: takes the place
+        of the configured ratio; without noise, a mask of the configured kind is drawn.
 
         Raises:
-            ValueError: for a wrong shape or size, a ratio outside (0, 1), unequal mask counts, noise and mask both.
+            ValueError: a wrong shape or size, a ratio outside (0, 1), unequal mask counts, or both noise and mask.
         """
         grid = self.grid_of(pixel_values)
         patches = self.patchify(pixel_values)  # (batch, patches, patch values)
@@ -535,13 +470,16 @@ class MAEDecoder(nn.Module):
         return self.head(self.norm(tokens[:, 1:]))
 
 
+DECODERS = {"self": MAEDecoder}  # by config.decoder_type
+
+
 class MAEForPreTraining(MAEPreTrainedModel):
     """Encoder, decoder and the loss on masked patches (paper, Section 3)."""
 
     def __init__(self, config: MAEConfig):
         super().__init__(config)
         self.mae = MAEModel(config)
-        self.decoder = MAEDecoder(config)
+        self.decoder = DECODERS[config.decoder_type](config)
         self.post_init()
 
     @can_return_tuple
@@ -555,8 +493,8 @@ class MAEForPreTraining(MAEPreTrainedModel):
     ) -> MAEForPreTrainingOutput:
         """Mask, encode what is visible, decode everything, and compare the masked patches with the image.
 
-        Arguments and errors as `MAEModel.forward`; with no masking argument a mask of the configured kind and ratio is
-        drawn.
+        Arguments and errors as `MAEModel.forward`. Without a masking argument, a mask of the configured kind and ratio
+        is drawn.
         """
         if noise is None and bool_masked_pos is None and mask_ratio is None:
             mask_ratio = self.config.mask_ratio
@@ -585,10 +523,10 @@ class MAEForPreTraining(MAEPreTrainedModel):
     def reconstruct(
         self, pixel_values: torch.Tensor, outputs: MAEForPreTrainingOutput | None = None, **masking
     ) -> torch.Tensor:
-        """The image ``(batch, channels, height, width)``, normalised as `pixel_values`: visible patches as they are,
-        masked ones as predicted; with `norm_pix_loss` each gets back the mean and deviation of the patch it is for.
+        """The image ``(batch, channels, height, width)``, normalised as `pixel_values`. Visible patches are the image's
+        own, masked ones are predicted. With `norm_pix_loss` each gets the mean and deviation of the hidden patch.
 
-        `outputs` of an earlier call on the same images, or masking arguments as in `forward`.
+        Give `outputs` of an earlier call on the same images, or masking arguments as in `forward`.
         """
         outputs = self(pixel_values, **masking) if outputs is None else outputs
         patches = self.patchify(pixel_values.float())
@@ -607,14 +545,14 @@ def patch_statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 
 
 class MAEHead(nn.Linear):
-    """The classifier; a class of its own because its weights start otherwise than those of other linears."""
+    """The classifier. It is a class of its own because its weights start differently from other linears'."""
 
 
 class EvalNet(MAEPreTrainedModel):
     """The encoder and a linear classifier: probing, partial and end-to-end fine-tuning (paper, Sections 4.3, A.1).
 
-    `EvalNet.from_pretrained(<pre-trained or EvalNet checkpoint>, num_labels=...)` takes the encoder and starts what is
-    missing anew; transformers says which. Pooling, norm, drop path and label smoothing are the config's.
+    `EvalNet.from_pretrained(<pre-trained or EvalNet checkpoint>, num_labels=...)` takes the encoder. What is missing
+    starts anew, and transformers says what. Pooling, norm, drop path and label smoothing are set in the config.
     """
 
     def __init__(self, config: MAEConfig):
@@ -631,25 +569,25 @@ class EvalNet(MAEPreTrainedModel):
         self.n_partial: float | None = None
         self.post_init()
 
-    # The decoder stays behind; so does the final norm where head_norm="layer" stands in its place.
+    # The decoder stays behind. So does the final norm where head_norm="layer" takes its place.
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^(mae\.)?layernorm\."]
 
     @torch.no_grad()
     def reset_head(self) -> None:
-        """Give the classifier its initial values, as for classes other than those of the checkpoint."""
+        """Give the classifier its initial values, for classes other than the checkpoint's."""
         self.head = MAEHead(self.head.in_features, self.head.out_features).to(self.head.weight)
         self._init_weights(self.head)
 
     def freeze(self, n_partial: float) -> "EvalNet":
-        """Leave only a part to train (paper, Figure 9), from now on also after `train()`; frozen parts stay in eval
-        mode and run without a graph.
+        """Train only a part of the model (paper, Figure 9). This survives `train()`: frozen parts stay in eval mode
+        and run without a graph.
 
-        `n_partial`: 0 = the head and its norm; 0.5 = also the encoder's final norm and the MLP sub-block of the last
-        block, with its LayerNorm; 1 ... depth - 1 = also the final norm and the last blocks; depth = everything, with
+        `n_partial`: 0 = the head and its norm. 0.5 = also the encoder's final norm, and the MLP of the last block with
+        its LayerNorm. 1 ... depth - 1 = also the final norm and that many of the last blocks. depth = everything, with
         patch embedding, class token and positions.
 
         Raises:
-            ValueError: for any other value.
+            ValueError: any other value.
         """
         depth = self.config.num_hidden_layers
         if isinstance(n_partial, bool) or n_partial not in (0, 0.5, *range(1, depth + 1)):
@@ -693,11 +631,12 @@ class EvalNet(MAEPreTrainedModel):
     ) -> ImageClassifierOutput:
         """Classify ``pixel_values (batch, channels, height, width)``: ``logits (batch, classes)``.
 
-        With `labels`, class numbers ``(batch,)`` or probabilities ``(batch, classes)`` as mixup makes them, also the
-        cross-entropy ``loss ()`` in float32, smoothed by `config.label_smoothing` while training.
+        With `labels`, also the cross-entropy ``loss ()`` in float32; while training it is smoothed by
+        `config.label_smoothing`. Labels are class numbers ``(batch,)``, or probabilities ``(batch, classes)`` as mixup
+        makes them.
 
         Raises:
-            ValueError: for a wrong shape or size of the images.
+            ValueError: a wrong shape or size of the images.
         """
         if self.config.pooling == "flatten" and self.grid_of(pixel_values) != self.config.grid:
             raise ValueError(
@@ -716,8 +655,8 @@ class EvalNet(MAEPreTrainedModel):
 
 
 class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
-    """The encoder as `AutoBackbone` gives it to detection and segmentation models: one feature map for each stage in
-    `config.out_features`, of ``stem`` (the embedded patches) and ``stage1`` ... ``stage<depth>`` (the blocks)."""
+    """The encoder as detection and segmentation models get it from `AutoBackbone`. It gives a feature map for each
+    stage in `config.out_features`: ``stem`` (the embedded patches), ``stage1`` ... ``stage<depth>`` (the blocks)."""
 
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^head(_norm)?\."]
 
@@ -734,11 +673,11 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
         """`feature_maps`: for each stage ``(batch, width, rows, columns)``, after the encoder's final norm.
 
-        Images of any size: what is no multiple of the patch is padded at the bottom and on the right with zeros, the
-        mean color.
+        Takes images of any size. They are padded to a multiple of the patch at the bottom and on the right, with zeros,
+        which are the mean colour.
 
         Raises:
-            ValueError: for another number of channels.
+            ValueError: another number of channels.
         """
         patch_height, patch_width = self.config.patch_height_width
         height, width = pixel_values.shape[-2:]
@@ -761,5 +700,4 @@ __all__ = [
     "MAEModel",
     "MAEModelOutput",
     "MAEPreTrainedModel",
-    "mask_noise",
 ]

@@ -1,27 +1,73 @@
-"""Parameter groups, optimizers and learning-rate curve (paper, Tables 8, 9 and 10)."""
+"""Length and rates of a run, parameter groups, optimizers (paper, Tables 8, 9 and 10)."""
 
 import math
 import re
+from dataclasses import dataclass
 
 import torch
 from timm.optim import Lars
 from torch import nn
 
 
-def learning_rate(update: int, *, peak: float, warmup: int, total: int, floor: float = 0.0) -> float:
-    """The rate of update `update` (0, 1, ...) of `total`: a line from 0 to `peak` over `warmup` updates, then half a
-    cosine down to `floor`. A pure function of the update, so that nothing has to be saved or stepped."""
-    if update < warmup:
-        return peak * update / warmup
-    progress = (update - warmup) / max(1, total - warmup)
-    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+LARS_TRUST = 0.001  # the paper's LARS (Table 10; arXiv 1708.03888)
+MOMENTUM = 0.9  # of LARS and of SGD (Table 10)
+RATE_BATCH = 256  # base learning rates are those of 256 images an update (Section A.1)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The length of a run in updates, made from a recipe's epochs once, and its learning rate at each update."""
+
+    updates: int
+    updates_per_epoch: int
+    warmup: int  # updates
+    peak: float
+    floor: float = 0.0
+
+    @classmethod
+    def from_epochs(
+        cls,
+        num_images: int,
+        *,
+        total_batch_size: int,
+        num_train_epochs: float,
+        max_train_steps: int | None,
+        warmup_epochs: float,
+        base_learning_rate: float,
+        min_learning_rate: float = 0.0,
+    ) -> "Schedule":
+        """`base_learning_rate` is that of 256 images an update: the linear scaling rule of Section A.1."""
+        updates_per_epoch = max(1, num_images // total_batch_size)
+        return cls(
+            updates=max_train_steps or math.ceil(num_train_epochs * updates_per_epoch),
+            updates_per_epoch=updates_per_epoch,
+            warmup=round(warmup_epochs * updates_per_epoch),
+            peak=base_learning_rate * total_batch_size / RATE_BATCH,
+            floor=min_learning_rate,
+        )
+
+    def rate(self, update: int) -> float:
+        """The learning rate of update `update` (0, 1, ...): a line from 0 to `peak` over the warm-up, then half a
+        cosine down to `floor`. A pure function of the update: nothing has to be saved or stepped."""
+        if update < self.warmup:
+            return self.peak * update / self.warmup
+        progress = (update - self.warmup) / max(1, self.updates - self.warmup)
+        return self.floor + (self.peak - self.floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def epoch(self, update: int) -> float:
+        """Epochs done after `update` updates."""
+        return update / self.updates_per_epoch
+
+    def __str__(self) -> str:
+        return f"{self.updates:,} updates, {self.epoch(self.updates):g} epochs of {self.updates_per_epoch}"
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
-    """Groups of what is trained: matrices with weight decay; biases, norms, tokens, positions (`plain`) without.
+    """Groups of the trained parameters. Matrices get weight decay; biases, norms, tokens and positions (`plain`) none.
 
     With `layer_decay` (BEiT, arXiv 2106.08254; Table 9) each group has the `lr_scale` of its depth: decay^(depth + 1)
-    for embeddings, decay^(depth - i) for block i, 1 for what follows the blocks."""
+    for embeddings, decay^(depth - i) for block i, 1 for what follows the blocks.
+    """
     depth = model.config.num_hidden_layers if layer_decay != 1 else 0
     groups: dict[tuple, dict] = {}
     for name, parameter in model.named_parameters():
@@ -43,24 +89,20 @@ def _layer(name: str, depth: int) -> int:
     return 0 if name.startswith("mae.embeddings.") else depth + 1
 
 
-def adamw(
-    model: nn.Module, *, weight_decay: float, betas: tuple[float, float], layer_decay: float = 1.0
-) -> torch.optim.AdamW:
-    """AdamW, in one fused kernel where the device has one. The loop sets the learning rate."""
-    devices = {parameter.device.type for parameter in model.parameters()}
-    fused = devices <= {"cpu", "cuda", "xpu"}
-    return torch.optim.AdamW(parameter_groups(model, weight_decay, layer_decay), lr=0.0, betas=betas, fused=fused)
-
-
-def lars(model: nn.Module, *, weight_decay: float = 0.0, momentum: float = 0.9) -> Lars:
-    """LARS of linear probing (arXiv 1708.03888; Table 10): trust ratio 0.001, for matrices only."""
-    groups = parameter_groups(model, weight_decay)
-    for group in groups:
-        # timm adapts no group without weight decay unless told, and probing has none anywhere.
-        group["always_adapt"] = not group["plain"]
-    return Lars(groups, lr=0.0, momentum=momentum, trust_coeff=0.001, eps=0.0)
-
-
-def sgd(model: nn.Module, *, weight_decay: float = 0.0, momentum: float = 0.9) -> torch.optim.SGD:
-    """Plain SGD with momentum, which probes as well as LARS at batches of 4096 (Section A.1)."""
-    return torch.optim.SGD(parameter_groups(model, weight_decay), lr=0.0, momentum=momentum)
+def make_optimizer(
+    name: str, model: nn.Module, *, weight_decay: float, betas: tuple[float, float], layer_decay: float = 1.0
+) -> torch.optim.Optimizer:
+    """The optimizer `name` (adamw, lars, sgd) for what `model` trains. The loop sets the learning rate."""
+    groups = parameter_groups(model, weight_decay, layer_decay)
+    if name == "adamw":
+        # One fused kernel, where the device has it.
+        fused = {parameter.device.type for parameter in model.parameters()} <= {"cpu", "cuda", "xpu"}
+        return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=fused)
+    if name == "lars":
+        for group in groups:
+            # timm adapts no group without weight decay unless it is told to, and probing has no weight decay.
+            group["always_adapt"] = not group["plain"]
+        return Lars(groups, lr=0.0, momentum=MOMENTUM, trust_coeff=LARS_TRUST, eps=0.0)
+    if name == "sgd":  # probes as well as LARS at batches of 4096 (Section A.1)
+        return torch.optim.SGD(groups, lr=0.0, momentum=MOMENTUM)
+    raise ValueError(f"optimizer {name!r} is none of adamw, lars, sgd")

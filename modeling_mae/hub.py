@@ -1,7 +1,6 @@
-"""The Hub: a run's folder and its newest checkpoint go there, and a run goes on from a checkpoint that is there."""
+"""The Hub: pushes a run's folder and its newest checkpoint, and fetches a checkpoint to go on from."""
 
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -24,44 +23,49 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import disable_progress_bars, logging, validate_repo_id
 
-from .loop import TrainingStopped
+from .errors import UserError
+from .training.launch import TrainingStopped
+from .training.state import checkpoint_name, checkpoint_update
 
 
 IGNORED = ("checkpoint-*", ".partial-*", "*/checkpoint-*", "*/.partial-*")
 SCHEME = "hub://"
 LOG = ("history.jsonl",)
-# A classifier's run: the best epoch so far, which is not in the checkpoints.
+# A classifier's run needs the best epoch so far too: it is not in the checkpoints.
 LOG_AND_BEST = (*LOG, "model*.safetensors*", "config.json", "*.py")
-WAITS = (1, 4, 10)  # seconds before each further attempt; most requests are repeated by huggingface_hub itself, too
+WAITS = (1, 4, 10)  # seconds before each further attempt; huggingface_hub repeats most requests itself, too
 T = TypeVar("T")
 
 
 class Hub:
-    """A run's repository: `folder` goes to `repo_id`, or to the folder's name.
+    """A run's repository: `folder` goes to `repo_id`, or to a repository of the folder's name.
 
-    With `strategy` "checkpoint", each checkpoint is also uploaded in the background, with what of `beside` (patterns)
-    stands beside it: what a run needs to go on from there. Where `active` is False (nothing is pushed, or this is not
-    the main process), every method does nothing.
+    `strategy` is "no", "end" or "checkpoint". With "checkpoint", each checkpoint is uploaded in the background too. The
+    files beside it that match `beside` (patterns) go with it: a run needs them to go on from there. With "no", and on
+    other processes than the main one, every method does nothing.
     """
 
-    def __init__(self, folder: Path, repo_id: str | None, *, private: bool, strategy: str, active: bool, beside=LOG):
+    def __init__(
+        self, folder: Path, repo_id: str | None, *, private: bool, strategy: str, main_process: bool, beside=LOG
+    ):
         self.folder, self.repo_id = folder, repo_id or folder.resolve().name
-        self.private, self.active, self.beside = private, active, beside
-        self.checkpoints = active and strategy == "checkpoint"
+        self.private, self.beside = private, beside
+        self.active = main_process and strategy != "no"
+        self.checkpoints = self.active and strategy == "checkpoint"
         self.api = HfApi()
         self.created = False
         self.upload: Future | None = None
-        self.skipped: dict[Path, Path] = {}  # each run's newest checkpoint, when one before it was still under way
+        self.skipped: dict[Path, Path] = {}  # of each run, the newest checkpoint that came while another was uploaded
 
     def start(self) -> None:
-        """Create the repository before any long work. That the Hub cannot be reached is only said.
+        """Create the repository before any long work. When the Hub cannot be reached, say so and go on.
 
         Raises:
-            ValueError: the Hub refuses the token or the repository's name.
+            UserError: the Hub refuses the token or the repository's name.
         """
         if not self.active:
             return
-        # In the background, the client's attempts and bars would break into what the training shows.
+        # The client's messages and bars would break into what the training shows.
         logging.set_verbosity_error()
         disable_progress_bars()
         try:
@@ -69,14 +73,14 @@ class Hub:
             self._check_write_access()
         except Exception as error:
             if _refused(error):
-                raise ValueError(
+                raise UserError(
                     f"hub_model_id {self.repo_id!r} cannot be pushed to ({_reason(error)}): run `hf auth login` with "
                     "a token that may write there, or give another --hub_model_id"
                 ) from None
             _say(f"the Hub does not answer ({_reason(error)}): the run goes on, and pushing is tried again later")
 
     def checkpoint(self, path: Path) -> None:
-        """Upload the checkpoint `path` in the background, unless the one before it is still under way."""
+        """Upload the checkpoint `path` in the background, unless an earlier upload still runs."""
         if not self.checkpoints:
             return
         if self.upload and not self.upload.done():
@@ -98,7 +102,7 @@ class Hub:
         self.upload = self.api.run_as_future(self._upload, name, staging)
 
     def finish(self) -> None:
-        """Wait until the newest checkpoint, of each run, is on the Hub or cannot be."""
+        """Wait until the newest checkpoint of each run is on the Hub, or has failed to get there."""
         while self.upload:
             self.upload.result()
             self.upload = None
@@ -107,18 +111,18 @@ class Hub:
 
     @contextmanager
     def training(self, accelerator: Accelerator):
-        """Training in here may be stopped: what it has written last arrives before any process leaves."""
+        """For the time of training: when it is stopped, the last checkpoint arrives before any process ends."""
         try:
             yield
         except TrainingStopped as stop:
             self.finish()
-            if stop.code > 128:  # a signal, which stops all processes; a launcher ends all when one leaves
+            if stop.code > 128:  # a signal stops all processes, and a launcher kills the rest when one ends
                 accelerator.wait_for_everyone()
             raise
 
     def push(self) -> bool:
-        """Upload the folder without its checkpoints, after what is under way. A failure is said, with the command
-        that pushes later, and gives False: what was trained is on disk."""
+        """Upload the folder without its checkpoints, after what is still being uploaded. On a failure print the
+        command that pushes later and give False: everything trained is on disk."""
         if not self.active:
             return True
         self.finish()
@@ -138,11 +142,11 @@ class Hub:
             self.repo_id, self.created = url.repo_id, True
 
     def _check_write_access(self) -> None:
-        # `create_repo` is content with a repository that is there and belongs to others.
+        # `create_repo` accepts a repository that exists and belongs to others.
         try:
             self.api.auth_check(self.repo_id, write=True)
         except TypeError:
-            pass  # an older huggingface_hub, which cannot ask this
+            pass  # an older huggingface_hub cannot ask this
         except Exception as error:
             if _status(error) in (401, 403):
                 raise
@@ -165,23 +169,32 @@ class Hub:
         # One commit, so that no revision has half a checkpoint; `upload_folder` may make several.
         self._create()
         files = {path.relative_to(staging).as_posix(): path for path in staging.rglob("*") if path.is_file()}
-        beside = re.compile(re.escape((name.parent / "checkpoint-").as_posix()) + r"\d+/.")
-        others = [path for path in self.api.list_repo_files(self.repo_id) if beside.match(path) and path not in files]
+        outdated = [
+            path
+            for path in self.api.list_repo_files(self.repo_id)
+            if path not in files and _is_in_checkpoint(path, name.parent.as_posix())
+        ]
         self.api.create_commit(
             self.repo_id,
             [
-                *(CommitOperationDelete(path) for path in others),
+                *(CommitOperationDelete(path) for path in outdated),
                 *(CommitOperationAdd(path, file) for path, file in files.items()),
             ],
             commit_message=f"Training: {name.as_posix()}",
         )
 
 
+def _is_in_checkpoint(path: str, folder: str) -> bool:
+    """Whether the repository's file `path` lies in a checkpoint directly below `folder` (`.` is the repository)."""
+    parents = [parent for parent in Path(path).parents if checkpoint_update(parent) is not None]
+    return any(parent.parent.as_posix() == folder for parent in parents)
+
+
 def hub_source(resume: str | None) -> tuple[str, str | None] | None:
-    """`hub://owner/name@revision` as (repository, revision or None); None for what is not of the Hub.
+    """`hub://owner/name@revision` as (repository, revision or None); None for what is not on the Hub.
 
     Raises:
-        ValueError: after `hub://` comes no repository's name.
+        UserError: no repository's name follows `hub://`.
     """
     if not (resume or "").startswith(SCHEME):
         return None
@@ -189,30 +202,30 @@ def hub_source(resume: str | None) -> tuple[str, str | None] | None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError:
-        raise ValueError(
+        raise UserError(
             f"resume_from_checkpoint {resume!r} does not work: give hub://owner/name or hub://owner/name@revision"
         ) from None
     return repo_id, revision or None
 
 
 def local_checkpoint(accelerator: Accelerator, folder: Path, resume: str | None, beside=LOG) -> str | None:
-    """`resume` for `open_run`: what is on the Hub is downloaded into `folder` by the main process, the rest stays.
+    """`resume` for `open_run`. The main process downloads what is on the Hub into `folder`; anything else stays.
 
     Raises:
-        ValueError: as `download_checkpoint`.
+        UserError: as `download_checkpoint`.
     """
     if hub_source(resume) is None:
         return resume
-    found = [str(download_checkpoint(resume, folder, beside)) if accelerator.is_main_process else None]
-    return broadcast_object_list(found)[0]
+    path = [str(download_checkpoint(resume, folder, beside)) if accelerator.is_main_process else None]
+    return broadcast_object_list(path)[0]
 
 
 def download_checkpoint(source: str, folder: Path, beside=LOG) -> Path:
-    """The newest checkpoint of the repository `source` (`hub://owner/name[@revision]`), downloaded into `folder`; also
-    what of `beside` (patterns) the repository has and `folder` does not.
+    """Download the newest checkpoint of `source` (`hub://owner/name[@revision]`) into `folder`, and the files that
+    match `beside` (patterns) where `folder` lacks them.
 
     Raises:
-        ValueError: no such repository or revision, no checkpoint in it, or no answer from the Hub.
+        UserError: no such repository or revision, no checkpoint in it, or no answer from the Hub.
     """
     repo_id, revision = hub_source(source)
     api = HfApi()
@@ -221,14 +234,15 @@ def download_checkpoint(source: str, folder: Path, beside=LOG) -> Path:
     def download() -> str | None:
         commit = api.model_info(repo_id, revision=revision).sha  # all of one commit, whatever is pushed meanwhile
         files = api.list_repo_files(repo_id, revision=commit)
-        found = [re.match(r"checkpoint-(\d+)/", path) for path in files]
-        newest = max((int(match[1]) for match in found if match), default=None)
-        if newest is None:
+        folders = {path.partition("/")[0] for path in files if "/" in path}
+        updates = [update for update in map(checkpoint_update, folders) if update is not None]
+        if not updates:
             return None
+        name = checkpoint_name(max(updates))
         shutil.rmtree(partial, ignore_errors=True)
-        patterns = [f"checkpoint-{newest}/*", *_matching([path for path in files if "/" not in path], beside)]
+        patterns = [f"{name}/*", *_matching([path for path in files if "/" not in path], beside)]
         api.snapshot_download(repo_id, revision=commit, allow_patterns=patterns, local_dir=partial)
-        return f"checkpoint-{newest}"
+        return name
 
     try:
         name = _retried(download)
@@ -239,11 +253,11 @@ def download_checkpoint(source: str, folder: Path, beside=LOG) -> Path:
             remedy = "there is no such repository, or not for this token: give another, or run `hf auth login`"
         else:
             remedy = "the Hub does not answer: try again, or give a checkpoint's folder"
-        raise ValueError(f"resume_from_checkpoint {source!r} ({_reason(error)}): {remedy}") from None
+        raise UserError(f"resume_from_checkpoint {source!r} ({_reason(error)}): {remedy}") from None
     if name is None:
-        raise ValueError(
+        raise UserError(
             f"resume_from_checkpoint {source!r} has no checkpoint-*: give a repository or a revision that was pushed "
-            "to with --hub_strategy checkpoint"
+            "to with --push_to_hub checkpoint"
         )
     for file in partial.iterdir():
         if file.is_file() and not (folder / file.name).exists():
@@ -269,7 +283,7 @@ def _retried(action: Callable[[], T]) -> T:
 
 
 def _status(error: BaseException | None) -> int | None:
-    """The HTTP status behind `error`, which the client may have wrapped."""
+    """The HTTP status that caused `error`; the client may have wrapped it."""
     while error is not None:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status is not None:
@@ -279,13 +293,13 @@ def _status(error: BaseException | None) -> int | None:
 
 
 def _refused(error: BaseException) -> bool:
-    """The same request will fail again: not a timeout, a conflict with another commit or too many requests."""
+    """Whether the same request will fail again. A timeout, another commit or too many requests pass."""
     status = _status(error)
     return status is not None and 400 <= status < 500 and status not in (408, 409, 412, 429)
 
 
 def _reason(error: BaseException) -> str:
-    if type(error) is RuntimeError and error.__cause__:  # around what broke an upload
+    if type(error) is RuntimeError and error.__cause__:  # the client wraps what broke an upload
         error = error.__cause__
     return " ".join((str(error) or type(error).__name__).split())[:200]
 

@@ -1,0 +1,244 @@
+"""Which arguments work. One check for each script, in the order of `--help`.
+
+Each raises an ArgumentError of one line that names the value and the remedy. All are quick, need no network, and say
+the same on every process. They run before any long work.
+"""
+
+import math
+from pathlib import Path
+
+from .errors import ArgumentError
+from .model import join, model_config, suggest
+
+
+def check_pretraining(args) -> None:
+    """Raises an ArgumentError for `PretrainArguments` that cannot work."""
+    check_model(args)
+    check_data(args)
+    check_optimizer(args)
+    check_run(args)
+    check_output_dir(args)
+    require(args, "picture_epochs", lambda x: x >= 0, "a number of epochs, 0 for none on the way")
+    check_hub(args)
+
+
+def check_evaluation(args) -> None:
+    """Raises an ArgumentError for `EvalArguments` that cannot work, of any of its trainings."""
+    check_checkpoint(args)
+    require(args, "label_fraction", lambda x: 0 < x <= 1, "a part in (0, 1], as in 0.1")
+    require(args, "max_eval_samples", lambda x: x >= 1, "a number of images, at least 1")
+    require(args, "eval_crop_fraction", lambda x: 0 < x <= 1, "a part in (0, 1], as in 0.875")
+    require(args, "eval_epochs", lambda x: x >= 1, "a number of epochs, at least 1")
+    require(args, "per_device_eval_batch_size", lambda x: x >= 1, "a number of images, at least 1")
+    runs = args.runs()
+    for arguments in [run.arguments for run in runs] or [args.resolved(None)]:
+        check_model(arguments)
+        check_data(arguments)
+        check_optimizer(arguments)
+        check_augmentation(arguments)
+        check_run(arguments)
+    if len(runs) > 1 and args.resume_from_checkpoint not in (None, "auto"):
+        raise ArgumentError(
+            f"resume_from_checkpoint {args.resume_from_checkpoint!r} is of one training, and there are {len(runs)}: "
+            "give auto, which goes on with each"
+        )
+    if len(runs) > 1 and args.hub_strategy == "checkpoint":
+        raise ArgumentError(
+            f"push_to_hub 'checkpoint' is for one training, and there are {len(runs)}: give one n_partial, or "
+            "--push_to_hub end"
+        )
+    check_output_dir(args)
+    check_hub(args)
+
+
+def check_model(args) -> None:
+    exclude(args, "model_name_or_path", "config_name")
+    if args.model_name_or_path is not None and Path(args.model_name_or_path).is_file():
+        raise ArgumentError(
+            f"model_name_or_path {args.model_name_or_path!r} is a file: convert it with `python -m "
+            f"modeling_mae.interop {args.model_name_or_path} FOLDER` and give FOLDER"
+        )
+    # A configuration on the Hub would need the network. It is checked when it is loaded.
+    if args.model_name_or_path is None or Path(args.model_name_or_path).is_dir():
+        channels = model_config(args).num_channels
+        if args.image_mean is not None and args.image_std is not None and len(args.image_mean) != channels:
+            raise ArgumentError(
+                f"image_mean {join(args.image_mean)} has {len(args.image_mean)} numbers, the model has num_channels "
+                f"{channels}: give as many, or --config_overrides num_channels={len(args.image_mean)}"
+            )
+
+
+def check_checkpoint(args) -> None:
+    """run_eval.py needs a checkpoint, but for training from scratch; and n_partial must fit its depth."""
+    name = args.model_name_or_path
+    if args.n_partial == []:
+        raise ArgumentError("n_partial is empty: give 0, 0.5, 1, ... or the depth")
+    trains_from_scratch_only = args.do_train and args.from_scratch and not args.n_partial
+    if name is None and (args.knn or not trains_from_scratch_only):
+        raise ArgumentError(
+            "model_name_or_path is not given: give a pre-trained checkpoint's folder or Hub id, or only "
+            "--from_scratch true with --config_name"
+        )
+    if name is not None and not Path(name).exists() and (Path(name).parent.is_dir() or name.count("/") > 1):
+        raise ArgumentError(f"model_name_or_path {name!r} is not a folder here: pre-train first, or give a Hub id")
+    if name is None or Path(name).is_dir():
+        depth = model_config(args).num_hidden_layers
+        for value in args.n_partial or []:
+            check_blocks(value, depth)
+
+
+def check_blocks(n_partial: float | None, depth: int) -> None:
+    """Raises an ArgumentError where a model of `depth` blocks cannot tune `n_partial` of them."""
+    if n_partial is not None and n_partial not in (0, 0.5, *range(1, depth + 1)):
+        raise ArgumentError(
+            f"n_partial {n_partial:g} does not work: give 0 (head only), 0.5 (the last block's MLP too) or 1 ... "
+            f"{depth} (that many of the last blocks; {depth} is everything)"
+        )
+
+
+def check_data(args) -> None:
+    exclude(args, "dataset_name", "train_dir")
+    need(args, "dataset_config_name", "dataset_name")
+    require(args, "max_train_samples", lambda x: x >= 1, "a number of images, at least 1")
+    mean, std = args.image_mean, args.image_std
+    if (mean is None) != (std is None) or (mean is not None and len(mean) != len(std)):
+        raise ArgumentError(
+            f"image_mean {join(mean)} and image_std {join(std)} do not fit: give one number a channel in each, or "
+            "neither to have them measured"
+        )
+    require(args, "image_mean", lambda x: 0 <= x <= 1, "numbers in 0 to 1, where white is 1 (divide by 255)")
+    require(args, "image_std", lambda x: 0 < x <= 1, "numbers in (0, 1], where white is 1 (divide by 255)")
+    require(args, "crop_scale", lambda x: 0 < x <= 1, "two parts of the area in (0, 1], as in 0.2 1.0")
+    if len(args.crop_scale) != 2 or args.crop_scale[0] > args.crop_scale[1]:
+        raise ArgumentError(f"crop_scale {join(args.crop_scale)} does not work: give smallest, largest, as in 0.2 1.0")
+    require(args, "dataloader_num_workers", lambda x: x >= 0, "a number of workers, 0 for none")
+
+
+def check_optimizer(args) -> None:
+    require(args, "num_train_epochs", lambda x: x > 0, "a number of epochs above 0")
+    require(args, "max_train_steps", lambda x: x >= 1, "a number of updates, at least 1")
+    require(args, "total_batch_size", lambda x: x >= 1, "a number of images, at least 1")
+    require(args, "per_device_train_batch_size", lambda x: x >= 1, "a number of images, at least 1")
+    require(args, "base_learning_rate", lambda x: x > 0, "a rate above 0, the paper's is 1.5e-4")
+    require(args, "warmup_epochs", lambda x: x >= 0, "a number of epochs, 0 for none")
+    # With max_train_steps, a short trial of a long recipe may well end inside the warm-up.
+    if args.max_train_steps is None and args.warmup_epochs >= args.num_train_epochs:
+        raise ArgumentError(
+            f"warmup_epochs {args.warmup_epochs:g} is not shorter than the run of num_train_epochs "
+            f"{args.num_train_epochs:g}: give --warmup_epochs {args.num_train_epochs / 20:g}, for example"
+        )
+    require(args, "weight_decay", lambda x: x >= 0, "0 or more, the paper's is 0.05")
+    require(args, "adam_beta1", lambda x: 0 <= x < 1, "a number in [0, 1), the paper's is 0.9")
+    require(args, "adam_beta2", lambda x: 0 <= x < 1, "a number in [0, 1), the paper's is 0.95")
+
+
+def check_augmentation(args) -> None:
+    """What run_eval.py's trainings have beside the optimizer's numbers; nothing is left open."""
+    if args.optimizer not in ("lars", "sgd", "adamw"):
+        raise ArgumentError(f"optimizer {args.optimizer!r} does not work: give lars, sgd or adamw")
+    require(args, "layer_decay", lambda x: 0 < x <= 1, "a factor in (0, 1], the paper's is 0.75")
+    require(args, "min_learning_rate", lambda x: x >= 0, "a rate, 0 or more")
+    require(args, "random_erasing", lambda x: 0 <= x <= 1, "a probability")
+    require(args, "mixup", lambda x: x >= 0, "0 or more, the paper's is 0.8")
+    require(args, "cutmix", lambda x: x >= 0, "0 or more, the paper's is 1.0")
+    if (args.mixup or args.cutmix) and args.per_device_train_batch_size % 2:
+        raise ArgumentError(
+            f"per_device_train_batch_size {args.per_device_train_batch_size} is odd: mixup and cutmix need pairs; "
+            "give an even one, or --mixup 0 --cutmix 0"
+        )
+    if args.auto_augment != "none" and not args.auto_augment.startswith("rand-"):
+        raise ArgumentError(
+            f"auto_augment {args.auto_augment!r} is no RandAugment in timm's words: give none, or for example "
+            "rand-m9-mstd0.5-inc1"
+        )
+
+
+def check_run(args) -> None:
+    require(args, "seed", lambda x: 0 <= x < 2**32, "a whole number in 0 to 4294967295")
+    require(args, "logging_steps", lambda x: x >= 1, "a number of updates, at least 1")
+    steps = args.checkpointing_steps
+    if steps != "epoch" and not (steps.isdecimal() and int(steps) >= 1):
+        raise ArgumentError(f"checkpointing_steps {steps!r} does not work: give epoch or a number of updates")
+    require(args, "checkpoints_kept", lambda x: x >= 1, "a number of checkpoints, at least 1")
+    check_trackers(args)
+
+
+def check_trackers(args) -> None:
+    from accelerate.tracking import get_available_trackers
+    from accelerate.utils import LoggerType
+
+    if len(args.report_to) > 1 and {"all", "none"} & set(args.report_to):
+        raise ArgumentError(f"report_to {join(args.report_to)} does not work: all and none stand alone")
+    for name in args.trackers:
+        if name not in LoggerType.list():
+            hint = suggest(name, LoggerType.list()) or f": those are {', '.join(LoggerType.list())}, none"
+            raise ArgumentError(f"report_to {name!r} is not one of Accelerate's trackers{hint}")
+        # Accelerate silently leaves out a tracker that is not installed.
+        if name != "all" and LoggerType(name) not in get_available_trackers():
+            raise ArgumentError(f"report_to {name!r} is not installed: pip install it, or give another or none")
+
+
+def check_output_dir(args) -> None:
+    """A run starts only where it overwrites neither another run nor the checkpoint that it starts from."""
+    resume = args.resume_from_checkpoint
+    exclude(args, "overwrite_output_dir", "resume_from_checkpoint")
+    if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
+        raise ArgumentError(f"output_dir {args.output_dir!r} is a file: give a folder")
+    folders = args.run_folders()
+    checkpoint = Path(args.model_name_or_path).resolve() if args.model_name_or_path else None
+    if resume is None and checkpoint in [path.resolve() for path in (Path(args.output_dir), *folders)]:
+        raise ArgumentError(
+            f"output_dir {args.output_dir!r} is where model_name_or_path {args.model_name_or_path!r} lies: give "
+            "another output_dir, so that the checkpoint stays as it is"
+        )
+    checkpoints = sorted(str(path) for folder in folders for path in folder.glob("checkpoint-*"))
+    on_hub = resume is not None and resume.startswith("hub://")
+    if resume not in (None, "auto") and not on_hub and not Path(resume).is_dir():
+        hint = f"give auto or one of {', '.join(checkpoints)}" if checkpoints else "there is none in output_dir"
+        raise ArgumentError(f"resume_from_checkpoint {resume!r} is not a folder: {hint}")
+    holds_a_run = checkpoints or any((folder / "model.safetensors").exists() for folder in folders)
+    # What is on the Hub and what is here may be of different runs.
+    goes_on_here = resume is not None and not on_hub
+    if holds_a_run and not goes_on_here and not args.overwrite_output_dir:
+        raise ArgumentError(
+            f"output_dir {args.output_dir!r} already holds a run: give another, --resume_from_checkpoint auto to go "
+            "on, or --overwrite_output_dir to start anew"
+        )
+
+
+def check_hub(args) -> None:
+    from huggingface_hub import get_token
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    if args.hub_strategy not in ("no", "end", "checkpoint"):
+        raise ArgumentError(f"push_to_hub {args.push_to_hub!r} does not work: give no, end or checkpoint")
+    if args.hub_strategy == "no":
+        for name in ("hub_model_id", "hub_private_repo"):
+            if getattr(args, name):
+                raise ArgumentError(f"{name} {getattr(args, name)!r} means nothing without push_to_hub: give both")
+        return
+    try:
+        validate_repo_id(args.hub_model_id or Path(args.output_dir).resolve().name)
+    except HFValidationError as error:
+        raise ArgumentError(f"hub_model_id {args.hub_model_id!r}: {error}") from None
+    if get_token() is None:
+        raise ArgumentError(f"push_to_hub {args.push_to_hub!r} needs a Hub token: run `hf auth login` or set HF_TOKEN")
+
+
+def require(args, name: str, holds, meaning: str) -> None:
+    """`holds(value)` for the argument's value, or each of its values. None (not given) is never wrong."""
+    value = getattr(args, name)
+    for item in value if isinstance(value, list) else [value]:
+        if item is not None and not (math.isfinite(item) and holds(item)):
+            raise ArgumentError(f"{name} {item} does not work: give {meaning}")
+
+
+def exclude(args, one: str, other: str) -> None:
+    if getattr(args, one) and getattr(args, other):
+        values = f"{one} {getattr(args, one)!r} and {other} {getattr(args, other)!r}"
+        raise ArgumentError(f"{values} exclude each other: give one")
+
+
+def need(args, one: str, other: str) -> None:
+    if getattr(args, one) and not getattr(args, other):
+        raise ArgumentError(f"{one} {getattr(args, one)!r} means nothing without {other}: give both or neither")

@@ -1,0 +1,101 @@
+"""A set to train on and a set to evaluate on, with labels that mean the same classes."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+
+from .images import Images, open_images
+from .labels import missing_classes, read_labels
+from .sources import Source, load_eval_source, load_source
+
+
+@dataclass
+class LabelledSets:
+    """Whole sets in their evaluation crop. `train` is None where nothing is trained; then `train_name` is
+    `eval_name`. The names are for people."""
+
+    train: Images | None
+    evaluation: Images
+    class_names: list[str]
+    train_name: str
+    eval_name: str
+    eval_split: str
+
+    def all(self) -> list[Images]:
+        return [images for images in (self.train, self.evaluation) if images is not None]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.train_name}: {len(self.train or ()):,} training images, {len(self.evaluation):,} of "
+            f"{self.eval_name} ({self.eval_split}) to evaluate on, {len(self.class_names)} classes"
+        )
+
+
+def matching_labels(
+    source: Source | None, load_eval: Callable[[], tuple[Source, str]], class_names: list[str] | None = None
+) -> tuple[np.ndarray | None, Source, str, np.ndarray, list[str]]:
+    """(labels of `source`, evaluation source, its split, its labels, class names).
+
+    The classes are `class_names` where these are given, else those of `source`, else those of the evaluation source.
+
+    Raises:
+        UserError: as `load_eval_source` and `read_labels`.
+    """
+    labels = None
+    if source is not None:
+        labels, class_names = read_labels(source, class_names)
+    eval_source, split = load_eval()
+    eval_labels, class_names = read_labels(eval_source, class_names)
+    return labels, eval_source, split, eval_labels, class_names
+
+
+def load_labelled_sets(
+    source_options: dict,
+    *,
+    train_split: str | None,
+    eval_split: str | None,
+    validation_dir: str | None,
+    max_train_samples: int | None,
+    max_eval_samples: int | None,
+    class_names: list[str] | None,
+    open_options: dict,
+    main_process_first: Callable[[], AbstractContextManager],
+    say: Callable[[str], None],
+) -> LabelledSets:
+    """Load both sets. `train_split` None: no training images. `validation_dir`: evaluate on this folder.
+
+    `source_options` go to `load_source`, `open_options` to `open_images`. One process reads first, so that the others
+    find what `datasets` has cached. `say` prints what is worth a note.
+
+    Raises:
+        UserError: as `load_source`, `read_labels` and `open_images`.
+    """
+    eval_options = {**source_options, "max_samples": max_eval_samples}
+    if validation_dir:
+        eval_options |= {"dataset_name": None, "dataset_config_name": None, "data_dir": validation_dir}
+        eval_options |= {"only_for_evaluation": True}
+    with main_process_first():
+        source = None
+        if train_split is not None:
+            source = load_source(split=train_split, max_samples=max_train_samples, **source_options)
+        labels, eval_source, split, eval_labels, class_names = matching_labels(
+            source, lambda: load_eval_source(eval_split, **eval_options), class_names
+        )
+    train = open_images(source, labels=labels, **open_options) if source is not None else None
+    evaluation = open_images(eval_source, labels=eval_labels, **open_options)
+    for kind, numbers in (("training", labels), ("evaluation", eval_labels)):
+        absent = missing_classes(numbers, class_names) if numbers is not None else []
+        if absent:
+            say(
+                f"note       {len(absent)} of {len(class_names)} classes have no {kind} image: {', '.join(absent[:5])}"
+            )
+    return LabelledSets(
+        train=train,
+        evaluation=evaluation,
+        class_names=class_names,
+        train_name=(source or eval_source).name,
+        eval_name=eval_source.name,
+        eval_split="validation" if validation_dir else split,
+    )

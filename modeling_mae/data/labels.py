@@ -1,0 +1,84 @@
+"""Labels of a source: class numbers and names, matched by name between training and evaluation."""
+
+import datasets
+import numpy as np
+
+from ..errors import UserError
+from .sources import Source
+
+
+MAX_NUMBERED_CLASSES = 100_000  # larger whole numbers are names: a list of all smaller ones would fill the memory
+
+
+def read_labels(source: Source, known_names: list[str] | None = None) -> tuple[np.ndarray, list[str]]:
+    """(class numbers ``(images,)``, class names).
+
+    With `known_names` the numbers are positions in them. Two folders that lack different classes number the rest
+    differently, so only the names tell which classes are the same.
+
+    Raises:
+        UserError: no label column or several, a column that does not hold classes, images without a label, or a class
+            that is not among the `known_names`.
+    """
+    numbers, names = _numbers_and_names(source)
+    if known_names is None:
+        return numbers, names
+    numbered = [all(name.isdecimal() for name in either) for either in (names, known_names)]
+    if any(numbered) and not all(numbered) and len(names) <= len(known_names):
+        return numbers, known_names  # only one of the two has names: the numbers are all there is to compare
+    unknown = [names[i] for i in np.unique(numbers) if names[i] not in known_names]
+    if unknown:
+        raise UserError(
+            f"{source.name} has {len(unknown)} classes that the training images do not have "
+            f"({', '.join(unknown[:5])}): evaluate on images of the trained classes, or train on these too"
+        )
+    positions = np.array([known_names.index(name) if name in known_names else -1 for name in names])
+    return positions[numbers], known_names
+
+
+def _numbers_and_names(source: Source) -> tuple[np.ndarray, list[str]]:
+    features = source.dataset.features
+    if source.label_column is None:
+        columns = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+        reason = f"{len(columns)} columns of labels ({', '.join(columns)})" if columns else "no column of labels"
+        raise UserError(
+            f"{source.name} has {reason}; its columns are {', '.join(features)}: name one with --label_column_name, "
+            "or put the images into a folder for each class"
+        )
+    feature = features[source.label_column]
+    kind = str(getattr(feature, "dtype", ""))
+    if not kind.startswith(("int", "uint", "bool", "string", "large_string", "null")):
+        raise UserError(
+            f"label column {source.label_column!r} of {source.name} holds {feature}: classes, whole numbers or words "
+            "are needed"
+        )
+    values = source.dataset[source.label_column][:]  # all at once: the column alone reads the file for each element
+    unlabelled = sum(value is None or (not isinstance(value, str) and value < 0) for value in values)
+    if unlabelled:
+        raise UserError(
+            f"{unlabelled} of {len(values)} images of {source.name} have no label (empty, or below 0): choose another "
+            "split with --train_split or --eval_split, or another column with --label_column_name"
+        )
+    if source.class_names:
+        return np.asarray(values, dtype=np.int64), source.class_names
+    if "string" not in kind and max(values) < MAX_NUMBERED_CLASSES:
+        numbers = np.asarray(values, dtype=np.int64)
+        return numbers, [str(i) for i in range(int(numbers.max()) + 1)]
+    distinct, numbers = np.unique(values, return_inverse=True)
+    return numbers.astype(np.int64), [str(value) for value in distinct]
+
+
+def missing_classes(numbers: np.ndarray, names: list[str]) -> list[str]:
+    """Names of the classes without an image."""
+    counts = np.bincount(numbers, minlength=len(names))
+    return [name for name, count in zip(names, counts, strict=True) if not count]
+
+
+def balanced_part(numbers: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Sorted positions of a random `fraction` of the images of each class, at least one of each."""
+    generator = np.random.default_rng(seed)
+    chosen = []
+    for number in np.unique(numbers):
+        positions = generator.permutation(np.flatnonzero(numbers == number))
+        chosen.append(positions[: max(1, round(fraction * len(positions)))])
+    return np.sort(np.concatenate(chosen))

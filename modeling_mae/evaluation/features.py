@@ -1,0 +1,170 @@
+"""What frozen features tell about the labels: k-NN and logistic regression, one table for both scripts."""
+
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import nn
+
+from ..data.images import Images
+from ..modeling_mae import MAEModel
+from .metrics import compute_over
+
+
+K = 20  # of the k-NN accuracy that tables and cards show
+KS = (10, K, 100, 200)
+TEMPERATURE = 0.07  # of the k-NN votes (Wu et al., arXiv 1805.01978)
+LOGISTIC_C = 0.1  # inverse strength of the logistic regression's penalty, on standardised features
+LOGISTIC_ITERATIONS = 300  # enough for a comparison in which all features get the same
+LOGISTIC_LIMIT = 2 * 10**10  # images x width x classes: beyond it the fit takes hours
+RAW_PIXELS_LIMIT = 8 << 30  # bytes
+
+
+def frozen_table(
+    accelerator: Accelerator,
+    encoder: MAEModel,
+    train: Images,
+    evaluation: Images,
+    transform: Callable[[dict], torch.Tensor],
+    *,
+    name: str,
+    seed: int,
+    ks: tuple[int, ...] = KS,
+    logistic: bool = False,
+    batch_size: int,
+    num_workers: int,
+) -> list[dict]:
+    """What raw pixels, the same encoder untrained (from `seed`) and `encoder` (called `name`) tell about the labels.
+
+    A row each: `name`, `knn` {k: accuracy} for those of `ks` that there are images for, and with `logistic`
+    `logistic_regression`; accuracies in 0..1. The accuracies are on the main process only.
+    """
+    torch.manual_seed(seed)
+    encoders = {"raw pixels": nn.Flatten(), "untrained encoder": MAEModel(encoder.config), name: encoder}
+    size = len(train) * encoder.config.num_patches * encoder.config.patch_dim * 4
+    if size >= RAW_PIXELS_LIMIT:
+        accelerator.print(f"note       no baseline of raw pixels: they would take {size >> 30} GiB")
+        del encoders["raw pixels"]
+    rows = []
+    for title, model in encoders.items():
+        if isinstance(model, MAEModel):
+            model = accelerator.prepare_model(model, evaluation_mode=True).eval()
+        accuracies = frozen_accuracies(
+            accelerator,
+            features_of(model),
+            train,
+            evaluation,
+            transform,
+            ks=ks,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            logistic=logistic,
+        )
+        rows.append({"name": title, **accuracies})
+        figures = "  ".join(f"k={k} {100 * value:.1f} %" for k, value in accuracies.get("knn", {}).items())
+        accelerator.print(f"k-NN       {title}: {figures}", flush=True)
+    accelerator.wait_for_everyone()
+    return rows
+
+
+def features_of(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """``(batch, channels, height, width) -> (batch, width)``: what the model outputs, of an encoder what it pools."""
+
+    def encode(pixel_values: torch.Tensor) -> torch.Tensor:
+        outputs = model(pixel_values)
+        return outputs if isinstance(outputs, torch.Tensor) else outputs.pooler_output
+
+    return encode
+
+
+def frozen_accuracies(
+    accelerator: Accelerator,
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    train: Images,
+    evaluation: Images,
+    transform: Callable[[dict], torch.Tensor],
+    *,
+    ks: tuple[int, ...],
+    batch_size: int,
+    num_workers: int,
+    logistic: bool = False,
+) -> dict:
+    """`knn` {k: accuracy} and with `logistic` `logistic_regression` of the features that `encode` gives for
+    ``(batch, channels, height, width)``; on the main process, elsewhere nothing."""
+
+    def compute(batch: dict) -> dict[str, torch.Tensor]:
+        # The labels come from the batch: an image that stands in for an unreadable one brings its own.
+        return {"features": encode(transform(batch)).float(), "labels": batch["labels"]}
+
+    features_and_labels = []  # of the training images, then of those to evaluate on
+    for images in (train, evaluation):
+        arrays = compute_over(accelerator, images, batch_size, num_workers, compute)
+        features_and_labels += [arrays["features"], arrays["labels"]]
+    if not accelerator.is_main_process:
+        return {}
+    ks = tuple(k for k in ks if k <= len(train))
+    tensors = map(torch.from_numpy, features_and_labels)
+    results: dict = {"knn": knn_accuracies(*tensors, ks, device=accelerator.device) if ks else {}}
+    if logistic:
+        train_features, train_labels = features_and_labels[:2]
+        if train_features.size * (int(train_labels.max()) + 1) > LOGISTIC_LIMIT:
+            accelerator.print(f"note       no logistic regression: {len(train):,} images would take hours to fit")
+        else:
+            results["logistic_regression"] = logistic_accuracy(*features_and_labels)
+    return results
+
+
+def knn_accuracies(
+    train_features: torch.Tensor,
+    train_labels: torch.Tensor,
+    test_features: torch.Tensor,
+    test_labels: torch.Tensor,
+    ks: tuple[int, ...] = KS,
+    temperature: float = TEMPERATURE,
+    device: torch.device | str = "cpu",
+) -> dict[int, float]:
+    """Accuracy in 0..1 of weighted k-nearest neighbours for each of `ks` (Wu et al., arXiv 1805.01978, Section 3.4).
+
+    Each of the k training images with the largest cosine similarity s votes with exp(s / temperature). Features are
+    ``(images, width)``, labels ``(images,)``.
+
+    Raises:
+        ValueError: there are fewer training images than the largest k.
+    """
+    if max(ks) > len(train_features):
+        raise ValueError(f"k={max(ks)} neighbours of {len(train_features)} training images: give a smaller k")
+    bank, bank_labels = F.normalize(train_features.to(device), dim=1), train_labels.to(device)
+    classes = int(max(train_labels.max(), test_labels.max())) + 1
+    correct = dict.fromkeys(ks, 0)
+    for queries, targets in _chunks(F.normalize(test_features, dim=1), test_labels):
+        similarity, nearest = (queries.to(device) @ bank.T).topk(max(ks), dim=1)  # (chunk, largest k)
+        weights = ((similarity - 1) / temperature).exp()  # the constant factor keeps exp in range
+        for k in ks:
+            votes = torch.zeros(len(weights), classes, device=device)  # (chunk, classes)
+            votes.scatter_add_(1, bank_labels[nearest[:, :k]], weights[:, :k])
+            correct[k] += (votes.argmax(1).cpu() == targets).sum().item()
+    return {k: count / len(test_labels) for k, count in correct.items()}
+
+
+def _chunks(*tensors: torch.Tensor, size: int = 1024) -> Iterator[tuple[torch.Tensor, ...]]:
+    return zip(*(tensor.split(size) for tensor in tensors), strict=True)
+
+
+def logistic_accuracy(train_features, train_labels, test_features, test_labels) -> float:
+    """Accuracy in 0..1 of scikit-learn's logistic regression on standardised features.
+
+    It is fitted to the training images as they are: a linear probe without augmentation, quick, and without a learning
+    rate to choose.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=LOGISTIC_C, max_iter=LOGISTIC_ITERATIONS))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        classifier.fit(train_features, train_labels)
+    return classifier.score(test_features, test_labels)

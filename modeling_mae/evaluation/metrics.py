@@ -1,0 +1,88 @@
+"""Every image once over all processes, predictions, and the metrics of a classifier."""
+
+from collections.abc import Callable
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+
+from ..data.images import Images
+
+
+@torch.no_grad()
+def compute_over(
+    accelerator: Accelerator,
+    images: Images,
+    batch_size: int,
+    num_workers: int,
+    compute: Callable[[dict], dict[str, torch.Tensor]],
+) -> dict[str, np.ndarray]:
+    """`compute(batch)` for all `images`, dealt to the processes: arrays ``(images, ...)`` in order, on every process.
+
+    All processes make the same number of calls, as sharded models need. What fills up the last ones is dropped.
+    """
+    total, rank = len(images), accelerator.process_index
+    share = -(-total // accelerator.num_processes)
+    indices = [min(rank * share + i, total - 1) for i in range(share)]
+    batches = [(0, indices[first : first + batch_size]) for first in range(0, share, batch_size)]
+    parts: dict[str, list[torch.Tensor]] = {}
+    for batch, (_, batch_indices) in zip(images.loader(batches, num_workers), batches, strict=True):
+        batch = {key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()}
+        values = {"index": torch.tensor(batch_indices, device=accelerator.device), **compute(batch)}
+        for key, value in accelerator.gather(values).items():
+            parts.setdefault(key, []).append(value.cpu())
+    arrays = {key: torch.cat(values).numpy() for key, values in parts.items()}
+    _, first_of_each = np.unique(arrays.pop("index"), return_index=True)
+    return {key: values[first_of_each] for key, values in arrays.items()}
+
+
+def predict(
+    accelerator: Accelerator, model, images: Images, transform, batch_size: int, num_workers: int
+) -> dict[str, np.ndarray]:
+    """Predictions in eval mode: ``label``, ``loss`` (cross-entropy) and ``confidence`` ``(images,)``; ``top5 (images,
+    at most 5)`` classes, the likeliest first."""
+
+    def compute(batch: dict) -> dict[str, torch.Tensor]:
+        logits = model(transform(batch)).logits.float()  # (batch, classes)
+        confidence, top = logits.softmax(-1).topk(min(5, logits.shape[-1]))
+        loss = F.cross_entropy(logits, batch["labels"], reduction="none")
+        return {"label": batch["labels"], "loss": loss, "confidence": confidence[:, 0], "top5": top}
+
+    model.eval()
+    return compute_over(accelerator, images, batch_size, num_workers, compute)
+
+
+class ClassificationMetric(evaluate.Metric):
+    """Top-1 and top-5 accuracy, accuracy of each class (None for a class without images), and the confusion matrix
+    (rows are the true classes). `predictions` are the likeliest classes of each image, best first.
+
+    It is ours because `evaluate.load` fetches a metric's code from the network."""
+
+    def _info(self):
+        features = {"predictions": datasets.Sequence(datasets.Value("int64")), "references": datasets.Value("int64")}
+        return evaluate.MetricInfo(
+            description=self.__doc__, citation="", inputs_description="", features=datasets.Features(features)
+        )
+
+    def _compute(self, predictions, references, num_classes: int) -> dict:
+        predictions, references = np.asarray(predictions), np.asarray(references)
+        hits = predictions == references[:, None]  # (images, k)
+        confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
+        np.add.at(confusion, (references, predictions[:, 0]), 1)
+        counts, right = confusion.sum(1), confusion.diagonal()
+        results = {"accuracy": float(hits[:, 0].mean())}
+        if num_classes > 5:
+            results["top5_accuracy"] = float(hits.any(1).mean())
+        results["per_class_accuracy"] = [float(r / n) if n else None for r, n in zip(right, counts, strict=True)]
+        results["confusion_matrix"] = confusion.tolist()
+        return results
+
+
+def classification_results(predictions: dict[str, np.ndarray], num_classes: int) -> dict:
+    """What `ClassificationMetric` computes from the arrays of `predict`, and the mean ``loss``."""
+    metric = ClassificationMetric(keep_in_memory=True)
+    results = metric.compute(predictions=predictions["top5"], references=predictions["label"], num_classes=num_classes)
+    return {"loss": float(predictions["loss"].mean()), **results}

@@ -1,0 +1,142 @@
+"""How a script starts and ends: the Accelerator, signals, errors in one line.
+
+This is the only place that reads the launcher's environment.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+
+from ..errors import UserError
+
+
+MAX_LOADING_WORKERS = 8
+MAX_IMAGE_MEMORY = 8 << 30  # bytes of decoded images that the processes of a machine keep in memory
+PR_SET_PDEATHSIG = 1  # of Linux' prctl
+
+
+class TrainingStopped(Exception):
+    """Training ended before its last update. The message says where, why and how to go on; `code` is the exit
+    status."""
+
+    def __init__(self, message: str, code: int = 1):
+        super().__init__(message)
+        self.code = code
+
+
+def run_script(main: Callable, arguments, mendable: tuple[type[Exception], ...] = (UserError,)) -> None:
+    """Run ``main(arguments)``. An error that is `mendable` by the user ends the process with one line."""
+    try:
+        main(arguments)
+    except TrainingStopped as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.code)
+    except mendable as error:
+        # A loading worker's error arrives inside the text of its traceback, which ends with the message itself.
+        message = str(error).rpartition(f"{type(error).__name__}: ")[2]
+        sys.exit(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}")
+
+
+def make_accelerator(folder: Path, trackers: list[str]) -> Accelerator:
+    """Accelerate's state, with the trackers' logs in `folder`. The libraries report only errors from here on."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    return Accelerator(
+        log_with=trackers or None, project_config=ProjectConfiguration(str(folder), logging_dir=str(folder))
+    )
+
+
+def init_trackers(accelerator: Accelerator, arguments: dict) -> None:
+    """Start the trackers with the run's `arguments`."""
+    names = [str(tracker) for tracker in accelerator.log_with]
+    if names:
+        plain = {key: value if isinstance(value, (int, float)) else str(value) for key, value in arguments.items()}
+        # TensorBoard takes a project's name for a folder's.
+        accelerator.init_trackers("tensorboard" if names == ["tensorboard"] else "mae", config=plain)
+
+
+def log_image(accelerator: Accelerator, name: str, image: torch.Tensor, update: int) -> None:
+    """Give ``image (height, width, 3)`` uint8 to the trackers that take images."""
+    for tracker in accelerator.trackers:
+        if hasattr(tracker, "log_images"):
+            options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({name: image.numpy()[None]}, step=update, **options)
+
+
+def local_processes() -> int:
+    """Training processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def loading_workers(given: int | None) -> int:
+    """Loading workers of each process: as `given`, or one a core of this machine, shared among its processes."""
+    if given is not None:
+        return given
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MAX_LOADING_WORKERS, cores // local_processes())
+
+
+def image_memory() -> int:
+    """Bytes of decoded images that one process may keep: a quarter of the free memory, shared among the machine's
+    processes."""
+    free = 32 << 30  # where the system does not say: macOS, Windows
+    if "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(MAX_IMAGE_MEMORY, free // 4) // local_processes()
+
+
+def count_over_processes(accelerator: Accelerator, flags: torch.Tensor) -> int:
+    """How many of ``flags (n,)`` are true in any process."""
+    return int((accelerator.reduce(flags.int().to(accelerator.device), "sum") > 0).sum())
+
+
+class StopRequest:
+    """SIGINT or SIGTERM, noted until the end of the update and agreed upon by all processes."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.signal, self.noted_at = 0, 0.0
+        # A group of its own on the CPU: asking the GPUs at every update would make each wait for its queue.
+        self.group = torch.distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
+        self.previous_handlers = {}
+
+    def __enter__(self):
+        for signal_number in (signal.SIGINT, signal.SIGTERM):
+            self.previous_handlers[signal_number] = signal.signal(signal_number, self._note)
+        self._end_with_the_launcher()
+        return self
+
+    def __exit__(self, *_):
+        for signal_number, handler in self.previous_handlers.items():
+            signal.signal(signal_number, handler)
+
+    def _note(self, signal_number, frame):
+        # A second Ctrl-C means: at once. But launchers repeat the first one to processes that already have it.
+        if self.signal and signal_number == signal.SIGINT and time.monotonic() - self.noted_at > 1:
+            raise KeyboardInterrupt
+        if not self.signal:
+            self.signal, self.noted_at = signal_number, time.monotonic()
+
+    @staticmethod
+    def _end_with_the_launcher() -> None:
+        # With one process, `accelerate launch` does not pass a signal on. Linux can send one when it ends.
+        if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    def agreed(self) -> int:
+        """The number of the signal that any process got, or 0."""
+        if self.group is None:
+            return self.signal
+        flag = torch.tensor(self.signal)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self.group)
+        return int(flag)
