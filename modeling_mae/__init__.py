@@ -46,7 +46,7 @@ if is_vision_available():  # Pillow; only the image processor needs it
 
 
 def _read_foreign(source, image_size, options):
-    from . import interop  # late: `python -m modeling_mae.interop` must not find itself imported
+    from . import interop  # late: only loading needs it, and it imports more of transformers
 
     return interop.read(source, image_size, options)
 

@@ -2,21 +2,28 @@
 
 import argparse
 import functools
+import json
 import logging
 import math
 import subprocess
 import sys
+from pathlib import Path
 
+import huggingface_hub
 import onnxruntime
 import pytest
 import timm
 import torch
 import transformers
+from safetensors.torch import save_file
 from timm.models.vision_transformer import Block, PatchEmbed, VisionTransformer
 from torch import nn
 from transformers import AutoModel
 
 from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining, MAEModel, interop
+from modeling_mae.errors import UserError
+from modeling_mae.interop import __main__ as command
+from modeling_mae.interop import state_dicts
 
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -146,7 +153,7 @@ def test_crossmae_file_gives_the_encoder(tmp_path, said, weighted):
         theirs.norm = nn.LayerNorm(64, eps=1e-6)
     ours, info = MAEModel.from_pretrained(saved(tmp_path, {"model": state}), **HEADS, output_loading_info=True)
     same(ours(IMAGES).last_hidden_state, theirs.forward_features(IMAGES))
-    assert "CrossMAE's decoder attends otherwise" in said()
+    assert "CrossMAE's decoder cannot be read" in said()
     assert sorted(info["missing_keys"]) == (["layernorm.bias", "layernorm.weight"] if weighted else [])
 
 
@@ -365,17 +372,19 @@ def test_unknown_files_and_sizes(tmp_path):
     with pytest.raises(ValueError, match="40 wide encoder is not published; give num_attention_heads"):
         MAEModel.from_pretrained(saved(tmp_path, odd.state_dict()))
     flat = VisionTransformer(**{**SIZES, "img_size": (16, 32)}, num_classes=0)
-    with pytest.raises(ValueError, match="8 patches are no square; give image_size"):
+    with pytest.raises(ValueError, match="8 patches do not make a square; give image_size"):
         MAEModel.from_pretrained(saved(tmp_path, flat.state_dict()), **HEADS)
     ours = MAEModel.from_pretrained(tmp_path / "weights.pth", **HEADS, image_size=[16, 32])
     assert ours.config.grid == (2, 4)
+    with pytest.raises(UserError, match=r"image_size=\[16, 32, 3\] is neither a number nor a \[height, width\] pair"):
+        MAEModel.from_pretrained(tmp_path / "weights.pth", **HEADS, image_size=[16, 32, 3])
 
 
 def test_extra_keys_and_class_counts_are_told(tmp_path, said):
     theirs = randomised(VisionTransformer(**SIZES, num_classes=5, global_pool="avg", fc_norm=True))
     path = saved(tmp_path, theirs.state_dict() | {"teacher.weight": torch.zeros(1)})
     ours = EvalNet.from_pretrained(path, **HEADS, num_labels=7, ignore_mismatched_sizes=True)
-    assert "not carried, unknown here: teacher.weight" in said()
+    assert "left out, because our models lack them: teacher.weight" in said()
     assert "head.weight" in said() and ours.head.out_features == 7
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         EvalNet.from_pretrained(path, **HEADS, num_labels=7)
@@ -392,11 +401,177 @@ def test_positions_at_another_size(tmp_path):
     assert math.prod(ours.config.grid) == 36
 
 
-def test_what_a_layout_cannot_express_is_refused():
-    with pytest.raises(ValueError, match="class token only"):
-        interop.to_transformers(EvalNet(mae(pooling="mean", num_labels=2)))
-    with pytest.raises(ValueError, match="masks at random only"):
-        interop.to_transformers(MAEForPreTraining(mae(mask_type="grid")))
+def poked(config: MAEConfig, **fields) -> MAEConfig:
+    """`config` with values that MAEConfig does not know yet."""
+    config.__dict__.update(fields)
+    return config
+
+
+def to_timm(model):
+    return interop.save_timm(model, Path("/nonexistent/never/written"))
+
+
+REFUSALS = [
+    (interop.to_transformers, MAEForPreTraining, "decoder_type", "cross", "ViTMAEForPreTraining", "--to vit"),
+    (interop.to_transformers, MAEForPreTraining, "pooling", "attention", "ViTMAEForPreTraining", "--set pooling="),
+    (interop.to_transformers, MAEForPreTraining, "mask_type", "grid", "ViTMAEForPreTraining", "--set mask_type="),
+    (interop.to_transformers, MAEModel, "pooling", "attention", "ViTModel", "--set pooling="),
+    (interop.to_transformers, EvalNet, "pooling", "attention", "ViTForImageClassification", "--to onnx"),
+    (interop.to_transformers, EvalNet, "pooling", "mean", "ViTForImageClassification", "--to timm"),
+    (to_timm, EvalNet, "pooling", "attention", "timm's VisionTransformer", "--to onnx"),
+    (to_timm, EvalNet, "pooling", "flatten", "timm's VisionTransformer", "--to onnx"),
+    (to_timm, EvalNet, "hidden_act", "relu", "timm's VisionTransformer", "--to onnx"),
+    (to_timm, MAEModel, "pooling", "attention", "timm's VisionTransformer", "--set pooling="),
+    (to_timm, MAEForPreTraining, "pooling", "attention", "timm's VisionTransformer", "--set pooling="),
+    (to_timm, MAEModel, "layer_norm_eps", 1e-5, "timm's VisionTransformer", "--to onnx"),
+]
+
+
+@pytest.mark.parametrize(("write", "model_class", "field", "value", "layout", "remedy"), REFUSALS)
+def test_what_a_layout_cannot_express_is_refused(write, model_class, field, value, layout, remedy):
+    model = model_class(mae(num_labels=2))
+    poked(model.config, **{field: value})
+    with pytest.raises(UserError, match=rf"{remedy}") as refused:
+        write(model)
+    message = str(refused.value)
+    assert layout in message and f"{field}={value!r}" in message and "\n" not in message
+
+
+def test_every_written_layout_names_its_poolings_and_decoders():
+    for layout, fields in interop.LAYOUTS.items():
+        assert "pooling" in fields and "attention" not in fields["pooling"].values
+        assert ("decoder_type" in fields) == ("ViTMAE" in layout)
+
+
+@torch.no_grad()
+def test_layouts_without_a_decoder_leave_it_behind(tmp_path):
+    ours = randomised(MAEForPreTraining(mae()))
+    poked(ours.config, decoder_type="cross")
+    interop.save_timm(ours, tmp_path)
+    assert not [key for key in interop.load_tensors(tmp_path / "model.safetensors")[0] if "decoder" in key]
+    same(interop.to_transformers(ours.mae)(IMAGES).last_hidden_state, ours.mae(IMAGES).last_hidden_state)
+
+
+@torch.no_grad()
+def test_vitmae_takes_squares_and_vit_takes_any(tmp_path):
+    ours = randomised(MAEForPreTraining(MAEConfig(**{**mae().to_dict(), "image_size": [16, 32]})))
+    with pytest.raises(UserError, match=r"image_size=\[16, 32\], patch_size=8: .*squares only; --to vit"):
+        interop.to_transformers(ours)
+    theirs = interop.to_transformers(ours.mae)
+    images = IMAGES[:, :, :16]
+    same(theirs(images).last_hidden_state, ours.mae(images).last_hidden_state)
+
+
+def test_a_decoder_of_another_type_than_asked_for_is_left_out(said, monkeypatch):
+    make_config = state_dicts.make_config
+    monkeypatch.setattr(state_dicts, "make_config", lambda *given: poked(make_config(*given), decoder_type="cross"))
+    foreign = interop.from_state_dict(Official().state_dict(), **HEADS)
+    assert not [key for key in foreign.state_dict if key.startswith("decoder.")]
+    assert "left out" in said() and "decoder_type='self', not 'cross'" in said()
+
+
+def test_poolings_of_timm_that_are_unknown_here_are_told(tmp_path, said):
+    interop.save_timm(MAEModel(mae()), tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["model_args"]["global_pool"] = "map"
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    state, _ = interop.load_tensors(tmp_path / "model.safetensors")
+    save_file(state | {"attn_pool.latent": torch.zeros(1, 1, 64)}, tmp_path / "model.safetensors")
+    MAEModel.from_pretrained(tmp_path)
+    assert "no pooling like global_pool='map'; give pooling" in said()
+    assert "left out: 1 tensors (attn_pool.latent ...)" in said()
+
+
+# --- the command ---
+
+
+@pytest.fixture
+def refused(monkeypatch):
+    """Runs the command; returns the one line that it ends with."""
+
+    def run(*arguments) -> str:
+        monkeypatch.setattr(sys, "argv", ["interop", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            command.main()
+        line = str(ended.value)
+        assert line.startswith("modeling_mae.interop: error: ") and "\n" not in line
+        return line
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["nothing.pth", "nowhere", "me/nothing-of-this-name", "not a hub id"])
+def test_missing_sources_are_one_line(tmp_path, refused, monkeypatch, name):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    for source in (name, tmp_path / name):
+        line = refused(source, tmp_path / "x")
+        assert str(source) in line and "ive a file, a folder with a config.json, or a Hub id" in line
+    assert not (tmp_path / "x").exists()
+
+
+def test_broken_sources_are_one_line(tmp_path, refused):
+    MAEModel(mae()).save_pretrained(tmp_path / "ours")
+    (tmp_path / "ours" / "model.safetensors").unlink()
+    assert "model.safetensors" in refused(tmp_path / "ours", tmp_path / "x")
+    for name in ("model.safetensors", "model.pth"):
+        (tmp_path / name).write_text("nothing of this kind")
+        assert name in refused(tmp_path / name, tmp_path / "x")
+    interop.save_timm(MAEModel(mae()), tmp_path / "timm")
+    (tmp_path / "timm" / "model.safetensors").unlink()
+    assert "model.safetensors" in refused(tmp_path / "timm", tmp_path / "x")
+
+
+def test_fields_that_make_no_model_are_one_line(tmp_path, refused):
+    MAEModel(mae()).save_pretrained(tmp_path / "ours")
+    vitmae().save_pretrained(tmp_path / "theirs")
+    for source in (tmp_path / "ours", tmp_path / "theirs"):
+        for setting in ("mask_ratio=2", "pooling=attention", "hidden_size=a"):
+            field, value = setting.split("=")
+            line = refused(source, tmp_path / "x", "--set", setting)
+            assert field in line and value in line
+        line = refused(source, tmp_path / "x", "--set", "image_size=33")
+        assert "image_size=33x33 is not a multiple" in line and "40x40" in line
+        assert "--set 'colour=1'" in refused(source, tmp_path / "x", "--set", "colour=1")
+    with pytest.raises(UserError, match="to='tensorflow' is not a format; choose from mae"):
+        interop.convert(str(tmp_path / "ours"), tmp_path / "x", "tensorflow")
+
+
+def test_a_given_image_size_counts_for_every_source(tmp_path):
+    vitmae().save_pretrained(tmp_path / "theirs")
+    interop.convert(str(tmp_path / "theirs"), tmp_path / "ours", image_size=48)
+    assert MAEForPreTraining.from_pretrained(tmp_path / "ours").config.grid == (6, 6)
+    interop.convert(str(tmp_path / "ours"), tmp_path / "larger", image_size=64)
+    assert MAEForPreTraining.from_pretrained(tmp_path / "larger").config.grid == (8, 8)
+
+
+@pytest.mark.parametrize("to", interop.FORMATS)
+def test_refused_writes_are_one_line(tmp_path, refused, to):
+    EvalNet(mae(num_labels=2, pooling="cls")).save_pretrained(tmp_path / "ours")
+    target = tmp_path / "taken"
+    target.mkdir() if to in ("onnx", "torch") else target.write_text("a file")
+    line = refused(tmp_path / "ours", target, "--to", to)
+    assert str(target) in line and "cannot be written" in line and "another target" in line
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("to", ["mae", "timm", "torch"])
+def test_full_disks_are_one_line(tmp_path, refused, to):
+    MAEModel(mae()).save_pretrained(tmp_path / "ours")
+    target = tmp_path / "target"
+    if to != "torch":
+        target.mkdir()
+    (target if to == "torch" else target / "config.json").symlink_to("/dev/full")
+    assert "No space left" in refused(tmp_path / "ours", target, "--to", to)
+
+
+def test_faults_of_the_program_keep_their_traceback(monkeypatch):
+    def fail(*arguments, **fields):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(command, "convert", fail)
+    monkeypatch.setattr(sys, "argv", ["interop", "source", "target"])
+    with pytest.raises(RuntimeError, match="a fault"):
+        command.main()
 
 
 def test_command(tmp_path):

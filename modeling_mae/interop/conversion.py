@@ -1,0 +1,83 @@
+"""From one checkpoint to another: reads a source, writes a target."""
+
+from pathlib import Path
+
+from transformers import AutoImageProcessor
+
+from ..configuration_mae import MAEConfig
+from ..errors import UserError
+from ..modeling_mae import EvalNet, MAEForPreTraining, MAEModel, MAEPreTrainedModel
+from .read import read, reading
+from .state_dicts import make_config
+from .write import export, save, save_timm, to_transformers
+
+
+FORMATS = ("mae", "transformers", "vit", "timm", "onnx", "torch")
+WEIGHT_FILES = {".pth", ".pt", ".bin", ".ckpt", ".safetensors"}
+
+
+def convert(source: str, target: str | Path, to: str = "mae", **fields) -> str:
+    """Read the checkpoint at `source` and write it to `target`.
+
+    Args:
+        source: a file, a folder or a Hub id; ours or another project's.
+        target: a folder; for ``onnx`` and ``torch`` a file.
+        to: one of FORMATS. ``mae`` is ours, ``torch`` a torch.export program. ``transformers`` is
+            ViTMAEForPreTraining, ViTForImageClassification or ViTModel, after what the source holds. ``vit`` is the
+            same without the decoder.
+        fields: of MAEConfig; they win over what the source says.
+
+    Returns:
+        A line for the user: where the checkpoint is and how to load it.
+
+    Raises:
+        UserError: when the source cannot be read, the format cannot express it, or the target cannot be written.
+    """
+    if to not in FORMATS:
+        raise UserError(f"to={to!r} is not a format; choose from {', '.join(FORMATS)}")
+    target = Path(target)
+    model, processor = _load(source, fields)
+    if to in ("onnx", "torch"):
+        export(model, target, to)
+        return f"written    {target}"
+    if to == "timm":
+        mean_std = (list(processor.image_mean), list(processor.image_std)) if processor else ()
+        return f"written    {target}: {save_timm(model, target, *mean_std)}"
+    if to == "vit" and isinstance(model, MAEForPreTraining):
+        model = model.mae
+    if to in ("transformers", "vit"):
+        model = to_transformers(model)
+    save(model, processor, target)
+    return f"written    {target}: {type(model).__name__}.from_pretrained({str(target)!r})"
+
+
+def _load(source: str, fields: dict) -> tuple[MAEPreTrainedModel, object | None]:
+    """The model and, if there is one, the image processor."""
+    path = Path(source)
+    # No Hub id looks like this. Asking the Hub for it would take long, and its answer would mislead.
+    if (path.is_absolute() or path.suffix in WEIGHT_FILES) and not path.exists():
+        raise UserError(f"{source} does not exist; give a file, a folder with a config.json, or a Hub id")
+    foreign = read(source, fields.get("image_size"), dict(fields))
+    if foreign is not None:
+        names = set(foreign.state_dict)
+        kind = MAEForPreTraining if "decoder.head.weight" in names else EvalNet if "head.weight" in names else MAEModel
+        with reading(source):
+            model = kind.from_pretrained(
+                None, config=foreign.config, state_dict=foreign.state_dict, image_size=fields.get("image_size")
+            )
+        return model.eval(), foreign.processor
+    with reading(source):
+        checkpoint_config = MAEConfig.from_pretrained(source)
+        make_config(source, {**checkpoint_config.to_dict(), **fields})  # from_pretrained does not check the fields
+        model = _class_of(checkpoint_config).from_pretrained(source, **fields)
+    try:
+        processor = AutoImageProcessor.from_pretrained(source)
+    except (OSError, ValueError):  # a checkpoint need not have one
+        processor = None
+    return model.eval(), processor
+
+
+def _class_of(config: MAEConfig) -> type[MAEPreTrainedModel]:
+    """The class that saved a checkpoint of ours."""
+    classes = {model.__name__: model for model in (MAEForPreTraining, EvalNet, MAEModel)}
+    return classes.get((config.architectures or ["MAEModel"])[0], MAEModel)

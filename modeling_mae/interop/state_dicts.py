@@ -1,0 +1,254 @@
+"""Another project's state dict as ours: renames its tensors and tells from them the sizes of the model."""
+
+import copy
+import math
+import re
+from dataclasses import dataclass
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import ViTImageProcessor
+from transformers.utils import logging
+
+from ..configuration_mae import MAEConfig, pair
+from ..errors import UserError
+from ..modeling_mae import EvalNet, MAEForPreTraining, MAEPreTrainedModel
+from .layouts import DECODER, IMAGENET_MEAN, IMAGENET_STD, MAE_CODE_NAMES, PUBLISHED_HEADS, rename, to_ours
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class Foreign:
+    """Another project's checkpoint in our terms. Its tensors have the names of MAEForPreTraining and EvalNet."""
+
+    config: MAEConfig
+    state_dict: dict[str, torch.Tensor]
+    processor: object | None = None
+
+
+def make_config(name: str, values: dict) -> MAEConfig:
+    """MAEConfig of `values`.
+
+    Raises:
+        UserError: when they make no model; `name` says whose they are.
+    """
+    try:
+        return MAEConfig(**values)
+    except (ValueError, StrictDataclassError) as error:
+        raise UserError(f"{name}: {one_line(error)}") from error
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def from_state_dict(
+    state: dict[str, torch.Tensor],
+    saved_arguments: dict | None = None,
+    *,
+    name: str = "the state dict",
+    image_size: int | list[int] | None = None,
+    **fields,
+) -> Foreign:
+    """A state dict in the official layout, which is also timm's and CrossMAE's, or in MAE-code's.
+
+    Args:
+        saved_arguments: of the training script, where the file holds them.
+        name: of the file, for messages.
+        image_size: pixels, int or [height, width]; used if it fits the number of patches.
+        fields: of MAEConfig; they win over what the tensors say.
+
+    Raises:
+        UserError: for an unknown layout, and for sizes that the tensors do not tell.
+    """
+    saved_arguments, notes = saved_arguments or {}, []
+    if any(".fn.to_qkv." in key for key in state):
+        state, fields = _from_mae_code(state, saved_arguments, fields, name, notes)
+    if "patch_embed.proj.weight" not in state or "blocks.0.attn.qkv.weight" not in state:
+        raise UserError(
+            f"{name}: neither an official MAE, timm, CrossMAE nor MAE-code state dict; it begins with "
+            f"{', '.join(list(state)[:4])}. Rename its tensors as timm's VisionTransformer does"
+        )
+    state = dict(state)
+    if any(".cross_attn." in key for key in state):
+        leave_out(state, rf"{DECODER}|dec_norms|wfm", "CrossMAE's decoder cannot be read", notes)
+    leave_out(state, r"attn_pool\.", "timm's attention pooling (global_pool='map') cannot be read", notes)
+    values = {**_encoder_sizes(state, fields, name, image_size, notes), **_classifier(state, fields, notes)}
+    if "decoder_pred.weight" in state:
+        values |= _decoder_sizes(state, fields, name, notes)
+    if saved_arguments.get("norm_pix_loss") is not None:
+        values["norm_pix_loss"] = bool(saved_arguments["norm_pix_loss"])
+    elif "decoder_pred.weight" in state and "norm_pix_loss" not in fields:
+        notes.append("whether it predicts normalised patches is not in the file: assuming norm_pix_loss=True")
+    config = make_config(name, {**values, **fields})
+    return finish(config, state, notes, name, image_processor(config))
+
+
+def _from_mae_code(state, saved_arguments: dict, fields: dict, name: str, notes: list[str]) -> tuple[dict, dict]:
+    """MAE-code's encoder under official names, and `fields` with what the official layout does not say."""
+    # The decoder's names begin as the encoder's, without "encoder.". A bare ViT has no such prefix at all.
+    encoder = {key: value for key, value in state.items() if key.startswith("encoder.")} or state
+    official = {rename(key, MAE_CODE_NAMES): value for key, value in encoder.items()}
+    width = official["cls_token"].shape[-1]
+    attention_width = official["blocks.0.attn.qkv.weight"].shape[0] // 3
+    heads = fields.get("num_attention_heads") or saved_arguments.get("vit_heads") or attention_width // 64
+    if attention_width != width:
+        raise UserError(
+            f"{name}: its attention is {attention_width} wide in a model of width {width}, but ours has one width; "
+            "give a checkpoint whose vit_heads times 64 is its width"
+        )
+    if heads * 64 != width:
+        raise UserError(
+            f"{name}: {heads} heads in a width of {width}, but MAE-code's heads are 64 wide; give "
+            f"num_attention_heads={width // 64}"
+        )
+    weight = official["patch_embed.proj.weight"]  # (width, patch height * patch width * channels)
+    channels = fields.get("num_channels", 3)
+    patch = fields.get("patch_size") or saved_arguments.get("patch_size") or math.isqrt(weight.shape[1] // channels)
+    rows, columns = _pair(patch, "patch_size")
+    if rows * columns * channels != weight.shape[1]:
+        raise UserError(
+            f"{name}: patch_size={patch} and num_channels={channels} do not fit its {weight.shape[1]} values per "
+            "patch; give both"
+        )
+    # (width, channels, patch height, patch width)
+    official["patch_embed.proj.weight"] = weight.unflatten(1, (rows, columns, channels)).permute(0, 3, 1, 2)
+    carried = {
+        key: value for key, value in official.items() if re.match("patch_embed|cls_token|pos_embed|blocks", key)
+    }
+    notes.append(
+        f"left out: MAE-code's decoder and head ({len(state) - len(carried)} tensors), which differ from ours. "
+        "MAE-code trains neither class token nor final norm. Both start here at their initial values, so features "
+        "differ from MAE-code's until they are trained"
+    )
+    tensor_fields = {
+        "num_attention_heads": heads,
+        "num_channels": channels,
+        "patch_size": patch,
+        "layer_norm_eps": 1e-5,
+    }
+    return carried, {**tensor_fields, **fields, "position_embedding": "learned"}
+
+
+def _encoder_sizes(state: dict, fields: dict, name: str, image_size, notes: list[str]) -> dict:
+    width, channels, patch_height, patch_width = state["patch_embed.proj.weight"].shape
+    return {
+        "hidden_size": width,
+        "num_channels": channels,
+        "patch_size": patch_height if patch_height == patch_width else [patch_height, patch_width],
+        "num_hidden_layers": _depth(state, "blocks."),
+        "intermediate_size": state["blocks.0.mlp.fc1.weight"].shape[0],
+        "qkv_bias": "blocks.0.attn.qkv.bias" in state,
+        "image_size": _image_size(state["pos_embed"].shape[1] - 1, (patch_height, patch_width), image_size, name),
+        "num_attention_heads": _heads("num_attention_heads", width, fields, name, notes),
+    }
+
+
+def _decoder_sizes(state: dict, fields: dict, name: str, notes: list[str]) -> dict:
+    width = state["decoder_embed.weight"].shape[0]
+    return {
+        "decoder_type": "self",
+        "decoder_hidden_size": width,
+        "decoder_num_hidden_layers": _depth(state, "decoder_blocks."),
+        "decoder_intermediate_size": state["decoder_blocks.0.mlp.fc1.weight"].shape[0],
+        "decoder_num_attention_heads": _heads("decoder_num_attention_heads", width, fields, name, notes),
+    }
+
+
+def _depth(state: dict, prefix: str) -> int:
+    return 1 + max(int(key.split(".")[1]) for key in state if key.startswith(prefix))
+
+
+def _image_size(patches: int, patch: tuple[int, int], image_size, name: str) -> int | list[int]:
+    """`image_size` if it gives this number of patches, else that of a square grid."""
+    height, width = _pair(image_size, "image_size") if image_size is not None else (0, 0)
+    if (height // patch[0]) * (width // patch[1]) != patches:
+        edge = math.isqrt(patches)
+        if edge * edge != patches:
+            raise UserError(
+                f"{name}: {patches} patches do not make a square; give image_size=[height, width] in pixels"
+            )
+        height, width = edge * patch[0], edge * patch[1]
+    return height if height == width else [height, width]
+
+
+def _pair(size, field: str) -> tuple[int, int]:
+    try:
+        return pair(size, field)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{field}={size!r} is neither a number nor a [height, width] pair in pixels") from error
+
+
+def _heads(field: str, width: int, fields: dict, name: str, notes: list[str]) -> int:
+    if field in fields:
+        return fields[field]
+    published, head_width = PUBLISHED_HEADS[field]
+    part = "decoder" if field.startswith("decoder") else "encoder"
+    heads = published.get(width, width // head_width)
+    if heads == 0 or width % heads:
+        raise UserError(f"{name}: the number of heads of a {width} wide {part} is not published; give {field}")
+    if width not in published:
+        notes.append(f"the {part}'s heads are not in the file: assuming {field}={heads}, each {head_width} wide")
+    return heads
+
+
+def _classifier(state: dict, fields: dict, notes: list[str]) -> dict:
+    """Rename the heads of the official code and of timm in `state`. Returns what they say of the config."""
+    if "head.1.weight" in state:  # the official probe: BatchNorm without affine parameters, then the linear layer
+        for key in ("running_mean", "running_var", "num_batches_tracked"):
+            state[f"head_norm.{key}"] = state.pop(f"head.0.{key}")
+        state["head.weight"], state["head.bias"] = state.pop("head.1.weight"), state.pop("head.1.bias")
+        values = {"head_norm": "batch", "pooling": "cls", "head_initializer_range": 0.01}
+    elif "fc_norm.weight" in state:
+        for key in ("weight", "bias"):
+            state[f"head_norm.{key}"] = state.pop(f"fc_norm.{key}")
+        values = {"head_norm": "layer", "pooling": "mean"}
+    elif "head.weight" in state:
+        values = {"head_norm": "none", "pooling": "cls"}
+    else:
+        return {}
+    if "head.weight" in state:
+        values["num_labels"] = len(state["head.weight"])
+    if values["pooling"] == "cls" and "pooling" not in fields:
+        notes.append("what the head reads is not in the file: assuming the class token (pooling='cls')")
+    return values
+
+
+def finish(config: MAEConfig, state: dict, notes: list[str], name: str, processor) -> Foreign:
+    """Take the tensors that our models have, and tell the user what was assumed and left out."""
+    if config.decoder_type != "self":
+        leave_out(state, DECODER, f"the decoder is decoder_type='self', not {config.decoder_type!r}", notes)
+    ours = to_ours(state)
+    known = {key for model_class in (MAEForPreTraining, EvalNet) for key in _tensor_names(model_class, config)}
+    unknown = sorted(set(ours) - known)
+    if unknown:
+        more = " ..." if len(unknown) > 6 else ""
+        notes.append(f"left out, because our models lack them: {', '.join(unknown[:6])}{more}")
+    for note in notes:
+        logger.warning("%s: %s", name, note)
+    return Foreign(config, {key: value for key, value in ours.items() if key in known}, processor)
+
+
+def _tensor_names(model_class: type[MAEPreTrainedModel], config: MAEConfig) -> list[str]:
+    with torch.device("meta"):
+        return list(model_class(copy.deepcopy(config)).state_dict())
+
+
+def leave_out(state: dict, pattern: str, why: str, notes: list[str]) -> None:
+    keys = [key for key in state if re.match(pattern, key)]
+    for key in keys:
+        del state[key]
+    if keys:
+        notes.append(f"left out: {len(keys)} tensors ({keys[0]} ...), because {why}")
+
+
+def image_processor(config: MAEConfig, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> ViTImageProcessor | None:
+    """An image processor, by default with ImageNet's mean and deviation, which all these projects use. None for images
+    without three channels."""
+    if config.num_channels != 3:
+        return None
+    height, width = config.image_height_width
+    size = {"height": height, "width": width}
+    return ViTImageProcessor(size=size, resample=3, image_mean=list(mean), image_std=list(std), do_convert_rgb=True)

@@ -1,0 +1,227 @@
+"""Our models in the layouts of other projects."""
+
+import contextlib
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import nn
+
+from ..configuration_mae import MAEConfig
+from ..errors import UserError
+from ..modeling_mae import EvalNet, MAEForPreTraining, MAEPreTrainedModel
+from .layouts import (
+    DECODER,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    TIMM_POOLINGS,
+    check_carried,
+    fill_vit,
+    shared_fields,
+    to_official,
+)
+
+
+@contextlib.contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{target} cannot be written: {reason}; make room there or give another target") from error
+
+
+def save(model: transformers.PreTrainedModel, processor, folder: Path) -> None:
+    """``save_pretrained`` of `model`, and of `processor` if there is one.
+
+    Raises:
+        UserError: when `folder` cannot be written.
+    """
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)  # save_pretrained returns without an error when it is a file
+        model.save_pretrained(folder)
+        if processor is not None:
+            processor.save_pretrained(folder)
+
+
+def fold_classifier(model: EvalNet) -> dict[str, torch.Tensor]:
+    """Official weights with a plain linear `head`.
+
+    The statistics of a BatchNorm go into the head. A LayerNorm becomes `fc_norm` after mean pooling, and the final
+    `norm` before the class token.
+    """
+    official = to_official(model)
+    if model.config.head_norm == "batch":
+        mean, variance = official.pop("head_norm.running_mean"), official.pop("head_norm.running_var")  # (width,)
+        official.pop("head_norm.num_batches_tracked")
+        scale = (variance + model.head_norm.eps).rsqrt()
+        official["head.bias"] = official["head.bias"] - official["head.weight"] @ (mean * scale)
+        official["head.weight"] = official["head.weight"] * scale  # (labels, width)
+    elif model.config.head_norm == "layer":
+        norm = "fc_norm" if model.config.pooling == "mean" else "norm"
+        for key in ("weight", "bias"):
+            official[f"{norm}.{key}"] = official.pop(f"head_norm.{key}")
+    return official
+
+
+def to_transformers(model: MAEPreTrainedModel) -> transformers.PreTrainedModel:
+    """The same weights in transformers' own class.
+
+    MAEForPreTraining becomes ViTMAEForPreTraining, EvalNet becomes ViTForImageClassification, and an encoder becomes
+    ViTModel without its pooler.
+
+    Raises:
+        UserError: for what the class cannot express (see `layouts.LAYOUTS`), and for images or patches that are not
+            square in ViTMAEForPreTraining.
+    """
+    config = model.config
+    if isinstance(model, MAEForPreTraining):
+        check_carried("transformers' ViTMAEForPreTraining", config)
+        (height, width), (patch_height, patch_width) = config.image_height_width, config.patch_height_width
+        if height != width or patch_height != patch_width:
+            raise UserError(
+                f"image_size={config.image_size}, patch_size={config.patch_size}: transformers' ViTMAEForPreTraining "
+                "carries squares only; --to vit writes the encoder alone, which need not be square"
+            )
+        filled = transformers.ViTMAEForPreTraining(_vit_config(transformers.ViTMAEConfig, config))
+        fill_vit(filled, to_official(model))
+    elif isinstance(model, EvalNet):
+        check_carried("transformers' ViTForImageClassification", config)
+        labels = {"id2label": config.id2label, "label2id": config.label2id}
+        filled = transformers.ViTForImageClassification(_vit_config(transformers.ViTConfig, config, **labels))
+        fill_vit(filled, fold_classifier(model))
+    else:
+        check_carried("transformers' ViTModel", config)
+        filled = transformers.ViTModel(_vit_config(transformers.ViTConfig, config), add_pooling_layer=False)
+        fill_vit(filled, to_official(model))
+    return filled.eval()
+
+
+def _vit_config(config_class: type, config: MAEConfig, **more) -> transformers.PreTrainedConfig:
+    return config_class(**{field: getattr(config, field) for field in shared_fields(config_class)}, **more)
+
+
+def save_timm(model: MAEPreTrainedModel, folder: Path, mean=None, std=None) -> str:
+    """Write the weights and config.json of timm's VisionTransformer; the decoder stays behind.
+
+    Args:
+        folder: for ``timm.create_model("local-dir:FOLDER")`` or, its model.safetensors, for ``checkpoint_path=``.
+        mean, std: of the images, per channel; ImageNet's by default.
+
+    Returns:
+        The call that loads them.
+
+    Raises:
+        UserError: for what timm cannot express (see `layouts.LAYOUTS`), for layer_norm_eps above 1e-6, and when
+            `folder` cannot be written.
+    """
+    config, classifier = model.config, isinstance(model, EvalNet)
+    check_carried("timm's VisionTransformer with a head" if classifier else "timm's VisionTransformer", config)
+    if config.layer_norm_eps > 1e-6:  # a smaller one makes no difference that shows
+        raise UserError(
+            f"layer_norm_eps={config.layer_norm_eps}: timm's VisionTransformer has 1e-6; --to onnx and --to torch "
+            "carry every value"
+        )
+    official = fold_classifier(model) if classifier else to_official(model)
+    official = {key: value for key, value in official.items() if not re.match(DECODER, key)}
+    content = _timm_config(config, classifier, "fc_norm.weight" in official, mean, std)
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(official, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+    return f'timm.create_model("local-dir:{folder}", pretrained=True)'
+
+
+def _timm_config(config: MAEConfig, classifier: bool, fc_norm: bool, mean, std) -> dict:
+    height, width = config.image_height_width
+    classes = config.num_labels if classifier else 0
+    global_pool = TIMM_POOLINGS.get(config.pooling, "")
+    arguments = {
+        "img_size": [height, width],
+        "patch_size": list(config.patch_height_width),
+        "in_chans": config.num_channels,
+        "embed_dim": config.hidden_size,
+        "depth": config.num_hidden_layers,
+        "num_heads": config.num_attention_heads,
+        "mlp_ratio": config.intermediate_size / config.hidden_size,
+        "qkv_bias": config.qkv_bias,
+        "num_classes": classes,
+        "global_pool": global_pool,
+        "fc_norm": fc_norm,
+    }
+    pretrained = {
+        "input_size": [config.num_channels, height, width],
+        "num_classes": classes,
+        "interpolation": "bicubic",
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        "mean": list(mean or IMAGENET_MEAN),
+        "std": list(std or IMAGENET_STD),
+    }
+    if classifier:
+        pretrained["label_names"] = [config.id2label[i] for i in range(classes)]
+    return {
+        "architecture": "vit_base_patch16_224",  # timm wants a known name; model_args override its sizes
+        "num_classes": classes,
+        "num_features": config.hidden_size,
+        "global_pool": global_pool,
+        "model_args": arguments,
+        "pretrained_cfg": pretrained,
+    }
+
+
+class _Outputs(nn.Module):
+    """Returns tensors where the model returns an output object: an exported graph has no such objects."""
+
+    def __init__(self, model: MAEPreTrainedModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor):
+        outputs = self.model(pixel_values)
+        if isinstance(self.model, EvalNet):
+            return outputs.logits  # (batch, labels)
+        # (batch, 1 + patches, width), (batch, width)
+        return outputs.last_hidden_state, outputs.pooler_output
+
+
+def export(model: MAEPreTrainedModel, path: Path, to: str) -> None:
+    """Write `model` as one file, for any batch size.
+
+    The graph's input is `pixel_values` (batch, channels, height, width). It returns `logits` for an EvalNet,
+    otherwise `last_hidden_state` and `pooler_output` of the encoder.
+
+    Args:
+        to: ``onnx``, or ``torch`` for a torch.export program (.pt2).
+
+    Raises:
+        UserError: when the packages for ONNX are not installed, and when `path` cannot be written.
+    """
+    if to == "onnx":
+        try:
+            import onnxscript  # noqa: F401
+        except ImportError as error:
+            raise UserError("--to onnx needs `pip install onnx onnxscript`") from error
+    model = model.mae if isinstance(model, MAEForPreTraining) else model
+    example = torch.zeros(2, model.config.num_channels, *model.config.image_height_width, dtype=model.dtype)
+    dynamic = {"pixel_values": {0: torch.export.Dim("batch", min=1, max=65536)}}
+    with torch.no_grad():
+        program = torch.export.export(_Outputs(model).eval(), (example,), dynamic_shapes=dynamic)
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if to == "torch":
+                # In memory first: on a full disk torch's own writer ends the process with abort().
+                buffer = io.BytesIO()
+                torch.export.save(program, buffer)
+                path.write_bytes(buffer.getbuffer())
+                return
+            names = ["logits"] if isinstance(model, EvalNet) else ["last_hidden_state", "pooler_output"]
+            torch.onnx.export(
+                program, (example,), path, dynamo=True, input_names=["pixel_values"], output_names=names, verbose=False
+            )
