@@ -1,10 +1,28 @@
+"""Reconstructions and charts: what is drawn, and that the files show it."""
+
 import numpy as np
+import pytest
 import torch
-from huggingface_hub import ModelCard
 from PIL import Image
 
-from modeling_mae.training.card import write_card
-from modeling_mae.training.pictures import loss_curve, reconstruction_grid, save_reconstruction
+from modeling_mae import MAEConfig, MAEForPreTraining
+from modeling_mae.report import charts
+from modeling_mae.report.reconstruction import reconstruct_images, reconstruction_grid, save_reconstruction
+
+
+@pytest.fixture
+def saved(monkeypatch):
+    """The figures that the charts save, in order. They are not written to files."""
+    figures = []
+    monkeypatch.setattr(charts, "save_figure", lambda figure, path: figures.append(figure))
+    return figures
+
+
+def points(axes, line=0):
+    return [tuple(map(float, point)) for point in axes.lines[line].get_xydata()]
+
+
+# --- reconstructions ---
 
 
 def test_grid_by_hand():
@@ -23,45 +41,95 @@ def test_grid_shows_three_of_many_channels():
     assert sheet.shape == (4, 3 * 8 - 2, 3) and sheet[0, 0].tolist() == [0, 51, 102]
 
 
-def test_files_are_pictures(tmp_path):
-    save_reconstruction(tmp_path / "new" / "sheet.png", torch.zeros(20, 64, 3, dtype=torch.uint8))
-    log = [{"step": i, "epoch": i / 2, "loss": 1 / (i + 1), "learning_rate": 1e-3} for i in range(5)]
-    loss_curve(tmp_path / "loss.png", log)
-    for path in (tmp_path / "new" / "sheet.png", tmp_path / "loss.png"):
-        with Image.open(path) as image:
-            assert np.asarray(image.convert("L")).std() > 1
-    assert {path.name for path in tmp_path.iterdir()} == {"new", "loss.png"}
+def test_reconstructing_keeps_visible_patches_and_the_mode():
+    config = MAEConfig(image_size=8, patch_size=4, num_channels=1, hidden_size=8, num_hidden_layers=1,
+                       num_attention_heads=2, intermediate_size=8, decoder_hidden_size=8, decoder_num_hidden_layers=1,
+                       decoder_num_attention_heads=2, decoder_intermediate_size=8)  # fmt: skip
+    model, pixel_values = MAEForPreTraining(config).train(), torch.randn(1, 1, 8, 8)
+    # of four patches the one with the least noise stays visible: the third, at the lower left
+    reconstruction, mask = reconstruct_images(model, pixel_values, torch.tensor([[0.9, 0.5, 0.1, 0.7]]))
+    assert mask.tolist() == [[1, 1, 0, 1]] and not reconstruction.requires_grad
+    assert torch.equal(reconstruction[..., 4:, :4], pixel_values[..., 4:, :4])
+    assert not torch.isclose(reconstruction[..., :4, :], pixel_values[..., :4, :]).all()
+    assert model.training
+    reconstruct_images(model.eval(), pixel_values, torch.rand(1, 4))
+    assert not model.training
 
 
-def test_card_is_read_back_by_the_hub_client(tmp_path):
-    write_card(
-        tmp_path,
-        name="small",
-        data="10 images of pets",
-        architecture="Two blocks",
-        normalised=True,
-        repo_id="me/small",
-        arguments={"seed": 3, "train_dir": "/home/me/pets", "cache_dir": None},
-        results={"final loss": "0.4321"},
-        knn={"trained encoder": 0.755},
-        knn_split="test",
-        dataset_id="me/pets",
-        dataset_name="pets",
-    )
-    card = ModelCard.load(tmp_path / "README.md")
-    assert card.data.license == "apache-2.0" and card.data.datasets == ["me/pets"]
-    assert card.data.library_name == "transformers" and card.data.pipeline_tag == "image-feature-extraction"
-    (result,) = card.data.eval_results
-    assert (result.dataset_type, result.dataset_split, result.metric_value) == ("me/pets", "test", 0.755)
-    for text in (
-        "# small",
-        "| final loss | 0.4321 |",
-        "| trained encoder | 75.5 % |",
-        "| seed | `3` |",
-        "2111.06377",
-        "mean and deviation of the hidden one",
-        'AutoModel.from_pretrained("me/small", trust_remote_code=True)',
-        "`import modeling_mae`",
-    ):
-        assert text in card.text
-    assert "/home/me" not in card.text
+def test_the_file_shows_the_sheet_below_titles(tmp_path):
+    sheet = torch.zeros(20, 60, 3, dtype=torch.uint8)
+    for column in range(3):
+        sheet[:, 20 * column : 20 * (column + 1), column] = 255  # red, green, blue
+    save_reconstruction(tmp_path / "new" / "sheet.png", sheet)
+    with Image.open(tmp_path / "new" / "sheet.png") as image:
+        assert image.format == "PNG"
+        pixels = np.asarray(image.convert("RGB"))
+    height, width = pixels.shape[:2]
+    # the sheet takes the whole width, and in its own proportions the lower end of the file
+    top = height - width * 20 // 60
+    for column, colour in enumerate(([255, 0, 0], [0, 255, 0], [0, 0, 255])):
+        inside = pixels[top + 5 : height - 5, width * column // 3 + 5 : width * (column + 1) // 3 - 5]
+        assert (inside == colour).all()
+        title = pixels[: top - 5, width * column // 3 : width * (column + 1) // 3]
+        assert title.min() < 50 and title.max() == 255
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["sheet.png"]
+
+
+# --- charts ---
+
+
+def test_loss_curve(saved, tmp_path):
+    log = [
+        {"step": 5, "epoch": 0.5, "loss": 0.9, "learning_rate": 1e-3},
+        {"step": 10, "epoch": 1.0, "loss": 0.7, "learning_rate": 5e-4},
+    ]
+    charts.loss_curve(tmp_path / "loss.png", log)
+    loss_axes, rate_axes = saved[0].axes
+    assert points(loss_axes) == [(0.5, 0.9), (1.0, 0.7)] and loss_axes.get_ylabel() == "loss on masked patches"
+    assert points(rate_axes) == [(0.5, 1e-3), (1.0, 5e-4)] and "learning rate" in rate_axes.get_ylabel()
+
+
+def test_training_curve(saved, tmp_path):
+    log = [
+        {"step": 5, "epoch": 0.5, "loss": 0.9, "learning_rate": 1e-3},
+        {"step": 10, "epoch": 1.0, "eval_accuracy": 0.25, "eval_loss": 2.0},
+        {"step": 15, "epoch": 1.5, "loss": 0.7, "learning_rate": 1e-3},
+        {"step": 20, "epoch": 2.0, "eval_accuracy": 0.75, "eval_loss": 1.0},
+    ]
+    charts.training_curve(tmp_path / "training.png", log)
+    loss_axes, accuracy_axes = saved[0].axes
+    assert points(loss_axes) == [(0.5, 0.9), (1.5, 0.7)]
+    assert points(accuracy_axes) == [(1.0, 25.0), (2.0, 75.0)] and "%" in accuracy_axes.get_ylabel()
+
+
+def test_partial_curve(saved, tmp_path):
+    charts.partial_curve(tmp_path / "partial.png", {12: 0.75, 0: 0.25, 0.5: 0.5}, from_scratch=0.625)
+    (axes,) = saved[0].axes
+    assert points(axes) == [(0, 25.0), (1, 50.0), (2, 75.0)]  # by blocks tuned, in equal steps
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "0.5", "12"]
+    assert [text.get_text() for text in axes.texts] == ["25.0", "50.0", "75.0"]
+    assert {y for _, y in points(axes, 1)} == {62.5}
+    assert [text.get_text() for text in axes.get_legend().texts] == ["pre-trained", "from scratch, all blocks"]
+    charts.partial_curve(tmp_path / "partial.png", {0: 0.25, 1: 0.5})
+    (axes,) = saved[1].axes
+    assert len(axes.lines) == 1 and axes.get_legend() is None
+
+
+def test_confusion_picture(saved, tmp_path):
+    charts.confusion_picture(tmp_path / "confusion.png", [[3, 1, 0], [0, 0, 0], [5, 0, 5]], ["cat", "dog", "owl"])
+    (axes,) = saved[0].axes
+    # each row in shares of its images, and a class without any is no division by zero
+    assert axes.images[0].get_array().tolist() == [[0.75, 0.25, 0], [0, 0, 0], [0.5, 0, 0.5]]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog", "owl"]
+    counts = {text.get_position(): text.get_text() for text in axes.texts}  # {(column, row): count}
+    assert len(counts) == 9 and counts[0, 0] == "3" and counts[1, 0] == "1" and counts[0, 2] == "5"
+    charts.confusion_picture(tmp_path / "confusion.png", np.eye(21, dtype=int).tolist(), [str(i) for i in range(21)])
+    assert not saved[1].axes[0].texts
+
+
+def test_a_chart_becomes_a_file(tmp_path):
+    charts.partial_curve(tmp_path / "partial.png", {0: 0.25, 1: 0.5})
+    with Image.open(tmp_path / "partial.png") as image:
+        assert image.format == "PNG" and np.asarray(image.convert("L")).std() > 1
+    assert [path.name for path in tmp_path.iterdir()] == ["partial.png"]
