@@ -1,0 +1,235 @@
+"""Model cards: of a pre-trained checkpoint, of a classifier, and of several classifiers together."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .files import replacing
+
+
+PAPER = "[arXiv 2111.06377](https://arxiv.org/abs/2111.06377)"
+CITATION = """@inproceedings{he2022masked,
+  title     = {Masked Autoencoders Are Scalable Vision Learners},
+  author    = {He, Kaiming and Chen, Xinlei and Xie, Saining and Li, Yanghao and
+               Doll{\\'a}r, Piotr and Girshick, Ross},
+  booktitle = {CVPR},
+  year      = {2022}
+}"""
+# These name folders of one machine, which mean nothing to the reader of a card.
+HIDDEN_ARGUMENTS = (
+    "output_dir",
+    "train_dir",
+    "validation_dir",
+    "cache_dir",
+    "resume_from_checkpoint",
+    "model_name_or_path",
+)
+METRIC_TITLES = {"accuracy": "top-1 accuracy", "top5_accuracy": "top-5 accuracy", "loss": "cross-entropy"}
+MAX_CLASSES_SHOWN = 100  # more make a confusion matrix that nobody can read
+
+
+def write_pretraining_card(
+    output_dir: Path,
+    *,
+    name: str,
+    data: str,
+    architecture: str,
+    arguments: dict,
+    results: dict[str, str],
+    normalised: bool,
+    dataset_id: str,
+    dataset_name: str,
+    knn: dict[str, float] | None = None,
+    knn_split: str | None = None,
+    k: int | None = None,
+    repo_id: str | None = None,
+) -> None:
+    """Writes README.md of a pre-trained checkpoint.
+
+    `knn` is the k-NN accuracy in 0..1 of each kind of features, measured on `knn_split` with `k` neighbours. That of
+    "trained encoder" also goes into the metadata that the Hub reads."""
+    metrics = []
+    if knn:
+        metrics = [("accuracy", f"k-NN accuracy of frozen features (k = {k})", knn["trained encoder"])]
+    caption = "The visible patches of the reconstruction are copied from the image."
+    if normalised:
+        caption += (
+            " The model predicts normalised patches: in the picture, each prediction gets the mean and deviation of "
+            "the hidden patch."
+        )
+    sections = [
+        f"A masked autoencoder ({PAPER}) pre-trained on {data}. {architecture}.",
+        "## Results",
+        _table(("", ""), results.items()),
+        "![Original, masked and reconstructed images](reconstruction.png)",
+        caption,
+        "![Loss by epoch](loss.png)",
+    ]
+    if knn:
+        rows = [(features, _percent(accuracy)) for features, accuracy in knn.items()]
+        sections += [f"Weighted k-NN (k = {k}) on frozen features:", _table(("features", "accuracy"), rows)]
+    sections += [
+        _usage(
+            repo_id,
+            "AutoModel",
+            "features = model(**inputs).pooler_output  # (1, width); last_hidden_state has one for each patch",
+        ),
+        "`AutoModel` loads the encoder. It masks nothing: an image always gives the same features, and those of its "
+        "patches are in raster order. `AutoModelForPreTraining` loads the decoder too.",
+        *_settings_and_citation(arguments),
+    ]
+    _save_card(
+        output_dir,
+        name,
+        sections,
+        pipeline_tag="image-feature-extraction",
+        tags=["mae", "masked-autoencoder", "self-supervised", "vision"],
+        model_name=name,
+        datasets=_hub_datasets(dataset_id),
+        eval_results=_hub_results(metrics, dataset_id, dataset_name, knn_split),
+    )
+
+
+def write_classifier_card(
+    output_dir: Path,
+    *,
+    name: str,
+    training: str | None,
+    data: str,
+    dataset_id: str,
+    dataset_name: str,
+    split: str,
+    results: dict,
+    class_names: list[str],
+    arguments: dict,
+    repo_id: str | None = None,
+) -> None:
+    """Writes README.md of a classifier.
+
+    `training` is a sentence on how it was trained, or None if it was only tested. `results` are its accuracies and
+    its loss on `split` of the data set. `data` describes the images of that split."""
+    metrics = [(metric, title, results[metric]) for metric, title in METRIC_TITLES.items() if metric in results]
+    sections = [
+        f"An image classifier on the encoder of a masked autoencoder ({PAPER}). {training or ''}".strip(),
+        f"## Results on {data}",
+        _table(
+            ("", ""),
+            [(title, f"{value:.4f}" if metric == "loss" else _percent(value, 2)) for metric, title, value in metrics],
+        ),
+    ]
+    if training:
+        sections += [
+            "These weights are from the epoch with the best accuracy on these images. Those of the last epoch are in "
+            "`last/`.",
+            "![Training loss and accuracy by epoch](training.png)",
+        ]
+    if len(class_names) <= MAX_CLASSES_SHOWN:
+        accuracies = map(_percent, results["per_class_accuracy"])
+        class_rows = zip(class_names, accuracies, strict=True)
+        sections += ["![Confusion matrix](confusion.png)", _table(("class", "accuracy"), class_rows)]
+    sections += [
+        _usage(
+            repo_id,
+            "AutoModelForImageClassification",
+            "logits = model(**inputs).logits  # (1, classes)\nprint(model.config.id2label[logits.argmax(-1).item()])",
+        ),
+        *_settings_and_citation(arguments),
+    ]
+    _save_card(
+        output_dir,
+        name,
+        sections,
+        pipeline_tag="image-classification",
+        tags=["mae", "masked-autoencoder", "vision"],
+        model_name=name,
+        datasets=_hub_datasets(dataset_id),
+        eval_results=_hub_results(metrics, dataset_id, dataset_name, split),
+    )
+
+
+def write_overview_card(
+    output_dir: Path, name: str, results: str, folders: list[str], data: str, picture: bool
+) -> None:
+    """Writes README.md over several classifiers, each of which has its own folder and card.
+
+    `results` is a table of all of them. `picture` says whether there is a partial.png to show."""
+    links = ", ".join(f"[{folder}]({folder}/README.md)" for folder in folders)
+    sections = [
+        f"Classifiers on the encoder of a masked autoencoder, evaluated on {data}. Accuracies are in %.",
+        f"```\n{results}\n```",
+        *(["![Accuracy by blocks tuned](partial.png)"] if picture else []),
+        f"Each classifier has its own folder with its weights and its card: {links}.",
+    ]
+    _save_card(output_dir, name, sections, tags=["mae", "vision"])
+
+
+# --- what the cards share ---
+
+
+def _save_card(output_dir: Path, name: str, sections: list[str], **metadata) -> None:
+    """Puts the metadata and the title before the sections. `metadata` are keywords of ModelCardData."""
+    header = ModelCardData(license="apache-2.0", library_name="transformers", **metadata).to_yaml()
+    card = ModelCard("\n\n".join([f"---\n{header}\n---", f"# {name}", *sections]) + "\n")
+    with replacing(Path(output_dir) / "README.md") as partial:
+        card.save(partial)
+
+
+def _hub_datasets(dataset_id: str) -> list[str] | None:
+    """The data sets that the Hub can link to. A name without an owner is of a folder, which the Hub does not know."""
+    return [dataset_id] if "/" in dataset_id else None
+
+
+def _hub_results(
+    metrics: list[tuple[str, str, float]], dataset_id: str, dataset_name: str, split: str | None
+) -> list[EvalResult] | None:
+    """The model-index, in which the Hub looks for results. `metrics` are (type, title, value)."""
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=dataset_id,
+            dataset_name=dataset_name,
+            dataset_split=split,
+            metric_type=metric,
+            metric_name=title,
+            metric_value=round(value, 5),
+        )
+        for metric, title, value in metrics
+    ] or None
+
+
+def _usage(repo_id: str | None, auto_class: str, lines: str) -> str:
+    """How to load the checkpoint. `lines` show what to do with `model` and the `inputs` made of an image."""
+    checkpoint = repo_id or "PATH_OR_HUB_ID"
+    return f"""## Use
+
+```python
+from PIL import Image
+from transformers import AutoImageProcessor, {auto_class}
+
+processor = AutoImageProcessor.from_pretrained("{checkpoint}", trust_remote_code=True)
+model = {auto_class}.from_pretrained("{checkpoint}", trust_remote_code=True).eval()
+inputs = processor(Image.open("photograph.jpg"), return_tensors="pt")
+{lines}
+```
+
+`trust_remote_code=True` runs the Python files that are stored with the weights. If you have installed the package
+`modeling_mae`, write `import modeling_mae` instead: the same classes then come from the package."""
+
+
+def _settings_and_citation(arguments: dict) -> list[str]:
+    shown = {
+        key: value for key, value in arguments.items() if key not in HIDDEN_ARGUMENTS and value not in (None, [], "")
+    }
+    settings = _table(("argument", "value"), ((key, f"`{json.dumps(value)}`") for key, value in shown.items()))
+    return ["## Settings", settings, "## Citation", f"```bibtex\n{CITATION}\n```"]
+
+
+def _table(head: tuple[str, str], rows: Iterable[tuple[str, str]]) -> str:
+    return "\n".join([f"| {head[0]} | {head[1]} |", "|--|--|", *(f"| {key} | {value} |" for key, value in rows)])
+
+
+def _percent(accuracy: float | None, digits: int = 1) -> str:
+    """None is the accuracy of a class without an image."""
+    return "no image" if accuracy is None else f"{100 * accuracy:.{digits}f} %"
