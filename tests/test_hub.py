@@ -12,9 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import yaml
 from hub_server import HubServer, Repo
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import constants
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForImageClassification
 
@@ -22,8 +21,6 @@ from configuration import parse_arguments
 from configuration.arguments import RunArguments
 from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining
 from modeling_mae.training import hub as hub_module
-from modeling_mae.training.card import write_card
-from modeling_mae.training.eval_card import write_eval_card, write_overview
 from modeling_mae.training.hub import LOG_AND_BEST, Hub, download_checkpoint
 from modeling_mae.training.loop import TrainingStopped
 
@@ -350,7 +347,7 @@ def test_arguments_of_the_hub_are_checked(capsys, monkeypatch, tmp_path):
         assert part in capsys.readouterr().err
 
 
-# --- models and cards ---
+# --- models ---
 
 
 def assert_same(weights, others):
@@ -370,52 +367,6 @@ def test_models_come_back_from_the_hub(server, cls, auto):
     assert_same(auto.from_pretrained("me/small", revision=commits[0]).state_dict(), first.state_dict())
     encoder = AutoModel.from_pretrained("me/small", revision=commits[0]).state_dict()
     assert_same(encoder, first.mae.state_dict())
-
-
-def test_the_card_is_what_the_hub_reads(server, tmp_path):
-    write_eval_card(
-        tmp_path,
-        name="small",
-        training="Trained.",
-        data="3 images",
-        dataset_id="me/pets",
-        dataset_name="Pets",
-        split="test",
-        results={"accuracy": 0.5, "loss": 1.25, "per_class_accuracy": [0.5, None]},
-        class_names=["cat: a", "dog"],
-        arguments={"seed": 0},
-        repo_id="me/small",
-    )
-    ModelCard.load(tmp_path / "README.md").validate()
-    assert make_hub(tmp_path).push()
-    assert len(server.cards) >= 2
-    for card in (*server.cards, server.files("me/small")["README.md"].decode()):
-        metadata = yaml.safe_load(card.split("---")[1])
-        (entry,) = metadata["model-index"]
-        (result,) = entry["results"]
-        assert entry["name"] == "small" and result["dataset"]["type"] == "me/pets"
-        assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {"accuracy": 0.5, "loss": 1.25}
-
-
-def test_the_other_cards_are_valid(server, tmp_path):
-    write_card(
-        tmp_path,
-        name="small",
-        data="3 images",
-        architecture="Two blocks",
-        arguments={"seed": 0},
-        results={"final loss": "0.4"},
-        normalised=True,
-        dataset_id="me/pets",
-        dataset_name="Pets",
-        knn={"trained encoder": 0.5},
-        knn_split="test",
-    )
-    ModelCard.load(tmp_path / "README.md").validate()
-    write_overview(tmp_path, "small", "n_partial 0  0.5", ["n_partial-0"], "Pets", picture=True)
-    card = ModelCard.load(tmp_path / "README.md")
-    card.validate()
-    assert "[n_partial-0](n_partial-0/README.md)" in card.text and "partial.png" in card.text
 
 
 # --- the command ---

@@ -1,0 +1,142 @@
+"""Model cards, their metadata as the Hub reads it."""
+
+import yaml
+from huggingface_hub import ModelCard
+
+from modeling_mae.report.cards import write_classifier_card, write_overview_card, write_pretraining_card
+
+
+def metadata(folder):
+    _, header, _ = (folder / "README.md").read_text().split("---\n", 2)
+    return yaml.safe_load(header)
+
+
+def test_pretraining_card(tmp_path):
+    write_pretraining_card(
+        tmp_path,
+        name="small",
+        data="10 images of pets",
+        architecture="Two blocks",
+        arguments={"seed": 3, "knn": False, "train_dir": "/home/me/pets", "cache_dir": None},
+        results={"final loss": "0.4321"},
+        normalised=True,
+        dataset_id="me/pets",
+        dataset_name="Pets",
+        knn={"raw pixels": 0.5, "trained encoder": 0.755},
+        knn_split="test",
+        k=7,
+        repo_id="me/small",
+    )
+    header = metadata(tmp_path)
+    (entry,) = header.pop("model-index")
+    (result,) = entry["results"]
+    assert header == {
+        "license": "apache-2.0",
+        "library_name": "transformers",
+        "pipeline_tag": "image-feature-extraction",
+        "tags": ["mae", "masked-autoencoder", "self-supervised", "vision"],
+        "datasets": ["me/pets"],
+    }
+    assert entry["name"] == "small" and result["task"]["type"] == "image-classification"
+    assert result["dataset"] == {"name": "Pets", "type": "me/pets", "split": "test"}
+    (metric,) = result["metrics"]
+    assert (metric["type"], metric["value"]) == ("accuracy", 0.755) and "k = 7" in metric["name"]
+    text = (tmp_path / "README.md").read_text()
+    for part in (
+        "# small\n",
+        "pre-trained on 10 images of pets. Two blocks.",
+        "| final loss | 0.4321 |",
+        "k-NN (k = 7)",
+        "| raw pixels | 50.0 % |\n| trained encoder | 75.5 % |",
+        "mean and deviation of the hidden patch",
+        "| seed | `3` |\n| knn | `false` |",
+        "(reconstruction.png)",
+        "(loss.png)",
+        'AutoModel.from_pretrained("me/small", trust_remote_code=True)',
+        "@inproceedings{he2022masked,",
+    ):
+        assert part in text, part
+    assert "/home/me" not in text and "cache_dir" not in text
+
+
+def test_pretraining_card_without_knn(tmp_path):
+    write_pretraining_card(
+        tmp_path,
+        name="small",
+        data="10 images of photos",
+        architecture="Two blocks",
+        arguments={},
+        results={"final loss": "0.4321"},
+        normalised=False,
+        dataset_id="photos",
+        dataset_name="photos",
+    )
+    header, text = metadata(tmp_path), (tmp_path / "README.md").read_text()
+    # the Hub refuses a data set without an owner and results without a data set
+    assert "datasets" not in header and "model-index" not in header
+    assert "k-NN" not in text and "normalised" not in text and 'from_pretrained("PATH_OR_HUB_ID"' in text
+
+
+CLASSIFIER = {
+    "name": "small",
+    "dataset_id": "me/pets",
+    "dataset_name": "Pets",
+    "split": "test",
+    "class_names": ["cat: a", "dog"],
+    "arguments": {"seed": 0},
+    "repo_id": "me/small",
+}
+
+
+def test_classifier_card(tmp_path):
+    write_classifier_card(
+        tmp_path,
+        training="Trained with 2 blocks tuned.",
+        data="3 images of Pets, split test",
+        results={"accuracy": 0.5, "loss": 1.25, "per_class_accuracy": [0.5, None]},
+        **CLASSIFIER,
+    )
+    header = metadata(tmp_path)
+    (entry,) = header["model-index"]
+    (result,) = entry["results"]
+    assert header["pipeline_tag"] == "image-classification" and header["datasets"] == ["me/pets"]
+    assert entry["name"] == "small" and result["dataset"] == {"name": "Pets", "type": "me/pets", "split": "test"}
+    assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {"accuracy": 0.5, "loss": 1.25}
+    text = (tmp_path / "README.md").read_text()
+    for part in (
+        "Trained with 2 blocks tuned.",
+        "## Results on 3 images of Pets, split test",
+        "| top-1 accuracy | 50.00 % |\n| cross-entropy | 1.2500 |",
+        "`last/`",
+        "(training.png)",
+        "(confusion.png)",
+        "| cat: a | 50.0 % |\n| dog | no image |",
+        'AutoModelForImageClassification.from_pretrained("me/small", trust_remote_code=True)',
+        "| seed | `0` |",
+    ):
+        assert part in text, part
+    assert "top-5" not in text
+
+
+def test_card_of_a_classifier_that_was_only_tested(tmp_path):
+    classes = [f"class {i}" for i in range(101)]
+    results = {"accuracy": 0.5, "top5_accuracy": 0.75, "loss": 1.25, "per_class_accuracy": [0.5] * 101}
+    write_classifier_card(
+        tmp_path, training=None, data="Pets", results=results, **{**CLASSIFIER, "class_names": classes}
+    )
+    text = (tmp_path / "README.md").read_text()
+    assert "| top-5 accuracy | 75.00 % |" in text
+    assert "`last/`" not in text and "training.png" not in text
+    assert "confusion.png" not in text and "class 0" not in text  # too many classes
+
+
+def test_overview_card(tmp_path):
+    for picture in (True, False):
+        write_overview_card(
+            tmp_path, "small", "n_partial 0  0.5", ["n_partial-0", "n_partial-1"], "Pets", picture=picture
+        )
+        card = ModelCard.load(tmp_path / "README.md")
+        assert card.data.license == "apache-2.0" and "# small" in card.text and "evaluated on Pets" in card.text
+        assert "```\nn_partial 0  0.5\n```" in card.text
+        assert "[n_partial-0](n_partial-0/README.md), [n_partial-1](n_partial-1/README.md)." in card.text
+        assert ("(partial.png)" in card.text) == picture
