@@ -19,24 +19,22 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from modeling_mae import EvalNet, MAEConfig, MAEModel
-from modeling_mae.data.crops import training_crop
-from modeling_mae.data.images import Images, measure_mean_std
+from modeling_mae.data.images import measure_mean_std
 from modeling_mae.data.labelled import LabelledSets, load_labelled_sets
-from modeling_mae.data.labels import balanced_part
 from modeling_mae.data.order import MicroBatches, Order, split_batch
 from modeling_mae.data.processor import checkpoint_mean_std, image_processor
 from modeling_mae.data.sources import NAMED
 from modeling_mae.errors import UserError
-from modeling_mae.evaluation.classifier import evaluate_classifier, make_classifier
+from modeling_mae.evaluation.classifier import evaluate_classifier, is_classifier, make_classifier, training_view
 from modeling_mae.evaluation.features import K, frozen_table
 from modeling_mae.hub import LOG_AND_BEST, Hub, local_checkpoint
 from modeling_mae.report.evaluation import describe_training, report_evaluation, report_training
 from modeling_mae.report.files import write_json
 from modeling_mae.training import launch
-from modeling_mae.training.augment import BatchTransform, Mix, RandAugment
+from modeling_mae.training.augment import BatchTransform, Mix
 from modeling_mae.training.loop import train
 from modeling_mae.training.optim import Schedule, make_optimizer
-from modeling_mae.training.state import open_run, prepare_folder, save_model
+from modeling_mae.training.state import load_model, open_run, prepare_folder, save_model
 
 
 def main(args: EvalArguments) -> None:
@@ -54,7 +52,9 @@ def main(args: EvalArguments) -> None:
     # Images with labels, and everything that can be wrong with one of the trainings
     config = model_config(args)
     sets = load_sets(args, config, accelerator)
-    mean, std = normalisation(args, sets)
+    given = (args.image_mean, args.image_std) if args.image_mean else None
+    # Features mean what they meant in pre-training only under its normalisation.
+    mean, std = given or checkpoint_mean_std(args.model_name_or_path) or measure_mean_std(sets.all()[0])
     transform = BatchTransform(mean, std, config.image_height_width).to(accelerator.device)
     accelerator.print(f"data       {sets}, mean {mean}, std {std}")
     for run in runs:
@@ -63,7 +63,7 @@ def main(args: EvalArguments) -> None:
     # Frozen features, the checkpoint as it is, and every training
     rows = []
     if args.knn:
-        encoder = MAEModel.from_pretrained(args.model_name_or_path, config=config)
+        encoder = load_model(MAEModel, args.model_name_or_path, config=config)
         options = {"name": "pre-trained encoder", "seed": args.seed, "logistic": True, **loading(args)}
         rows += frozen_table(accelerator, encoder, sets.train, sets.evaluation, transform, **options)
     if not args.do_train and is_classifier(config):
@@ -78,7 +78,7 @@ def main(args: EvalArguments) -> None:
         return
     report_evaluation(
         output_dir=output_dir,
-        name=card_name(hub, output_dir),
+        name=hub.card_name(output_dir),
         rows=rows,
         folders=[run.name for run in runs],
         dataset_name=sets.eval_name,
@@ -103,7 +103,7 @@ def train_classifier(
     accelerator = launch.make_accelerator(folder, args.trackers)
     processes, micro_batch = accelerator.num_processes, args.per_device_train_batch_size
     accelerator.gradient_accumulation_steps = split_batch(args.total_batch_size, micro_batch, processes)
-    images = training_images(args, sets.train, transform.channel_mean)
+    images = training_view(sets.train, mean=transform.channel_mean, **args.view_options())
 
     # Model and optimizer
     config = model_config(args)
@@ -133,7 +133,8 @@ def train_classifier(
         f"\n{run.name}: {tuned:,} of {whole:,} parameters, {len(images):,} images, {schedule}, batch "
         f"{args.total_batch_size} = {processes} processes x {micro_batch} images x "
         f"{accelerator.gradient_accumulation_steps} accumulation steps, {args.optimizer}, rate {schedule.peak:.3e} "
-        f"after {schedule.warmup} updates, {accelerator.mixed_precision} precision on {accelerator.device}{state.start}"
+        f"after {schedule.warmup} updates, {accelerator.mixed_precision} precision on {accelerator.device}"
+        f"{state.start}"
     )
     mix = Mix(args.random_erasing, args.mixup, args.cutmix, len(sets.class_names), accelerator.device)
 
@@ -196,7 +197,7 @@ def test_classifier(
     **training,
 ) -> dict:
     """The row `name` of the results: those of the classifier in `checkpoint`. Its card and pictures go to `folder`."""
-    model = EvalNet.from_pretrained(checkpoint)
+    model = load_model(EvalNet, checkpoint)
     prepared = accelerator.prepare_model(model, evaluation_mode=True)
     results, predictions = evaluate_classifier(accelerator, prepared, sets, transform, **loading(args))
     if accelerator.is_main_process:
@@ -204,7 +205,7 @@ def test_classifier(
         image_processor(transform.size, mean, std, channels, args.eval_crop_fraction).save_pretrained(folder)
         report_training(
             folder=folder,
-            name=card_name(hub, folder),
+            name=hub.card_name(folder),
             repo_id=hub.repo_id if hub.active and folder == hub.folder else None,
             arguments=dataclasses.asdict(args),
             results=results,
@@ -225,7 +226,8 @@ def load_sets(args: EvalArguments, config: MAEConfig, accelerator: Accelerator) 
         checkpoint_size = MAEConfig.from_pretrained(args.model_name_or_path).image_height_width
         if checkpoint_size != size:
             accelerator.print(
-                f"note       checkpoint for images of {checkpoint_size} pixels: its positions are interpolated to {size}"
+                f"note       checkpoint for images of {checkpoint_size} pixels: its positions are interpolated to "
+                f"{size}"
             )
     if not args.do_train and not args.knn and not is_classifier(config):
         raise UserError(
@@ -254,47 +256,22 @@ def load_sets(args: EvalArguments, config: MAEConfig, accelerator: Accelerator) 
     )
 
 
-def normalisation(args: EvalArguments, sets: LabelledSets) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation: as given, else the checkpoint's. Features mean what they meant in pre-training only
-    under its normalisation."""
-    if args.image_mean:
-        return args.image_mean, args.image_std
-    return checkpoint_mean_std(args.model_name_or_path) or measure_mean_std(sets.all()[0])
-
-
-def training_images(args: EvalArguments, images: Images, mean: list[float]) -> Images:
-    """The part of the images that a training sees, under its random crops and augmentation."""
-    crop = training_crop(args.seed, args.crop_scale, args.horizontal_flip, images.size)
-    rows = augment = None
-    if args.label_fraction < 1:
-        rows = balanced_part(images.labels.numpy(), args.label_fraction, args.seed)
-    if args.auto_augment != "none":
-        augment = RandAugment(args.auto_augment, images.size, mean, args.seed)
-    return images.view(crop, rows, augment)
-
-
 def check_training(run: EvalRun, config: MAEConfig, sets: LabelledSets, mean: list[float], processes: int) -> None:
     """Raise before any long work what the last of several trainings would raise after the others."""
     args = run.arguments
     try:
         check_blocks(run.n_partial, config.num_hidden_layers)
-        order = Order(len(training_images(args, sets.train, mean)), args.total_batch_size, args.seed)
+        order = Order(
+            len(training_view(sets.train, mean=mean, **args.view_options())), args.total_batch_size, args.seed
+        )
         MicroBatches(order, args.per_device_train_batch_size, range(1), num_processes=processes)
     except (ArgumentError, UserError) as error:
         raise UserError(f"{run.name}: {error}") from None
 
 
-def is_classifier(config: MAEConfig) -> bool:
-    return "EvalNet" in (config.architectures or [])
-
-
 def loading(args: EvalArguments) -> dict:
     workers = launch.loading_workers(args.dataloader_num_workers)
     return {"batch_size": args.per_device_eval_batch_size, "num_workers": workers}
-
-
-def card_name(hub: Hub, folder: Path) -> str:
-    return (hub.repo_id if hub.active else folder.resolve().name).split("/")[-1]
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform
 from modeling_mae.training.loop import train
 from modeling_mae.training.optim import Schedule, make_optimizer
-from modeling_mae.training.state import open_run, prepare_folder, save_model
+from modeling_mae.training.state import load_model, open_run, prepare_folder, save_model
 
 
 def main(args: PretrainArguments) -> None:
@@ -65,7 +65,7 @@ def main(args: PretrainArguments) -> None:
     # Model and optimizer
     set_seed(args.seed)
     if args.model_name_or_path:
-        model = MAEForPreTraining.from_pretrained(args.model_name_or_path, config=config)
+        model = load_model(MAEForPreTraining, args.model_name_or_path, config=config)
     else:
         model = MAEForPreTraining(config)
     architecture = describe_model(config, sum(p.numel() for p in model.parameters()))
@@ -147,7 +147,7 @@ def main(args: PretrainArguments) -> None:
         return
     report_pretraining(
         output_dir=output_dir,
-        name=hub.repo_id.split("/")[-1],
+        name=hub.card_name(output_dir),
         repo_id=hub.repo_id if hub.active else None,
         arguments=dataclasses.asdict(args),
         updates=schedule.updates,

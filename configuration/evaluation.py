@@ -114,6 +114,11 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
     def schedule_options(self) -> dict[str, Any]:
         return {**super().schedule_options(), "min_learning_rate": self.min_learning_rate}
 
+    def view_options(self) -> dict[str, Any]:
+        """What `training_view` takes beside images and mean."""
+        names = ("seed", "crop_scale", "horizontal_flip", "label_fraction", "auto_augment")
+        return {name: getattr(self, name) for name in names}
+
     def runs(self) -> list["EvalRun"]:
         """Every training there is to do. ArgumentError for a wrong linear override."""
         if not self.do_train:

@@ -40,9 +40,9 @@ T = TypeVar("T")
 class Hub:
     """A run's repository: `folder` goes to `repo_id`, or to a repository of the folder's name.
 
-    `strategy` is "no", "end" or "checkpoint". With "checkpoint", each checkpoint is uploaded in the background too. The
-    files beside it that match `beside` (patterns) go with it: a run needs them to go on from there. With "no", and on
-    other processes than the main one, every method does nothing.
+    `strategy` is "no", "end" or "checkpoint". With "checkpoint", each checkpoint is uploaded in the background too.
+    The files beside it that match `beside` (patterns) go with it: a run needs them to go on from there. With "no", and
+    on other processes than the main one, every method does nothing.
     """
 
     def __init__(
@@ -56,6 +56,10 @@ class Hub:
         self.created = False
         self.upload: Future | None = None
         self.skipped: dict[Path, Path] = {}  # of each run, the newest checkpoint that came while another was uploaded
+
+    def card_name(self, folder: Path) -> str:
+        """What the model card in `folder` calls the model: the repository, or else the folder."""
+        return self.repo_id.split("/")[-1] if self.active else folder.resolve().name
 
     def start(self) -> None:
         """Create the repository before any long work. When the Hub cannot be reached, say so and go on.

@@ -6,9 +6,42 @@ import numpy as np
 from accelerate import Accelerator
 
 from ..configuration_mae import MAEConfig
+from ..data.crops import training_crop
+from ..data.images import Images
 from ..data.labelled import LabelledSets
+from ..data.labels import balanced_part
 from ..modeling_mae import EvalNet
+from ..training.augment import RandAugment
+from ..training.state import load_model
 from .metrics import classification_results, predict
+
+
+def is_classifier(config: MAEConfig) -> bool:
+    """Whether the checkpoint of this configuration has a trained head."""
+    return "EvalNet" in (config.architectures or [])
+
+
+def training_view(
+    images: Images,
+    *,
+    mean: list[float],
+    seed: int,
+    crop_scale: list[float],
+    horizontal_flip: bool,
+    label_fraction: float,
+    auto_augment: str,
+) -> Images:
+    """The part of the images that a training sees, under its random crops and augmentation.
+
+    Raises:
+        UserError: as `RandAugment`.
+    """
+    rows = augment = None
+    if label_fraction < 1:
+        rows = balanced_part(images.labels.numpy(), label_fraction, seed)
+    if auto_augment != "none":
+        augment = RandAugment(auto_augment, images.size, mean, seed)
+    return images.view(training_crop(seed, crop_scale, horizontal_flip, images.size), rows, augment)
 
 
 def make_classifier(
@@ -29,9 +62,8 @@ def make_classifier(
     if checkpoint is None:
         model = EvalNet(config)
     else:
-        has_head = "EvalNet" in (config.architectures or [])
-        other_classes = has_head and checkpoint_names != class_names
-        model = EvalNet.from_pretrained(checkpoint, config=config, ignore_mismatched_sizes=other_classes)
+        other_classes = is_classifier(config) and checkpoint_names != class_names
+        model = load_model(EvalNet, checkpoint, config=config, ignore_mismatched_sizes=other_classes)
         if other_classes:
             say("note       the checkpoint's classifier has other classes: its head starts anew")
             model.reset_head()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
 
 from ..data.images import Images
 from ..errors import UserError
@@ -220,6 +222,19 @@ def open_run(
         checkpointing_steps=checkpointing_steps,
         after_checkpoint=after_checkpoint,
     )
+
+
+def load_model(model_class: type[PreTrainedModel], checkpoint: str, **options) -> PreTrainedModel:
+    """``model_class.from_pretrained(checkpoint, **options)``.
+
+    Raises:
+        UserError: there is no such checkpoint, or its weights cannot be read.
+    """
+    try:
+        return model_class.from_pretrained(checkpoint, **options)
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"model_name_or_path {checkpoint!r} cannot be loaded: {reason[:300]}") from error
 
 
 def save_model(accelerator: Accelerator, model: torch.nn.Module, folder: Path) -> None:
