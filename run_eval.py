@@ -3,7 +3,15 @@
 Linear probing, partial and end-to-end fine-tuning, training from scratch, frozen features, or testing alone.
 """
 
-from configuration import ArgumentError, EvalArguments, EvalRun, check_blocks, model_config, parse_arguments
+from configuration import (
+    ArgumentError,
+    EvalArguments,
+    EvalRun,
+    check_blocks,
+    model_config,
+    model_settings,
+    parse_arguments,
+)
 
 
 if __name__ == "__main__":  # before the other imports: --help and a misspelt option need not wait for torch
@@ -27,14 +35,16 @@ from modeling_mae.data.sources import NAMED
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.classifier import evaluate_classifier, is_classifier, make_classifier, training_view
 from modeling_mae.evaluation.features import K, frozen_table
+from modeling_mae.files import write_json
 from modeling_mae.hub import LOG_AND_BEST, Hub, local_checkpoint
 from modeling_mae.report.evaluation import describe_training, report_evaluation, report_training
-from modeling_mae.report.files import write_json
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform, Mix
+from modeling_mae.training.checkpoints import choose_checkpoint
+from modeling_mae.training.folder import claim_folder
 from modeling_mae.training.loop import train
 from modeling_mae.training.optim import Schedule, make_optimizer
-from modeling_mae.training.state import load_model, open_run, prepare_folder, save_model
+from modeling_mae.training.state import load_model, open_run, save_model
 
 
 def main(args: EvalArguments) -> None:
@@ -44,7 +54,7 @@ def main(args: EvalArguments) -> None:
     runs = args.runs()
     if accelerator.is_main_process:
         for folder in {output_dir, *args.run_folders()}:
-            prepare_folder(folder, args.overwrite_output_dir)
+            claim_folder(folder, args.overwrite_output_dir)
     hub = Hub(output_dir, **args.hub_options(), main_process=accelerator.is_main_process, beside=LOG_AND_BEST)
     hub.start()
     resume = local_checkpoint(accelerator, output_dir, args.resume_from_checkpoint, LOG_AND_BEST)
@@ -96,10 +106,8 @@ def train_classifier(
     args, folder = run.arguments, run.folder
     finished = folder / "eval_results.json"
     if resume == "auto" and finished.exists():
-        row = json.loads(finished.read_text())
-        if row["name"] == run.name:
-            return row
-        raise UserError(f"{folder} holds the results of {row['name']}, not of {run.name}: give another --output_dir")
+        check_finished(run, finished)
+        return json.loads(finished.read_text())
     accelerator = launch.make_accelerator(folder, args.trackers)
     processes, micro_batch = accelerator.num_processes, args.per_device_train_batch_size
     accelerator.gradient_accumulation_steps = split_batch(args.total_batch_size, micro_batch, processes)
@@ -108,14 +116,15 @@ def train_classifier(
     # Model and optimizer
     config = model_config(args)
     set_seed(args.seed)
-    checkpoint = None if run.n_partial is None else args.model_name_or_path
-    model = make_classifier(config, checkpoint, sets.class_names, run.n_partial, accelerator.print)
+    encoder = None if run.n_partial is None else args.model_name_or_path
+    model = make_classifier(config, encoder, sets.class_names, run.n_partial, accelerator.print)
     options = {"weight_decay": args.weight_decay, "layer_decay": args.layer_decay}
     optimizer = make_optimizer(args.optimizer, model, betas=(args.adam_beta1, args.adam_beta2), **options)
     tuned, whole = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (False, True))
     model, optimizer = accelerator.prepare(model, optimizer)
 
     # Schedule and state
+    data, mean, std = sets.train_fingerprint, transform.channel_mean, transform.channel_std
     schedule = Schedule.from_epochs(len(images), **args.schedule_options())
     state = open_run(
         accelerator,
@@ -124,7 +133,8 @@ def train_classifier(
         images,
         schedule,
         folder,
-        resume=resume,
+        made_with={**args.settings(), **model_settings(config), "data": data, "mean": mean, "std": std},
+        checkpoint=choose_checkpoint(accelerator, folder, resume),
         num_workers=launch.loading_workers(args.dataloader_num_workers),
         after_checkpoint=hub.checkpoint,
         **args.run_options(schedule.updates_per_epoch),
@@ -151,7 +161,7 @@ def train_classifier(
         values = {f"eval_{key}": value for key, value in results.items() if isinstance(value, float)}
         state.history.add({"step": update, "epoch": schedule.epoch(update), **values})
         accelerator.log(values, step=update)
-        better = results["accuracy"] > state.progress.best
+        better = state.progress.best is None or results["accuracy"] > state.progress.best
         accelerator.print(
             f"epoch {schedule.epoch(update):g}  accuracy {100 * results['accuracy']:.2f} %  "
             f"loss {results['loss']:.4f}{'  (best so far)' if better else ''}",
@@ -254,6 +264,22 @@ def load_sets(args: EvalArguments, config: MAEConfig, accelerator: Accelerator) 
         main_process_first=accelerator.main_process_first,
         say=accelerator.print,
     )
+
+
+def check_finished(run: EvalRun, finished: Path) -> None:
+    """Raise where `finished` holds the results of another training than `run`, or of one with other settings."""
+    name = json.loads(finished.read_text())["name"]
+    if name != run.name:
+        raise UserError(f"{finished.parent} holds the results of {name}, not of {run.name}: give another --output_dir")
+    before = json.loads((finished.parent / "arguments.json").read_text())
+    now = json.loads(json.dumps(dataclasses.asdict(run.arguments)))
+    names = [name for name in run.arguments.result_options() if before.get(name) != now[name]]
+    if names:
+        changes = "; ".join(f"{name} {before.get(name)} -> {now[name]}" for name in names)
+        raise UserError(
+            f"{finished.parent} holds the finished results of other settings ({changes}): give another --output_dir, "
+            "the same settings, or --overwrite_output_dir to start anew"
+        )
 
 
 def check_training(run: EvalRun, config: MAEConfig, sets: LabelledSets, mean: list[float], processes: int) -> None:

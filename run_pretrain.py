@@ -1,6 +1,6 @@
 """Pre-train a masked autoencoder: `accelerate launch run_pretrain.py [recipe.yaml] [--name value ...]`."""
 
-from configuration import ArgumentError, PretrainArguments, model_config, parse_arguments
+from configuration import ArgumentError, PretrainArguments, model_config, model_settings, parse_arguments
 
 
 if __name__ == "__main__":  # before the other imports: --help and a misspelt option need not wait for torch
@@ -18,6 +18,7 @@ from accelerate.utils import send_to_device, set_seed
 
 from modeling_mae import MAEForPreTraining, MAEModel, mask_noise
 from modeling_mae.data.crops import training_crop
+from modeling_mae.data.fingerprint import fingerprint
 from modeling_mae.data.images import measure_mean_std, open_images
 from modeling_mae.data.labelled import matching_labels
 from modeling_mae.data.order import split_batch
@@ -30,9 +31,12 @@ from modeling_mae.report.pretraining import describe_model, report_pretraining
 from modeling_mae.report.reconstruction import reconstruct_images, reconstruction_grid, save_reconstruction
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform
+from modeling_mae.training.checkpoints import choose_checkpoint
+from modeling_mae.training.folder import claim_folder
 from modeling_mae.training.loop import train
+from modeling_mae.training.manifest import read_manifest
 from modeling_mae.training.optim import Schedule, make_optimizer
-from modeling_mae.training.state import load_model, open_run, prepare_folder, save_model
+from modeling_mae.training.state import load_model, open_run, save_model
 
 
 def main(args: PretrainArguments) -> None:
@@ -43,10 +47,12 @@ def main(args: PretrainArguments) -> None:
     micro_batch = args.per_device_train_batch_size
     accelerator.gradient_accumulation_steps = split_batch(args.total_batch_size, micro_batch, processes)
     if main_process:
-        prepare_folder(output_dir, args.overwrite_output_dir)
+        claim_folder(output_dir, args.overwrite_output_dir)
     hub = Hub(output_dir, **args.hub_options(), main_process=main_process)
     hub.start()
     resume = local_checkpoint(accelerator, output_dir, args.resume_from_checkpoint)
+    checkpoint = choose_checkpoint(accelerator, output_dir, resume)
+    before = read_manifest(checkpoint)["made_with"] if checkpoint else {}
 
     # Images. One process reads first: the others find what `datasets` has cached.
     config = model_config(args)
@@ -59,7 +65,8 @@ def main(args: PretrainArguments) -> None:
     open_set = functools.partial(open_images, size=size, num_channels=config.num_channels, **options)
     images = open_set(source, labels=labels)
     evaluation = open_set(labelled_eval[0], labels=labelled_eval[1]) if labelled_eval else None
-    mean, std = (args.image_mean, args.image_std) if args.image_mean else measure_mean_std(images)
+    given, resumed = (args.image_mean, args.image_std), (before.get("mean"), before.get("std"))
+    mean, std = given if args.image_mean else resumed if before else measure_mean_std(images)
     transform = BatchTransform(mean, std, size).to(accelerator.device)
 
     # Model and optimizer
@@ -82,7 +89,8 @@ def main(args: PretrainArguments) -> None:
         images.view(crop=training_crop(args.seed, args.crop_scale, args.horizontal_flip, size)),
         schedule,
         output_dir,
-        resume=resume,
+        made_with={**args.settings(), **model_settings(config), "data": fingerprint(source), "mean": mean, "std": std},
+        checkpoint=checkpoint,
         num_workers=workers,
         after_checkpoint=hub.checkpoint,
         **args.run_options(schedule.updates_per_epoch),

@@ -14,7 +14,7 @@ from .arguments import (
 from .checks import check_blocks
 from .errors import ArgumentError
 from .evaluation import EvalArguments, EvalRun
-from .model import model_config
+from .model import model_config, model_settings
 from .parsing import parse_arguments
 
 
@@ -29,5 +29,6 @@ __all__ = [
     "RunArguments",
     "check_blocks",
     "model_config",
+    "model_settings",
     "parse_arguments",
 ]

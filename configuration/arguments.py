@@ -18,6 +18,14 @@ def option(default: Any, help: str, **kwargs) -> Any:
     return field(**source, metadata={"help": help, **kwargs})
 
 
+# Data, model, mean and deviation are compared themselves: their names and places may differ. The length may change.
+DECIDE_THE_WEIGHTS = frozenset(
+    "seed total_batch_size base_learning_rate min_learning_rate warmup_epochs weight_decay adam_beta1 adam_beta2 "
+    "crop_scale horizontal_flip n_partial label_fraction optimizer layer_decay auto_augment random_erasing mixup "
+    "cutmix".split()
+)
+
+
 @dataclass
 class ModelArguments:
     model_name_or_path: str | None = option(
@@ -111,6 +119,9 @@ class RunArguments:
         "A checkpoint's folder; auto for the newest in output_dir (a fresh start when there is none); or "
         "hub://owner/name[@revision] for the newest that was pushed there.",
     )
+    allow_changes: bool = option(
+        False, "Go on from a checkpoint that was made with other settings; each difference is printed."
+    )
     report_to: list[str] = option(["tensorboard"], "Accelerate's trackers, as in tensorboard wandb; all; or none.")
     push_to_hub: str = option(
         "no",
@@ -152,7 +163,12 @@ class RunArguments:
             "logging_steps": self.logging_steps,
             "checkpointing_steps": updates_per_epoch if steps == "epoch" else int(steps),
             "checkpoints_kept": self.checkpoints_kept,
+            "allow_changes": self.allow_changes,
         }
+
+    def settings(self) -> dict[str, Any]:
+        """The options that decide the weights: a run goes on exactly only with the same."""
+        return {name: value for name, value in vars(self).items() if name in DECIDE_THE_WEIGHTS}
 
 
 @dataclass

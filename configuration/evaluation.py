@@ -119,6 +119,14 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         names = ("seed", "crop_scale", "horizontal_flip", "label_fraction", "auto_augment")
         return {name: getattr(self, name) for name in names}
 
+    def result_options(self) -> list[str]:
+        """The options that the results of a training depend on."""
+        harmless = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "allow_changes", "cache_dir"}
+        harmless |= {"logging_steps", "checkpointing_steps", "checkpoints_kept", "dataloader_num_workers", "report_to"}
+        harmless |= {"push_to_hub", "hub_model_id", "hub_private_repo", "save_predictions", "knn", "from_scratch"}
+        harmless |= {"per_device_train_batch_size", "per_device_eval_batch_size", "linear_overrides"}
+        return [field.name for field in dataclasses.fields(self) if field.name not in harmless]
+
     def runs(self) -> list["EvalRun"]:
         """Every training there is to do. ArgumentError for a wrong linear override."""
         if not self.do_train:

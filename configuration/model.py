@@ -20,6 +20,11 @@ from .errors import ArgumentError
 PRESETS = Path(__file__).parent / "models"
 
 
+def model_settings(config) -> dict[str, Any]:
+    """The fields of an `MAEConfig` that decide the weights, by name."""
+    return {name: getattr(config, name) for name in model_fields() if not name.startswith("_")}
+
+
 def join(values: list | None) -> str:
     """The values of an option as they stand on the command line."""
     return "(not given)" if values is None else " ".join(map(str, values))

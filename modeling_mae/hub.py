@@ -25,10 +25,10 @@ from huggingface_hub.utils import disable_progress_bars, logging, validate_repo_
 
 from .errors import UserError
 from .training.launch import TrainingStopped
-from .training.state import checkpoint_name, checkpoint_update
+from .training.manifest import checkpoint_name, checkpoint_update
 
 
-IGNORED = ("checkpoint-*", ".partial-*", "*/checkpoint-*", "*/.partial-*")
+IGNORED = (".mae_run.json", "*/.mae_run.json", "checkpoint-*", ".partial-*", "*/checkpoint-*", "*/.partial-*")
 SCHEME = "hub://"
 LOG = ("history.jsonl",)
 # A classifier's run needs the best epoch so far too: it is not in the checkpoints.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .fingerprint import fingerprint
 from .images import Images, open_images
 from .labels import missing_classes, read_labels
 from .sources import Source, load_eval_source, load_source
@@ -20,6 +21,7 @@ class LabelledSets:
     evaluation: Images
     class_names: list[str]
     train_name: str
+    train_fingerprint: str | None
     eval_name: str
     eval_split: str
 
@@ -96,6 +98,7 @@ def load_labelled_sets(
         evaluation=evaluation,
         class_names=class_names,
         train_name=(source or eval_source).name,
+        train_fingerprint=fingerprint(source) if source is not None else None,
         eval_name=eval_source.name,
         eval_split="validation" if validation_dir else split,
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .files import replacing
+from ..files import replacing
 
 
 PAPER = "[arXiv 2111.06377](https://arxiv.org/abs/2111.06377)"

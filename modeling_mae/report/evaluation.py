@@ -5,9 +5,10 @@ from pathlib import Path
 import datasets
 import numpy as np
 
+from ..files import replacing, write_json, write_text
 from .cards import MAX_CLASSES_SHOWN, write_classifier_card, write_overview_card
 from .charts import confusion_picture, partial_curve, training_curve
-from .files import replacing, write_json, write_run, write_text
+from .run import write_run
 
 
 # --- one classifier ---

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from .files import replacing
+from ..files import replacing
 
 
 def save_figure(figure: Figure, path: Path) -> None:

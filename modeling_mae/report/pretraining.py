@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from ..files import write_json
 from .cards import write_pretraining_card
 from .charts import loss_curve
-from .files import write_json, write_run
+from .run import write_run
 
 
 def describe_model(config, parameters: int) -> str:

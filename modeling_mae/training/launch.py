@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 
 from ..errors import UserError
+from ..files import is_full
 
 
 MAX_LOADING_WORKERS = 8
@@ -34,8 +35,34 @@ class TrainingStopped(Exception):
         self.code = code
 
 
+class OpenOutput:
+    """A stream that outlives its reader: after `| head` has read enough, what is printed is dropped."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        return self._unless_closed(self.stream.write, text) or len(text)
+
+    def flush(self) -> None:
+        self._unless_closed(self.stream.flush)
+
+    def _unless_closed(self, action: Callable, *values):
+        try:
+            return action(*values)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            return None
+
+
 def run_script(main: Callable, arguments, mendable: tuple[type[Exception], ...] = (UserError,)) -> None:
     """Run ``main(arguments)``. An error that is `mendable` by the user ends the process with one line."""
+    sys.stdout, sys.stderr = OpenOutput(sys.stdout), OpenOutput(sys.stderr)
+    script = Path(sys.argv[0]).name
     try:
         main(arguments)
     except TrainingStopped as stop:
@@ -44,7 +71,14 @@ def run_script(main: Callable, arguments, mendable: tuple[type[Exception], ...] 
     except mendable as error:
         # A loading worker's error arrives inside the text of its traceback, which ends with the message itself.
         message = str(error).rpartition(f"{type(error).__name__}: ")[2]
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}")
+        sys.exit(f"{script}: error: {' '.join(message.split())}")
+    except OSError as error:
+        if not is_full(error):
+            raise
+        sys.exit(
+            f"{script}: error: no space left on device ({error.filename or arguments.output_dir}): free some space, "
+            "then go on with --resume_from_checkpoint auto"
+        )
 
 
 def make_accelerator(folder: Path, trackers: list[str]) -> Accelerator:
@@ -101,8 +135,12 @@ def count_over_processes(accelerator: Accelerator, flags: torch.Tensor) -> int:
     return int((accelerator.reduce(flags.int().to(accelerator.device), "sum") > 0).sum())
 
 
+# SIGHUP: the terminal is gone. SIGUSR1: SLURM's warning before the time limit (`--signal USR1@60`).
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+
+
 class StopRequest:
-    """SIGINT or SIGTERM, noted until the end of the update and agreed upon by all processes."""
+    """A signal to stop, noted until the end of the update and agreed upon by all processes."""
 
     def __init__(self, accelerator: Accelerator):
         self.signal, self.noted_at = 0, 0.0
@@ -111,8 +149,9 @@ class StopRequest:
         self.previous_handlers = {}
 
     def __enter__(self):
-        for signal_number in (signal.SIGINT, signal.SIGTERM):
-            self.previous_handlers[signal_number] = signal.signal(signal_number, self._note)
+        for signal_number in STOP_SIGNALS:
+            if signal.getsignal(signal_number) != signal.SIG_IGN:  # nohup ignores SIGHUP, and means it
+                self.previous_handlers[signal_number] = signal.signal(signal_number, self._note)
         self._end_with_the_launcher()
         return self
 

@@ -4,7 +4,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -92,7 +92,7 @@ def train(
                     group["lr"] = schedule.rate(update) * group.get("lr_scale", 1.0)
                 loss = 0.0
                 for micro in range(micro_steps):
-                    batch = send_to_device(next(batches), accelerator.device, non_blocking=True)
+                    batch = send_to_device(next_batch(run, batches), accelerator.device, non_blocking=True)
                     with accelerator.accumulate(model):
                         micro_loss = loss_of(batch, update, micro)
                         accelerator.backward(micro_loss)
@@ -113,12 +113,29 @@ def train(
                 if done % run.checkpointing_steps == 0 or last or signal_number:
                     read_losses(run, unread)
                     check_weights(run)
-                    folder = run.checkpoints.save(done)
+                    folder = run.checkpoints.save(progress)
                     run.after_checkpoint(folder)
                     if signal_number:
                         raise stopped_by_signal(run, signal_number, folder)
     finally:
         display.close()
+
+
+def next_batch(run: Run, batches: Iterator[dict]) -> dict:
+    try:
+        return next(batches)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error) or "exited unexpectedly" not in str(error):
+            raise
+        raise TrainingStopped(
+            f"a loading worker died before update {run.progress.update + 1}, mostly because the memory was full: "
+            f"{how_to_go_on(run)}, and fewer --dataloader_num_workers"
+        ) from error
+
+
+def how_to_go_on(run: Run) -> str:
+    newest = run.checkpoints.newest()
+    return f"go on from {newest} with --resume_from_checkpoint {newest}" if newest else "start again"
 
 
 def read_losses(run: Run, unread: list[torch.Tensor]) -> None:
@@ -158,11 +175,9 @@ def check_weights(run: Run) -> None:
 
 
 def not_finite(run: Run, reason: str, update: int) -> TrainingStopped:
-    newest = run.checkpoints.newest()
-    restart = f"go on from {newest} with --resume_from_checkpoint {newest}" if newest else "start again"
     return TrainingStopped(
-        f"{reason} (learning rate {run.schedule.rate(update - 1):.3e}): {restart}, and a lower --base_learning_rate, "
-        "a longer --warmup_epochs, or bf16 or full precision in place of fp16"
+        f"{reason} (learning rate {run.schedule.rate(update - 1):.3e}): {how_to_go_on(run)}, and --allow_changes true "
+        "with a lower --base_learning_rate, a longer --warmup_epochs, or bf16 or full precision in place of fp16"
     )
 
 

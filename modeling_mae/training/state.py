@@ -1,11 +1,12 @@
-"""What a run keeps on disk: progress, history, checkpoints, the model. `Run` holds all that `train` needs."""
+"""What a run keeps on disk beside its checkpoints: history and model. `Run` holds all that `train` needs."""
 
 import json
 import os
-import re
+import pickle
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -15,65 +16,11 @@ from transformers import PreTrainedModel
 
 from ..data.images import Images
 from ..errors import UserError
+from ..files import is_full, share, write_text
+from .checkpoints import Checkpoints, Progress
+from .launch import TrainingStopped
+from .manifest import check_architecture, check_changes, read_manifest
 from .optim import Schedule
-
-
-# What a run writes and a later one would take for its own. The user's other files stay.
-WRITTEN = (
-    "checkpoint-* .partial-* last tensorboard pictures history.jsonl trainer_state.json arguments.json knn.json "
-    "results.json results.txt eval_results.json config.json preprocessor_config.json model*.safetensors "
-    "model.safetensors.index.json"
-).split()
-CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-
-
-def checkpoint_name(update: int) -> str:
-    return f"checkpoint-{update}"
-
-
-def checkpoint_update(path: Path | str) -> int | None:
-    """The update after which the checkpoint of this name was written; None where the name is not a checkpoint's."""
-    match = CHECKPOINT.fullmatch(Path(path).name)
-    return int(match[1]) if match else None
-
-
-def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, the newest last."""
-    paths = [path for path in folder.glob("checkpoint-*") if checkpoint_update(path) is not None]
-    return sorted(paths, key=checkpoint_update)
-
-
-def prepare_folder(folder: Path, overwrite: bool) -> None:
-    """Make `folder`; with `overwrite` remove the results and checkpoints of an earlier run from it.
-
-    Raises:
-        UserError: the folder cannot be made or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in [path for pattern in WRITTEN for path in folder.glob(pattern)] if overwrite else []:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-    except OSError as error:
-        raise UserError(f"output_dir {str(folder)!r} cannot be written ({error.strerror}): give another") from error
-
-
-class Progress:
-    """What a checkpoint keeps beside model, optimizer and random states."""
-
-    def __init__(self):
-        self.update = 0  # updates done
-        self.epoch = 0  # epochs whose end has been attended to
-        self.best = -1.0  # accuracy of the best epoch
-        self.losses: list[float] = []  # read, but not logged yet
-
-    def state_dict(self) -> dict:
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict) -> None:
-        vars(self).update(state)
 
 
 class History:
@@ -86,7 +33,7 @@ class History:
         """Forget what was logged after `update`, where training goes on."""
         if self.main:
             kept = [entry for entry in self.read() if entry["step"] <= update]
-            self.path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+            write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
     def add(self, entry: dict) -> None:
         if self.main:
@@ -101,42 +48,6 @@ class History:
             except json.JSONDecodeError:
                 break  # a kill cut this line off: it is later than any checkpoint
         return entries
-
-
-class Checkpoints:
-    """Folders `checkpoint-<update>` in `folder`. Each is complete or not there; the newest `kept` stay."""
-
-    def __init__(self, accelerator: Accelerator, folder: Path, kept: int):
-        self.accelerator, self.folder, self.kept = accelerator, folder, kept
-
-    def newest(self) -> Path | None:
-        return (checkpoints_in(self.folder) or [None])[-1]
-
-    def save(self, update: int) -> Path:
-        target = self.folder / checkpoint_name(update)
-        if target.exists():
-            return target
-        partial = self.folder / f".partial-{update}"
-        if self.accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(partial))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            os.replace(partial, target)  # the one moment at which the checkpoint comes into being
-            for old in checkpoints_in(self.folder)[: -self.kept]:
-                shutil.rmtree(old, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        return target
-
-    def remove_after(self, update: int) -> None:
-        """Remove the checkpoints of a course that is given up: the newest must be of the present one."""
-        later = [path for path in checkpoints_in(self.folder) if checkpoint_update(path) > update]
-        if later and self.accelerator.is_main_process:
-            print(f"removed    {', '.join(path.name for path in later)}: going on from update {update}")
-            for path in later:
-                shutil.rmtree(path)
-        self.accelerator.wait_for_everyone()
 
 
 @dataclass
@@ -171,7 +82,9 @@ def open_run(
     schedule: Schedule,
     folder: Path,
     *,
-    resume: str | None,
+    made_with: dict,
+    checkpoint: Path | None,
+    allow_changes: bool,
     seed: int,
     batch_size: int,
     total_batch_size: int,
@@ -181,20 +94,26 @@ def open_run(
     checkpoints_kept: int,
     after_checkpoint: Callable[[Path], None] = lambda folder: None,
 ) -> Run:
-    """Open a training in `folder`: fresh, or going on from `resume` (a checkpoint's folder, or auto for the newest).
+    """Open a training in `folder`: fresh, or going on from `checkpoint` (of `choose_checkpoint`).
 
-    `model` and `optimizer` are prepared already. Going on loads the checkpoint into them, and forgets what was logged
-    and saved after it.
+    `model` and `optimizer` are prepared already. `made_with` are the settings that decide the weights; they go into
+    each checkpoint, and going on with others must be allowed. Going on loads the checkpoint, and forgets what was
+    logged and saved after it.
 
     Raises:
-        UserError: the batch sizes do not fit each other or the number of images.
+        UserError: the checkpoint does not fit, or the batch sizes do not fit each other or the number of images.
     """
     progress = Progress()
-    accelerator.register_for_checkpointing(progress)
-    checkpoints = Checkpoints(accelerator, folder, checkpoints_kept)
-    resumed_from = checkpoints.newest() if resume == "auto" else Path(resume) if resume else None
-    if resumed_from:
-        accelerator.load_state(str(resumed_from))
+    versions = {name: version(name) for name in ("torch", "transformers", "accelerate")}
+    made_with = {**made_with, "precision": accelerator.mixed_precision, "schedule": asdict(schedule)}
+    made_with |= {"processes": accelerator.num_processes, "versions": versions}
+    checkpoints = Checkpoints(accelerator, folder, checkpoints_kept, made_with)
+    if checkpoint:
+        _load_state(accelerator, model, checkpoint)
+        progress.load(checkpoint)
+        changes = check_changes(checkpoint, made_with, allow_changes)
+        changes += _new_length(checkpoint, schedule, progress.update)
+        accelerator.print(*(f"changed    {change}\n" for change in changes), sep="", end="", flush=True)
         checkpoints.remove_after(progress.update)
     history = History(folder / "history.jsonl", accelerator.is_main_process)
     history.rewind(progress.update)
@@ -215,13 +134,46 @@ def open_run(
         progress,
         history,
         checkpoints,
-        resumed_from,
+        checkpoint,
         batches,
         images_per_update=total_batch_size,
         logging_steps=logging_steps,
         checkpointing_steps=checkpointing_steps,
         after_checkpoint=after_checkpoint,
     )
+
+
+def _load_state(accelerator: Accelerator, model: torch.nn.Module, checkpoint: Path) -> None:
+    unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
+    check_architecture(checkpoint, {name: tuple(value.shape) for name, value in unwrapped.state_dict().items()})
+    try:
+        accelerator.load_state(str(checkpoint))
+    except (OSError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"checkpoint {str(checkpoint)!r} cannot be loaded ({reason[:200]}): give another, or start anew with "
+            "--overwrite_output_dir"
+        ) from error
+
+
+def _new_length(checkpoint: Path, schedule: Schedule, update: int) -> list[str]:
+    """What a longer or shorter run does to the learning rate, as a line; none where the length is the same.
+
+    Raises:
+        UserError: the run would end before the checkpoint.
+    """
+    if update > schedule.updates:
+        raise UserError(
+            f"checkpoint {str(checkpoint)!r} stands at update {update}, and the run has only {schedule.updates}: give "
+            "more --num_train_epochs or --max_train_steps"
+        )
+    before = Schedule(**read_manifest(checkpoint)["made_with"]["schedule"])
+    if before.updates == schedule.updates:
+        return []
+    return [
+        f"length {before.updates} -> {schedule.updates} updates: the rate follows the new curve from here on, "
+        f"{before.rate(update):.3e} -> {schedule.rate(update):.3e} at update {update}"
+    ]
 
 
 def load_model(model_class: type[PreTrainedModel], checkpoint: str, **options) -> PreTrainedModel:
@@ -243,7 +195,14 @@ def save_model(accelerator: Accelerator, model: torch.nn.Module, folder: Path) -
     if accelerator.is_main_process:
         partial = folder / ".partial-model"
         unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
-        unwrapped.save_pretrained(partial, state_dict=state)
+        try:
+            unwrapped.save_pretrained(partial, state_dict=state)
+            share(partial)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            if not is_full(error):
+                raise
+            raise TrainingStopped(f"no space left on device: the model could not be written into {folder}") from error
         for file in partial.iterdir():
             os.replace(file, folder / file.name)
         partial.rmdir()

@@ -1,5 +1,6 @@
-"""Files that are either complete or absent, even if the process dies while it writes them."""
+"""Files that are either complete or absent, readable as the umask says, and what a full disk is."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -31,8 +32,18 @@ def write_json(path: Path, content) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def write_run(folder: Path, *, arguments: dict, updates: int, updates_per_epoch: int, log: list[dict]) -> None:
-    """arguments.json and trainer_state.json of a finished run."""
-    write_json(folder / "arguments.json", arguments)
-    state = {"global_step": updates, "epoch": updates / updates_per_epoch, "log_history": log}
-    write_json(folder / "trainer_state.json", state)
+def share(folder: Path) -> None:
+    """Give all files in `folder` the mode that the umask says. safetensors gives its files to their owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~umask)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a full disk or a used-up quota caused the error. safetensors and torch only say so in words."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    words = str(error).lower()
+    return any(text in words for text in ("no space left", "quota exceeded", "file write failed", "unexpected pos"))

@@ -1,0 +1,153 @@
+"""What a checkpoint is made of and made with: its name, its manifest, and whether it is whole, safe and fitting."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import torch
+from accelerate.utils.other import load
+from safetensors import SafetensorError, safe_open
+
+from ..errors import UserError
+from ..files import write_json
+
+
+MANIFEST = "manifest.json"
+PROGRESS = "progress.json"
+WEIGHTS = "model.safetensors"
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+# Accelerate reads these with `weights_only`: tensors and plain values, no code.
+PICKLES = re.compile(r"optimizer\.bin|random_states_\d+\.pkl|scaler\.pt|pytorch_model_fsdp\.bin")
+FILES = re.compile(rf"model[\w.-]*\.safetensors|model\.safetensors\.index\.json|{PROGRESS}|{MANIFEST}")
+
+
+# What a run is made with, and may change between two sittings: the weights stay those of an uninterrupted run, or, for
+# a longer schedule, `describe_new_length` says what happens.
+INEXACT = {"processes", "versions", "schedule"}
+
+
+def checkpoint_name(update: int) -> str:
+    return f"checkpoint-{update}"
+
+
+def checkpoint_update(path: Path | str) -> int | None:
+    """The update after which the checkpoint of this name was written; None where the name is not a checkpoint's."""
+    match = CHECKPOINT.fullmatch(Path(path).name)
+    return int(match[1]) if match else None
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, the newest last."""
+    paths = [path for path in folder.glob("checkpoint-*") if path.is_dir() and checkpoint_update(path) is not None]
+    return sorted(paths, key=checkpoint_update)
+
+
+def write_manifest(folder: Path, made_with: dict) -> None:
+    """Write the manifest of the checkpoint in `folder`: size and checksum of every file, and what it was made with."""
+    files = {path.name: _size_and_checksum(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
+    write_json(folder / MANIFEST, {"files": files, "made_with": made_with})
+
+
+def read_manifest(checkpoint: Path) -> dict:
+    return json.loads((checkpoint / MANIFEST).read_text())
+
+
+def _size_and_checksum(path: Path) -> dict:
+    checksum = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            checksum.update(block)
+    return {"bytes": path.stat().st_size, "sha256": checksum.hexdigest()}
+
+
+def find_fault(checkpoint: Path) -> str | None:
+    """Why training cannot go on from `checkpoint`; None where it is whole, safe and finite."""
+    if not (checkpoint / MANIFEST).is_file():
+        return f"it has no {MANIFEST}: it is not complete, or an older version wrote it"
+    try:
+        files = read_manifest(checkpoint)["files"]
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"its {MANIFEST} cannot be read"
+    present = {path.name: path for path in checkpoint.iterdir()}
+    for name in sorted(present):
+        # The manifest may be a stranger's too: what is not one of these files is not loaded, whatever it says.
+        if not PICKLES.fullmatch(name) and not FILES.fullmatch(name):
+            return f"it holds {name}, which no run writes and which might run code"
+    for name, (size, checksum) in expected.items():
+        if name not in present:
+            return f"{name} is missing"
+        actual = _size_and_checksum(present[name])
+        if actual["bytes"] != size:
+            return f"{name} has {actual['bytes']:,} bytes, not {size:,}"
+        if actual["sha256"] != checksum:
+            return f"{name} is damaged: its checksum is another"
+    if PROGRESS not in expected:
+        return f"{PROGRESS} is missing"
+    return _fault_of_pickles(present) or _fault_of_weights(present)
+
+
+def _fault_of_pickles(present: dict[str, Path]) -> str | None:
+    for name, path in present.items():
+        # The optimizer's is large. Accelerate loads it in the same way, and an error there is reported, too.
+        if PICKLES.fullmatch(name) and name.startswith(("random_states", "scaler")):
+            try:
+                load(path, map_location="cpu")
+            except Exception as error:  # whatever a crafted file makes the unpickler raise
+                return f"{name} is refused ({type(error).__name__}): it holds more than tensors and plain values"
+    return None
+
+
+def _fault_of_weights(present: dict[str, Path]) -> str | None:
+    for name, path in present.items():
+        if name.endswith(".safetensors"):
+            try:
+                with safe_open(path, framework="pt") as file:
+                    for key in file.keys():
+                        tensor = file.get_tensor(key)
+                        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                            return f"its weights are not finite ({key} in {name})"
+            except (SafetensorError, OSError) as error:
+                return f"{name} cannot be read ({error})"
+    return None
+
+
+def check_architecture(checkpoint: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise a UserError where the checkpoint's weights are of another model than one with these `shapes`."""
+    path = checkpoint / WEIGHTS
+    if not path.exists():
+        return  # written in shards: loading them tells
+    with safe_open(path, framework="pt") as file:
+        for key in file.keys():
+            shape = tuple(file.get_slice(key).get_shape())
+            if shape != shapes.get(key):
+                here = f"{shapes[key]} here" if key in shapes else "not in this model"
+                raise UserError(
+                    f"checkpoint {str(checkpoint)!r} is of another architecture ({key} is {shape} there, {here}): "
+                    "give the recipe and config_overrides that it was trained with"
+                )
+
+
+def check_changes(checkpoint: Path, made_with: dict, allow_changes: bool) -> list[str]:
+    """The settings in which this run differs from that of the checkpoint, a line each.
+
+    Raises:
+        UserError: there are some, and they are not allowed.
+    """
+    before, changes = read_manifest(checkpoint)["made_with"], []
+    made_with = json.loads(json.dumps(made_with))
+    for key in sorted({*before, *made_with} - INEXACT):
+        if before.get(key) != made_with.get(key):
+            changes.append(f"{key} {_short(before.get(key))} -> {_short(made_with.get(key))}")
+    if changes and not allow_changes:
+        raise UserError(
+            f"checkpoint {str(checkpoint)!r} was made with other settings ({'; '.join(changes)}): going on exactly is "
+            "not possible with these. Give the old ones, or --allow_changes true to accept the new ones"
+        )
+    return changes
+
+
+def _short(value) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
