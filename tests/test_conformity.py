@@ -11,25 +11,14 @@ import pickle
 
 import pytest
 import torch
+from conftest import TINY
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModel
 
 from modeling_mae import EvalNet, MAEBackbone, MAEConfig, MAEForPreTraining, MAEModel, MAEPreTrainedModel
 
 
-TINY = {
-    "image_size": 32,
-    "patch_size": 8,
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "decoder_hidden_size": 16,
-    "decoder_num_hidden_layers": 2,
-    "decoder_num_attention_heads": 2,
-    "decoder_intermediate_size": 32,
-    "num_labels": 5,
-}
+FIELDS = {**TINY, "num_hidden_layers": 3, "num_labels": 5}
 CLASSES = [MAEModel, MAEForPreTraining, EvalNet, MAEBackbone]
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 NOISE = torch.rand(2, 16, generator=torch.Generator().manual_seed(1))
@@ -40,7 +29,7 @@ every_class = pytest.mark.parametrize("model_class", CLASSES)
 def tiny(model_class: type[MAEPreTrainedModel], **changes) -> MAEPreTrainedModel:
     """With all values different from those that initialisation would give."""
     torch.manual_seed(0)
-    model = model_class(MAEConfig(**{**TINY, **changes}))
+    model = model_class(MAEConfig(**{**FIELDS, **changes}))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
@@ -168,7 +157,7 @@ def test_missing_weights_start_as_init_weights_says(tmp_path):
 def test_initialisation_owns_every_tensor(model_class):
     """On the meta device nothing is set but by `_init_weights`: garbage must not survive."""
     with torch.device("meta"):
-        model = model_class(MAEConfig(**TINY, head_norm="batch"))
+        model = model_class(MAEConfig(**FIELDS, head_norm="batch"))
     model.to_empty(device="cpu")
     with torch.no_grad():
         for tensor in model.state_dict().values():
@@ -313,7 +302,9 @@ def test_what_transformers_asks_a_model(model):
 
 
 def test_config_round_trips(tmp_path):
-    config = MAEConfig(**TINY, image_mean_of_the_lab=0.3, out_indices=[1, 3], id2label={i: f"c{i}" for i in range(5)})
+    config = MAEConfig(
+        **FIELDS, image_mean_of_the_lab=0.3, out_indices=[1, 3], id2label={i: f"c{i}" for i in range(5)}
+    )
     config.save_pretrained(tmp_path)
     config.to_json_file(tmp_path / "whole.json", use_diff=False)
     for again in (
@@ -325,7 +316,7 @@ def test_config_round_trips(tmp_path):
     ):
         assert again.image_mean_of_the_lab == 0.3
         assert again.out_features == ["stage1", "stage3"] and again.id2label[4] == "c4"
-        assert {key: getattr(again, key) for key in TINY} == TINY
+        assert {key: getattr(again, key) for key in FIELDS} == FIELDS
         assert again.to_json_string() == config.to_json_string()
 
 
@@ -341,4 +332,4 @@ def test_config_overrides_at_load(tmp_path):
 
 def test_no_feed_forward_chunking():
     with pytest.raises(ValueError, match="chunk_size_feed_forward=8"):
-        MAEConfig(**TINY, chunk_size_feed_forward=8)
+        MAEConfig(**FIELDS, chunk_size_feed_forward=8)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from conftest import TINY, tiny_config
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import (
     AutoModel,
@@ -19,23 +20,9 @@ from modeling_mae import MAEConfig, MAEForPreTraining, MAEModel, mask_noise
 from modeling_mae.modeling_mae import MAELayer, resize_positions, sincos_positions, visible_count
 
 
-TINY = {
-    "image_size": 32,
-    "patch_size": 8,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "decoder_hidden_size": 16,
-    "decoder_num_hidden_layers": 2,
-    "decoder_num_attention_heads": 2,
-    "decoder_intermediate_size": 32,
-}
-
-
 def tiny(**changes) -> MAEForPreTraining:
     torch.manual_seed(0)
-    return MAEForPreTraining(MAEConfig(**{**TINY, **changes})).eval()
+    return MAEForPreTraining(tiny_config(**changes)).eval()
 
 
 def as_vit_mae(model: MAEForPreTraining) -> ViTMAEForPreTraining:
@@ -111,8 +98,7 @@ def test_gradients_equal_transformers():
 
 def test_initial_distributions_are_the_papers():
     torch.manual_seed(0)
-    config = MAEConfig(**{**TINY, "hidden_size": 192, "intermediate_size": 768, "decoder_hidden_size": 128})
-    model = MAEForPreTraining(config)
+    model = MAEForPreTraining(tiny_config(hidden_size=192, intermediate_size=768, decoder_hidden_size=128))
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
             bound = math.sqrt(6 / sum(module.weight.shape))  # xavier uniform
@@ -319,13 +305,13 @@ def test_sincos_positions_tell_rows_from_columns():
 )
 def test_impossible_configurations(changes, message):
     with pytest.raises(ValueError, match=message):
-        MAEConfig(**{**TINY, **changes})
+        tiny_config(**changes)
 
 
 @pytest.mark.parametrize("changes", [{"mask_type": "stripes"}, {"hidden_size": "wide"}])
 def test_fields_of_another_type_are_refused_by_transformers(changes):
     with pytest.raises(StrictDataclassFieldValidationError, match=next(iter(changes))):
-        MAEConfig(**{**TINY, **changes})
+        tiny_config(**changes)
 
 
 def test_transformers_trainer_trains_it(tmp_path):

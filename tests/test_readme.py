@@ -8,28 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT, TINY_GRAY
 
 from modeling_mae import MAEConfig, MAEForPreTraining
 from modeling_mae.training.processor import image_processor
 
 
-ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
-    config = MAEConfig(
-        image_size=28,
-        patch_size=4,
-        num_channels=1,
-        hidden_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        intermediate_size=64,
-        decoder_num_hidden_layers=1,
-    )
+    config = MAEConfig(**{**TINY_GRAY, "patch_size": 4, "num_hidden_layers": 4})
     torch.manual_seed(0)
     MAEForPreTraining(config).save_pretrained(folder / "runs" / "demo")
     image_processor((28, 28), [0.29], [0.36], 1).save_pretrained(folder / "runs" / "demo")
