@@ -113,6 +113,17 @@ def run(*arguments, code=0, **options) -> str:
     return output
 
 
+def run_in_turn(*commands, script="run_pretrain.py") -> list[tuple[int, str]]:
+    """(exit code, output) of each command, all in one process.
+
+    Importing the libraries takes longer than a command that is refused. Such commands share the imports here: each
+    runs the script anew from its first line."""
+    words = json.dumps([list(map(str, command)) for command in commands])
+    *pieces, rest = run(script, words, script="tests/in_turn.py").split("\0")
+    assert not rest and len(pieces) == 2 * len(commands), pieces
+    return list(zip(map(int, pieces[1::2]), pieces[::2], strict=True))
+
+
 def weights_and_history(folder) -> tuple[dict[str, torch.Tensor], list[dict]]:
     """The weights and the log that a run left."""
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
