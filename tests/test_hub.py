@@ -31,7 +31,7 @@ from modeling_mae.training.loop import TrainingStopped
 # A run of the recipe long enough to be stopped on its way.
 LONG = ("--max_train_steps", 40, "--max_train_samples", 64, "--per_device_train_batch_size", 32, "--logging_steps", 1)
 LONG += ("--checkpointing_steps", 10, "--picture_epochs", 10, "--dataloader_num_workers", 0)
-LONG += ("--report_to", "tensorboard", "--knn", "true")
+LONG += ("--report_to", "tensorboard")
 
 
 @pytest.fixture
