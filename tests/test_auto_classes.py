@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_config
 from PIL import Image
 from transformers import (
     AutoImageProcessor,
@@ -20,21 +21,10 @@ from transformers import (
 )
 
 from modeling_mae import EvalNet, MAEBackbone, MAEConfig, MAEForPreTraining, MAEImageProcessor, MAEModel
-from modeling_mae.training.processor import image_processor
+from modeling_mae.data.processor import image_processor
 
 
-TINY = {
-    "patch_size": 8,
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "decoder_hidden_size": 16,
-    "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 2,
-    "decoder_intermediate_size": 32,
-    "id2label": {0: "ant", 1: "bee", 2: "cow"},
-}
+THREE_CLASSES = {"num_hidden_layers": 3, "id2label": {0: "ant", 1: "bee", 2: "cow"}}
 CLASSES = {"encoder": MAEModel, "pretraining": MAEForPreTraining, "classifier": EvalNet}
 MEAN_STD = {1: ([0.3], [0.4]), 3: ([0.3, 0.4, 0.5], [0.2, 0.3, 0.4])}
 
@@ -55,7 +45,8 @@ def checkpoints(tmp_path_factory):
     torch.manual_seed(0)
     for channels in (1, 3):
         for name, model_class in CLASSES.items():
-            config = MAEConfig(**TINY, image_size=[32, 48], num_channels=channels, head_initializer_range=0.5)
+            changes = {"image_size": [32, 48], "num_channels": channels, "head_initializer_range": 0.5}
+            config = tiny_config(**THREE_CLASSES, **changes)
             model_class(config).save_pretrained(folder / str(channels) / name)
             processor = image_processor((32, 48), *MEAN_STD[channels], channels)
             processor.save_pretrained(folder / str(channels) / name)
@@ -206,7 +197,7 @@ def test_processor_of_many_channels():
 
 
 def backbone_config(**more) -> MAEConfig:
-    return MAEConfig(**TINY, image_size=32, **more)
+    return tiny_config(**THREE_CLASSES, **more)
 
 
 def test_backbone_maps_are_the_hidden_states():

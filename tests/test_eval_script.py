@@ -7,15 +7,16 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from conftest import TINY_GRAY, TWO_PROCESSES, assert_same_run, assert_same_weights, run_in_turn, weights_and_history
+from conftest import run as run_script
+from conftest import start as start_script
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
-from test_scripts import run as run_script
-from test_scripts import start as start_script
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from modeling_mae import MAEConfig, MAEForPreTraining
-from modeling_mae.training.processor import image_processor
+from modeling_mae.data.processor import image_processor
 
 
 RECIPE = """
@@ -44,19 +45,7 @@ def run(*arguments, **options):
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrained")
     torch.manual_seed(0)
-    config = MAEConfig(
-        image_size=28,
-        patch_size=7,
-        num_channels=1,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        decoder_hidden_size=16,
-        decoder_num_hidden_layers=1,
-        decoder_num_attention_heads=2,
-    )
-    MAEForPreTraining(config).save_pretrained(folder)
+    MAEForPreTraining(MAEConfig(**TINY_GRAY)).save_pretrained(folder)
     image_processor((28, 28), [0.2], [0.3], 1).save_pretrained(folder)
     return folder
 
@@ -122,13 +111,12 @@ def test_a_killed_run_goes_on_exactly(tmp_path, recipe):
     stopped.kill()
     stopped.communicate()
     run(*command, "--output_dir", tmp_path / "killed", "--resume_from_checkpoint", tmp_path / "killed/checkpoint-7")
-    for name in ("model.safetensors", "last/model.safetensors"):
-        one, other = (load_file(tmp_path / folder / name) for folder in ("straight", "killed"))
-        assert all(torch.equal(value, other[key]) for key, value in one.items())
-    logs = [
-        json.loads((tmp_path / f / "trainer_state.json").read_text())["log_history"] for f in ("straight", "killed")
-    ]
-    assert logs[0] == logs[1] and sum("eval_accuracy" in entry for entry in logs[0]) == 2
+    assert_same_run(tmp_path / "straight", tmp_path / "killed")
+    assert_same_weights(
+        *(load_file(tmp_path / name / "last" / "model.safetensors") for name in ("straight", "killed"))
+    )
+    _, history = weights_and_history(tmp_path / "straight")
+    assert sum("eval_accuracy" in entry for entry in history) == 2
 
 
 def test_two_processes_test_as_one(tmp_path, recipe):
@@ -143,8 +131,7 @@ def test_two_processes_test_as_one(tmp_path, recipe):
         "true",
     )
     run(*command, "--output_dir", tmp_path / "one")
-    launcher = {"launcher": ("--multi_gpu", "--num_processes", "2"), "ACCELERATE_USE_CPU": "true"}
-    run(*command, "--output_dir", tmp_path / "two", "--per_device_eval_batch_size", 9, **launcher)
+    run(*command, "--output_dir", tmp_path / "two", "--per_device_eval_batch_size", 9, **TWO_PROCESSES)
     (one,), (two,) = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
     assert one.pop("loss") == pytest.approx(two.pop("loss")) and one == two
     predictions = [datasets.Dataset.from_parquet(str(tmp_path / f / "predictions.parquet")) for f in ("one", "two")]
@@ -198,18 +185,17 @@ def test_own_folders(tmp_path, recipe):
     assert torch.equal(two.mae.state_dict()[first], model.mae.state_dict()[first])
     words = (recipe, "--output_dir", tmp_path / "refused", "--total_batch_size", 16)
     photos = tmp_path / "photos"
-    for arguments, message in (
-        (("--train_dir", photos / "train", "--validation_dir", photos / "other"), r"training has not (red)"),
-        (("--train_dir", photos / "train"), "--validation_dir"),
-        (("--train_dir", photos / "train" / "dark", "--validation_dir", photos / "test"), "no column of labels"),
-        (("--do_train", "false"), "has no classifier to test"),
-        (
-            ("--n_partial", 1, 0, "--linear_overrides", "total_batch_size=512"),
-            "n_partial-0: total_batch_size 512 is more",
+    message_by_words = {
+        ("--train_dir", photos / "train", "--validation_dir", photos / "other"): "training has not (red)",
+        ("--train_dir", photos / "train"): "--validation_dir",
+        ("--train_dir", photos / "train" / "dark", "--validation_dir", photos / "test"): "no column of labels",
+        ("--do_train", "false"): "has no classifier to test",
+        ("--n_partial", 1, 0, "--linear_overrides", "total_batch_size=512"): (
+            "n_partial-0: total_batch_size 512 is more"
         ),
-        (("--n_partial", 3), "n_partial 3 does not work: give 0 (head only)"),
-        (("--model_name_or_path", tmp_path / "nowhere"), "is not a folder here"),
-    ):
-        process = start_script(*words, *arguments, script="run_eval.py")
-        output, _ = process.communicate(timeout=100)
-        assert process.returncode and message in output and "Traceback" not in output, output
+        ("--n_partial", 3): "n_partial 3 does not work: give 0 (head only)",
+        ("--model_name_or_path", tmp_path / "nowhere"): "is not a folder here",
+    }
+    ends = run_in_turn(*((*words, *more) for more in message_by_words), script="run_eval.py")
+    for (code, output), message in zip(ends, message_by_words.values(), strict=True):
+        assert code and message in output, output

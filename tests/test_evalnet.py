@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import tiny_config
 from transformers import AutoModelForImageClassification
 
 from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining, MAEModel
@@ -10,20 +11,8 @@ from modeling_mae.training.optim import adamw
 
 
 DEPTH = 3
-SMALL = {
-    "image_size": 16,
-    "patch_size": 4,
-    "hidden_size": 16,
-    "num_hidden_layers": DEPTH,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "decoder_hidden_size": 16,
-    "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 2,
-    "decoder_intermediate_size": 32,
-    "num_labels": 5,
-    "head_initializer_range": 0.01,
-}
+CHANGES = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": DEPTH}
+CHANGES |= {"num_labels": 5, "head_initializer_range": 0.01}
 IMAGES, LABELS = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 5
 
 # Written down by hand from the paper's Figure 9 and the definition of each value.
@@ -54,7 +43,7 @@ TUNED = {
 
 def net(**overrides):
     torch.manual_seed(1)
-    return EvalNet(MAEConfig(**{**SMALL, **overrides}))
+    return EvalNet(tiny_config(**{**CHANGES, **overrides}))
 
 
 @pytest.mark.parametrize("head_norm", ["none", "batch"])
@@ -163,7 +152,7 @@ def test_drop_path_grows_linearly_and_keeps_the_mean():
 
 def test_loads_the_encoder_of_any_checkpoint(tmp_path):
     torch.manual_seed(0)
-    pretrained = MAEForPreTraining(MAEConfig(**SMALL))
+    pretrained = MAEForPreTraining(tiny_config(**CHANGES))
     pretrained.save_pretrained(tmp_path / "mae")
     pretrained.mae.save_pretrained(tmp_path / "encoder")
     for source in ("mae", "encoder"):
@@ -188,7 +177,7 @@ def test_loads_the_encoder_of_any_checkpoint(tmp_path):
 @pytest.mark.parametrize("positions", ["sincos", "learned"])
 def test_another_image_size_interpolates_the_positions(tmp_path, positions):
     torch.manual_seed(0)
-    pretrained = MAEForPreTraining(MAEConfig(**SMALL, position_embedding=positions))
+    pretrained = MAEForPreTraining(tiny_config(**CHANGES, position_embedding=positions))
     pretrained.save_pretrained(tmp_path)
     table = pretrained.mae.embeddings.positions.table.detach()
     expected = F.interpolate(table[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2), size=(6, 8), mode="bicubic")
@@ -205,7 +194,7 @@ def test_another_image_size_interpolates_the_positions(tmp_path, positions):
     assert config.image_size == [24, 32]
     with pytest.raises(ValueError, match="not a multiple"):
         EvalNet.from_pretrained(tmp_path, image_size=18)
-    flat = EvalNet(MAEConfig(**SMALL, pooling="flatten"))
+    flat = EvalNet(tiny_config(**CHANGES, pooling="flatten"))
     with pytest.raises(ValueError, match="flatten"):
         flat.set_image_size(32)
     with pytest.raises(ValueError, match="flatten"):

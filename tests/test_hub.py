@@ -12,36 +12,22 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import assert_same_run, assert_same_weights, run, start, tiny_config
 from hub_server import HubServer, Repo
 from huggingface_hub import constants
-from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForImageClassification
 
-from configuration import parse_arguments
-from configuration.arguments import RunArguments
-from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining
-from modeling_mae.training import hub as hub_module
-from modeling_mae.training.hub import LOG_AND_BEST, Hub, download_checkpoint
-from modeling_mae.training.loop import TrainingStopped
+from configuration import PretrainArguments, parse_arguments
+from modeling_mae import EvalNet, MAEForPreTraining
+from modeling_mae import hub as hub_module
+from modeling_mae.hub import LOG_AND_BEST, Hub, download_checkpoint
+from modeling_mae.training.launch import TrainingStopped
 
 
-ROOT = Path(__file__).parents[1]
-CONFIG = {"image_size": 16, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-CONFIG |= {"intermediate_size": 16, "decoder_hidden_size": 16, "decoder_num_hidden_layers": 1}
-CONFIG |= {"decoder_num_attention_heads": 2, "decoder_intermediate_size": 16}
-RECIPE = """
-max_train_samples: 64
-total_batch_size: 32
-per_device_train_batch_size: 32
-max_train_steps: 40
-warmup_epochs: 1
-checkpointing_steps: 10
-logging_steps: 1
-dataloader_num_workers: 0
-config_overrides: {image_size: 28, patch_size: 7, num_channels: 1, hidden_size: 16, num_hidden_layers: 1,
-  num_attention_heads: 2, intermediate_size: 32, decoder_hidden_size: 16, decoder_num_hidden_layers: 1,
-  decoder_num_attention_heads: 2, decoder_intermediate_size: 32}
-"""
+# A run of the recipe long enough to be stopped on its way.
+LONG = ("--max_train_steps", 40, "--max_train_samples", 64, "--per_device_train_batch_size", 32, "--logging_steps", 1)
+LONG += ("--checkpointing_steps", 10, "--picture_epochs", 10, "--dataloader_num_workers", 0)
+LONG += ("--report_to", "tensorboard")
 
 
 @pytest.fixture
@@ -93,30 +79,13 @@ def without_checkpoints(files):
 
 
 def make_hub(folder, repo_id="me/small", strategy="end", private=False, active=True):
-    return Hub(folder, repo_id, private=private, strategy=strategy, active=active)
+    return Hub(folder, repo_id, private=private, strategy=strategy, main_process=active)
 
 
 def environment(server):
-    here = {"HF_ENDPOINT": server.url, "HF_TOKEN": server.token, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
-    return {**os.environ, **here, "HF_HUB_CACHE": constants.HF_HUB_CACHE, "OMP_NUM_THREADS": "1"}
-
-
-def start(server, *arguments, **changes):
-    return subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
-        cwd=ROOT,
-        env={**environment(server), **changes},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def run(server, *arguments, code=0, **changes):
-    process = start(server, *arguments, **changes)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == code and "Traceback" not in output, output
-    return output
+    """Of a command that talks to the server."""
+    client = {"HF_ENDPOINT": server.url, "HF_TOKEN": server.token, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    return {**client, "HF_HUB_CACHE": constants.HF_HUB_CACHE}
 
 
 # --- before the training ---
@@ -213,7 +182,7 @@ def test_what_cannot_be_pushed_is_told_with_the_command_that_does_it_later(serve
         server.repos.clear()
         command = shlex.split(said.split("`")[1])
         command[0] = str(Path(sys.executable).parent / "hf")
-        subprocess.run(command, env=environment(server), check=True, capture_output=True)
+        subprocess.run(command, env={**os.environ, **environment(server)}, check=True, capture_output=True)
         assert without_checkpoints(server.files("me/small")) == without_checkpoints(before)
         assert not any("checkpoint" in name for name in server.files("me/small")) and server.repos["me/small"].private
 
@@ -335,7 +304,7 @@ def test_what_cannot_be_gone_on_from_is_one_line(server, tmp_path, monkeypatch, 
 def test_arguments_of_the_hub_are_checked(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     Path("there/checkpoint-7").mkdir(parents=True)
-    assert parse_arguments(RunArguments, ["--resume_from_checkpoint", "hub://me/small@main"])
+    assert parse_arguments(PretrainArguments, ["--resume_from_checkpoint", "hub://me/small@main"])
     for words, part in (
         ("--resume_from_checkpoint hub://me/sm/all", "hub://owner/name"),
         ("--resume_from_checkpoint hub://me/small --output_dir there", "resume_from_checkpoint auto"),
@@ -343,16 +312,11 @@ def test_arguments_of_the_hub_are_checked(capsys, monkeypatch, tmp_path):
         ("--hub_strategy always", "'checkpoint'"),
     ):
         with pytest.raises(SystemExit):
-            parse_arguments(RunArguments, words.split())
+            parse_arguments(PretrainArguments, words.split())
         assert part in capsys.readouterr().err
 
 
 # --- models ---
-
-
-def assert_same(weights, others):
-    assert weights.keys() == others.keys()
-    assert all(torch.equal(value, others[name]) for name, value in weights.items())
 
 
 @pytest.mark.parametrize(
@@ -360,24 +324,23 @@ def assert_same(weights, others):
 )
 def test_models_come_back_from_the_hub(server, cls, auto):
     torch.manual_seed(0)
-    first, second = (cls(MAEConfig(**CONFIG, num_labels=3)) for _ in range(2))
+    first, second = (cls(tiny_config(num_labels=3)) for _ in range(2))
     commits = [model.push_to_hub("small").oid for model in (first, second)]
     assert commits == [commit.sha for commit in server.repos["me/small"].commits[1:]]
-    assert_same(auto.from_pretrained("me/small").state_dict(), second.state_dict())
-    assert_same(auto.from_pretrained("me/small", revision=commits[0]).state_dict(), first.state_dict())
+    assert_same_weights(auto.from_pretrained("me/small").state_dict(), second.state_dict())
+    assert_same_weights(auto.from_pretrained("me/small", revision=commits[0]).state_dict(), first.state_dict())
     encoder = AutoModel.from_pretrained("me/small", revision=commits[0]).state_dict()
-    assert_same(encoder, first.mae.state_dict())
+    assert_same_weights(encoder, first.mae.state_dict())
 
 
 # --- the command ---
 
 
-def test_a_run_goes_on_elsewhere_from_what_it_pushed(server, tmp_path):
+def test_a_run_goes_on_elsewhere_from_what_it_pushed(server, tmp_path, recipe):
     """A whole run that pushes; a run from its first checkpoint, stopped on the way; a third goes on from that."""
-    (tmp_path / "small.yaml").write_text(RECIPE)
-    command = ("run_pretrain.py", tmp_path / "small.yaml", "--output_dir")
+    command, client = (recipe, *LONG, "--output_dir"), environment(server)
     push = ("--push_to_hub", "true", "--hub_strategy", "checkpoint", "--hub_model_id")
-    output = run(server, *command, tmp_path / "whole", *push, "me/whole")
+    output = run(*command, tmp_path / "whole", *push, "me/whole", **client)
     assert f"pushed     {server.url}/me/whole" in output
     first = server.repos["me/whole"].commits[1]
     assert {name.split("/")[0] for name in first.files} == {"checkpoint-10", "history.jsonl", ".gitattributes"}
@@ -387,7 +350,7 @@ def test_a_run_goes_on_elsewhere_from_what_it_pushed(server, tmp_path):
     assert all(there[name] == content for name, content in last.items() if "checkpoint-" in name)
 
     source = ("--resume_from_checkpoint", f"hub://me/whole@{first.sha}")
-    stopped = start(server, *command, tmp_path / "stopped", *source, *push, "me/stopped")
+    stopped = start(*command, tmp_path / "stopped", *source, *push, "me/stopped", **client)
     lines = []
     for line in stopped.stdout:
         lines.append(line)
@@ -397,16 +360,15 @@ def test_a_run_goes_on_elsewhere_from_what_it_pushed(server, tmp_path):
     (update,) = {int(name.split("/")[0][11:]) for name in server.files("me/stopped") if "checkpoint-" in name}
     assert 12 <= update < 40 and (tmp_path / "stopped" / f"checkpoint-{update}").is_dir()
 
-    output = run(server, *command, tmp_path / "other", "--resume_from_checkpoint", "hub://me/stopped")
+    output = run(*command, tmp_path / "other", "--resume_from_checkpoint", "hub://me/stopped", **client)
     assert f"from update {update} of {tmp_path / 'other' / f'checkpoint-{update}'}" in output
-    assert_same(*(load_file(tmp_path / name / "model.safetensors") for name in ("whole", "other")))
+    assert_same_run(tmp_path / "whole", tmp_path / "other")
     whole, other = (json.loads((tmp_path / name / "trainer_state.json").read_text()) for name in ("whole", "other"))
     assert whole == other and len(whole["log_history"]) == 40
 
 
-def test_a_refused_token_ends_the_command_before_the_training(server, tmp_path):
-    (tmp_path / "small.yaml").write_text(RECIPE)
-    command = ("run_pretrain.py", tmp_path / "small.yaml", "--output_dir", tmp_path / "run", "--push_to_hub", "true")
-    output = run(server, *command, "--hub_model_id", "me/small", code=1, HF_TOKEN="hf_old")
+def test_a_refused_token_ends_the_command_before_the_training(server, tmp_path, recipe):
+    words = ("--output_dir", tmp_path / "run", "--push_to_hub", "true", "--hub_model_id", "me/small")
+    output = run(recipe, *words, code=1, **{**environment(server), "HF_TOKEN": "hf_old"})
     assert "hf auth login" in output and "'me/small'" in output and "update" not in output
     assert not on_disk(tmp_path / "run")

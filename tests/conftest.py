@@ -1,0 +1,151 @@
+"""What several test modules share: a tiny model, and the real commands as a user starts them."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from modeling_mae import MAEConfig
+
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "decoder_hidden_size": 16,
+    "decoder_num_hidden_layers": 2,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 32,
+}
+# For the bundled images, 28 x 28 and gray.
+TINY_GRAY = {
+    **TINY,
+    "image_size": 28,
+    "patch_size": 7,
+    "num_channels": 1,
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "decoder_num_hidden_layers": 1,
+}
+RECIPE = f"""
+max_train_samples: 160
+total_batch_size: 32
+per_device_train_batch_size: 16
+max_train_steps: 20
+warmup_epochs: 1
+base_learning_rate: 1.0e-2
+logging_steps: 3
+checkpointing_steps: 7
+picture_epochs: 2
+knn: false
+report_to: none
+config_overrides: {json.dumps(TINY_GRAY)}
+"""
+# Options of `start`. Port 0 lets the launcher choose a free one, so that tests can run side by side.
+TWO_PROCESSES = {
+    "launcher": ("--multi_gpu", "--num_processes", "2", "--main_process_port", "0"),
+    "ACCELERATE_USE_CPU": "true",
+}
+
+
+def pytest_configure(config):
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+    else:
+        # One cache of data sets for all processes of this session, empty at its start. `datasets` holds a file lock
+        # while it builds one: the first process builds, the others wait for it and read.
+        cache = tempfile.TemporaryDirectory(prefix="datasets-", ignore_cleanup_errors=True)
+        config.add_cleanup(cache.cleanup)
+        os.environ["HF_DATASETS_CACHE"] = cache.name
+
+
+def tiny_config(**changes) -> MAEConfig:
+    return MAEConfig(**{**TINY, **changes})
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    """A small recipe for run_pretrain.py: 20 updates over 160 bundled images."""
+    path = tmp_path / "small.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def start(*arguments, script="run_pretrain.py", launcher=(), **environment) -> subprocess.Popen:
+    """The command from the root of the repository, with output and errors in one pipe.
+
+    `launcher` holds the options of `accelerate launch`. Without them the script starts alone, so that a signal reaches
+    the script itself. The keywords in `environment` are environment variables."""
+    command = [sys.executable, script]
+    if launcher:
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *launcher, script]
+    return subprocess.Popen(
+        [*command, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(*arguments, code=0, **options) -> str:
+    """What the command prints. It must end with this exit code, and without a traceback."""
+    process = start(*arguments, **options)
+    try:
+        output, _ = process.communicate(timeout=300)
+    finally:
+        process.kill()  # a command that hangs must not outlive its test
+    assert process.returncode == code and "Traceback" not in output, output
+    return output
+
+
+def run_in_turn(*commands, script="run_pretrain.py") -> list[tuple[int, str]]:
+    """(exit code, output) of each command, all in one process.
+
+    Importing the libraries takes longer than a command that is refused. Such commands share the imports here: each
+    runs the script anew from its first line."""
+    words = json.dumps([list(map(str, command)) for command in commands])
+    *pieces, rest = run(script, words, script="tests/in_turn.py").split("\0")
+    assert not rest and len(pieces) == 2 * len(commands), pieces
+    return list(zip(map(int, pieces[1::2]), pieces[::2], strict=True))
+
+
+def weights_and_history(folder) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    """The weights and the log that a run left."""
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return load_file(folder / "model.safetensors"), history
+
+
+def assert_same_weights(one, other):
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def assert_same_run(one, other):
+    """Two folders hold the same weights and the same log, to the last bit."""
+    (weights, history), (other_weights, other_history) = weights_and_history(one), weights_and_history(other)
+    assert history == other_history
+    assert_same_weights(weights, other_weights)
+
+
+def photograph(path=None, i=0, **options) -> Image.Image:
+    """Image `i` of a series, upright for odd `i`. It is saved at `path` where there is one."""
+    pixels = np.random.default_rng(i).integers(0, 255, (5, 7, 3), np.uint8)
+    image = Image.fromarray(pixels).resize((200, 300) if i % 2 else (300, 200))
+    if path is not None:
+        image.save(path, **options)
+    return image
