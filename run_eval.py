@@ -53,7 +53,7 @@ def main(args: EvalArguments) -> None:
     accelerator = launch.make_accelerator(output_dir, args.trackers)
     runs = args.runs()
     if accelerator.is_main_process:
-        for folder in {output_dir, *args.run_folders()}:
+        for folder in dict.fromkeys([output_dir, *args.run_folders()]):
             claim_folder(folder, args.overwrite_output_dir)
     hub = Hub(output_dir, **args.hub_options(), main_process=accelerator.is_main_process, beside=LOG_AND_BEST)
     hub.start()

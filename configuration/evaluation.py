@@ -12,7 +12,8 @@ from typing import Any
 
 from .arguments import DataArguments, ModelArguments, OptimizerArguments, RunArguments, option
 from .checks import check_evaluation
-from .model import parse_pairs
+from .errors import ArgumentError
+from .model import model_fields, parse_pairs
 from .parsing import parse_mapping
 
 
@@ -165,8 +166,14 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
                 field.name for field in dataclasses.fields(self) if field.name not in ("n_partial", "linear_overrides")
             ]
 
-        kind, example = "the options (the model's fields go into config_overrides={field: value})", "optimizer=sgd"
-        mapping = parse_pairs(self.linear_overrides, "linear_overrides", options, kind, example)
+        for text in self.linear_overrides:
+            key, _, value = text.partition("=")
+            if key not in options() and key in model_fields():
+                raise ArgumentError(
+                    f"linear_overrides {text!r}: {key} is a field of the model, write "
+                    f"config_overrides={{{key}: {value}}}"
+                )
+        mapping = parse_pairs(self.linear_overrides, "linear_overrides", options, "the options", "optimizer=sgd")
         arguments = parse_mapping(type(self), mapping)
         return {key: getattr(arguments, key) for key in mapping}
 

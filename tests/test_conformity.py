@@ -113,7 +113,7 @@ def test_every_kind_of_image_comes_back_to_the_bit(model_class, changes, tmp_pat
 def test_files_hold_no_pickles(model, tmp_path):
     model.save_pretrained(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"config.json", "model.safetensors", "configuration_mae.py", "modeling_mae.py"}
+    assert names == {"config.json", "model.safetensors", "configuration_mae.py", "masking_mae.py", "modeling_mae.py"}
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert set(file.keys()) == set(model.state_dict())
         assert file.metadata()["format"] == "pt"

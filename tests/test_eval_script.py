@@ -33,7 +33,7 @@ checkpointing_steps: 7
 logging_steps: 3
 dataloader_num_workers: 1
 report_to: none
-linear_overrides: {base_learning_rate: 5.0, pooling: mean}
+linear_overrides: {base_learning_rate: 5.0, config_overrides: {pooling: mean}}
 """
 
 
@@ -59,7 +59,7 @@ def recipe(checkpoint, tmp_path):
 
 def test_all_strategies_in_one_call(tmp_path, recipe):
     folder = tmp_path / "run"
-    options = ("--from_scratch", "true", "--baselines", "true", "--save_predictions", "true", "--label_fraction", 0.5)
+    options = ("--from_scratch", "true", "--knn", "true", "--save_predictions", "true", "--label_fraction", 0.5)
     output = run(recipe, "--output_dir", folder, "--n_partial", 0, 0.5, 1, 2, *options)
     rows = {row["name"]: row for row in json.loads((folder / "results.json").read_text())}
     frozen = ["raw pixels", "untrained encoder", "pre-trained encoder"]
@@ -186,7 +186,12 @@ def test_own_folders(tmp_path, recipe):
     words = (recipe, "--output_dir", tmp_path / "refused", "--total_batch_size", 16)
     photos = tmp_path / "photos"
     message_by_words = {
-        ("--train_dir", photos / "train", "--validation_dir", photos / "other"): "training has not (red)",
+        (
+            "--train_dir",
+            photos / "train",
+            "--validation_dir",
+            photos / "other",
+        ): "the training images do not have (red)",
         ("--train_dir", photos / "train"): "--validation_dir",
         ("--train_dir", photos / "train" / "dark", "--validation_dir", photos / "test"): "no column of labels",
         ("--do_train", "false"): "has no classifier to test",

@@ -7,7 +7,7 @@ from conftest import tiny_config
 from transformers import AutoModelForImageClassification
 
 from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining, MAEModel
-from modeling_mae.training.optim import adamw
+from modeling_mae.training.optim import make_optimizer
 
 
 DEPTH = 3
@@ -53,7 +53,7 @@ def test_exactly_the_tuned_part_changes(n_partial, head_norm):
     model.freeze(n_partial)
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    optimizer = adamw(model, weight_decay=0.1, betas=(0.9, 0.999))
+    optimizer = make_optimizer("adamw", model, weight_decay=0.1, betas=(0.9, 0.999))
     for group in optimizer.param_groups:
         group["lr"] = 1e-2
     torch.manual_seed(0)

@@ -20,7 +20,8 @@ from transformers import AutoModel, AutoModelForImageClassification
 from configuration import PretrainArguments, parse_arguments
 from modeling_mae import EvalNet, MAEForPreTraining
 from modeling_mae import hub as hub_module
-from modeling_mae.hub import LOG_AND_BEST, Hub, download_checkpoint
+from modeling_mae.errors import UserError
+from modeling_mae.hub import LOG_AND_BEST, Hub, download_checkpoint, hub_source
 from modeling_mae.training.launch import TrainingStopped
 
 
@@ -75,7 +76,7 @@ def on_disk(folder):
 
 
 def without_checkpoints(files):
-    return {name: content for name, content in files.items() if "checkpoint-" not in name and name[:4] != ".git"}
+    return {name: content for name, content in files.items() if "checkpoint-" not in name and name[0] != "."}
 
 
 def make_hub(folder, repo_id="me/small", strategy="end", private=False, active=True):
@@ -271,7 +272,7 @@ def test_the_newest_checkpoint_is_downloaded(server, tmp_path, fault):
 def test_the_best_epoch_so_far_goes_with_a_classifiers_checkpoint(server, folder, tmp_path):
     write(folder, "config.json", b"{}")
     write(folder, "last/model.safetensors", b"of another epoch")
-    hub = Hub(folder, "me/small", private=False, strategy="checkpoint", active=True, beside=LOG_AND_BEST)
+    hub = Hub(folder, "me/small", private=False, strategy="checkpoint", main_process=True, beside=LOG_AND_BEST)
     hub.start()
     hub.checkpoint(folder / "checkpoint-14")
     hub.finish()
@@ -287,7 +288,7 @@ def test_the_best_epoch_so_far_goes_with_a_classifiers_checkpoint(server, folder
     [
         ("hub://me/nothing", "hf_good", "no such repository"),
         ("hub://me/small@" + "1" * 40, "hf_good", "no revision"),
-        ("hub://me/small", "hf_good", "--hub_strategy checkpoint"),
+        ("hub://me/small", "hf_good", "--push_to_hub checkpoint"),
         ("hub://me/small", "unreachable", "does not answer"),
     ],
 )
@@ -306,14 +307,15 @@ def test_arguments_of_the_hub_are_checked(capsys, monkeypatch, tmp_path):
     Path("there/checkpoint-7").mkdir(parents=True)
     assert parse_arguments(PretrainArguments, ["--resume_from_checkpoint", "hub://me/small@main"])
     for words, part in (
-        ("--resume_from_checkpoint hub://me/sm/all", "hub://owner/name"),
         ("--resume_from_checkpoint hub://me/small --output_dir there", "resume_from_checkpoint auto"),
-        ("--hub_strategy checkpoint", "push_to_hub"),
-        ("--hub_strategy always", "'checkpoint'"),
+        ("--hub_private_repo true", "push_to_hub"),
+        ("--push_to_hub always", "push_to_hub 'always' does not work: give no, end or checkpoint"),
     ):
         with pytest.raises(SystemExit):
             parse_arguments(PretrainArguments, words.split())
         assert part in capsys.readouterr().err
+    with pytest.raises(UserError, match="hub://owner/name"):
+        hub_source("hub://me/sm/all")
 
 
 # --- models ---
@@ -339,7 +341,7 @@ def test_models_come_back_from_the_hub(server, cls, auto):
 def test_a_run_goes_on_elsewhere_from_what_it_pushed(server, tmp_path, recipe):
     """A whole run that pushes; a run from its first checkpoint, stopped on the way; a third goes on from that."""
     command, client = (recipe, *LONG, "--output_dir"), environment(server)
-    push = ("--push_to_hub", "true", "--hub_strategy", "checkpoint", "--hub_model_id")
+    push = ("--push_to_hub", "checkpoint", "--hub_model_id")
     output = run(*command, tmp_path / "whole", *push, "me/whole", **client)
     assert f"pushed     {server.url}/me/whole" in output
     first = server.repos["me/whole"].commits[1]
@@ -371,4 +373,4 @@ def test_a_refused_token_ends_the_command_before_the_training(server, tmp_path, 
     words = ("--output_dir", tmp_path / "run", "--push_to_hub", "true", "--hub_model_id", "me/small")
     output = run(recipe, *words, code=1, **{**environment(server), "HF_TOKEN": "hf_old"})
     assert "hf auth login" in output and "'me/small'" in output and "update" not in output
-    assert not on_disk(tmp_path / "run")
+    assert on_disk(tmp_path / "run").keys() == {".mae_run.json"}

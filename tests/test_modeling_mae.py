@@ -302,7 +302,7 @@ def test_impossible_inputs():
     model, pixels = tiny(), torch.randn(2, 3, 32, 32)
     for arguments, message in (
         ((torch.randn(2, 1, 32, 32),), "3 channels"),
-        ((torch.randn(2, 3, 33, 32),), "33x32 pixels are no multiple of the 8x8 patches"),
+        ((torch.randn(2, 3, 33, 32),), "33x32 pixels are not a multiple of the 8x8 patches"),
         ((pixels, torch.rand(2, 15)), r"noise of shape \(2, 15\)"),
         ((pixels, None, torch.ones(2, 16)), "masks 16 of 16"),
         ((pixels, None, torch.tensor([[1] * 12 + [0] * 4, [1] * 11 + [0] * 5])), "between 11 and 12"),

@@ -9,8 +9,8 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from modeling_mae.report.evaluation import describe_training, report_evaluation, report_training, results_table
 from modeling_mae.files import replacing, write_json
+from modeling_mae.report.evaluation import describe_training, report_evaluation, report_training, results_table
 from modeling_mae.report.pretraining import report_pretraining
 
 

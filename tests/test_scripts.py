@@ -82,7 +82,14 @@ def test_going_on_from_an_older_checkpoint_gives_up_the_newer_ones(tmp_path, rec
     command = (recipe, "--output_dir", tmp_path / "run")
     run(*command)
     before, _ = weights_and_history(tmp_path / "run")
-    older = ("--resume_from_checkpoint", tmp_path / "run" / "checkpoint-14", "--base_learning_rate", "2e-2")
+    older = (
+        "--resume_from_checkpoint",
+        tmp_path / "run" / "checkpoint-14",
+        "--base_learning_rate",
+        "2e-2",
+        "--allow_changes",
+        "true",
+    )
     output = run(*command, *older)
     assert "removed    checkpoint-20" in output
     after, _ = weights_and_history(tmp_path / "run")
@@ -169,7 +176,9 @@ def test_a_good_checkpoint_outlives_a_loss_that_is_not_finite(tmp_path, recipe):
     command = (recipe, "--output_dir", tmp_path / "run")
     run(*command, "--max_train_steps", 7)
     kept = (tmp_path / "run" / "checkpoint-7" / "model.safetensors").read_bytes()
-    output = run(*command, "--resume_from_checkpoint", "auto", "--base_learning_rate", "1e30", code=1)
+    output = run(
+        *command, "--resume_from_checkpoint", "auto", "--base_learning_rate", "1e30", "--allow_changes", "true", code=1
+    )
     assert "go on from" in output and "checkpoint-7 with --resume_from_checkpoint" in output
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-7"]
     assert (tmp_path / "run" / "checkpoint-7" / "model.safetensors").read_bytes() == kept
