@@ -523,8 +523,8 @@ class MAEForPreTraining(MAEPreTrainedModel):
     def reconstruct(
         self, pixel_values: torch.Tensor, outputs: MAEForPreTrainingOutput | None = None, **masking
     ) -> torch.Tensor:
-        """The image ``(batch, channels, height, width)``, normalised as `pixel_values`. Visible patches are the image's
-        own, masked ones are predicted. With `norm_pix_loss` each gets the mean and deviation of the hidden patch.
+        """The image ``(batch, channels, height, width)``, normalised as `pixel_values`. Visible patches are the
+        image's own, masked ones are predicted. With `norm_pix_loss` each gets the mean and deviation of the hidden patch.
 
         Give `outputs` of an earlier call on the same images, or masking arguments as in `forward`.
         """
@@ -673,8 +673,8 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
         """`feature_maps`: for each stage ``(batch, width, rows, columns)``, after the encoder's final norm.
 
-        Takes images of any size. They are padded to a multiple of the patch at the bottom and on the right, with zeros,
-        which are the mean colour.
+        Takes images of any size. They are padded to a multiple of the patch at the bottom and on the right, with
+        zeros, which are the mean colour.
 
         Raises:
             ValueError: another number of channels.
