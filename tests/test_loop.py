@@ -250,6 +250,8 @@ def test_going_on_is_exact(tmp_path, last):
 
     with pytest.raises(TrainingStopped):
         train(first, interrupted, lambda *epoch: epochs_of_parts.append(epoch))
+    # The end of an epoch that the signal came in is left for later: the checkpoint comes first.
+    assert epochs_of_parts == [(epoch, update) for epoch, update in [(1, 6), (2, 12)] if update <= last]
     labels = notes.labels
     second, loss_of, notes = start(tmp_path / "parts", resume="auto", logging_steps=3)
     assert second.resumed_from.name == f"checkpoint-{last + 1}" and f"from update {last + 1} of" in second.start
