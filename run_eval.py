@@ -133,7 +133,8 @@ def train_classifier(
         f"\n{run.name}: {tuned:,} of {whole:,} parameters, {len(images):,} images, {schedule}, batch "
         f"{args.total_batch_size} = {processes} processes x {micro_batch} images x "
         f"{accelerator.gradient_accumulation_steps} accumulation steps, {args.optimizer}, rate {schedule.peak:.3e} "
-        f"after {schedule.warmup} updates, {accelerator.mixed_precision} precision on {accelerator.device}{state.start}"
+        f"after {schedule.warmup} updates, {accelerator.mixed_precision} precision on {accelerator.device}"
+        f"{state.start}"
     )
     mix = Mix(args.random_erasing, args.mixup, args.cutmix, len(sets.class_names), accelerator.device)
 
@@ -225,7 +226,8 @@ def load_sets(args: EvalArguments, config: MAEConfig, accelerator: Accelerator) 
         checkpoint_size = MAEConfig.from_pretrained(args.model_name_or_path).image_height_width
         if checkpoint_size != size:
             accelerator.print(
-                f"note       checkpoint for images of {checkpoint_size} pixels: its positions are interpolated to {size}"
+                f"note       checkpoint for images of {checkpoint_size} pixels: its positions are interpolated to "
+                f"{size}"
             )
     if not args.do_train and not args.knn and not is_classifier(config):
         raise UserError(

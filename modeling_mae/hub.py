@@ -41,8 +41,8 @@ class Hub:
     """A run's repository: `folder` goes to `repo_id`, or to a repository of the folder's name.
 
     `strategy` is "no", "end" or "checkpoint". With "checkpoint", each checkpoint is uploaded in the background too.
-    The files beside it that match `beside` (patterns) go with it: a run needs them to go on from there. With "no", and on
-    other processes than the main one, every method does nothing.
+    The files beside it that match `beside` (patterns) go with it: a run needs them to go on from there. With "no", and
+    on other processes than the main one, every method does nothing.
     """
 
     def __init__(

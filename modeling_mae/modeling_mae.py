@@ -524,7 +524,8 @@ class MAEForPreTraining(MAEPreTrainedModel):
         self, pixel_values: torch.Tensor, outputs: MAEForPreTrainingOutput | None = None, **masking
     ) -> torch.Tensor:
         """The image ``(batch, channels, height, width)``, normalised as `pixel_values`. Visible patches are the
-        image's own, masked ones are predicted. With `norm_pix_loss` each gets the mean and deviation of the hidden patch.
+        image's own, masked ones are predicted. With `norm_pix_loss` each gets the mean and deviation of the hidden
+        patch.
 
         Give `outputs` of an earlier call on the same images, or masking arguments as in `forward`.
         """
