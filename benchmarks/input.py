@@ -20,9 +20,11 @@ from PIL import Image
 from torchvision.transforms import Compose, InterpolationMode, Normalize, RandomHorizontalFlip, ToTensor
 from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 
-from modeling_mae.training.augment import BatchTransform, RandomResizedCrop
-from modeling_mae.training.data import FileImages, Source, load_source, make_images
-from modeling_mae.training.decode import decode
+from modeling_mae.data.crops import RandomResizedCrop
+from modeling_mae.data.decode import decode
+from modeling_mae.data.images import FileImages, open_images
+from modeling_mae.data.sources import Source, load_source
+from modeling_mae.training.augment import BatchTransform
 
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -53,8 +55,8 @@ def main() -> None:
     files = photographs(args.images)
 
     cells = datasets.Dataset.from_dict({"image": [{"bytes": data, "path": None} for data in files]})
-    source = Source(cells, "image", None, None, "photographs")
-    ours = FileImages(source, RandomResizedCrop(0), (224, 224), 3)
+    source = Source(cells, "image", None, "photographs")
+    ours = FileImages(source, (224, 224), 3).view(crop=RandomResizedCrop(0))
     transform = BatchTransform(MEAN, STD, (224, 224))
     usual = Compose(
         [
@@ -64,11 +66,11 @@ def main() -> None:
             Normalize(MEAN, STD),
         ]
     )
-    pairs = [(0, i) for i in range(len(files))]
+    indices = list(range(len(files)))
     contestants = {
         "PIL, as usual": lambda: torch.stack([usual(Image.open(io.BytesIO(f)).convert("RGB")) for f in files]),
-        "ours, loading process": lambda: ours.__getitems__(pairs),
-        "ours": lambda: transform(ours.__getitems__(pairs)),
+        "ours, loading process": lambda: ours.batch(0, indices),
+        "ours": lambda: transform(ours.batch(0, indices)),
         "decoding alone": lambda: [decode(f, None, 3) for f in files],
     }
     times = {name: [] for name in contestants}
@@ -85,12 +87,12 @@ def main() -> None:
     for name, rate in rates.items():
         print(f"{name:24}{rate:10.0f}{rate / rates['PIL, as usual']:8.2f}")
 
-    small = make_images(load_source(), RandomResizedCrop(0), (28, 28), 1)
-    batches = [[(0, i) for i in range(first, first + 256)] for first in range(0, 256 * 20, 256)]
+    small = open_images(load_source(), (28, 28), 1, memory_budget=1 << 30).view(crop=RandomResizedCrop(0))
     normalise, durations = BatchTransform([0.3], [0.35], (28, 28)), []
-    for batch in batches:
+    for first in range(0, 256 * 20, 256):
+        batch_indices = list(range(first, first + 256))
         begin = time.perf_counter()
-        normalise(small.__getitems__(batch))
+        normalise(small.batch(0, batch_indices))
         durations.append(time.perf_counter() - begin)
     print(f"\nimages of 28 x 28 in memory, batches of 256: {256 / statistics.median(durations):,.0f} images/s")
 

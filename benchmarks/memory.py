@@ -48,8 +48,8 @@ def main() -> None:
             nonlocal update
             for line in process.stdout:
                 lines.append(line)
-                if found := re.match(r"update (\d+)/", line):
-                    update = int(found[1])
+                if match := re.match(r"update (\d+)/", line):
+                    update = int(match[1])
 
         reader = threading.Thread(target=follow)
         reader.start()

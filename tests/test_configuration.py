@@ -4,7 +4,6 @@ import dataclasses
 import importlib
 import json
 import math
-import re
 import socket
 from pathlib import Path
 
@@ -13,11 +12,11 @@ import torch
 import yaml
 from transformers import ViTMAEConfig
 
-from configuration import EvalArguments, PretrainArguments, model_config, parse_arguments, split_batch
+from configuration import ArgumentError, EvalArguments, PretrainArguments, model_config, parse_arguments
 from configuration.parsing import RECIPES
 from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining
-from modeling_mae.training.loop import Length
-from modeling_mae.training.optim import parameter_groups
+from modeling_mae.data.order import split_batch
+from modeling_mae.training.optim import Schedule, parameter_groups
 
 
 CONFIGURATION = RECIPES.parent
@@ -253,29 +252,172 @@ def test_pushing_is_checked_without_network(capsys, monkeypatch, tmp_path):
     assert "HF_TOKEN" in refused(capsys, "--push_to_hub", "--hub_model_id", "me/model")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_x")
     assert parse("--push_to_hub", "--hub_model_id", "me/model").hub_model_id == "me/model"
+    assert "'always' does not work: give no, end or checkpoint" in refused(capsys, "--push_to_hub", "always")
     assert "me/my model" in refused(capsys, "--push_to_hub", "--hub_model_id", "me/my model")
     assert parse("--model_name_or_path", "me/model").model_name_or_path == "me/model"
 
 
-@pytest.mark.parametrize("total, per_device, processes", [(4096, 64, 8), (256, 256, 1), (96, 4, 3)])
-def test_split_batch(total, per_device, processes):
-    assert split_batch(total, per_device, processes) * per_device * processes == total
+@pytest.mark.parametrize(
+    "words, recipe, strategy",
+    [
+        ([], "", "no"),
+        (["--push_to_hub"], "", "end"),
+        (["--push_to_hub", "true"], "", "end"),
+        (["--push_to_hub", "False"], "push_to_hub: checkpoint", "no"),
+        (["--push_to_hub", "end"], "", "end"),
+        (["--push_to_hub", "checkpoint"], "push_to_hub: false", "checkpoint"),
+        ([], "push_to_hub: true", "end"),
+        ([], "push_to_hub: no", "no"),  # which YAML reads as false
+        ([], "push_to_hub: checkpoint", "checkpoint"),
+    ],
+)
+def test_when_to_push(monkeypatch, words, recipe, strategy):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_x")
+    args = parse(*words, recipe=recipe)
+    assert args.hub_options() == {"repo_id": None, "private": False, "strategy": strategy}
 
 
-@pytest.mark.parametrize("total, per_device, processes", [(256, 256, 2), (4096, 64, 3), (100, 64, 1), (10, 64, 8)])
-def test_split_batch_names_numbers_that_work(total, per_device, processes):
-    with pytest.raises(ValueError) as error:
-        split_batch(total, per_device, processes)
-    text = str(error.value)
-    assert str(total) in text and str(per_device) in text and str(processes) in text
-    remedy = text.split("nearest that work")[1]
-    totals = [int(n) for n in re.findall(r"\d+", remedy.split("--per_device")[0])]
-    devices = [int(n) for n in re.findall(r"--per_device_train_batch_size (\d+)", remedy)]
-    at_once = per_device * processes
-    assert totals and all(n % at_once == 0 and abs(n - total) < at_once for n in totals)
-    # the nearest of all that divide, by trying every one
-    fits = [n for n in range(1, total + 1) if total % (n * processes) == 0]
-    assert [abs(n - per_device) for n in devices] == ([min(abs(n - per_device) for n in fits)] if fits else [])
+def test_options_of_the_rooms_are_the_arguments_under_their_names():
+    words = "--num_train_epochs 7 --warmup_epochs 2 --total_batch_size 64 --base_learning_rate 0.5 --seed 3"
+    args = parse(*words.split(), "--per_device_train_batch_size", "8", "--train_dir", "here", "--cache_dir", "cache")
+    assert args.schedule_options() == {
+        "total_batch_size": 64,
+        "num_train_epochs": 7,
+        "max_train_steps": None,
+        "warmup_epochs": 2,
+        "base_learning_rate": 0.5,
+    }
+    assert args.source_options() == {
+        "dataset_name": None,
+        "dataset_config_name": None,
+        "data_dir": "here",
+        "image_column_name": None,
+        "cache_dir": "cache",
+    }
+    assert args.run_options(updates_per_epoch=11) == {
+        "seed": 3,
+        "batch_size": 8,
+        "total_batch_size": 64,
+        "logging_steps": 10,
+        "checkpointing_steps": 11,
+        "checkpoints_kept": 2,
+    }
+    assert parse("--checkpointing_steps", "500").run_options(11)["checkpointing_steps"] == 500
+    assert args.dataloader_num_workers is None and args.run_folders() == [Path("runs/pretrain")]
+    evaluation = EvalArguments(label_column_name="kind", min_learning_rate=1e-6)
+    assert evaluation.source_options()["label_column_name"] == "kind"
+    assert evaluation.schedule_options()["min_learning_rate"] == 1e-6
+
+
+def parse_eval(*words, recipe=None) -> EvalArguments:
+    """Arguments of run_eval.py for a checkpoint of 4 blocks in `model`."""
+    if recipe is not None:
+        Path("recipe.yaml").write_text(recipe)
+        words = ("recipe.yaml", *words)
+    MAEConfig(num_hidden_layers=4).save_pretrained("model")
+    return parse_arguments(EvalArguments, [*words, "--model_name_or_path", "model"])
+
+
+def refused_eval(capsys, *words, recipe=None) -> str:
+    with pytest.raises(SystemExit) as stop:
+        parse_eval(*words, recipe=recipe)
+    line = capsys.readouterr().err
+    assert stop.value.code == 2 and line.count("\n") == 1
+    return line
+
+
+def test_one_training_has_the_output_folder_and_several_have_one_each():
+    def trainings(*words):
+        return [(run.name, str(run.folder), run.n_partial) for run in parse_eval("--output_dir", "out", *words).runs()]
+
+    assert trainings() == [("n_partial-0", "out", 0)]
+    assert trainings("--n_partial", "0.5") == [("n_partial-0.5", "out", 0.5)]
+    assert trainings("--n_partial", "0", "0.5", "4", "--from_scratch", "true") == [
+        ("n_partial-0", "out/n_partial-0", 0),
+        ("n_partial-0.5", "out/n_partial-0.5", 0.5),
+        ("n_partial-4", "out/n_partial-4", 4),
+        ("from-scratch", "out/from-scratch", None),
+    ]
+    assert trainings("--from_scratch", "true") == [("from-scratch", "out", None)]
+    assert trainings("--do_train", "false") == [] and parse_eval("--do_train", "false").run_folders() == []
+
+
+def test_a_run_leaves_nothing_open():
+    """What is not given is the paper's, by the number of blocks tuned."""
+    args = parse_eval("--n_partial", "0", "1", "--from_scratch", "true", "--mixup", "0.3")
+    by_blocks = """optimizer base_learning_rate min_learning_rate weight_decay layer_decay total_batch_size
+        num_train_epochs warmup_epochs auto_augment random_erasing cutmix""".split()
+    assert all(getattr(args, name) is None for name in by_blocks)
+    linear, tuned, scratch = (run.arguments for run in args.runs())
+    for settings, n_partial in ((linear, [0]), (tuned, [1]), (scratch, None)):
+        assert settings.n_partial == n_partial and settings.mixup == 0.3  # what is given wins
+        assert all(getattr(settings, name) is not None for name in by_blocks)
+    assert (linear.optimizer, linear.total_batch_size, linear.num_train_epochs, linear.cutmix) == (
+        "lars",
+        16384,
+        90,
+        0,
+    )
+    assert (tuned.optimizer, tuned.total_batch_size, tuned.num_train_epochs, tuned.cutmix) == ("adamw", 1024, 100, 1)
+    assert (linear.layer_decay, tuned.layer_decay, scratch.layer_decay) == (1, 0.75, 1)
+    assert (linear.knn, linear.output_dir) == (args.knn, args.output_dir)
+
+
+def test_linear_overrides_are_for_linear_probing_alone():
+    recipe = """
+        n_partial: [0, 1]
+        crop_scale: [0.6, 1.0]
+        config_overrides: {drop_path_rate: 0.2}
+        linear_overrides:
+          optimizer: sgd
+          base_learning_rate: 3e-1
+          crop_scale: [1.0, 1.0]
+          config_overrides: {pooling: mean, drop_path_rate: 0.0}
+    """
+    linear, tuned = (run.arguments for run in parse_eval(recipe=recipe).runs())
+    assert (linear.optimizer, linear.base_learning_rate, linear.crop_scale) == ("sgd", 0.3, [1, 1])
+    assert (tuned.optimizer, tuned.base_learning_rate, tuned.crop_scale) == ("adamw", 1e-3, [0.6, 1])
+    assert (model_config(linear).pooling, model_config(linear).drop_path_rate) == ("mean", 0.0)
+    assert model_config(linear).head_norm == "batch"  # the paper's, where nothing replaces it
+    assert (model_config(tuned).pooling, model_config(tuned).drop_path_rate) == ("mean", 0.2)
+    # The command line replaces single keys of it.
+    words = ["--linear_overrides", "optimizer=lars", "config_overrides={pooling: cls}"]
+    linear, tuned = (run.arguments for run in parse_eval(*words, recipe=recipe).runs())
+    assert (linear.optimizer, linear.base_learning_rate, tuned.optimizer) == ("lars", 0.3, "adamw")
+    assert model_config(linear).pooling == "cls"
+
+
+@pytest.mark.parametrize(
+    "override, named",
+    [
+        ("optimiser=sgd", "'optimizer'"),
+        ("pooling=mean", "config_overrides={field: value}"),
+        ("optimizer", "key=value"),
+        ("n_partial=1", "'n_partial' is not one of the options"),
+        ("num_train_epochs=many", "invalid float value: 'many'"),
+        ("weight_decay=-1", "weight_decay -1"),
+        ("config_overrides={poling: mean}", "'pooling'"),
+    ],
+)
+def test_a_wrong_linear_override_is_refused_in_one_line(capsys, override, named):
+    assert named in refused_eval(capsys, "--linear_overrides", override)
+
+
+def test_an_argument_error_is_one_line_for_people():
+    for wrong in (EvalArguments(model_name_or_path="a", n_partial=[]), PretrainArguments(seed=-1)):
+        with pytest.raises(ArgumentError) as error:
+            wrong.check()
+        assert "\n" not in str(error.value)
+
+
+def test_what_several_trainings_cannot_do(capsys):
+    several = ["--n_partial", "0", "1"]
+    Path("checkpoint-5").mkdir()
+    line = refused_eval(capsys, *several, "--resume_from_checkpoint", "checkpoint-5")
+    assert "is of one training, and there are 2: give auto" in line
+    assert "push_to_hub 'checkpoint' is for one training" in refused_eval(capsys, *several, "--push_to_hub=checkpoint")
+    assert "n_partial 5 does not work" in refused_eval(capsys, "--n_partial", "5")
+    assert "n_partial 0.7 does not work" in refused_eval(capsys, "--n_partial", "0.7")
 
 
 PRETRAINING = [path for path in ALL_RECIPES if path.stem == "demo" or path.stem.startswith("pretrain")]
@@ -291,17 +433,10 @@ def test_every_recipe_works_and_holds_only_differences(recipe):
         MAEForPreTraining(config)
     assert split_batch(args.total_batch_size, args.per_device_train_batch_size, 1) >= 1
     images = {"imagenet": 1_281_167, "stl10": 100_000, "zalando-datasets/fashion_mnist": 60_000, None: 12_000}
-    length = Length.of(
-        images.get(args.dataset_name, 50_000),  # CIFAR's
-        total_batch_size=args.total_batch_size,
-        num_train_epochs=args.num_train_epochs,
-        max_train_steps=args.max_train_steps,
-        warmup_epochs=args.warmup_epochs,
-        base_learning_rate=args.base_learning_rate,
-    )
-    rates = [length.rate(update) for update in (0, length.warmup, length.updates)]
+    schedule = Schedule.from_epochs(images.get(args.dataset_name, 50_000), **args.schedule_options())  # CIFAR's
+    rates = [schedule.rate(update) for update in (0, schedule.warmup, schedule.updates)]
     assert rates == pytest.approx([0, args.base_learning_rate * args.total_batch_size / 256, 0], abs=1e-12)
-    assert 0 < length.warmup < length.updates / 4
+    assert 0 < schedule.warmup < schedule.updates / 4
     only_differences(recipe, args, PretrainArguments())
     base = model_config(dataclasses.replace(args, config_overrides=[]))
     overrides = yaml.safe_load(recipe.read_text()).get("config_overrides", {})
@@ -317,8 +452,8 @@ def test_every_evaluation_recipe_works(recipe):
     args = parse_arguments(EvalArguments, [str(recipe)])
     assert args.dataset_name == of_pretraining.dataset_name
     only_differences(recipe, args, EvalArguments())
-    for name, n_partial, from_scratch in args.runs():
-        settings = args.strategy(n_partial, from_scratch)
+    for run in args.runs():
+        n_partial, settings = run.n_partial, run.arguments
         config = model_config(settings)
         with torch.device("meta"):
             model = EvalNet(config)
@@ -330,7 +465,7 @@ def test_every_evaluation_recipe_works(recipe):
             assert config.drop_path_rate == config.label_smoothing == settings.mixup == settings.weight_decay == 0
             assert config.head_norm == "batch"
         else:
-            assert settings.optimizer == "adamw" and config.head_norm == "layer", name
+            assert settings.optimizer == "adamw" and config.head_norm == "layer", run.name
         groups = parameter_groups(model, settings.weight_decay, settings.layer_decay)
         peak = settings.base_learning_rate * settings.total_batch_size / 256
         rates = sorted({peak * group["lr_scale"] for group in groups})
@@ -359,11 +494,11 @@ def test_imagenet_recipes_are_the_published_settings(name):
     pretraining = Path(yaml.safe_load(file.read_text())["model_name_or_path"])
     model_config(parse(str(RECIPES / f"{pretraining.name}.yaml"))).save_pretrained(pretraining)
     args = parse_arguments(EvalArguments, [str(file)])
-    ((_, n_partial, _),) = args.runs()
-    settings = args.strategy(n_partial)
+    (run,) = args.runs()
+    settings = run.arguments
     config = model_config(settings)
-    found = (settings.base_learning_rate, settings.layer_decay, config.drop_path_rate, settings.num_train_epochs)
-    assert found == IMAGENET[name]
+    rates = (settings.base_learning_rate, settings.layer_decay, config.drop_path_rate, settings.num_train_epochs)
+    assert rates == IMAGENET[name]
     if name.startswith("linear"):
         shared = (16384, 10, 0, 0, "cls", "lars", [0.08, 1.0], 0.875)
     else:

@@ -1,82 +1,104 @@
+import tracemalloc
+
 import datasets
 import numpy as np
 import pytest
 
-from modeling_mae.training.data import Source, find_label_column
-from modeling_mae.training.labels import balanced_part, missing_classes, read_labels
-
-
-def source(column, values, feature=None, name="pets", **others):
-    features = {column: feature} if feature else None
-    data = {column: values, **{key: [0] * len(values) for key in others}}
-    if features:
-        features.update(others)
-    loaded = datasets.Dataset.from_dict(data, features=datasets.Features(features) if features else None)
-    return Source(loaded, "image", find_label_column(loaded.features, None if others else column), None, name)
+from modeling_mae.data.labels import balanced_part, missing_classes, read_labels
+from modeling_mae.data.sources import Source
+from modeling_mae.errors import UserError
 
 
 CLASSES = datasets.ClassLabel(names=["cat", "dog", "owl"])
 
 
-def test_labels_of_every_kind():
-    for values, feature, numbers, names in (
-        ([2, 0, 2], CLASSES, [2, 0, 2], ["cat", "dog", "owl"]),
-        ([1, 0, 2], None, [1, 0, 2], ["0", "1", "2"]),
-        (["b", "a", "b"], None, [1, 0, 1], ["a", "b"]),
-        ([True, False, True], None, [1, 0, 1], ["0", "1"]),
-        (list(range(100)), None, list(range(100)), [str(i) for i in range(100)]),
-    ):
-        found, found_names = read_labels(source("label", values, feature))
-        assert found.tolist() == numbers and found_names == names
-
-
-def test_classes_are_matched_by_name():
-    """Two folders number the same classes otherwise when one of them has fewer."""
-    test = source("label", [0, 1, 1], datasets.ClassLabel(names=["dog", "owl"]))
-    numbers, names = read_labels(test, ["cat", "dog", "owl"])
-    assert numbers.tolist() == [1, 2, 2] and names == ["cat", "dog", "owl"]
-    assert missing_classes(numbers, names) == ["cat"]
-    numbers, _ = read_labels(source("label", [0, 2]), ["cat", "dog", "owl"])  # numbers without names
-    assert numbers.tolist() == [0, 2]
-    with pytest.raises(ValueError, match=r"2 classes that training has not \(red, blue\)"):
-        read_labels(source("label", [0, 1], datasets.ClassLabel(names=["red", "blue"])), ["cat", "dog", "owl"])
-    # a name that no image has does no harm
-    read_labels(source("label", [0, 0], datasets.ClassLabel(names=["cat", "yak"])), ["cat", "dog"])
+def source(values, feature=None):
+    """`pets` with a label column of these values."""
+    features = datasets.Features({"label": feature}) if feature is not None else None
+    return Source(datasets.Dataset.from_dict({"label": values}, features=features), "image", "label", "pets")
 
 
 @pytest.mark.parametrize(
-    "given, message",
+    "values, feature, numbers, names",
     [
-        (source("label", [0, -1, -1]), r"2 of 3 images of pets have a label below 0"),
-        (source("label", [0.5, 1.0]), r"label column 'label' of pets holds"),
-        (source("label", ["a", None]), r"words are needed in every row"),
-        (
-            source("fine", [0, 1], CLASSES, coarse=CLASSES),
-            r"2 columns of labels \(fine, coarse\).*--label_column_name",
-        ),
-        (
-            Source(datasets.Dataset.from_dict({"image": [1]}), "image", None, None, "pets"),
-            r"no column of labels; its columns are image.*--label_column_name",
-        ),
+        ([2, 0, 2], CLASSES, [2, 0, 2], ["cat", "dog", "owl"]),
+        ([1, 0, 2], None, [1, 0, 2], ["0", "1", "2"]),
+        ([1, 3], datasets.Value("uint8"), [1, 3], ["0", "1", "2", "3"]),
+        (["b", "a", "b"], None, [1, 0, 1], ["a", "b"]),
+        (["b", "a"], datasets.Value("large_string"), [1, 0], ["a", "b"]),
+        ([True, False, True], None, [1, 0, 1], ["0", "1"]),
+        (list(range(100)), None, list(range(100)), [str(i) for i in range(100)]),
+        ([2, 0], datasets.ClassLabel(num_classes=3), [2, 0], ["0", "1", "2"]),
     ],
 )
-def test_what_is_no_label_is_said(given, message):
-    with pytest.raises(ValueError, match=message):
-        read_labels(given)
+def test_labels_of_every_kind(values, feature, numbers, names):
+    class_numbers, class_names = read_labels(source(values, feature))
+    assert class_numbers.tolist() == numbers and class_names == names and class_numbers.dtype == np.int64
 
 
-def test_a_class_that_training_has_not():
-    with pytest.raises(ValueError, match=r"pets has 1 classes that training has not \(owl\)"):
-        read_labels(source("label", [0, 2], CLASSES), ["cat", "dog"])
-    with pytest.raises(ValueError, match=r"classes that training has not \(2\)"):
-        read_labels(source("label", [0, 2]), ["0", "1"])
+def test_large_whole_numbers_are_names():
+    """A list of all the smaller numbers would fill the memory."""
+    given = source([10**9, 7, 10**9, 123_456])
+    tracemalloc.start()
+    numbers, names = read_labels(given)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert numbers.tolist() == [2, 0, 2, 1] and names == ["7", "123456", "1000000000"]
+    assert peak < 10_000_000  # bytes
+    assert read_labels(source([10**9, 7]), names)[0].tolist() == [2, 0]
+    assert read_labels(source([7, 7]), names)[0].tolist() == [0, 0]
+    with pytest.raises(UserError, match=r"1 classes that the training images do not have \(8\)"):
+        read_labels(source([8, 7]), names)
 
 
-def test_named_column_and_cifar100():
-    features = datasets.Features({"fine_label": CLASSES, "coarse_label": CLASSES})
-    assert find_label_column(features, None) == "fine_label" and find_label_column(features, "coarse_label")
-    with pytest.raises(ValueError, match="label_column_name 'lable' is not a column"):
-        find_label_column(features, "lable")
+def test_classes_are_matched_by_name():
+    """Two folders number the same classes differently when one of them has fewer."""
+    test = source([0, 1, 1], datasets.ClassLabel(names=["dog", "owl"]))
+    numbers, names = read_labels(test, ["cat", "dog", "owl"])
+    assert numbers.tolist() == [1, 2, 2] and names == ["cat", "dog", "owl"]
+    assert missing_classes(numbers, names) == ["cat"]
+    numbers, names = read_labels(source([0, 2]), ["cat", "dog", "owl"])  # numbers without names
+    assert numbers.tolist() == [0, 2] and names == ["cat", "dog", "owl"]
+    with pytest.raises(UserError, match=r"2 classes that the training images do not have \(red, blue\)"):
+        read_labels(source([0, 1], datasets.ClassLabel(names=["red", "blue"])), ["cat", "dog", "owl"])
+    # A name that no image has does no harm.
+    numbers, _ = read_labels(source([0, 0], datasets.ClassLabel(names=["cat", "yak"])), ["cat", "dog"])
+    assert numbers.tolist() == [0, 0]
+
+
+def test_a_class_that_the_training_images_do_not_have():
+    with pytest.raises(UserError, match=r"pets has 1 classes that the training images do not have \(owl\)"):
+        read_labels(source([0, 2], CLASSES), ["cat", "dog"])
+    with pytest.raises(UserError, match=r"classes that the training images do not have \(2\)"):
+        read_labels(source([0, 2]), ["0", "1"])
+
+
+@pytest.mark.parametrize(
+    "values, feature, message",
+    [
+        ([0, -1, -1], None, r"2 of 3 images of pets have no label \(empty, or below 0\).*--train_split"),
+        ([0, -1, 1], CLASSES, r"1 of 3 images of pets have no label"),
+        ([0, None, None], CLASSES, r"2 of 3 images of pets have no label"),
+        ([0, None], None, r"1 of 2 images of pets have no label"),
+        (["a", None], None, r"1 of 2 images of pets have no label"),
+        ([None, None], None, r"2 of 2 images of pets have no label"),
+        ([0.5, 1.0], None, r"label column 'label' of pets holds .*float.*: classes, whole numbers or words"),
+        ([[0], [1]], None, r"label column 'label' of pets holds .*: classes, whole numbers or words"),
+        ([{"a": 1}], None, r"label column 'label' of pets holds .*: classes, whole numbers or words"),
+    ],
+)
+def test_what_is_no_label_is_said(values, feature, message):
+    with pytest.raises(UserError, match=message):
+        read_labels(source(values, feature))
+
+
+def test_without_a_label_column_the_columns_are_named():
+    two = datasets.Dataset.from_dict({"fine": [0], "coarse": [0]}, datasets.Features(fine=CLASSES, coarse=CLASSES))
+    with pytest.raises(UserError, match=r"2 columns of labels \(fine, coarse\).*--label_column_name"):
+        read_labels(Source(two, "image", None, "pets"))
+    none = datasets.Dataset.from_dict({"image": [1]})
+    with pytest.raises(UserError, match=r"no column of labels; its columns are image.*--label_column_name"):
+        read_labels(Source(none, "image", None, "pets"))
 
 
 def test_balanced_part():

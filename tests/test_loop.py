@@ -1,20 +1,37 @@
+"""The display, and `train` with a linear model of so few numbers that torch alone can do the same by hand."""
+
+import math
+import signal
 import sys
 import time
+from types import SimpleNamespace
 
-from modeling_mae.training.loop import WRITTEN, Display, prepare_folder
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from modeling_mae.data.images import MemoryImages
+from modeling_mae.training.launch import TrainingStopped
+from modeling_mae.training.loop import Display, train
+from modeling_mae.training.optim import Schedule
+from modeling_mae.training.state import checkpoints_in, open_run, prepare_folder
 
 
 ENTRY = {"step": 4, "epoch": 0.5, "loss": 0.25, "learning_rate": 1e-3}
+NUM_IMAGES, BATCH = 26, 4
+UPDATES_PER_EPOCH = 6  # two images are left out of each epoch
+SCHEDULE = Schedule(updates=15, updates_per_epoch=UPDATES_PER_EPOCH, warmup=4, peak=0.2, floor=0.01)
 
 
 def test_a_bar_on_a_terminal_and_lines_elsewhere(monkeypatch, capsys):
     for terminal in (True, False):
         monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
         display = Display(True, 0, 8, images_per_update=32)
-        display.begin = display.last = time.perf_counter() - 2  # so long for 4 updates
+        display.began = display.last_time = time.perf_counter() - 2  # so long for 4 updates
         for _ in range(4):
             display.advance()
-        assert 62 < display.reading(ENTRY) <= 64  # 4 x 32 images in 2 s
+        assert 62 < display.show(ENTRY) <= 64  # 4 x 32 images in 2 s
         display.close()
         captured = capsys.readouterr()
         if terminal:
@@ -24,16 +41,251 @@ def test_a_bar_on_a_terminal_and_lines_elsewhere(monkeypatch, capsys):
             assert captured.err == "" and captured.out.count("\n") == 1
             start = "update 4/8  epoch 0.50  loss 0.2500  lr 1.00e-03  6"
             assert captured.out.startswith(start) and captured.out.endswith("images/s  00:02 left\n")
-    Display(False, 0, 8, 32).reading(ENTRY)  # not the main process
+    Display(False, 0, 8, 32).show(ENTRY)  # not the main process
     assert capsys.readouterr() == ("", "")
 
 
-def test_overwriting_leaves_what_is_not_ours(tmp_path):
-    for name in ("model.safetensors", "history.jsonl", "config.json", "notes.txt", "labels.json"):
-        (tmp_path / name).touch()
-    (tmp_path / "checkpoint-7").mkdir()
-    prepare_folder(tmp_path, overwrite=False)
-    assert len(list(tmp_path.iterdir())) == 6
-    prepare_folder(tmp_path, overwrite=True)
-    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "labels.json"}
-    assert "*" not in WRITTEN
+def make_images() -> MemoryImages:
+    """Image i has the one pixel 9 * i, and its label is i."""
+    pixels = (9 * torch.arange(NUM_IMAGES)).to(torch.uint8).view(-1, 1, 1, 1)
+    return MemoryImages(pixels, (1, 1), labels=torch.arange(NUM_IMAGES))
+
+
+def make_model() -> torch.nn.Linear:
+    model = torch.nn.Linear(1, 1)
+    torch.nn.init.constant_(model.weight, 0.5)
+    torch.nn.init.constant_(model.bias, -0.25)
+    return model
+
+
+def square_error(model, labels: torch.Tensor) -> torch.Tensor:
+    """Mean squared distance of the model's answer to x from 2 x + 1, where x is the label between -1 and 1."""
+    x = labels.float()[:, None] / 13 - 1
+    return (model(x) - (2 * x + 1)).square().mean()
+
+
+def start(folder, micro_batch=BATCH, resume=None, schedule=SCHEDULE, **options):
+    """A run of the linear model with SGD, and its `loss_of`, which notes each batch and the optimizer's rates."""
+    prepare_folder(folder, overwrite=False)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=BATCH // micro_batch)
+    model = make_model()
+    optimizer = torch.optim.SGD(
+        [{"params": [model.weight]}, {"params": [model.bias], "lr_scale": 0.5}], lr=0.0, momentum=0.9
+    )
+    model, optimizer = accelerator.prepare(model, optimizer)
+    defaults = {"logging_steps": 2, "checkpointing_steps": 4, "checkpoints_kept": 100, "num_workers": 0, "seed": 3}
+    run = open_run(
+        accelerator,
+        model,
+        optimizer,
+        make_images(),
+        schedule,
+        folder,
+        resume=resume,
+        batch_size=micro_batch,
+        total_batch_size=BATCH,
+        **{**defaults, **options},
+    )
+    notes = SimpleNamespace(labels=[], rates=[], places=[])
+
+    def loss_of(batch, update, micro):
+        notes.labels.append(batch["labels"].tolist())
+        notes.rates.append([group["lr"] for group in optimizer.param_groups])
+        notes.places.append((update, micro))
+        return square_error(model, batch["labels"])
+
+    return run, loss_of, notes
+
+
+def closed_form(update: int) -> float:
+    if update < 4:
+        return 0.2 * update / 4
+    return 0.01 + 0.19 * (1 + math.cos(math.pi * (update - 4) / 11)) / 2
+
+
+def images_by_hand() -> list[list[int]]:
+    """The images of the 15 updates: the first 24 of each epoch's permutation, 4 at a time."""
+    orders = [np.random.default_rng([3, epoch]).permutation(NUM_IMAGES)[:24] for epoch in range(3)]
+    return np.concatenate(orders).reshape(-1, BATCH)[:15].tolist()
+
+
+def trained_by_hand() -> tuple[torch.nn.Linear, list[float]]:
+    """(model, loss of each update) of plain torch."""
+    model, losses, velocity = make_model(), [], {}
+    for update, images in enumerate(images_by_hand()):
+        loss = square_error(model, torch.tensor(images))
+        losses.append(loss.item())
+        gradients = torch.autograd.grad(loss, [model.weight, model.bias])
+        for parameter, gradient, scale in zip([model.weight, model.bias], gradients, [1.0, 0.5], strict=True):
+            velocity[parameter] = 0.9 * velocity.get(parameter, 0.0) + gradient
+            parameter.data -= closed_form(update) * scale * velocity[parameter]
+    return model, losses
+
+
+def assert_same_weights(one, two):
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(two.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_every_update_is_that_of_plain_torch(tmp_path):
+    run, loss_of, notes = start(tmp_path)
+    train(run, loss_of)
+    assert notes.places == [(update, 0) for update in range(15)] and run.progress.update == 15
+    assert notes.labels == images_by_hand()
+    for update, (rate, scaled_rate) in enumerate(notes.rates):
+        assert rate == pytest.approx(closed_form(update)) and scaled_rate == pytest.approx(closed_form(update) / 2)
+    expected, losses = trained_by_hand()
+    assert_same_weights(expected, run.model)
+    assert losses[-1] < losses[0] / 2  # it learns
+
+
+def test_the_log_holds_the_means_since_the_entry_before(tmp_path, capsys):
+    run, loss_of, _ = start(tmp_path)
+    train(run, loss_of)
+    _, losses = trained_by_hand()
+    entries = run.history.read()
+    assert [entry["step"] for entry in entries] == [2, 4, 6, 8, 10, 12, 14, 15]  # the last update too
+    for entry in entries:
+        since = losses[entry["step"] - (1 if entry["step"] == 15 else 2) : entry["step"]]
+        assert entry["loss"] == pytest.approx(sum(since) / len(since), rel=1e-5)
+        assert entry["epoch"] == pytest.approx(entry["step"] / 6)
+        assert entry["learning_rate"] == pytest.approx(closed_form(entry["step"] - 1))
+    assert capsys.readouterr().out.count("update ") == 8
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2])
+def test_accumulated_gradients_equal_the_big_batch(tmp_path, micro_batch):
+    run, loss_of, notes = start(tmp_path, micro_batch)
+    train(run, loss_of)
+    steps = BATCH // micro_batch
+    assert notes.places == [(update, micro) for update in range(15) for micro in range(steps)]
+    assert [label for labels in notes.labels for label in labels] == sum(images_by_hand(), [])
+    expected, losses = trained_by_hand()
+    assert_same_weights(expected, run.model)
+    assert run.history.read()[0]["loss"] == pytest.approx((losses[0] + losses[1]) / 2, rel=1e-5)
+
+
+def test_checkpoints_and_ends_of_epochs_come_in_order(tmp_path):
+    events = []
+    run, loss_of, _ = start(tmp_path, after_checkpoint=lambda folder: events.append(folder.name))
+
+    def after_epoch(epoch, update):
+        events.append((epoch, update))
+        run.model.eval()
+
+    def training_loss(batch, update, micro):
+        assert run.model.training
+        return loss_of(batch, update, micro)
+
+    train(run, training_loss, after_epoch)
+    # Every 4 updates and after the last. An epoch has 6 updates; the third one is cut short.
+    assert events == ["checkpoint-4", (1, 6), "checkpoint-8", (2, 12), "checkpoint-12", (3, 15), "checkpoint-15"]
+    assert [path.name for path in checkpoints_in(tmp_path)] == [f"checkpoint-{n}" for n in (4, 8, 12, 15)]
+
+
+def test_a_loss_that_is_not_finite_stops_without_a_checkpoint(tmp_path):
+    run, loss_of, _ = start(tmp_path)
+
+    def loss_that_breaks(batch, update, micro):
+        return loss_of(batch, update, micro) * (math.nan if update == 6 else 1)
+
+    with pytest.raises(TrainingStopped, match="the loss of update 7 is nan .*learning rate") as stop:
+        train(run, loss_that_breaks)
+    assert stop.value.code == 1 and f"--resume_from_checkpoint {tmp_path / 'checkpoint-4'}" in str(stop.value)
+    assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-4"]
+    assert [entry["step"] for entry in run.history.read()] == [2, 4, 6]  # no entry with a mean that is no number
+
+
+@pytest.mark.parametrize("update, epochs", [(3, []), (5, []), (14, [1, 2])])
+def test_weights_that_are_not_finite_stop_without_a_checkpoint(tmp_path, update, epochs):
+    """The loss before the last step is still finite."""
+    run, loss_of, _ = start(tmp_path)
+    ended = []
+
+    def loss_with_a_gradient_that_breaks(batch, number, micro):
+        loss = loss_of(batch, number, micro)
+        if number == update:
+            loss.register_hook(lambda gradient: gradient * math.inf)
+        return loss
+
+    with pytest.raises(TrainingStopped, match=f"the weights after update {update + 1} are not finite") as stop:
+        train(run, loss_with_a_gradient_that_breaks, lambda epoch, update: ended.append(epoch))
+    assert stop.value.code == 1 and ended == epochs
+    assert not (tmp_path / f"checkpoint-{update + 1}").exists()
+    assert ("start again" in str(stop.value)) == (update == 3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_with_a_checkpoint(tmp_path, number):
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    run, loss_of, notes = start(tmp_path)
+
+    def interrupted(batch, update, micro):
+        if update == 8:
+            signal.raise_signal(number)
+        return loss_of(batch, update, micro)
+
+    message = f"stopped by {number.name} after update 9 of 15.*--resume_from_checkpoint auto .*checkpoint-9"
+    with pytest.raises(TrainingStopped, match=message) as stop:
+        train(run, interrupted)
+    assert stop.value.code == 128 + number
+    assert len(notes.places) == 9  # the update is done to its end, and no other begins
+    assert checkpoints_in(tmp_path)[-1].name == "checkpoint-9"
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+
+
+@pytest.mark.parametrize("last", [2, 5, 8, 11, 12])
+def test_going_on_is_exact(tmp_path, last):
+    """Updates 5 and 11 end an epoch, and 12 comes before an entry of the log that spans the stop."""
+    whole, loss_of, _ = start(tmp_path / "whole", logging_steps=3)
+    epochs_of_whole, epochs_of_parts = [], []
+    train(whole, loss_of, lambda *epoch: epochs_of_whole.append(epoch))
+
+    first, loss_of, notes = start(tmp_path / "parts", logging_steps=3)
+
+    def interrupted(batch, update, micro):
+        if update == last:
+            signal.raise_signal(signal.SIGTERM)
+        return loss_of(batch, update, micro)
+
+    with pytest.raises(TrainingStopped):
+        train(first, interrupted, lambda *epoch: epochs_of_parts.append(epoch))
+    # The end of an epoch that the signal came in is left for later: the checkpoint comes first.
+    assert epochs_of_parts == [(epoch, update) for epoch, update in [(1, 6), (2, 12)] if update <= last]
+    labels = notes.labels
+    second, loss_of, notes = start(tmp_path / "parts", resume="auto", logging_steps=3)
+    assert second.resumed_from.name == f"checkpoint-{last + 1}" and f"from update {last + 1} of" in second.start
+    train(second, loss_of, lambda *epoch: epochs_of_parts.append(epoch))
+    assert labels + notes.labels == images_by_hand()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], value)
+    assert second.history.read() == whole.history.read()
+    assert epochs_of_parts == epochs_of_whole == [(1, 6), (2, 12), (3, 15)]
+
+
+def test_going_on_from_an_older_checkpoint_gives_up_what_came_after_it(tmp_path, capsys):
+    run, loss_of, _ = start(tmp_path)
+    train(run, loss_of)
+    entries = run.history.read()
+    run, loss_of, notes = start(tmp_path, resume=str(tmp_path / "checkpoint-8"))
+    assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-4", "checkpoint-8"]
+    assert "removed    checkpoint-12, checkpoint-15" in capsys.readouterr().out
+    assert run.history.read() == entries[:4]
+    train(run, loss_of)
+    assert notes.labels == images_by_hand()[8:] and run.history.read() == entries
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path):
+    run, loss_of, _ = start(tmp_path)
+    train(run, loss_of)
+    run, loss_of, notes = start(tmp_path, resume="auto")
+    weights = {name: value.clone() for name, value in run.model.state_dict().items()}
+    train(run, loss_of, lambda epoch, update: pytest.fail("an epoch ended again"))
+    assert notes.places == [] and all(torch.equal(run.model.state_dict()[name], weights[name]) for name in weights)
+
+
+def test_a_total_batch_that_the_images_do_not_fill(tmp_path):
+    with pytest.raises(ValueError, match="total_batch_size 4 is more than the 3 images"):
+        MemoryImages(torch.zeros(3, 1, 1, 1, dtype=torch.uint8), (1, 1)).training_loader(
+            seed=0, batch_size=4, total_batch_size=4, updates=range(1)
+        )

@@ -26,13 +26,14 @@ def read_labels(source: Source, known_names: list[str] | None = None) -> tuple[n
     numbered = [all(name.isdecimal() for name in either) for either in (names, known_names)]
     if any(numbered) and not all(numbered) and len(names) <= len(known_names):
         return numbers, known_names  # only one of the two has names: the numbers are all there is to compare
-    unknown = [names[i] for i in np.unique(numbers) if names[i] not in known_names]
+    position_of = {name: i for i, name in enumerate(known_names)}
+    unknown = [names[i] for i in np.unique(numbers) if names[i] not in position_of]
     if unknown:
         raise UserError(
             f"{source.name} has {len(unknown)} classes that the training images do not have "
             f"({', '.join(unknown[:5])}): evaluate on images of the trained classes, or train on these too"
         )
-    positions = np.array([known_names.index(name) if name in known_names else -1 for name in names])
+    positions = np.array([position_of.get(name, -1) for name in names])
     return positions[numbers], known_names
 
 

@@ -83,8 +83,8 @@ def load_source(
 def load_eval_source(split: str | None, only_for_evaluation: bool = False, **options) -> tuple[Source, str]:
     """(source, split) to evaluate on: `split`, or the first of `EVAL_SPLITS` that exists.
 
-    `options` are those of `load_source`. A folder that is `only_for_evaluation`
-    needs no splits: without them all of it is taken.
+    `options` are `load_source`'s. A folder that is `only_for_evaluation` needs no splits: without them all of it is
+    taken.
 
     Raises:
         NoSplit: there is no such split.

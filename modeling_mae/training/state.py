@@ -194,6 +194,7 @@ def save_model(accelerator: Accelerator, model: torch.nn.Module, folder: Path) -
     state = accelerator.get_state_dict(model)
     if accelerator.is_main_process:
         partial = folder / ".partial-model"
+        shutil.rmtree(partial, ignore_errors=True)
         unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
         try:
             unwrapped.save_pretrained(partial, state_dict=state)

@@ -1,0 +1,120 @@
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from modeling_mae.data.images import open_images
+from modeling_mae.data.labelled import LabelledSets, load_labelled_sets, matching_labels
+from modeling_mae.data.sources import load_eval_source, load_source
+from modeling_mae.errors import UserError
+from modeling_mae.evaluation.features import features_of, frozen_accuracies
+from modeling_mae.training.augment import BatchTransform
+
+
+COLOURS = {"a": (250, 10, 10), "b": (10, 250, 10), "c": (10, 10, 250)}
+SIZE = (8, 8)
+PLENTY = 1 << 30  # bytes
+
+
+def make_folder(folder, classes, count=3):
+    """`count` plain images of each class, each class in its colour."""
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(np.full((8, 8, 3), COLOURS[name], np.uint8)).save(folder / name / f"{i}.png")
+
+
+def load(tmp_path, **options) -> LabelledSets:
+    """The sets of the folder `pictures`; `options` replace the defaults."""
+    source_options = {"data_dir": str(tmp_path / "pictures"), "cache_dir": str(tmp_path / "cache")}
+    defaults = {
+        "source_options": source_options,
+        "train_split": "train",
+        "eval_split": None,
+        "validation_dir": None,
+        "max_train_samples": None,
+        "max_eval_samples": None,
+        "class_names": None,
+        "open_options": {"size": SIZE, "num_channels": 3, "memory_budget": PLENTY, "crop_fraction": 1.0},
+        "main_process_first": contextlib.nullcontext,
+        "say": lambda text: None,
+    }
+    return load_labelled_sets(**{**defaults, **options})
+
+
+def test_test_images_are_matched_to_the_training_classes_by_name(tmp_path):
+    """A folder without class a numbers b and c as 0 and 1. Their nearest neighbours are b and c all the same."""
+    make_folder(tmp_path / "pictures" / "train", "abc")
+    make_folder(tmp_path / "pictures" / "test", "bc", count=2)
+    options = {"data_dir": str(tmp_path / "pictures"), "cache_dir": str(tmp_path / "cache")}
+    source = load_source(**options)
+    labels, eval_source, split, eval_labels, class_names = matching_labels(
+        source, lambda: load_eval_source(None, **options)
+    )
+    assert eval_source.dataset["label"][:] == [0, 0, 1, 1] and split == "test"
+    assert labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2] and class_names == ["a", "b", "c"]
+    assert eval_labels.tolist() == [1, 1, 2, 2]
+
+    train = open_images(source, SIZE, 3, memory_budget=PLENTY, labels=labels)
+    evaluation = open_images(eval_source, SIZE, 3, memory_budget=PLENTY, labels=eval_labels)
+    accuracies = frozen_accuracies(
+        Accelerator(cpu=True),
+        features_of(torch.nn.Flatten()),
+        train,
+        evaluation,
+        BatchTransform([0.5] * 3, [0.5] * 3, SIZE),
+        ks=(1, 3),
+        batch_size=4,
+        num_workers=0,
+    )
+    assert accuracies == {"knn": {1: 1.0, 3: 1.0}}
+
+
+def test_given_class_names_win(tmp_path):
+    make_folder(tmp_path / "pictures" / "train", "bc")
+    make_folder(tmp_path / "pictures" / "test", "ca")
+    said = []
+    sets = load(tmp_path, class_names=["c", "b", "a"], say=said.append)
+    assert sets.class_names == ["c", "b", "a"]
+    assert sets.train.labels.tolist() == [1, 1, 1, 0, 0, 0] and sets.evaluation.labels.tolist() == [2, 2, 2, 0, 0, 0]
+    assert said == [
+        "note       1 of 3 classes have no training image: a",
+        "note       1 of 3 classes have no evaluation image: b",
+    ]
+
+
+def test_the_evaluation_images_name_the_classes_where_nothing_is_trained(tmp_path):
+    make_folder(tmp_path / "pictures" / "train", "abc")
+    make_folder(tmp_path / "pictures" / "test", "bc")
+    sets = load(tmp_path, train_split=None)
+    assert sets.train is None and sets.all() == [sets.evaluation]
+    assert sets.class_names == ["b", "c"] and sets.evaluation.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert str(sets).startswith("pictures: 0 training images, 6 of pictures (test) to evaluate on, 2 classes")
+
+
+def test_another_folder_to_evaluate_on(tmp_path):
+    make_folder(tmp_path / "pictures", "abc")
+    make_folder(tmp_path / "others", "bc", count=2)
+    with pytest.raises(UserError, match="to evaluate on"):
+        load(tmp_path)
+    sets = load(tmp_path, validation_dir=str(tmp_path / "others"))
+    assert sets.evaluation.labels.tolist() == [1, 1, 2, 2] and len(sets.train) == 9
+    assert (sets.train_name, sets.eval_name, sets.eval_split) == ("pictures", "others", "validation")
+    assert sets.all() == [sets.train, sets.evaluation]
+
+
+def test_fewer_samples(tmp_path):
+    make_folder(tmp_path / "pictures" / "train", "abc")
+    make_folder(tmp_path / "pictures" / "test", "abc")
+    sets = load(tmp_path, max_train_samples=3, max_eval_samples=2)
+    assert len(sets.train) == 3 and len(sets.evaluation) == 2
+
+
+def test_a_class_that_is_only_evaluated_on_is_refused(tmp_path):
+    make_folder(tmp_path / "pictures" / "train", "ab")
+    make_folder(tmp_path / "pictures" / "test", "bc")
+    with pytest.raises(UserError, match=r"1 classes that the training images do not have \(c\)"):
+        load(tmp_path)

@@ -1,0 +1,128 @@
+import os
+import signal
+import sys
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from modeling_mae.data.decode import BadImage
+from modeling_mae.errors import UserError
+from modeling_mae.training import launch
+from modeling_mae.training.launch import StopRequest, TrainingStopped, image_memory, loading_workers, run_script
+
+
+@pytest.fixture(autouse=True)
+def script_name(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/anywhere/run_pretrain.py", "demo"])
+
+
+def raising(error):
+    def main(arguments):
+        raise error
+
+    return main
+
+
+def test_the_arguments_reach_the_script():
+    calls = []
+    run_script(calls.append, "arguments")
+    assert calls == ["arguments"]
+
+
+def test_what_the_user_can_mend_is_one_line():
+    with pytest.raises(SystemExit) as stop:
+        run_script(raising(UserError("output_dir 'x' cannot\nbe written: give another")), None)
+    # Python prints a text and ends with status 1.
+    assert stop.value.code == "run_pretrain.py: error: output_dir 'x' cannot be written: give another"
+    with pytest.raises(SystemExit) as stop:
+        run_script(raising(KeyError("x")), None, mendable=(UserError, KeyError))
+    assert stop.value.code == "run_pretrain.py: error: 'x'"
+
+
+@pytest.mark.parametrize("error", [ValueError("shapes do not fit"), RuntimeError("out of memory")])
+def test_every_other_error_keeps_its_traceback(error):
+    with pytest.raises(type(error)) as raised:
+        run_script(raising(error), None)
+    assert raised.value is error
+
+
+def test_a_stopped_training_ends_with_its_code(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_script(raising(TrainingStopped("stopped after update 7", code=143)), None)
+    assert stop.value.code == 143 and capsys.readouterr().err == "stopped after update 7\n"
+    with pytest.raises(SystemExit) as stop:
+        run_script(raising(TrainingStopped("the loss of update 7 is nan")), None)
+    assert stop.value.code == 1
+
+
+class OneBadImage(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise BadImage("cat.jpg is not a readable image (truncated): mend it")
+
+
+def test_the_error_of_a_loading_worker_is_one_line():
+    """torch raises it again with the worker's traceback as its message."""
+    loader = DataLoader(OneBadImage(), batch_size=None, num_workers=1)
+    with pytest.raises(BadImage, match="Traceback"):
+        next(iter(loader))
+    with pytest.raises(SystemExit) as stop:
+        run_script(lambda arguments: next(iter(loader)), None)
+    assert stop.value.code == "run_pretrain.py: error: cat.jpg is not a readable image (truncated): mend it"
+
+
+def test_a_loading_worker_for_each_core_of_the_machine(monkeypatch):
+    for cores, processes, expected in (
+        (6, 1, 6),
+        (6, 2, 3),
+        (6, 4, 1),
+        (6, 8, 0),
+        (64, 1, 8),
+        (64, 4, 8),
+        (64, 16, 4),
+    ):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid, cores=cores: set(range(cores)), raising=False)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert loading_workers(None) == expected
+        assert loading_workers(0) == 0 and loading_workers(13) == 13  # as given
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert loading_workers(None) == 8
+
+
+def test_the_processes_of_a_machine_share_its_memory(monkeypatch):
+    monkeypatch.setattr(os, "sysconf_names", {"SC_AVPHYS_PAGES": 0}, raising=False)
+    for gibibytes, processes, expected in ((16, 1, 4), (16, 2, 2), (16, 4, 1), (400, 1, 8), (400, 4, 2)):
+        pages = {"SC_AVPHYS_PAGES": gibibytes << 18, "SC_PAGE_SIZE": 1 << 12}
+        monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert image_memory() == expected << 30
+    monkeypatch.setattr(os, "sysconf_names", {})  # where the system does not say
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert image_memory() == 8 << 30
+
+
+def test_a_signal_is_noted_and_the_handlers_come_back():
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with StopRequest(Accelerator(cpu=True)) as stop:
+        assert stop.agreed() == 0
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)  # launchers repeat a signal: the first one counts
+        assert stop.agreed() == signal.SIGTERM
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_the_second_ctrl_c_stops_at_once(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(launch.time, "monotonic", lambda: clock[0])
+    with StopRequest(Accelerator(cpu=True)) as stop:
+        signal.raise_signal(signal.SIGINT)
+        clock[0] += 0.5
+        signal.raise_signal(signal.SIGINT)  # the launcher's copy of the first one
+        clock[0] += 1.0
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert stop.agreed() == signal.SIGINT

@@ -1,0 +1,96 @@
+"""What may import what: the arrows between the rooms point one way, so that each can be read and changed alone."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "modeling_mae"
+TRAVELLING = ("configuration_mae", "masking_mae", "modeling_mae", "image_processing_mae")  # with every checkpoint
+# For each room the others that it may import. What travels to the Hub knows no room at all.
+ARROWS = {
+    "data": {"errors", "configuration_mae", "image_processing_mae"},
+    "training": {"data", "errors", "configuration_mae"},
+    "evaluation": {"data", "training", "errors", "configuration_mae", "modeling_mae"},
+    "report": {"configuration_mae", "errors"},
+    "interop": {"errors", *TRAVELLING},
+    "hub": {"training", "errors"},
+    "errors": set(),
+    **{name: set(TRAVELLING) for name in TRAVELLING},
+}
+
+
+def imported_modules(file: Path, nodes=None) -> set[str]:
+    """The full names of the modules that a file imports; relative names are resolved."""
+    package = list(file.relative_to(ROOT).parent.parts)
+    modules = set()
+    for node in nodes if nodes is not None else ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*start, *(node.module or "").split(".")]).strip(".")
+            # `from . import x` and `from package import x` may mean a module or a name in it.
+            modules |= {f"{base}.{alias.name}" for alias in node.names}
+    return modules
+
+
+def files_of(room: str) -> list[Path]:
+    return sorted((PACKAGE / room).glob("*.py")) if (PACKAGE / room).is_dir() else [PACKAGE / f"{room}.py"]
+
+
+def test_every_room_has_its_arrows():
+    rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    # The package itself exports; the command and the app lead into all rooms.
+    assert rooms - {"__init__", "__main__", "app"} == set(ARROWS)
+
+
+@pytest.mark.parametrize("room", ARROWS)
+def test_rooms_import_one_way(room):
+    files = files_of(room)
+    assert files
+    for file in files:
+        modules = [module.split(".") for module in imported_modules(file)]
+        rooms = {parts[1] for parts in modules if parts[0] == "modeling_mae"}
+        assert rooms <= ARROWS[room] | {room}, file
+        assert not [parts for parts in modules if parts[0] == "configuration"], file  # plain values, not arguments
+
+
+def test_the_arrows_have_no_circle():
+    def reachable(room, seen=()):
+        for target in ARROWS[room] if room not in TRAVELLING else ():
+            assert target not in seen, (*seen, target)
+            reachable(target, (*seen, target))
+
+    for room in ARROWS:
+        reachable(room, (room,))
+
+
+def test_configuration_knows_of_the_package_only_the_models_configuration():
+    for file in (ROOT / "configuration").glob("*.py"):
+        modules = {module for module in imported_modules(file) if module.split(".")[0] == "modeling_mae"}
+        assert all(module.startswith("modeling_mae.configuration_mae.") for module in modules), file
+        # Never at the top of a file: importing the package loads torch, and --help would take seconds.
+        at_the_top = {module.split(".")[0] for module in imported_modules(file, ast.parse(file.read_text()).body)}
+        assert not at_the_top & {"modeling_mae", "torch", "accelerate", "datasets"}, file
+
+
+def test_only_launch_reads_the_launchers_environment():
+    files = [*PACKAGE.rglob("*.py"), *ROOT.glob("run_*.py"), *(ROOT / "configuration").glob("*.py")]
+    readers = {
+        str(file.relative_to(ROOT))
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv"))
+        or (isinstance(node, ast.Constant) and str(node.value).startswith(("ACCELERATE_", "LOCAL_", "WORLD_SIZE")))
+    }
+    # The parser asks which process may speak before anything heavy is imported.
+    assert readers == {"modeling_mae/training/launch.py", "configuration/parsing.py"}
+    words = [
+        node.value
+        for node in ast.walk(ast.parse((ROOT / "configuration" / "parsing.py").read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    assert [word for word in words if word.isupper() and "_" in word] == ["LOCAL_RANK"]
