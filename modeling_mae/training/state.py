@@ -1,6 +1,7 @@
 """What a run keeps on disk: progress, history, checkpoints, the model. `Run` holds all that `train` needs."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
@@ -66,7 +68,7 @@ class Progress:
     def __init__(self):
         self.update = 0  # updates done
         self.epoch = 0  # epochs whose end has been attended to
-        self.best = -1.0  # accuracy of the best epoch
+        self.best = -math.inf  # score of the best epoch: its accuracy, or what else the problem goes by
         self.losses: list[float] = []  # read, but not logged yet
 
     def state_dict(self) -> dict:
@@ -228,11 +230,11 @@ def load_model(model_class: type[PreTrainedModel], checkpoint: str, **options) -
     """``model_class.from_pretrained(checkpoint, **options)``.
 
     Raises:
-        UserError: there is no such checkpoint, or its weights cannot be read.
+        UserError: there is no such checkpoint, its weights cannot be read, or they do not fit its config.json.
     """
     try:
         return model_class.from_pretrained(checkpoint, **options)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError, RuntimeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"model_name_or_path {checkpoint!r} cannot be loaded: {reason[:300]}") from error
 
