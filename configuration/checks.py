@@ -25,6 +25,7 @@ def check_pretraining(args) -> None:
 def check_evaluation(args) -> None:
     """Raises an ArgumentError for `EvalArguments` that cannot work, of any of its trainings."""
     check_checkpoint(args)
+    check_problem_type(args)
     require(args, "label_fraction", lambda x: 0 < x <= 1, "a part in (0, 1], as in 0.1")
     require(args, "max_eval_samples", lambda x: x >= 1, "a number of images, at least 1")
     require(args, "eval_crop_fraction", lambda x: 0 < x <= 1, "a part in (0, 1], as in 0.875")
@@ -85,6 +86,14 @@ def check_checkpoint(args) -> None:
         depth = model_config(args).num_hidden_layers
         for value in args.n_partial or []:
             check_blocks(value, depth)
+
+
+def check_problem_type(args) -> None:
+    from modeling_mae.configuration_mae import PROBLEM_TYPES
+
+    if args.problem_type not in (None, *PROBLEM_TYPES):
+        hint = suggest(args.problem_type, PROBLEM_TYPES) or f": give {', '.join(PROBLEM_TYPES)}"
+        raise ArgumentError(f"problem_type {args.problem_type!r} does not work{hint}")
 
 
 def check_blocks(n_partial: float | None, depth: int) -> None:

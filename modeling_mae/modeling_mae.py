@@ -651,7 +651,7 @@ class EvalNet(MAEPreTrainedModel):
         )
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The loss ``()`` of ``logits (batch, classes)`` in float32, by `config.problem_type` as in transformers' heads.
+        """The loss ``()`` of ``logits (batch, classes)`` in float32, by `config.problem_type` as transformers' heads.
 
         ``single_label_classification``: cross-entropy, while training smoothed by `config.label_smoothing`. Labels are
         class numbers ``(batch,)``, or probabilities ``(batch, classes)`` as mixup makes them.
@@ -659,9 +659,9 @@ class EvalNet(MAEPreTrainedModel):
         ``(batch, classes)``. ``regression``: mean squared error. Labels are ``(batch, targets)``; for one target also
         ``(batch,)``.
 
-        Unset is ``single_label_classification``, with one exception. transformers takes any floats for several labels,
-        but ours may be mixup's probabilities: set the problem for labels that are not. The exception is a head with one
-        output and floats as labels: that is ``regression``, as in transformers.
+        Unset is ``single_label_classification``, with one exception: a head with one output and floats as labels is
+        ``regression``, as in transformers. transformers takes other floats for several labels. Ours may be mixup's
+        probabilities, so set the problem for labels that are not.
 
         Raises:
             ValueError: labels of a wrong shape.
@@ -676,8 +676,8 @@ class EvalNet(MAEPreTrainedModel):
             labels = labels[:, None]
         if labels.shape != logits.shape:  # the losses would broadcast them without a word
             raise ValueError(
-                f"labels of shape {tuple(labels.shape)} are not {tuple(logits.shape)}, as problem_type={problem!r} with "
-                f"num_labels={logits.shape[-1]} needs"
+                f"labels of shape {tuple(labels.shape)} are not {tuple(logits.shape)}, as problem_type={problem!r} "
+                f"with num_labels={logits.shape[-1]} needs"
             )
         compare = F.mse_loss if problem == "regression" else F.binary_cross_entropy_with_logits
         return compare(logits, labels.to(logits))

@@ -63,8 +63,8 @@ def _matrix_of_vectors(
     lengths = {len(row) for row in lists}
     if len(lengths) != 1 or not all(value in (0, 1) for row in lists for value in row):
         raise UserError(
-            f"{place} holds lists of {min(lengths)} to {max(lengths)} numbers: several labels an image need 0 or 1 for "
-            "each class; for other numbers give --problem_type regression"
+            f"{place} holds lists of {min(lengths)} to {max(lengths)} numbers: several labels an image need 0 or 1 "
+            "for each class; for other numbers give --problem_type regression"
         )
     (length,) = lengths
     if known_names is not None and length != len(known_names):
@@ -114,7 +114,9 @@ def read_targets(source: Source, feature, known_names: list[str] | None) -> tupl
             `known_names`.
     """
     inner = feature.feature if holds_lists(feature) else feature
-    if isinstance(inner, datasets.ClassLabel) or not str(getattr(inner, "dtype", "")).startswith(("float", "int", "uint")):
+    if isinstance(inner, datasets.ClassLabel) or not str(getattr(inner, "dtype", "")).startswith(
+        ("float", "int", "uint")
+    ):
         raise UserError(
             f"label column {source.label_column!r} of {source.name} holds {feature}: regression needs numbers, or "
             "lists of as many numbers for each image"

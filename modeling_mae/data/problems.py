@@ -19,6 +19,7 @@ class Problem:
     is_share: bool  # the metric is a part of 1, for people a percentage
     titles: dict[str, str]
     shares: tuple[str, ...]  # the keys of `titles` that are parts of 1
+    columns: dict[str, str]  # of the table of results, as {key of a row: title}; all are shares, or none
     labels: str  # what the names of the labels are the names of
 
     def score(self, results: dict) -> float:
@@ -48,6 +49,7 @@ PROBLEMS = {
             is_share=True,
             titles={"accuracy": "top-1 accuracy", "top5_accuracy": "top-5 accuracy", "loss": "cross-entropy"},
             shares=("accuracy", "top5_accuracy"),
+            columns={"logistic_regression": "logistic regr.", "accuracy": "accuracy"},
             labels="classes",
         ),
         Problem(
@@ -63,6 +65,12 @@ PROBLEMS = {
                 "loss": "binary cross-entropy",
             },
             shares=("mean_average_precision", "f1_micro", "f1_macro"),
+            columns={
+                "logistic_regression": "logistic regr.",
+                "mean_average_precision": "mAP",
+                "f1_micro": "F1 micro",
+                "f1_macro": "F1 macro",
+            },
             labels="classes, several an image",
         ),
         Problem(
@@ -77,6 +85,12 @@ PROBLEMS = {
                 "r2": "R2 (1 = perfect, 0 = the mean)",
             },
             shares=(),
+            columns={
+                "ridge_regression": "ridge regr.",
+                "mean_squared_error": "MSE",
+                "mean_absolute_error": "MAE",
+                "r2": "R2",
+            },
             labels="targets",
         ),
     )

@@ -11,12 +11,15 @@ from ..data.crops import training_crop
 from ..data.images import Images
 from ..data.labelled import LabelledSets
 from ..data.labels import balanced_part, random_part
-from ..data.problems import REGRESSION, SINGLE_LABEL
+from ..data.problems import REGRESSION, SINGLE_LABEL, Problem
 from ..modeling_mae import EvalNet
 from ..training.augment import RandAugment
 from ..training.state import load_model
 from .metrics import predict_with
 from .problem_metrics import EVALUATIONS
+
+
+SMALL_DEVIATION, LARGE_DEVIATION = 0.05, 20.0  # of a regression's targets; outside, the user is told
 
 
 def is_classifier(config: MAEConfig) -> bool:
@@ -44,10 +47,35 @@ def training_view(
     if label_fraction < 1:
         labels = images.labels.numpy()
         balanced = labels.ndim == 1
-        rows = balanced_part(labels, label_fraction, seed) if balanced else random_part(len(labels), label_fraction, seed)
+        rows = (
+            balanced_part(labels, label_fraction, seed) if balanced else random_part(len(labels), label_fraction, seed)
+        )
     if auto_augment != "none":
         augment = RandAugment(auto_augment, images.size, mean, seed)
     return images.view(training_crop(seed, crop_scale, horizontal_flip, images.size), rows, augment)
+
+
+def problem_notes(
+    problem: Problem, images: Images, label_fraction: float, mixes: float, label_smoothing: float
+) -> list[str]:
+    """What a training for labels other than one class an image does otherwise, for people."""
+    notes = []
+    if problem.problem_type == SINGLE_LABEL:
+        return notes
+    if label_fraction < 1:
+        notes.append(f"label_fraction {label_fraction:g}: a random part, without classes of one an image to balance")
+    if mixes:
+        notes.append("mixup and cutmix mix the labels in the shares of the images; --mixup 0 --cutmix 0 ends that")
+    if label_smoothing:
+        notes.append(f"label_smoothing {label_smoothing:g} is for one class an image and does nothing here")
+    if problem.problem_type == REGRESSION:
+        largest = images.labels.std(0, correction=0).max().item()
+        if not SMALL_DEVIATION <= largest <= LARGE_DEVIATION:
+            notes.append(
+                f"the targets deviate by {largest:.3g}, and learning rates are made for about 1: scale the column if "
+                "the loss falls slowly or not at all"
+            )
+    return notes
 
 
 def make_classifier(
@@ -63,8 +91,8 @@ def make_classifier(
     where that is None. `n_partial` None: all blocks.
 
     The head starts anew where the checkpoint's classifier has other classes, also where it has as many of them, or is
-    for another problem. A new head of a regression begins at `target_means (targets,)`: rates that suit the rest of the
-    model would take long to get there.
+    for another problem. A new head of a regression begins at `target_means (targets,)`: rates that suit the rest of
+    the model would take long to get there.
     """
     checkpoint_names = [config.id2label[i] for i in range(config.num_labels)]
     other_classes = checkpoint_names != class_names or (config.problem_type or SINGLE_LABEL) != problem_type
@@ -92,5 +120,7 @@ def evaluate_classifier(
     """(results, predictions) of the prepared `model` on the evaluation images, as `EVALUATIONS` gives them for the
     problem."""
     evaluation = EVALUATIONS[sets.problem.problem_type]
-    predictions = predict_with(evaluation.columns, accelerator, model, sets.evaluation, transform, batch_size, num_workers)
+    predictions = predict_with(
+        evaluation.columns, accelerator, model, sets.evaluation, transform, batch_size, num_workers
+    )
     return evaluation.results(predictions, len(sets.class_names)), predictions
