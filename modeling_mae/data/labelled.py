@@ -29,9 +29,12 @@ class LabelledSets:
         return [images for images in (self.train, self.evaluation) if images is not None]
 
     def __str__(self) -> str:
+        count, labels = len(self.class_names), self.problem.labels
+        if self.problem.problem_type == REGRESSION and count == 1:
+            labels = labels.removesuffix("s")
         return (
             f"{self.train_name}: {len(self.train or ()):,} training images, {len(self.evaluation):,} of "
-            f"{self.eval_name} ({self.eval_split}) to evaluate on, {len(self.class_names)} {self.problem.labels}"
+            f"{self.eval_name} ({self.eval_split}) to evaluate on, {count} {labels}"
         )
 
 
