@@ -33,8 +33,8 @@ def reading(source) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
-        reason = one_line(error).rstrip(".")
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        reason = one_line(error).rstrip(".")[:400]
         raise UserError(
             f"{source} cannot be read: {reason}. Give a file, a folder with a config.json, or a Hub id"
         ) from error
