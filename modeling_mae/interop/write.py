@@ -96,7 +96,7 @@ def to_transformers(model: MAEPreTrainedModel) -> transformers.PreTrainedModel:
         fill_vit(filled, to_official(model))
     elif isinstance(model, EvalNet):
         check_carried("transformers' ViTForImageClassification", config)
-        labels = {"id2label": config.id2label, "label2id": config.label2id}
+        labels = {"id2label": config.id2label, "label2id": config.label2id, "problem_type": config.problem_type}
         filled = transformers.ViTForImageClassification(_vit_config(transformers.ViTConfig, config, **labels))
         fill_vit(filled, fold_classifier(model))
     else:
