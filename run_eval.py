@@ -105,7 +105,7 @@ def train_classifier(
     finished = folder / "eval_results.json"
     if resume == "auto" and finished.exists():
         row = json.loads(finished.read_text())
-        if row["name"] == run.name:
+        if row["name"] == run.name and problem.metric in row:
             return row
         raise UserError(f"{folder} holds the results of {row['name']}, not of {run.name}: give another --output_dir")
     accelerator = launch.make_accelerator(folder, args.trackers)

@@ -17,9 +17,11 @@ from modeling_mae.data.labels import problem_of, random_part, read_labels
 from modeling_mae.data.problems import MULTI_LABEL, PROBLEMS, REGRESSION, SINGLE_LABEL
 from modeling_mae.data.sources import Source, find_label_column
 from modeling_mae.errors import UserError
+from modeling_mae.evaluation.classifier import make_classifier, problem_notes
 from modeling_mae.evaluation.frozen_problems import knn_averages, linear_predictions
 from modeling_mae.evaluation.problem_metrics import multi_label_results, regression_results
 from modeling_mae.training.augment import Mix
+from modeling_mae.training.optim import make_optimizer
 
 
 SMALL = {
@@ -230,6 +232,46 @@ def test_a_random_part():
     part = random_part(100, 0.1, seed=0)
     assert len(part) == 10 and len(set(part)) == 10 and (np.diff(part) > 0).all() and part.max() < 100
     assert not np.array_equal(part, random_part(100, 0.1, seed=1)) and len(random_part(3, 0.01, 0)) == 1
+
+
+# --- training ---
+
+
+def test_a_new_head_begins_at_the_mean_of_the_targets(tmp_path):
+    def make(checkpoint, names, problem_type, means=None):
+        config = MAEConfig.from_pretrained(checkpoint) if checkpoint else MAEConfig(**SMALL)
+        return make_classifier(config, checkpoint, names, 0, print, problem_type, means)
+
+    first = make(None, ["a", "b"], REGRESSION, torch.tensor([3.0, -2.0]))
+    assert first.head.bias.tolist() == [3, -2] and first.config.problem_type == REGRESSION
+    first.save_pretrained(tmp_path)
+    kept = make(str(tmp_path), ["a", "b"], REGRESSION, torch.tensor([7.0, 7.0]))
+    assert kept.head.bias.tolist() == [3, -2] and torch.equal(kept.head.weight, first.head.weight)
+    other = make(str(tmp_path), ["a", "b"], MULTI_LABEL, torch.tensor([7.0, 7.0]))  # as many, under the same names
+    assert other.head.bias.tolist() == [0, 0] and other.config.problem_type == MULTI_LABEL
+    single = make(str(tmp_path), ["only"], SINGLE_LABEL)  # transformers refuses a single label with one class
+    assert single.config.problem_type is None
+    assert make(str(tmp_path), ["x", "y"], SINGLE_LABEL).config.problem_type == SINGLE_LABEL
+
+
+def test_lars_steps_slowly_on_the_bias_of_a_regression():
+    """The paper's rate of 6.4 is beyond where a squared error converges."""
+    scales = {}
+    for problem_type in (None, SINGLE_LABEL, MULTI_LABEL, REGRESSION):
+        model = net(3, problem_type=problem_type).freeze(0)
+        optimizer = make_optimizer("lars", model, weight_decay=0.0, betas=(0.9, 0.999))
+        scales[problem_type] = {group["plain"]: group["lr_scale"] for group in optimizer.param_groups}
+    assert scales.pop(REGRESSION) == {False: 1.0, True: 0.05}
+    assert all(scale == {False: 1.0, True: 1.0} for scale in scales.values())
+
+
+def test_what_is_otherwise_is_told():
+    images = type("Images", (), {"labels": torch.tensor([[100.0], [300.0]])})
+    assert problem_notes(PROBLEMS[SINGLE_LABEL], images, 0.1, 0.8, 0.1) == []
+    fraction, mixing, smoothing, deviation = problem_notes(PROBLEMS[REGRESSION], images, 0.1, 0.8, 0.1)
+    assert "a random part" in fraction and "--mixup 0" in mixing and "label_smoothing 0.1" in smoothing
+    assert "the targets deviate by 100" in deviation
+    assert problem_notes(PROBLEMS[MULTI_LABEL], images, 1.0, 0, 0) == []
 
 
 # --- mixing ---

@@ -6,6 +6,7 @@ from ..configuration_mae import PROBLEM_TYPES
 
 
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = PROBLEM_TYPES
+THRESHOLD = 0.5  # of a class's score among several labels: above it the image is taken to have the class
 
 
 @dataclass(frozen=True)

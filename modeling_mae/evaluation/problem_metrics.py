@@ -9,11 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..data.problems import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from ..data.problems import MULTI_LABEL, REGRESSION, SINGLE_LABEL, THRESHOLD
 from .metrics import classification_results, top_classes
-
-
-THRESHOLD = 0.5  # of a class's score, above which the image is taken to have the class
 
 
 def label_scores(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -5,13 +5,11 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from ..data.problems import MULTI_LABEL, PROBLEMS, SINGLE_LABEL, Problem
+from ..data.problems import MULTI_LABEL, PROBLEMS, SINGLE_LABEL, THRESHOLD, Problem
 from .cards import MAX_CLASSES_SHOWN, write_classifier_card, write_overview_card
 from .charts import confusion_picture, partial_curve, training_curve
 from .files import replacing, write_json, write_run, write_text
 
-
-SCORE_THRESHOLD = 0.5  # as in the metric F1
 
 # --- one classifier ---
 
@@ -102,7 +100,7 @@ def prediction_columns(predictions: dict[str, np.ndarray], problem: Problem) -> 
         scores = predictions["scores"]  # (images, classes)
         return {
             "label": [np.flatnonzero(row).tolist() for row in predictions["label"]],
-            "prediction": [np.flatnonzero(row > SCORE_THRESHOLD).tolist() for row in scores],
+            "prediction": [np.flatnonzero(row > THRESHOLD).tolist() for row in scores],
             "scores": list(scores),
             "loss": predictions["loss"],
         }
