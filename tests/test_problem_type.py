@@ -124,11 +124,6 @@ def test_smoothing_is_for_one_class_an_image():
         assert torch.equal(plain(images, labels=labels).loss, smoothed(images, labels=labels).loss)
 
 
-def test_an_unknown_problem_is_refused():
-    with pytest.raises(ValueError, match="problem_type='multilabel' is none of single_label_classification, multi"):
-        MAEConfig(problem_type="multilabel")
-
-
 # --- labels ---
 
 
