@@ -33,7 +33,13 @@ from modeling_mae.data.order import MicroBatches, Order, split_batch
 from modeling_mae.data.processor import checkpoint_mean_std, image_processor
 from modeling_mae.data.sources import NAMED
 from modeling_mae.errors import UserError
-from modeling_mae.evaluation.classifier import evaluate_classifier, is_classifier, make_classifier, training_view
+from modeling_mae.evaluation.classifier import (
+    evaluate_classifier,
+    is_classifier,
+    make_classifier,
+    problem_notes,
+    training_view,
+)
 from modeling_mae.evaluation.features import K, frozen_table
 from modeling_mae.files import write_json
 from modeling_mae.hub import LOG_AND_BEST, Hub, local_checkpoint
@@ -75,6 +81,7 @@ def main(args: EvalArguments) -> None:
     if args.knn:
         encoder = load_model(MAEModel, args.model_name_or_path, config=config)
         options = {"name": "pre-trained encoder", "seed": args.seed, "logistic": True, **loading(args)}
+        options["problem_type"] = sets.problem.problem_type
         rows += frozen_table(accelerator, encoder, sets.train, sets.evaluation, transform, **options)
     if not args.do_train and is_classifier(config):
         checkpoint = args.model_name_or_path
@@ -94,6 +101,7 @@ def main(args: EvalArguments) -> None:
         dataset_name=sets.eval_name,
         skipped=skipped,
         k=K,
+        problem=sets.problem,
     )
     if not hub.push():
         sys.exit(1)
@@ -103,7 +111,7 @@ def train_classifier(
     run: EvalRun, sets: LabelledSets, transform: BatchTransform, hub: Hub, resume: str | None
 ) -> dict:
     """Train a classifier, keep the best epoch and the last, and test the best. Gives its row of the results."""
-    args, folder = run.arguments, run.folder
+    args, folder, problem = run.arguments, run.folder, sets.problem
     finished = folder / "eval_results.json"
     if resume == "auto" and finished.exists():
         check_finished(run, finished)
@@ -117,7 +125,8 @@ def train_classifier(
     config = model_config(args)
     set_seed(args.seed)
     encoder = None if run.n_partial is None else args.model_name_or_path
-    model = make_classifier(config, encoder, sets.class_names, run.n_partial, accelerator.print)
+    targets = {"problem_type": problem.problem_type, "target_means": images.labels.float().mean(0)}
+    model = make_classifier(config, encoder, sets.class_names, run.n_partial, accelerator.print, **targets)
     options = {"weight_decay": args.weight_decay, "layer_decay": args.layer_decay}
     optimizer = make_optimizer(args.optimizer, model, betas=(args.adam_beta1, args.adam_beta2), **options)
     tuned, whole = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (False, True))
@@ -146,6 +155,8 @@ def train_classifier(
         f"after {schedule.warmup} updates, {accelerator.mixed_precision} precision on {accelerator.device}"
         f"{state.start}"
     )
+    for note in problem_notes(problem, images, args.label_fraction, args.mixup or args.cutmix, config.label_smoothing):
+        accelerator.print(f"note       {note}")
     mix = Mix(args.random_erasing, args.mixup, args.cutmix, len(sets.class_names), accelerator.device)
 
     def loss_of(batch: dict, update: int, micro: int) -> torch.Tensor:
@@ -161,14 +172,11 @@ def train_classifier(
         values = {f"eval_{key}": value for key, value in results.items() if isinstance(value, float)}
         state.history.add({"step": update, "epoch": schedule.epoch(update), **values})
         accelerator.log(values, step=update)
-        better = state.progress.best is None or results["accuracy"] > state.progress.best
-        accelerator.print(
-            f"epoch {schedule.epoch(update):g}  accuracy {100 * results['accuracy']:.2f} %  "
-            f"loss {results['loss']:.4f}{'  (best so far)' if better else ''}",
-            flush=True,
-        )
+        better = state.progress.best is None or problem.score(results) > state.progress.best
+        best = "  (best so far)" if better else ""
+        accelerator.print(f"epoch {schedule.epoch(update):g}  {problem.progress(results)}{best}", flush=True)
         if better:
-            state.progress.best = results["accuracy"]
+            state.progress.best = problem.score(results)
             save_model(accelerator, model, folder)
 
     launch.init_trackers(accelerator, dataclasses.asdict(args))
@@ -188,8 +196,8 @@ def train_classifier(
     row = test_classifier(run.name, args, sets, transform, accelerator, hub, str(folder), folder, **options)
     row |= {"n_partial": run.n_partial, "images": len(images), "tuned_parameters": tuned}
     if accelerator.is_main_process:
-        evaluations = [entry for entry in log if "eval_accuracy" in entry]
-        row |= {"last_accuracy": evaluations[-1]["eval_accuracy"], "epochs": evaluations[-1]["epoch"]}
+        last = [entry for entry in log if f"eval_{problem.metric}" in entry][-1]
+        row |= {f"last_{problem.metric}": last[f"eval_{problem.metric}"], "epochs": last["epoch"]}
         write_json(finished, row)
     accelerator.free_memory()
     return row
@@ -220,6 +228,7 @@ def test_classifier(
             arguments=dataclasses.asdict(args),
             results=results,
             class_names=sets.class_names,
+            problem=sets.problem,
             dataset_id=sets.eval_name if args.validation_dir else NAMED.get(args.dataset_name, sets.eval_name),
             dataset_name=sets.eval_name,
             split=sets.eval_split,
@@ -254,6 +263,7 @@ def load_sets(args: EvalArguments, config: MAEConfig, accelerator: Accelerator) 
         max_train_samples=args.max_train_samples,
         max_eval_samples=args.max_eval_samples,
         class_names=[config.id2label[i] for i in range(config.num_labels)] if keeps_classes else None,
+        problem_type=args.problem_type or (config.problem_type if keeps_classes else None),
         open_options={
             "size": size,
             "num_channels": config.num_channels,

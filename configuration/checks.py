@@ -8,12 +8,21 @@ import math
 from pathlib import Path
 
 from .errors import ArgumentError
+from .memory import check_batch, check_training
 from .model import join, model_config, suggest
+
+
+# Larger numbers are slips: counters and rates would overflow, or a machine would be filled with processes.
+MAX_EPOCHS = 1_000_000
+MAX_UPDATES = 10**12
+MAX_RATE = 1_000_000
+MAX_WORKERS = 1024
 
 
 def check_pretraining(args) -> None:
     """Raises an ArgumentError for `PretrainArguments` that cannot work."""
-    check_model(args)
+    check_texts(args)
+    check_model(args, decoder=True)
     check_data(args)
     check_optimizer(args)
     check_run(args)
@@ -24,7 +33,9 @@ def check_pretraining(args) -> None:
 
 def check_evaluation(args) -> None:
     """Raises an ArgumentError for `EvalArguments` that cannot work, of any of its trainings."""
+    check_texts(args)
     check_checkpoint(args)
+    check_problem_type(args)
     require(args, "label_fraction", lambda x: 0 < x <= 1, "a part in (0, 1], as in 0.1")
     require(args, "max_eval_samples", lambda x: x >= 1, "a number of images, at least 1")
     require(args, "eval_crop_fraction", lambda x: 0 < x <= 1, "a part in (0, 1], as in 0.875")
@@ -51,7 +62,15 @@ def check_evaluation(args) -> None:
     check_hub(args)
 
 
-def check_model(args) -> None:
+def check_texts(args) -> None:
+    """An empty text is a slip, as of a variable that is not set; as a folder it would be the working folder."""
+    for name, value in vars(args).items():
+        if isinstance(value, str) and not value.strip():
+            raise ArgumentError(f"{name} {value!r} is empty: give a value, or leave the option out")
+
+
+def check_model(args, decoder: bool = False) -> None:
+    """`decoder`: the whole model is trained, with its decoder."""
     exclude(args, "model_name_or_path", "config_name")
     if args.model_name_or_path is not None and Path(args.model_name_or_path).is_file():
         raise ArgumentError(
@@ -60,7 +79,12 @@ def check_model(args) -> None:
         )
     # A configuration on the Hub would need the network. It is checked when it is loaded.
     if args.model_name_or_path is None or Path(args.model_name_or_path).is_dir():
-        channels = model_config(args).num_channels
+        config = model_config(args)
+        check_batch(config, args.per_device_train_batch_size, "per_device_train_batch_size")
+        trained = None if decoder else getattr(args, "n_partial", None)
+        if trained is None or config.num_hidden_layers in trained:
+            check_training(config, decoder)
+        channels = config.num_channels
         if args.image_mean is not None and args.image_std is not None and len(args.image_mean) != channels:
             raise ArgumentError(
                 f"image_mean {join(args.image_mean)} has {len(args.image_mean)} numbers, the model has num_channels "
@@ -85,6 +109,19 @@ def check_checkpoint(args) -> None:
         depth = model_config(args).num_hidden_layers
         for value in args.n_partial or []:
             check_blocks(value, depth)
+    twice = [value for value in args.n_partial or [] if args.n_partial.count(value) > 1]
+    if twice:
+        raise ArgumentError(
+            f"n_partial {join(args.n_partial)} has {twice[0]:g} twice: give each number of blocks once"
+        )
+
+
+def check_problem_type(args) -> None:
+    from modeling_mae.configuration_mae import PROBLEM_TYPES
+
+    if args.problem_type not in (None, *PROBLEM_TYPES):
+        hint = suggest(args.problem_type, PROBLEM_TYPES) or f": give {', '.join(PROBLEM_TYPES)}"
+        raise ArgumentError(f"problem_type {args.problem_type!r} does not work{hint}")
 
 
 def check_blocks(n_partial: float | None, depth: int) -> None:
@@ -111,23 +148,25 @@ def check_data(args) -> None:
     require(args, "crop_scale", lambda x: 0 < x <= 1, "two parts of the area in (0, 1], as in 0.2 1.0")
     if len(args.crop_scale) != 2 or args.crop_scale[0] > args.crop_scale[1]:
         raise ArgumentError(f"crop_scale {join(args.crop_scale)} does not work: give smallest, largest, as in 0.2 1.0")
-    require(args, "dataloader_num_workers", lambda x: x >= 0, "a number of workers, 0 for none")
+    require(args, "dataloader_num_workers", lambda x: 0 <= x <= MAX_WORKERS, "a number of workers, 0 for none")
 
 
 def check_optimizer(args) -> None:
-    require(args, "num_train_epochs", lambda x: x > 0, "a number of epochs above 0")
-    require(args, "max_train_steps", lambda x: x >= 1, "a number of updates, at least 1")
+    epochs = f"at most {MAX_EPOCHS}"
+    require(args, "num_train_epochs", lambda x: 0 < x <= MAX_EPOCHS, f"a number of epochs above 0, {epochs}")
+    require(args, "max_train_steps", lambda x: 1 <= x <= MAX_UPDATES, f"a number of updates, 1 to {MAX_UPDATES}")
     require(args, "total_batch_size", lambda x: x >= 1, "a number of images, at least 1")
     require(args, "per_device_train_batch_size", lambda x: x >= 1, "a number of images, at least 1")
-    require(args, "base_learning_rate", lambda x: x > 0, "a rate above 0, the paper's is 1.5e-4")
-    require(args, "warmup_epochs", lambda x: x >= 0, "a number of epochs, 0 for none")
+    rate = f"a rate above 0, at most {MAX_RATE}, the paper's is 1.5e-4"
+    require(args, "base_learning_rate", lambda x: 0 < x <= MAX_RATE, rate)
+    require(args, "warmup_epochs", lambda x: 0 <= x <= MAX_EPOCHS, f"a number of epochs, 0 for none, {epochs}")
     # With max_train_steps, a short trial of a long recipe may well end inside the warm-up.
     if args.max_train_steps is None and args.warmup_epochs >= args.num_train_epochs:
         raise ArgumentError(
             f"warmup_epochs {args.warmup_epochs:g} is not shorter than the run of num_train_epochs "
             f"{args.num_train_epochs:g}: give --warmup_epochs {args.num_train_epochs / 20:g}, for example"
         )
-    require(args, "weight_decay", lambda x: x >= 0, "0 or more, the paper's is 0.05")
+    require(args, "weight_decay", lambda x: 0 <= x <= MAX_RATE, f"0 to {MAX_RATE}, the paper's is 0.05")
     require(args, "adam_beta1", lambda x: 0 <= x < 1, "a number in [0, 1), the paper's is 0.9")
     require(args, "adam_beta2", lambda x: 0 <= x < 1, "a number in [0, 1), the paper's is 0.95")
 
@@ -137,10 +176,10 @@ def check_augmentation(args) -> None:
     if args.optimizer not in ("lars", "sgd", "adamw"):
         raise ArgumentError(f"optimizer {args.optimizer!r} does not work: give lars, sgd or adamw")
     require(args, "layer_decay", lambda x: 0 < x <= 1, "a factor in (0, 1], the paper's is 0.75")
-    require(args, "min_learning_rate", lambda x: x >= 0, "a rate, 0 or more")
+    require(args, "min_learning_rate", lambda x: 0 <= x <= MAX_RATE, f"a rate, 0 to {MAX_RATE}")
     require(args, "random_erasing", lambda x: 0 <= x <= 1, "a probability")
-    require(args, "mixup", lambda x: x >= 0, "0 or more, the paper's is 0.8")
-    require(args, "cutmix", lambda x: x >= 0, "0 or more, the paper's is 1.0")
+    require(args, "mixup", lambda x: 0 <= x <= MAX_RATE, f"0 to {MAX_RATE}, the paper's is 0.8")
+    require(args, "cutmix", lambda x: 0 <= x <= MAX_RATE, f"0 to {MAX_RATE}, the paper's is 1.0")
     if (args.mixup or args.cutmix) and args.per_device_train_batch_size % 2:
         raise ArgumentError(
             f"per_device_train_batch_size {args.per_device_train_batch_size} is odd: mixup and cutmix need pairs; "
@@ -157,7 +196,7 @@ def check_run(args) -> None:
     require(args, "seed", lambda x: 0 <= x < 2**32, "a whole number in 0 to 4294967295")
     require(args, "logging_steps", lambda x: x >= 1, "a number of updates, at least 1")
     steps = args.checkpointing_steps
-    if steps != "epoch" and not (steps.isdecimal() and int(steps) >= 1):
+    if steps != "epoch" and not (steps.isdecimal() and len(steps) < 19 and int(steps) >= 1):
         raise ArgumentError(f"checkpointing_steps {steps!r} does not work: give epoch or a number of updates")
     require(args, "checkpoints_kept", lambda x: x >= 1, "a number of checkpoints, at least 1")
     check_trackers(args)

@@ -75,6 +75,11 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
     )
     validation_dir: str | None = option(None, "Folder to evaluate on, of images by class or of parquet files.")
     label_column_name: str | None = option(None, "Column of the labels. By default the only column of labels.")
+    problem_type: str | None = option(
+        None,
+        "single_label_classification, multi_label_classification or regression. By default the label column tells: "
+        "classes; lists of classes, or of 0 and 1; fractions, or lists of them. Whole numbers can also be regression.",
+    )
     label_fraction: float = option(1.0, "Part of the training images to use, the same of each class, as in 0.1.")
     max_eval_samples: int | None = option(None, "Evaluate on this many images only.")
     eval_crop_fraction: float = option(

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from .errors import ArgumentError
+from .memory import check_weights
 
 
 PRESETS = Path(__file__).parent / "models"
@@ -117,7 +118,7 @@ def model_config(args):
     from `MAEConfig`'s defaults. `config_overrides` win over it.
 
     Raises:
-        ArgumentError: a name is unknown, or the values do not make a model.
+        ArgumentError: a name is unknown, the values do not make a model, or it does not fit into this machine.
     """
     from huggingface_hub.errors import StrictDataclassError
 
@@ -138,8 +139,17 @@ def model_config(args):
         _refuse_other_projects(args.model_name_or_path, args.cache_dir)
     try:
         if args.model_name_or_path is not None:
-            return MAEConfig.from_pretrained(args.model_name_or_path, cache_dir=args.cache_dir, **overrides)
-        return MAEConfig(**{**values, **overrides})
-    # Strict dataclasses wrap the error of a validator into several lines of their own.
-    except (ValueError, OSError, StrictDataclassError) as error:
-        raise ArgumentError(" ".join(str(error.__cause__ or error).split())) from error
+            config = MAEConfig.from_pretrained(args.model_name_or_path, cache_dir=args.cache_dir, **overrides)
+        else:
+            config = MAEConfig(**{**values, **overrides})
+    # Strict dataclasses wrap the error of a validator into several lines of their own. transformers trusts a
+    # config.json, and fails on a field of another type as on any slip of a programmer.
+    except (ValueError, OSError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        place = args.model_name_or_path or args.config_name
+        is_ours = isinstance(error, (ValueError, OSError, StrictDataclassError))
+        raise ArgumentError(
+            reason if is_ours else f"the configuration of {place!r} does not work: {reason}"
+        ) from error
+    check_weights(config)
+    return config

@@ -28,6 +28,16 @@ REPLACES = {
     "config_name": ("model_name_or_path",),
     "num_train_epochs": ("max_train_steps",),
 }
+# Options that name folders or files; some may also be names on the Hub, which do not begin with ~.
+FOLDERS = (
+    "output_dir",
+    "model_name_or_path",
+    "config_name",
+    "resume_from_checkpoint",
+    "train_dir",
+    "validation_dir",
+    "cache_dir",
+)
 # Precision, devices and processes belong to the launcher (or its --config_file).
 LAUNCHER = (
     "cpu",
@@ -122,6 +132,14 @@ def parse_mapping(cls: type[T], values: dict[str, Any]) -> T:
     return _Parser(cls, allow_abbrev=False).parse(_words(values))
 
 
+def expand_home(arguments) -> None:
+    """`~` in what names folders. A shell expands it neither in recipes nor behind an equals sign."""
+    for name in FOLDERS:
+        value = getattr(arguments, name, None)
+        if isinstance(value, str):
+            setattr(arguments, name, os.path.expanduser(value))
+
+
 def parse_arguments(cls: type[T], argv: list[str] | None = None, default_recipe: str | Path | None = None) -> T:
     """Reads `[recipe.yaml] [--name value ...]` into an instance of the dataclass `cls` and checks it.
 
@@ -154,6 +172,7 @@ def parse_arguments(cls: type[T], argv: list[str] | None = None, default_recipe:
         recipe_words = _words({key: value for key, value in recipe.items() if key not in replaced})
         parser.origin = ""
     arguments = parser.parse(recipe_words + words)
+    expand_home(arguments)
     try:
         arguments.check()
     except ArgumentError as error:

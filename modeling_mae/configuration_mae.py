@@ -1,10 +1,20 @@
 """Configuration of the masked autoencoder; the only owner of the architecture's and the masking's numbers."""
 
+import difflib
+import math
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PretrainedConfig
+from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
+
+
+# No model is this large. Such a number is a slip, and building the model would fill the memory or never end.
+MAX_PATCHES = 2**20
+MAX_LAYERS = 1000
+MAX_LABELS = 10**7
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")  # transformers' names
 
 
 @strict(accept_kwargs=True)
@@ -26,7 +36,10 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
         head_initializer_range: of EvalNet, the deviation of its head's initial weights: 2e-5 for fine-tuning and 0.01
             for linear probing in the official code.
         drop_path_rate: the rate of the last encoder block while training; it grows linearly from 0 (Table 9).
-        label_smoothing: of EvalNet's loss, while training (Table 9).
+        label_smoothing: of EvalNet's cross-entropy, while training (Table 9). Other problems are not smoothed.
+        problem_type: of EvalNet's loss, ``single_label_classification``, ``multi_label_classification`` or
+            ``regression`` as in transformers' heads. Unset is the first, also for floats ``(batch, classes)``, which
+            are probabilities as mixup makes them.
         decoder_type: ``self`` is the paper's decoder.
         out_features, out_indices: of MAEBackbone, the stages whose feature maps it gives, by name (``stem``,
             ``stage1`` ... ``stage<depth>``) or number; the last block alone by default.
@@ -67,6 +80,10 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
+        num_labels = kwargs.get("num_labels")
+        if num_labels is not None and not (isinstance(num_labels, int) and 0 < num_labels <= MAX_LABELS):
+            # Before transformers makes a name for each.
+            raise ValueError(f"num_labels={num_labels!r} is no whole number in 1 ... {MAX_LABELS}")
         # One checkpoint serves several Auto classes, but saving records only the saved one: name all of them.
         kwargs.setdefault(
             "auto_map",
@@ -83,8 +100,10 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
         if features is not None or indices is not None:  # the default waits for MAEBackbone: it follows the depth
             self.set_output_features_output_indices(out_features=features, out_indices=indices)
         # Here too: transformers wraps what its own calls of these raise into a class that is no ValueError.
+        self.validate_sizes()
         self.validate_patches()
         self.validate_widths()
+        self.validate_numbers()
         self.validate_masking()
         self.validate_absent()
         self.validate_classifier()
@@ -129,21 +148,31 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
         return patch_height * patch_width * self.num_channels
 
     # transformers calls every validate_* method when a config is made and before it is saved.
-    def validate_patches(self):
+    def validate_sizes(self):
         for name in (
             "hidden_size num_hidden_layers num_attention_heads intermediate_size num_channels decoder_hidden_size "
             "decoder_num_hidden_layers decoder_num_attention_heads decoder_intermediate_size"
         ).split():
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("num_hidden_layers", "decoder_num_hidden_layers"):
+            if getattr(self, name) > MAX_LAYERS:
+                raise ValueError(f"{name}={getattr(self, name)} is more than {MAX_LAYERS}: give fewer layers")
+
+    def validate_patches(self):
         height, width = self.image_height_width
         patch_height, patch_width = self.patch_height_width
         if min(height, width, patch_height, patch_width) < 1:
-            raise ValueError(f"image_size={self.image_size} and patch_size={self.patch_size} must be positive")
+            raise ValueError(f"image_size={self.image_size} and patch_size={self.patch_size} must be at least 1")
         if height % patch_height or width % patch_width:
             raise ValueError(
                 f"image_size={height}x{width} is not a multiple of patch_size={patch_height}x{patch_width}; "
                 f"{-(-height // patch_height) * patch_height}x{-(-width // patch_width) * patch_width} would be"
+            )
+        if self.num_patches > MAX_PATCHES:
+            raise ValueError(
+                f"image_size={height}x{width} has {self.num_patches:,} patches of patch_size={patch_height}x"
+                f"{patch_width}, more than {MAX_PATCHES:,}: give smaller images or larger patches"
             )
 
     def validate_widths(self):
@@ -162,6 +191,17 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio={self.mask_ratio} is outside (0, 1)")
 
+    def validate_numbers(self):
+        for name in ("initializer_range", "head_initializer_range"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} is no deviation: give a number, 0 or more")
+        if not 0 < self.layer_norm_eps < math.inf:
+            raise ValueError(f"layer_norm_eps={self.layer_norm_eps} must be above 0 and finite, as 1e-6")
+        if self.hidden_act not in ACT2FN:
+            near = difflib.get_close_matches(self.hidden_act, ACT2FN, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "'gelu' is the paper's"
+            raise ValueError(f"hidden_act={self.hidden_act!r} is not one of transformers' activations: {hint}")
+
     def validate_absent(self):
         if self.chunk_size_feed_forward:
             raise ValueError(
@@ -173,6 +213,8 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
         for name in ("drop_path_rate", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is outside [0, 1)")
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise ValueError(f"problem_type={self.problem_type!r} is none of {', '.join(PROBLEM_TYPES)}")
         if self.pooling == "flatten" and self.head_norm == "layer":
             raise ValueError("head_norm='layer' is for pooling='mean' or 'cls', not 'flatten': set 'none' or 'batch'")
 

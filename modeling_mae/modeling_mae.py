@@ -630,14 +630,11 @@ class EvalNet(MAEPreTrainedModel):
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
     ) -> ImageClassifierOutput:
-        """Classify ``pixel_values (batch, channels, height, width)``: ``logits (batch, classes)``.
-
-        With `labels`, also the cross-entropy ``loss ()`` in float32; while training it is smoothed by
-        `config.label_smoothing`. Labels are class numbers ``(batch,)``, or probabilities ``(batch, classes)`` as mixup
-        makes them.
+        """Classify ``pixel_values (batch, channels, height, width)``: ``logits (batch, classes)``. With `labels`, also
+        the loss, as in `loss`.
 
         Raises:
-            ValueError: a wrong shape or size of the images.
+            ValueError: a wrong shape or size of the images, or labels of a wrong shape.
         """
         if self.config.pooling == "flatten" and self.grid_of(pixel_values) != self.config.grid:
             raise ValueError(
@@ -648,11 +645,42 @@ class EvalNet(MAEPreTrainedModel):
         logits = self.head(self.head_norm(encoded.pooler_output))
         loss = None
         if labels is not None:
-            smoothing = self.config.label_smoothing if self.training else 0.0
-            loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+            loss = self.loss(logits, labels)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
         )
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The loss ``()`` of ``logits (batch, classes)`` in float32, by `config.problem_type` as transformers' heads.
+
+        ``single_label_classification``: cross-entropy, while training smoothed by `config.label_smoothing`. Labels are
+        class numbers ``(batch,)``, or probabilities ``(batch, classes)`` as mixup makes them.
+        ``multi_label_classification``: binary cross-entropy. Labels are 0 and 1, or anything between,
+        ``(batch, classes)``. ``regression``: mean squared error. Labels are ``(batch, targets)``; for one target also
+        ``(batch,)``.
+
+        Unset is ``single_label_classification``, with one exception: a head with one output and floats as labels is
+        ``regression``, as in transformers. transformers takes other floats for several labels. Ours may be mixup's
+        probabilities, so set the problem for labels that are not.
+
+        Raises:
+            ValueError: labels of a wrong shape.
+        """
+        logits, problem = logits.float(), self.config.problem_type
+        if problem is None and logits.shape[-1] == 1 and labels.is_floating_point():
+            problem = "regression"
+        if problem not in ("multi_label_classification", "regression"):
+            smoothing = self.config.label_smoothing if self.training else 0.0
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        if logits.shape[-1] == 1 and labels.ndim == 1:
+            labels = labels[:, None]
+        if labels.shape != logits.shape:  # the losses would broadcast them without a word
+            raise ValueError(
+                f"labels of shape {tuple(labels.shape)} are not {tuple(logits.shape)}, as problem_type={problem!r} "
+                f"with num_labels={logits.shape[-1]} needs"
+            )
+        compare = F.mse_loss if problem == "regression" else F.binary_cross_entropy_with_logits
+        return compare(logits, labels.to(logits))
 
 
 class MAEBackbone(BackboneMixin, MAEPreTrainedModel):

@@ -28,7 +28,8 @@ class Images(Dataset, ABC):
     """A set of images as training, evaluation and statistics see it, in the centre crop until `view` changes it.
 
     A batch is a dict. `images`: uint8 ``(batch, channels, height, width)``. Where the device still has to crop them:
-    `boxes` ``(batch, 4)`` and `flips` ``(batch,)``. Where the set has labels: `labels` ``(batch,)``.
+    `boxes` ``(batch, 4)`` and `flips` ``(batch,)``. Where the set has labels: `labels`, class numbers
+    ``(batch,)``, or floats ``(batch, classes or targets)``.
     """
 
     where: str  # "in memory" or "from files", for people
@@ -38,7 +39,7 @@ class Images(Dataset, ABC):
         self.size = size  # (height, width) in pixels, as the model takes them
         self.crop: CenterCrop | RandomResizedCrop = CenterCrop(size, crop_fraction)
         self.skipped = torch.zeros(num_images, dtype=torch.bool)  # unreadable images that another one stands in for
-        self._labels = labels  # (num_images,) class numbers
+        self._labels = labels  # (num_images,) class numbers, or (num_images, n) floats
         self._rows: np.ndarray | None = None  # of a view: its images' positions in the whole set
         self._augment: Callable | None = None
 
@@ -55,7 +56,7 @@ class Images(Dataset, ABC):
 
     @property
     def labels(self) -> torch.Tensor | None:
-        """Class numbers ``(images,)``, or None."""
+        """Class numbers ``(images,)``, floats ``(images, classes or targets)``, or None."""
         return self._labels if self._labels is None or self._rows is None else self._labels[self._rows]
 
     def view(
@@ -218,7 +219,8 @@ def open_images(
     labels: np.ndarray | None = None,
 ) -> Images:
     """The images of `source` for a model that takes `size` (height, width): in memory when all have the same shape and
-    take at most `memory_budget` bytes, else from their files. `labels (images,)` are class numbers.
+    take at most `memory_budget` bytes, else from their files. `labels` are class numbers ``(images,)`` or floats
+    ``(images, classes or targets)``.
 
     Raises:
         BadImage: as `FileImages.read_or_next`.

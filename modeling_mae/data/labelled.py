@@ -6,16 +6,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..problems import PROBLEMS, REGRESSION, SINGLE_LABEL, Problem
 from .fingerprint import fingerprint
 from .images import Images, open_images
-from .labels import missing_classes, read_labels
+from .labels import missing_classes, problem_of, read_labels
 from .sources import Source, load_eval_source, load_source
 
 
 @dataclass
 class LabelledSets:
     """Whole sets in their evaluation crop. `train` is None where nothing is trained; then `train_name` is
-    `eval_name`. The names are for people."""
+    `eval_name`. The names are for people. `class_names` are the targets' in a regression."""
 
     train: Images | None
     evaluation: Images
@@ -24,21 +25,29 @@ class LabelledSets:
     train_fingerprint: str | None
     eval_name: str
     eval_split: str
+    problem: Problem = PROBLEMS[SINGLE_LABEL]
 
     def all(self) -> list[Images]:
         return [images for images in (self.train, self.evaluation) if images is not None]
 
     def __str__(self) -> str:
+        count, labels = len(self.class_names), self.problem.labels
+        if self.problem.problem_type == REGRESSION and count == 1:
+            labels = labels.removesuffix("s")
         return (
             f"{self.train_name}: {len(self.train or ()):,} training images, {len(self.evaluation):,} of "
-            f"{self.eval_name} ({self.eval_split}) to evaluate on, {len(self.class_names)} classes"
+            f"{self.eval_name} ({self.eval_split}) to evaluate on, {count} {labels}"
         )
 
 
 def matching_labels(
-    source: Source | None, load_eval: Callable[[], tuple[Source, str]], class_names: list[str] | None = None
+    source: Source | None,
+    load_eval: Callable[[], tuple[Source, str]],
+    class_names: list[str] | None = None,
+    problem_type: str = SINGLE_LABEL,
 ) -> tuple[np.ndarray | None, Source, str, np.ndarray, list[str]]:
-    """(labels of `source`, evaluation source, its split, its labels, class names).
+    """(labels of `source`, evaluation source, its split, its labels, class names). Labels are as `read_labels` gives
+    them for the `problem_type`.
 
     The classes are `class_names` where these are given, else those of `source`, else those of the evaluation source.
 
@@ -47,9 +56,9 @@ def matching_labels(
     """
     labels = None
     if source is not None:
-        labels, class_names = read_labels(source, class_names)
+        labels, class_names = read_labels(source, class_names, problem_type)
     eval_source, split = load_eval()
-    eval_labels, class_names = read_labels(eval_source, class_names)
+    eval_labels, class_names = read_labels(eval_source, class_names, problem_type)
     return labels, eval_source, split, eval_labels, class_names
 
 
@@ -62,6 +71,7 @@ def load_labelled_sets(
     max_train_samples: int | None,
     max_eval_samples: int | None,
     class_names: list[str] | None,
+    problem_type: str | None = None,
     open_options: dict,
     main_process_first: Callable[[], AbstractContextManager],
     say: Callable[[str], None],
@@ -69,7 +79,8 @@ def load_labelled_sets(
     """Load both sets. `train_split` None: no training images. `validation_dir`: evaluate on this folder.
 
     `source_options` go to `load_source`, `open_options` to `open_images`. One process reads first, so that the others
-    find what `datasets` has cached. `say` prints what is worth a note.
+    find what `datasets` has cached. `say` prints what is worth a note. `problem_type` None: the label column of the
+    training images tells, or of the evaluation images where nothing is trained.
 
     Raises:
         UserError: as `load_source`, `read_labels` and `open_images`.
@@ -82,13 +93,16 @@ def load_labelled_sets(
         source = None
         if train_split is not None:
             source = load_source(split=train_split, max_samples=max_train_samples, **source_options)
+        loaded_eval = None if source is not None else load_eval_source(eval_split, **eval_options)
+        problem_type = problem_type or problem_of(source if source is not None else loaded_eval[0])
         labels, eval_source, split, eval_labels, class_names = matching_labels(
-            source, lambda: load_eval_source(eval_split, **eval_options), class_names
+            source, lambda: loaded_eval or load_eval_source(eval_split, **eval_options), class_names, problem_type
         )
     train = open_images(source, labels=labels, **open_options) if source is not None else None
     evaluation = open_images(eval_source, labels=eval_labels, **open_options)
     for kind, numbers in (("training", labels), ("evaluation", eval_labels)):
-        absent = missing_classes(numbers, class_names) if numbers is not None else []
+        has_classes = numbers is not None and problem_type != REGRESSION
+        absent = missing_classes(numbers, class_names) if has_classes else []
         if absent:
             say(
                 f"note       {len(absent)} of {len(class_names)} classes have no {kind} image: {', '.join(absent[:5])}"
@@ -101,4 +115,5 @@ def load_labelled_sets(
         train_fingerprint=fingerprint(source) if source is not None else None,
         eval_name=eval_source.name,
         eval_split="validation" if validation_dir else split,
+        problem=PROBLEMS[problem_type],
     )

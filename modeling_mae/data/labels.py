@@ -1,26 +1,51 @@
-"""Labels of a source: class numbers and names, matched by name between training and evaluation."""
+"""Labels of a source: what they are, their numbers and their names, matched between training and evaluation."""
 
 import datasets
 import numpy as np
 
 from ..errors import UserError
+from ..problems import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from .multi_labels import holds_lists, read_class_lists, read_targets
 from .sources import Source
 
 
 MAX_NUMBERED_CLASSES = 100_000  # larger whole numbers are names: a list of all smaller ones would fill the memory
 
 
-def read_labels(source: Source, known_names: list[str] | None = None) -> tuple[np.ndarray, list[str]]:
-    """(class numbers ``(images,)``, class names).
+def problem_of(source: Source) -> str:
+    """The `problem_type` that the label column tells: lists of classes are several labels, fractions are regression,
+    all else is one class an image.
+
+    A list of fractions is several targets. Where all of them are 0 and 1, it is several labels.
+    """
+    feature = _label_feature(source)
+    if holds_lists(feature):
+        if not str(getattr(feature.feature, "dtype", "")).startswith("float"):
+            return MULTI_LABEL
+        values = np.array([value for row in source.dataset[source.label_column] for value in row or []])
+        return MULTI_LABEL if np.isin(values, (0, 1)).all() else REGRESSION
+    return REGRESSION if str(getattr(feature, "dtype", "")).startswith("float") else SINGLE_LABEL
+
+
+def read_labels(
+    source: Source, known_names: list[str] | None = None, problem_type: str = SINGLE_LABEL
+) -> tuple[np.ndarray, list[str]]:
+    """(labels, names). Labels are class numbers ``(images,)`` int64; for several labels 0 and 1 ``(images, classes)``
+    float32; for regression ``(images, targets)`` float32, whose names are the targets'.
 
     With `known_names` the numbers are positions in them. Two folders that lack different classes number the rest
     differently, so only the names tell which classes are the same.
 
     Raises:
-        UserError: no label column or several, a column that does not hold classes, images without a label, or a class
-            that is not among the `known_names`.
+        UserError: no label column or several, a column that does not hold such labels, images without a label, or a
+            class that is not among the `known_names`.
     """
-    numbers, names = _numbers_and_names(source)
+    feature = _label_feature(source)
+    if problem_type == REGRESSION:
+        return read_targets(source, feature, known_names)
+    if problem_type == MULTI_LABEL:
+        return read_class_lists(source, feature, known_names)
+    numbers, names = _numbers_and_names(source, feature)
     if known_names is None:
         return numbers, names
     numbered = [all(name.isdecimal() for name in either) for either in (names, known_names)]
@@ -37,7 +62,12 @@ def read_labels(source: Source, known_names: list[str] | None = None) -> tuple[n
     return positions[numbers], known_names
 
 
-def _numbers_and_names(source: Source) -> tuple[np.ndarray, list[str]]:
+def _label_feature(source: Source):
+    """What `datasets` knows of the label column.
+
+    Raises:
+        UserError: there is no such column, or several.
+    """
     features = source.dataset.features
     if source.label_column is None:
         columns = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
@@ -46,7 +76,10 @@ def _numbers_and_names(source: Source) -> tuple[np.ndarray, list[str]]:
             f"{source.name} has {reason}; its columns are {', '.join(features)}: name one with --label_column_name, "
             "or put the images into a folder for each class"
         )
-    feature = features[source.label_column]
+    return features[source.label_column]
+
+
+def _numbers_and_names(source: Source, feature) -> tuple[np.ndarray, list[str]]:
     kind = str(getattr(feature, "dtype", ""))
     if not kind.startswith(("int", "uint", "bool", "string", "large_string", "null")):
         raise UserError(
@@ -69,9 +102,9 @@ def _numbers_and_names(source: Source) -> tuple[np.ndarray, list[str]]:
     return numbers.astype(np.int64), [str(value) for value in distinct]
 
 
-def missing_classes(numbers: np.ndarray, names: list[str]) -> list[str]:
-    """Names of the classes without an image."""
-    counts = np.bincount(numbers, minlength=len(names))
+def missing_classes(labels: np.ndarray, names: list[str]) -> list[str]:
+    """Names of the classes without an image, of class numbers ``(images,)`` or of 0 and 1 ``(images, classes)``."""
+    counts = np.bincount(labels, minlength=len(names)) if labels.ndim == 1 else labels.sum(0)
     return [name for name, count in zip(names, counts, strict=True) if not count]
 
 
@@ -83,3 +116,9 @@ def balanced_part(numbers: np.ndarray, fraction: float, seed: int) -> np.ndarray
         positions = generator.permutation(np.flatnonzero(numbers == number))
         chosen.append(positions[: max(1, round(fraction * len(positions)))])
     return np.sort(np.concatenate(chosen))
+
+
+def random_part(num_images: int, fraction: float, seed: int) -> np.ndarray:
+    """Sorted positions of a random `fraction` of all images, at least one."""
+    count = max(1, round(fraction * num_images))
+    return np.sort(np.random.default_rng(seed).permutation(num_images)[:count])

@@ -183,12 +183,18 @@ def find_image_column(features: datasets.Features, name: str | None) -> str:
 
 
 def find_label_column(features: datasets.Features, name: str | None) -> str | None:
-    """The label column `name`, or the only label column; `fine_label` of CIFAR-100's two. None without labels."""
+    """The label column `name`, or the only column of classes or lists of classes; `fine_label` of CIFAR-100's two.
+    Else `label` or `labels`, whatever it holds. None without labels."""
     if name is not None:
         if name in features:
             return name
         raise UserError(f"label_column_name {name!r} is not a column: those are {', '.join(features)}")
-    columns = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    columns = [
+        column
+        for column, feature in features.items()
+        if isinstance(getattr(feature, "feature", feature), datasets.ClassLabel)  # of a list, what it holds
+    ]
     if "fine_label" in columns:
         return "fine_label"
-    return columns[0] if len(columns) == 1 else "label" if "label" in features else None
+    usual = [column for column in ("label", "labels") if column in features]
+    return columns[0] if len(columns) == 1 else usual[0] if usual else None

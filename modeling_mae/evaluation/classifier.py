@@ -3,17 +3,23 @@
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 
 from ..configuration_mae import MAEConfig
 from ..data.crops import training_crop
 from ..data.images import Images
 from ..data.labelled import LabelledSets
-from ..data.labels import balanced_part
+from ..data.labels import balanced_part, random_part
 from ..modeling_mae import EvalNet
+from ..problems import REGRESSION, SINGLE_LABEL, Problem
 from ..training.augment import RandAugment
 from ..training.state import load_model
-from .metrics import classification_results, predict
+from .metrics import predict_with
+from .problem_metrics import EVALUATIONS
+
+
+SMALL_DEVIATION, LARGE_DEVIATION = 0.05, 20.0  # of a regression's targets; outside, the user is told
 
 
 def is_classifier(config: MAEConfig) -> bool:
@@ -31,17 +37,45 @@ def training_view(
     label_fraction: float,
     auto_augment: str,
 ) -> Images:
-    """The part of the images that a training sees, under its random crops and augmentation.
+    """The part of the images that a training sees, under its random crops and augmentation. The part has the same
+    share of each class. Several labels an image, or numbers, have no such shares: then it is a random part.
 
     Raises:
         UserError: as `RandAugment`.
     """
     rows = augment = None
     if label_fraction < 1:
-        rows = balanced_part(images.labels.numpy(), label_fraction, seed)
+        labels = images.labels.numpy()
+        balanced = labels.ndim == 1
+        rows = (
+            balanced_part(labels, label_fraction, seed) if balanced else random_part(len(labels), label_fraction, seed)
+        )
     if auto_augment != "none":
         augment = RandAugment(auto_augment, images.size, mean, seed)
     return images.view(training_crop(seed, crop_scale, horizontal_flip, images.size), rows, augment)
+
+
+def problem_notes(
+    problem: Problem, images: Images, label_fraction: float, mixes: float, label_smoothing: float
+) -> list[str]:
+    """What a training for labels other than one class an image does otherwise, for people."""
+    notes = []
+    if problem.problem_type == SINGLE_LABEL:
+        return notes
+    if label_fraction < 1:
+        notes.append(f"label_fraction {label_fraction:g}: a random part, without classes of one an image to balance")
+    if mixes:
+        notes.append("mixup and cutmix mix the labels in the shares of the images; --mixup 0 --cutmix 0 ends that")
+    if label_smoothing:
+        notes.append(f"label_smoothing {label_smoothing:g} is for one class an image and does nothing here")
+    if problem.problem_type == REGRESSION:
+        largest = images.labels.std(0, correction=0).max().item()
+        if not SMALL_DEVIATION <= largest <= LARGE_DEVIATION:
+            notes.append(
+                f"the targets deviate by {largest:.3g}, and learning rates are made for about 1: scale the column if "
+                "the loss falls slowly or not at all"
+            )
+    return notes
 
 
 def make_classifier(
@@ -50,30 +84,43 @@ def make_classifier(
     class_names: list[str],
     n_partial: float | None,
     say: Callable[[str], None],
+    problem_type: str = SINGLE_LABEL,
+    target_means: torch.Tensor | None = None,
 ) -> EvalNet:
     """An EvalNet for `class_names` that trains `n_partial` blocks: with the encoder of `checkpoint`, or from scratch
     where that is None. `n_partial` None: all blocks.
 
-    The head starts anew where the checkpoint's classifier has other classes, also where it has as many of them.
+    The head starts anew where the checkpoint's classifier has other classes, also where it has as many of them, or is
+    for another problem. A new head of a regression begins at `target_means (targets,)`: rates that suit the rest of
+    the model would take long to get there.
     """
     checkpoint_names = [config.id2label[i] for i in range(config.num_labels)]
+    other_classes = checkpoint_names != class_names or (config.problem_type or SINGLE_LABEL) != problem_type
     config.id2label = dict(enumerate(class_names))
     config.label2id = {label: i for i, label in config.id2label.items()}
+    # transformers refuses a single label with one class.
+    config.problem_type = None if problem_type == SINGLE_LABEL and len(class_names) == 1 else problem_type
+    keeps_head = checkpoint is not None and is_classifier(config) and not other_classes
     if checkpoint is None:
         model = EvalNet(config)
     else:
-        other_classes = is_classifier(config) and checkpoint_names != class_names
+        other_classes = is_classifier(config) and other_classes
         model = load_model(EvalNet, checkpoint, config=config, ignore_mismatched_sizes=other_classes)
         if other_classes:
             say("note       the checkpoint's classifier has other classes: its head starts anew")
             model.reset_head()
+    if problem_type == REGRESSION and target_means is not None and not keeps_head:
+        model.head.bias.data.copy_(target_means)
     return model.freeze(config.num_hidden_layers if n_partial is None else n_partial)
 
 
 def evaluate_classifier(
     accelerator: Accelerator, model, sets: LabelledSets, transform, batch_size: int, num_workers: int
 ) -> tuple[dict, dict[str, np.ndarray]]:
-    """(results, predictions) of the prepared `model` on the evaluation images, as `classification_results` and
-    `predict` give them."""
-    predictions = predict(accelerator, model, sets.evaluation, transform, batch_size, num_workers)
-    return classification_results(predictions, len(sets.class_names)), predictions
+    """(results, predictions) of the prepared `model` on the evaluation images, as `EVALUATIONS` gives them for the
+    problem."""
+    evaluation = EVALUATIONS[sets.problem.problem_type]
+    predictions = predict_with(
+        evaluation.columns, accelerator, model, sets.evaluation, transform, batch_size, num_workers
+    )
+    return evaluation.results(predictions, len(sets.class_names)), predictions

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -10,6 +11,8 @@ from torch import nn
 
 from ..data.images import Images
 from ..modeling_mae import MAEModel
+from ..problems import MULTI_LABEL, PROBLEMS, SINGLE_LABEL
+from .frozen_problems import knn_averages, linear_predictions, metric_of
 from .metrics import compute_over
 
 
@@ -33,14 +36,18 @@ def frozen_table(
     seed: int,
     ks: tuple[int, ...] = KS,
     logistic: bool = False,
+    problem_type: str = SINGLE_LABEL,
     batch_size: int,
     num_workers: int,
 ) -> list[dict]:
     """What raw pixels, the same encoder untrained (from `seed`) and `encoder` (called `name`) tell about the labels.
 
     A row each: `name`, `knn` {k: accuracy} for those of `ks` that there are images for, and with `logistic`
-    `logistic_regression`; accuracies in 0..1. The accuracies are on the main process only.
+    `logistic_regression`; accuracies in 0..1. Of other problems than one class an image, their metric takes the place
+    of the accuracy, and in a regression `ridge_regression` that of `logistic_regression`. They are on the main process
+    only.
     """
+    problem = PROBLEMS[problem_type]
     torch.manual_seed(seed)
     encoders = {"raw pixels": nn.Flatten(), "untrained encoder": MAEModel(encoder.config), name: encoder}
     size = len(train) * encoder.config.num_patches * encoder.config.patch_dim * 4
@@ -61,9 +68,11 @@ def frozen_table(
             batch_size=batch_size,
             num_workers=num_workers,
             logistic=logistic,
+            problem_type=problem_type,
         )
         rows.append({"name": title, **accuracies})
-        figures = "  ".join(f"k={k} {100 * value:.1f} %" for k, value in accuracies.get("knn", {}).items())
+        unit = " %" if problem.is_share else ""
+        figures = "  ".join(f"k={k} {problem.shown(value)}{unit}" for k, value in accuracies.get("knn", {}).items())
         accelerator.print(f"k-NN       {title}: {figures}", flush=True)
     accelerator.wait_for_everyone()
     return rows
@@ -90,9 +99,10 @@ def frozen_accuracies(
     batch_size: int,
     num_workers: int,
     logistic: bool = False,
+    problem_type: str = SINGLE_LABEL,
 ) -> dict:
     """`knn` {k: accuracy} and with `logistic` `logistic_regression` of the features that `encode` gives for
-    ``(batch, channels, height, width)``; on the main process, elsewhere nothing."""
+    ``(batch, channels, height, width)``, as in `frozen_table`; on the main process, elsewhere nothing."""
 
     def compute(batch: dict) -> dict[str, torch.Tensor]:
         # The labels come from the batch: an image that stands in for an unreadable one brings its own.
@@ -105,15 +115,31 @@ def frozen_accuracies(
     if not accelerator.is_main_process:
         return {}
     ks = tuple(k for k in ks if k <= len(train))
-    tensors = map(torch.from_numpy, features_and_labels)
-    results: dict = {"knn": knn_accuracies(*tensors, ks, device=accelerator.device) if ks else {}}
+    results: dict = {"knn": _knn(features_and_labels, ks, problem_type, accelerator.device) if ks else {}}
     if logistic:
         train_features, train_labels = features_and_labels[:2]
-        if train_features.size * (int(train_labels.max()) + 1) > LOGISTIC_LIMIT:
+        classes = int(train_labels.max()) + 1 if train_labels.ndim == 1 else train_labels.shape[1]
+        if train_features.size * classes > LOGISTIC_LIMIT:
             accelerator.print(f"note       no logistic regression: {len(train):,} images would take hours to fit")
         else:
-            results["logistic_regression"] = logistic_accuracy(*features_and_labels)
+            results |= _linear_model(features_and_labels, problem_type)
     return results
+
+
+def _knn(features_and_labels: list[np.ndarray], ks: tuple[int, ...], problem_type: str, device) -> dict[int, float]:
+    tensors = list(map(torch.from_numpy, features_and_labels))
+    if problem_type == SINGLE_LABEL:
+        return knn_accuracies(*tensors, ks, device=device)
+    means = knn_averages(*tensors[:3], ks, TEMPERATURE, device)
+    return {k: metric_of(problem_type, predictions, features_and_labels[3]) for k, predictions in means.items()}
+
+
+def _linear_model(features_and_labels: list[np.ndarray], problem_type: str) -> dict[str, float]:
+    if problem_type == SINGLE_LABEL:
+        return {"logistic_regression": logistic_accuracy(*features_and_labels)}
+    predictions = linear_predictions(problem_type, *features_and_labels[:3], LOGISTIC_C, LOGISTIC_ITERATIONS)
+    key = "logistic_regression" if problem_type == MULTI_LABEL else "ridge_regression"
+    return {key: metric_of(problem_type, predictions, features_and_labels[3])}
 
 
 def knn_accuracies(

@@ -1,4 +1,4 @@
-"""Every image once over all processes, predictions, and the metrics of a classifier."""
+"""Every image once over all processes, predictions, and the metrics of a classifier of one class an image."""
 
 from collections.abc import Callable
 
@@ -42,17 +42,34 @@ def compute_over(
 def predict(
     accelerator: Accelerator, model, images: Images, transform, batch_size: int, num_workers: int
 ) -> dict[str, np.ndarray]:
-    """Predictions in eval mode: ``label``, ``loss`` (cross-entropy) and ``confidence`` ``(images,)``; ``top5 (images,
-    at most 5)`` classes, the likeliest first."""
+    """Predictions in eval mode of one class an image, as `top_classes` gives them, ``(images, ...)``."""
+    return predict_with(top_classes, accelerator, model, images, transform, batch_size, num_workers)
+
+
+def predict_with(
+    columns: Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]],
+    accelerator: Accelerator,
+    model,
+    images: Images,
+    transform,
+    batch_size: int,
+    num_workers: int,
+) -> dict[str, np.ndarray]:
+    """`columns(logits, labels)` of all `images` in eval mode: arrays ``(images, ...)``."""
 
     def compute(batch: dict) -> dict[str, torch.Tensor]:
-        logits = model(transform(batch)).logits.float()  # (batch, classes)
-        confidence, top = logits.softmax(-1).topk(min(5, logits.shape[-1]))
-        loss = F.cross_entropy(logits, batch["labels"], reduction="none")
-        return {"label": batch["labels"], "loss": loss, "confidence": confidence[:, 0], "top5": top}
+        return columns(model(transform(batch)).logits.float(), batch["labels"])
 
     model.eval()
     return compute_over(accelerator, images, batch_size, num_workers, compute)
+
+
+def top_classes(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Of ``logits (batch, classes)`` and class numbers ``(batch,)``: ``label``, ``loss`` (cross-entropy) and
+    ``confidence`` ``(batch,)``; ``top5 (batch, at most 5)`` classes, the likeliest first."""
+    confidence, top = logits.softmax(-1).topk(min(5, logits.shape[-1]))
+    loss = F.cross_entropy(logits, labels, reduction="none")
+    return {"label": labels, "loss": loss, "confidence": confidence[:, 0], "top5": top}
 
 
 class ClassificationMetric(evaluate.Metric):

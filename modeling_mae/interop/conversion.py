@@ -7,8 +7,9 @@ from transformers import AutoImageProcessor
 from ..configuration_mae import MAEConfig
 from ..errors import UserError
 from ..modeling_mae import EvalNet, MAEForPreTraining, MAEModel, MAEPreTrainedModel
+from .processors import transformers_processor
 from .read import read, reading
-from .state_dicts import make_config
+from .state_dicts import make_config, refuse_contradictions
 from .write import export, save, save_timm, to_transformers
 
 
@@ -28,7 +29,7 @@ def convert(source: str, target: str | Path, to: str = "mae", **fields) -> str:
         fields: of MAEConfig; they win over what the source says.
 
     Returns:
-        A line for the user: where the checkpoint is and how to load it.
+        Lines for the user: where the checkpoint is, how to load it, and what is worth a note.
 
     Raises:
         UserError: when the source cannot be read, the format cannot express it, or the target cannot be written.
@@ -38,17 +39,19 @@ def convert(source: str, target: str | Path, to: str = "mae", **fields) -> str:
     target = Path(target)
     model, processor = _load(source, fields)
     if to in ("onnx", "torch"):
-        export(model, target, to)
-        return f"written    {target}"
+        return f"written    {target}{export(model, target, to, processor)}"
     if to == "timm":
         mean_std = (list(processor.image_mean), list(processor.image_std)) if processor else ()
         return f"written    {target}: {save_timm(model, target, *mean_std)}"
     if to == "vit" and isinstance(model, MAEForPreTraining):
         model = model.mae
+    note = None
     if to in ("transformers", "vit"):
+        processor, note = transformers_processor(processor, model.config.num_channels)
         model = to_transformers(model)
     save(model, processor, target)
-    return f"written    {target}: {type(model).__name__}.from_pretrained({str(target)!r})"
+    line = f"written    {target}: {type(model).__name__}.from_pretrained({str(target)!r})"
+    return f"{line}\nnote       {note}" if note else line
 
 
 def _load(source: str, fields: dict) -> tuple[MAEPreTrainedModel, object | None]:
@@ -68,6 +71,7 @@ def _load(source: str, fields: dict) -> tuple[MAEPreTrainedModel, object | None]
         return model.eval(), foreign.processor
     with reading(source):
         checkpoint_config = MAEConfig.from_pretrained(source)
+        refuse_contradictions(source, checkpoint_config.to_dict(), fields)
         make_config(source, {**checkpoint_config.to_dict(), **fields})  # from_pretrained does not check the fields
         model = _class_of(checkpoint_config).from_pretrained(source, **fields)
     try:

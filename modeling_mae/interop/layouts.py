@@ -66,10 +66,11 @@ MAE_CODE_NAMES = [
     (r"^transformer\.layers\.(\d+)\.1\.fn\.net\.0\.", r"blocks.\1.mlp.fc1."),
     (r"^transformer\.layers\.(\d+)\.1\.fn\.net\.3\.", r"blocks.\1.mlp.fc2."),
 ]
-# A file holds no number of heads. Per field of MAEConfig: published width -> heads, and a head's width elsewhere.
+# A file holds no number of heads. Per field of MAEConfig: published width -> heads and depth, and a head's width
+# elsewhere.
 PUBLISHED_HEADS = {
-    "num_attention_heads": ({192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}, 64),
-    "decoder_num_attention_heads": ({512: 16}, 32),
+    "num_attention_heads": ({192: (3, 12), 384: (6, 12), 768: (12, 12), 1024: (16, 24), 1280: (16, 32)}, 64),
+    "decoder_num_attention_heads": ({512: (16, 8)}, 32),
 }
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

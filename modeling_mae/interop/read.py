@@ -18,7 +18,16 @@ from transformers.utils import cached_file, logging
 from ..configuration_mae import MAEConfig
 from ..errors import UserError
 from .layouts import TIMM_POOLINGS, official_from_vit, shared_fields
-from .state_dicts import Foreign, finish, from_state_dict, image_processor, leave_out, make_config, one_line
+from .state_dicts import (
+    Foreign,
+    finish,
+    from_state_dict,
+    image_processor,
+    leave_out,
+    make_config,
+    one_line,
+    refuse_contradictions,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -33,8 +42,8 @@ def reading(source) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
-        reason = one_line(error).rstrip(".")
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        reason = one_line(error).rstrip(".")[:400]
         raise UserError(
             f"{source} cannot be read: {reason}. Give a file, a folder with a config.json, or a Hub id"
         ) from error
@@ -159,6 +168,7 @@ def _from_transformers(source, content: dict, fields: dict, hub_options: dict) -
         processor = AutoImageProcessor.from_pretrained(source, **hub_options)
     except (OSError, ValueError):  # a checkpoint need not have one
         processor = None
+    refuse_contradictions(str(source), values, fields)
     return finish(make_config(str(source), {**values, **fields}), state, notes, str(source), processor)
 
 

@@ -16,6 +16,12 @@ from ..modeling_mae import EvalNet, MAEForPreTraining, MAEPreTrainedModel
 from .layouts import DECODER, IMAGENET_MEAN, IMAGENET_STD, MAE_CODE_NAMES, PUBLISHED_HEADS, rename, to_ours
 
 
+# What the shapes of the tensors tell.
+TENSOR_FIELDS = (
+    "hidden_size num_channels patch_size num_hidden_layers intermediate_size qkv_bias decoder_hidden_size "
+    "decoder_num_hidden_layers decoder_intermediate_size"
+).split()
+
 logger = logging.get_logger(__name__)
 
 
@@ -36,8 +42,29 @@ def make_config(name: str, values: dict) -> MAEConfig:
     """
     try:
         return MAEConfig(**values)
-    except (ValueError, StrictDataclassError) as error:
+    except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:
         raise UserError(f"{name}: {one_line(error)}") from error
+
+
+def refuse_contradictions(name: str, told: dict, fields: dict) -> None:
+    """Refuse given `fields` of MAEConfig that are not what the tensors of `name` have, which is `told`. Fewer layers
+    than these are a choice.
+
+    Raises:
+        UserError: names the first such field.
+    """
+    for field in TENSOR_FIELDS:
+        if field not in fields or field not in told:
+            continue
+        given, own = fields[field], told[field]
+        if field == "patch_size":
+            given, own = _pair(given, field), _pair(own, field)
+        fewer = field.endswith("num_hidden_layers") and isinstance(given, int) and given < own
+        if given != own and not fewer:
+            raise UserError(
+                f"{name}: {field}={fields[field]!r} contradicts its tensors, which have {field}={told[field]!r}; "
+                f"leave {field} out"
+            )
 
 
 def one_line(error: Exception) -> str:
@@ -82,6 +109,7 @@ def from_state_dict(
         values["norm_pix_loss"] = bool(saved_arguments["norm_pix_loss"])
     elif "decoder_pred.weight" in state and "norm_pix_loss" not in fields:
         notes.append("whether it predicts normalised patches is not in the file: assuming norm_pix_loss=True")
+    refuse_contradictions(name, values, fields)
     config = make_config(name, {**values, **fields})
     return finish(config, state, notes, name, image_processor(config))
 
@@ -142,18 +170,18 @@ def _encoder_sizes(state: dict, fields: dict, name: str, image_size, notes: list
         "intermediate_size": state["blocks.0.mlp.fc1.weight"].shape[0],
         "qkv_bias": "blocks.0.attn.qkv.bias" in state,
         "image_size": _image_size(state["pos_embed"].shape[1] - 1, (patch_height, patch_width), image_size, name),
-        "num_attention_heads": _heads("num_attention_heads", width, fields, name, notes),
+        "num_attention_heads": _heads("num_attention_heads", width, _depth(state, "blocks."), fields, name, notes),
     }
 
 
 def _decoder_sizes(state: dict, fields: dict, name: str, notes: list[str]) -> dict:
-    width = state["decoder_embed.weight"].shape[0]
+    width, depth = state["decoder_embed.weight"].shape[0], _depth(state, "decoder_blocks.")
     return {
         "decoder_type": "self",
         "decoder_hidden_size": width,
-        "decoder_num_hidden_layers": _depth(state, "decoder_blocks."),
+        "decoder_num_hidden_layers": depth,
         "decoder_intermediate_size": state["decoder_blocks.0.mlp.fc1.weight"].shape[0],
-        "decoder_num_attention_heads": _heads("decoder_num_attention_heads", width, fields, name, notes),
+        "decoder_num_attention_heads": _heads("decoder_num_attention_heads", width, depth, fields, name, notes),
     }
 
 
@@ -181,16 +209,23 @@ def _pair(size, field: str) -> tuple[int, int]:
         raise UserError(f"{field}={size!r} is neither a number nor a [height, width] pair in pixels") from error
 
 
-def _heads(field: str, width: int, fields: dict, name: str, notes: list[str]) -> int:
+def _heads(field: str, width: int, depth: int, fields: dict, name: str, notes: list[str]) -> int:
     if field in fields:
         return fields[field]
     published, head_width = PUBLISHED_HEADS[field]
     part = "decoder" if field.startswith("decoder") else "encoder"
-    heads = published.get(width, width // head_width)
+    heads, published_depth = published.get(width, (width // head_width, None))
     if heads == 0 or width % heads:
-        raise UserError(f"{name}: the number of heads of a {width} wide {part} is not published; give {field}")
-    if width not in published:
-        notes.append(f"the {part}'s heads are not in the file: assuming {field}={heads}, each {head_width} wide")
+        raise UserError(
+            f"{name}: the number of heads of a {width} wide {part} is not published; give {field}= to "
+            f"from_pretrained, or `--set {field}=...` on the command line"
+        )
+    if depth != published_depth:
+        notes.append(
+            f"the {part}'s heads are not in the file: assuming {field}={heads}, each {width // heads} wide. A wrong "
+            f"number changes what the model computes without an error. If it is another, give `--set {field}=...` on "
+            f"the command line, or {field}= to from_pretrained"
+        )
     return heads
 
 

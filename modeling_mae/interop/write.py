@@ -28,6 +28,9 @@ from .layouts import (
 )
 
 
+ONNX_FILE_LIMIT = 19 * 10**8  # bytes of weights; protobuf holds less than 2 GiB
+
+
 @contextlib.contextmanager
 def _writing(target: Path) -> Iterator[None]:
     try:
@@ -93,7 +96,7 @@ def to_transformers(model: MAEPreTrainedModel) -> transformers.PreTrainedModel:
         fill_vit(filled, to_official(model))
     elif isinstance(model, EvalNet):
         check_carried("transformers' ViTForImageClassification", config)
-        labels = {"id2label": config.id2label, "label2id": config.label2id}
+        labels = {"id2label": config.id2label, "label2id": config.label2id, "problem_type": config.problem_type}
         filled = transformers.ViTForImageClassification(_vit_config(transformers.ViTConfig, config, **labels))
         fill_vit(filled, fold_classifier(model))
     else:
@@ -191,14 +194,34 @@ class _Outputs(nn.Module):
         return outputs.last_hidden_state, outputs.pooler_output
 
 
-def export(model: MAEPreTrainedModel, path: Path, to: str) -> None:
-    """Write `model` as one file, for any batch size.
+def graph_metadata(model: MAEPreTrainedModel, processor=None) -> dict[str, str]:
+    """What a user of the graph has to know, as JSON: `image_size` [height, width] and `num_channels`; with a
+    `processor` `image_mean` and `image_std` of each channel, where white is 1; of a classifier `class_names` and
+    `problem_type`."""
+    config = model.config
+    values = {"image_size": list(config.image_height_width), "num_channels": config.num_channels}
+    if processor is not None:
+        for name in ("image_mean", "image_std"):
+            value = getattr(processor, name)
+            values[name] = [value] * config.num_channels if isinstance(value, float) else list(value)
+    if isinstance(model, EvalNet):
+        values["class_names"] = [config.id2label[i] for i in range(config.num_labels)]
+        values["problem_type"] = config.problem_type or "single_label_classification"
+    return {key: json.dumps(value) for key, value in values.items()}
+
+
+def export(model: MAEPreTrainedModel, path: Path, to: str, processor=None) -> str:
+    """Write `model` as one file, for any batch size. An ONNX graph of 2 GB or more has its weights in a file beside.
 
     The graph's input is `pixel_values` (batch, channels, height, width). It returns `logits` for an EvalNet,
-    otherwise `last_hidden_state` and `pooler_output` of the encoder.
+    otherwise `last_hidden_state` and `pooler_output` of the encoder. An ONNX graph has `graph_metadata`, with what the
+    image `processor` says, in its metadata_props.
 
     Args:
         to: ``onnx``, or ``torch`` for a torch.export program (.pt2).
+
+    Returns:
+        What else to tell the user: nothing, or the metadata, a line each.
 
     Raises:
         UserError: when the packages for ONNX are not installed, and when `path` cannot be written.
@@ -220,8 +243,22 @@ def export(model: MAEPreTrainedModel, path: Path, to: str) -> None:
                 buffer = io.BytesIO()
                 torch.export.save(program, buffer)
                 path.write_bytes(buffer.getbuffer())
-                return
+                return ""
             names = ["logits"] if isinstance(model, EvalNet) else ["last_hidden_state", "pooler_output"]
-            torch.onnx.export(
-                program, (example,), path, dynamo=True, input_names=["pixel_values"], output_names=names, verbose=False
+            graph = torch.onnx.export(
+                program,
+                (example,),
+                dynamo=True,
+                input_names=["pixel_values"],
+                output_names=names,
+                dynamic_shapes=({0: "batch"},),  # the axis's name in the graph
+                verbose=False,
             )
+            metadata = graph_metadata(model, processor)
+            graph.model.metadata_props.update(metadata)
+            size = sum(value.nbytes for value in model.state_dict().values())
+            graph.save(path, external_data=size >= ONNX_FILE_LIMIT)
+    shown = {**metadata, "image_mean": metadata.get("image_mean", "not known: the source has no image processor")}
+    return "".join(
+        f"\n{key:<12} {value if len(value) < 200 else value[:200] + ' ...'}" for key, value in shown.items()
+    )

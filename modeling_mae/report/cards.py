@@ -7,6 +7,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..files import replacing
+from ..problems import MULTI_LABEL, PROBLEMS, REGRESSION, SINGLE_LABEL, Problem
 
 
 PAPER = "[arXiv 2111.06377](https://arxiv.org/abs/2111.06377)"
@@ -26,7 +27,15 @@ HIDDEN_ARGUMENTS = (
     "resume_from_checkpoint",
     "model_name_or_path",
 )
-METRIC_TITLES = {"accuracy": "top-1 accuracy", "top5_accuracy": "top-5 accuracy", "loss": "cross-entropy"}
+# What to do with a classifier's `model` and `inputs`, by problem.
+USAGE = {
+    SINGLE_LABEL: "logits = model(**inputs).logits  # (1, classes)\n"
+    "print(model.config.id2label[logits.argmax(-1).item()])",
+    MULTI_LABEL: "scores = model(**inputs).logits.sigmoid()[0]  # (classes,)\n"
+    "print({model.config.id2label[i]: score for i, score in enumerate(scores.tolist()) if score > 0.5})",
+    REGRESSION: "values = model(**inputs).logits[0]  # (targets,)\n"
+    "print({model.config.id2label[i]: value for i, value in enumerate(values.tolist())})",
+}
 MAX_CLASSES_SHOWN = 100  # more make a confusion matrix that nobody can read
 
 
@@ -103,6 +112,7 @@ def write_classifier_card(
     split: str,
     results: dict,
     class_names: list[str],
+    problem: Problem = PROBLEMS[SINGLE_LABEL],
     arguments: dict,
     repo_id: str | None = None,
 ) -> None:
@@ -110,30 +120,34 @@ def write_classifier_card(
 
     `training` is a sentence on how it was trained, or None if it was only tested. `results` are its accuracies and
     its loss on `split` of the data set. `data` describes the images of that split."""
-    metrics = [(metric, title, results[metric]) for metric, title in METRIC_TITLES.items() if metric in results]
+    metrics = [
+        (metric, title, results[metric]) for metric, title in problem.titles.items() if results.get(metric) is not None
+    ]
+    kind = "A regression" if problem.problem_type == REGRESSION else "An image classifier"
     sections = [
-        f"An image classifier on the encoder of a masked autoencoder ({PAPER}). {training or ''}".strip(),
+        f"{kind} on the encoder of a masked autoencoder ({PAPER}). {training or ''}".strip(),
         f"## Results on {data}",
         _table(
             ("", ""),
-            [(title, f"{value:.4f}" if metric == "loss" else _percent(value, 2)) for metric, title, value in metrics],
+            [
+                (title, _percent(value, 2) if metric in problem.shares else f"{value:.4f}")
+                for metric, title, value in metrics
+            ],
         ),
     ]
     if training:
         sections += [
-            "These weights are from the epoch with the best accuracy on these images. Those of the last epoch are in "
-            "`last/`.",
-            "![Training loss and accuracy by epoch](training.png)",
+            f"These weights are from the epoch with the best {problem.metric_title} on these images. Those of the "
+            "last epoch are in `last/`.",
+            f"![Training loss and {problem.metric_title} by epoch](training.png)",
         ]
     if len(class_names) <= MAX_CLASSES_SHOWN:
-        accuracies = map(_percent, results["per_class_accuracy"])
-        class_rows = zip(class_names, accuracies, strict=True)
-        sections += ["![Confusion matrix](confusion.png)", _table(("class", "accuracy"), class_rows)]
+        sections += _each_class(results, class_names)
     sections += [
         _usage(
             repo_id,
             "AutoModelForImageClassification",
-            "logits = model(**inputs).logits  # (1, classes)\nprint(model.config.id2label[logits.argmax(-1).item()])",
+            USAGE[problem.problem_type],
         ),
         *_settings_and_citation(arguments),
     ]
@@ -149,17 +163,41 @@ def write_classifier_card(
     )
 
 
+def _each_class(results: dict, names: list[str]) -> list[str]:
+    """The sections about the classes, or the targets of a regression."""
+    if "per_class_accuracy" in results:
+        rows = zip(names, map(_percent, results["per_class_accuracy"]), strict=True)
+        return ["![Confusion matrix](confusion.png)", _table(("class", "accuracy"), rows)]
+    if "per_class_average_precision" in results:
+        rows = zip(names, map(_percent, results["per_class_average_precision"]), strict=True)
+        return [_table(("class", "average precision"), rows)]
+    if "per_target_absolute_error" in results:
+        rows = [
+            (name, f"{error:.4f}") for name, error in zip(names, results["per_target_absolute_error"], strict=True)
+        ]
+        return [_table(("target", "mean absolute error"), rows)]
+    return []
+
+
 def write_overview_card(
-    output_dir: Path, name: str, results: str, folders: list[str], data: str, picture: bool
+    output_dir: Path,
+    name: str,
+    results: str,
+    folders: list[str],
+    data: str,
+    picture: bool,
+    problem: Problem = PROBLEMS[SINGLE_LABEL],
 ) -> None:
     """Writes README.md over several classifiers, each of which has its own folder and card.
 
     `results` is a table of all of them. `picture` says whether there is a partial.png to show."""
     links = ", ".join(f"[{folder}]({folder}/README.md)" for folder in folders)
+    unit = " Accuracies are in %." if problem.problem_type == SINGLE_LABEL else " Figures are in %." * problem.is_share
+    title = problem.metric_title.capitalize()
     sections = [
-        f"Classifiers on the encoder of a masked autoencoder, evaluated on {data}. Accuracies are in %.",
+        f"Classifiers on the encoder of a masked autoencoder, evaluated on {data}.{unit}",
         f"```\n{results}\n```",
-        *(["![Accuracy by blocks tuned](partial.png)"] if picture else []),
+        *([f"![{title} by blocks tuned](partial.png)"] if picture else []),
         f"Each classifier has its own folder with its weights and its card: {links}.",
     ]
     _save_card(output_dir, name, sections, tags=["mae", "vision"])

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..problems import PROBLEMS, SINGLE_LABEL, Problem
 from .figures import save_figure
 
 
@@ -24,44 +25,58 @@ def loss_curve(path: Path, log_history: list[dict]) -> None:
     save_figure(figure, path)
 
 
-def training_curve(path: Path, log_history: list[dict]) -> None:
-    """Training loss and accuracy on the evaluation images against epochs. The accuracy has its own axis."""
+def training_curve(path: Path, log_history: list[dict], problem: Problem = PROBLEMS[SINGLE_LABEL]) -> None:
+    """Training loss and accuracy on the evaluation images against epochs. The accuracy, or what else the problem goes
+    by, has its own axis."""
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.subplots()
     losses = [(entry["epoch"], entry["loss"]) for entry in log_history if "loss" in entry]
-    accuracies = [(entry["epoch"], 100 * entry["eval_accuracy"]) for entry in log_history if "eval_accuracy" in entry]
+    key, scale = f"eval_{problem.metric}", 100 if problem.is_share else 1
+    accuracies = [(entry["epoch"], scale * entry[key]) for entry in log_history if key in entry]
     axes.plot(*_columns(losses), color="tab:gray")
     axes.set(xlabel="epoch", ylabel="training loss (gray)")
     accuracy_axes = axes.twinx()
     marker = "." if len(accuracies) < 50 else None  # more markers would run into each other
     accuracy_axes.plot(*_columns(accuracies), color="tab:blue", marker=marker)
-    accuracy_axes.set_ylabel("accuracy (%)")
+    accuracy_axes.set_ylabel(_axis_title(problem))
     accuracy_axes.grid(alpha=0.3)
     save_figure(figure, path)
+
+
+def _axis_title(problem: Problem) -> str:
+    return f"{problem.metric_title} (%)" if problem.is_share else problem.metric_title
 
 
 def _columns(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
     return [x for x, _ in points], [y for _, y in points]
 
 
-def partial_curve(path: Path, accuracies: dict[float, float], from_scratch: float | None = None) -> None:
+def partial_curve(
+    path: Path,
+    accuracies: dict[float, float],
+    from_scratch: float | None = None,
+    problem: Problem = PROBLEMS[SINGLE_LABEL],
+) -> None:
     """Accuracy against the number of tuned blocks (the paper's Figure 9).
 
-    `accuracies` is {tuned blocks: accuracy in 0..1}. `from_scratch`, the accuracy of training from scratch, is drawn
-    as a horizontal line."""
+    `accuracies` is {tuned blocks: accuracy in 0..1, or what else the problem goes by}. `from_scratch`, that of
+    training from scratch, is drawn as a horizontal line."""
     figure = Figure(figsize=(6, 4), dpi=120, layout="constrained")
     axes = figure.subplots()
     blocks = sorted(accuracies)
-    percents = [100 * accuracies[n] for n in blocks]
+    scale = 100 if problem.is_share else 1
+    percents = [scale * accuracies[n] for n in blocks]
     places = range(len(blocks))  # equal steps: on a true scale 0, 0.5 and 1 would crowd together beside 12
     axes.plot(places, percents, marker="o", color="tab:blue", label="pre-trained")
     for place, percent in zip(places, percents, strict=True):
-        axes.annotate(f"{percent:.1f}", (place, percent), (0, 6), textcoords="offset points", ha="center", size=8)
+        axes.annotate(
+            problem.shown(percent / scale), (place, percent), (0, 6), textcoords="offset points", ha="center", size=8
+        )
     if from_scratch is not None:
-        axes.axhline(100 * from_scratch, color="tab:gray", linestyle="--", label="from scratch, all blocks")
+        axes.axhline(scale * from_scratch, color="tab:gray", linestyle="--", label="from scratch, all blocks")
         axes.legend()
     axes.set_xticks(places, [f"{n:g}" for n in blocks])
-    axes.set(xlabel="blocks tuned", ylabel="accuracy (%)")
+    axes.set(xlabel="blocks tuned", ylabel=_axis_title(problem))
     axes.margins(y=0.15)
     axes.grid(alpha=0.3)
     save_figure(figure, path)

@@ -6,6 +6,7 @@ import datasets
 import numpy as np
 
 from ..files import replacing, write_json, write_text
+from ..problems import MULTI_LABEL, PROBLEMS, SINGLE_LABEL, THRESHOLD, Problem
 from .cards import MAX_CLASSES_SHOWN, write_classifier_card, write_overview_card
 from .charts import confusion_picture, partial_curve, training_curve
 from .run import write_run
@@ -22,6 +23,7 @@ def report_training(
     arguments: dict,
     results: dict,
     class_names: list[str],
+    problem: Problem = PROBLEMS[SINGLE_LABEL],
     dataset_id: str,
     dataset_name: str,
     split: str,
@@ -34,16 +36,17 @@ def report_training(
 ) -> None:
     """Writes confusion.png, predictions.parquet, training.png, README.md, arguments.json and trainer_state.json.
 
-    `results` are the metrics on `eval_images` images of `split`. confusion.png is for at most 100 classes.
+    `results` are the metrics on `eval_images` images of `split`. confusion.png is for at most 100 classes,
+    and for the problem of one class an image alone.
     predictions.parquet is written only if `predictions` are given. `training` (from `describe_training`), `log`,
     `updates` and `updates_per_epoch` are for a classifier that was trained: without `log`, training.png and the two
     JSON files are left out."""
-    if len(class_names) <= MAX_CLASSES_SHOWN:
+    if "confusion_matrix" in results and len(class_names) <= MAX_CLASSES_SHOWN:
         confusion_picture(folder / "confusion.png", results["confusion_matrix"], class_names)
     if predictions is not None:
-        _write_predictions(folder / "predictions.parquet", predictions)
+        _write_predictions(folder / "predictions.parquet", predictions, problem)
     if log is not None:
-        training_curve(folder / "training.png", log)
+        training_curve(folder / "training.png", log, problem)
         write_run(folder, arguments=arguments, updates=updates, updates_per_epoch=updates_per_epoch, log=log)
     write_classifier_card(
         folder,
@@ -55,6 +58,7 @@ def report_training(
         split=split,
         results=results,
         class_names=class_names,
+        problem=problem,
         arguments=arguments,
         repo_id=repo_id,
     )
@@ -74,17 +78,37 @@ def describe_training(*, n_partial: float | None, images: int, label_fraction: f
     return f"Trained {how}, on {images:,} images of {source_name}{share}."
 
 
-def _write_predictions(path: Path, predictions: dict[str, np.ndarray]) -> None:
-    top5 = predictions["top5"]  # (images, at most 5)
-    columns = {
-        "label": predictions["label"],
-        "prediction": top5[:, 0],
-        "confidence": predictions["confidence"],
-        "top5": list(top5),
-        "loss": predictions["loss"],
-    }
+def _write_predictions(path: Path, predictions: dict[str, np.ndarray], problem: Problem) -> None:
     with replacing(path) as partial:
-        datasets.Dataset.from_dict(columns).to_parquet(partial)
+        datasets.Dataset.from_dict(prediction_columns(predictions, problem)).to_parquet(partial)
+
+
+def prediction_columns(predictions: dict[str, np.ndarray], problem: Problem) -> dict:
+    """The columns of predictions.parquet, one row for each image.
+
+    Several labels an image: `label` and `prediction` are lists of class numbers, `scores` has a number for each class.
+    Regression: `label` and `prediction` are numbers, or lists of several targets."""
+    if problem.problem_type == SINGLE_LABEL:
+        top5 = predictions["top5"]  # (images, at most 5)
+        return {
+            "label": predictions["label"],
+            "prediction": top5[:, 0],
+            "confidence": predictions["confidence"],
+            "top5": list(top5),
+            "loss": predictions["loss"],
+        }
+    if problem.problem_type == MULTI_LABEL:
+        scores = predictions["scores"]  # (images, classes)
+        return {
+            "label": [np.flatnonzero(row).tolist() for row in predictions["label"]],
+            "prediction": [np.flatnonzero(row > THRESHOLD).tolist() for row in scores],
+            "scores": list(scores),
+            "loss": predictions["loss"],
+        }
+    numbers = {key: predictions[key] for key in ("label", "prediction")}  # (images, targets)
+    if numbers["label"].shape[1] == 1:
+        return {**{key: value[:, 0] for key, value in numbers.items()}, "loss": predictions["loss"]}
+    return {**{key: list(value) for key, value in numbers.items()}, "loss": predictions["loss"]}
 
 
 # --- the whole call ---
@@ -99,6 +123,7 @@ def report_evaluation(
     dataset_name: str,
     skipped: int,
     k: int,
+    problem: Problem = PROBLEMS[SINGLE_LABEL],
 ) -> None:
     """Writes results.json, results.txt, partial.png and README.md, and prints the results.
 
@@ -107,37 +132,32 @@ def report_evaluation(
     is. `dataset_name` is what they were evaluated on. partial.png is drawn if more than one number of blocks was
     tuned. `skipped` images, of training and evaluation together, could not be decoded."""
     write_json(output_dir / "results.json", rows)
-    tuned = {row["n_partial"]: row["accuracy"] for row in rows if row.get("n_partial") is not None}
+    tuned = {row["n_partial"]: row[problem.metric] for row in rows if row.get("n_partial") is not None}
     has_picture = len(tuned) > 1
     if has_picture:
-        from_scratch = next((row["accuracy"] for row in rows if row["name"] == "from-scratch"), None)
-        partial_curve(output_dir / "partial.png", tuned, from_scratch)
+        from_scratch = next((row[problem.metric] for row in rows if row["name"] == "from-scratch"), None)
+        partial_curve(output_dir / "partial.png", tuned, from_scratch, problem)
         print(f"picture    {output_dir / 'partial.png'}")
-    table = results_table(rows, k=k)
+    table = results_table(rows, k=k, problem=problem)
     if len(folders) > 1:
-        write_overview_card(output_dir, name, table, folders, dataset_name, picture=has_picture)
+        write_overview_card(output_dir, name, table, folders, dataset_name, picture=has_picture, problem=problem)
     write_text(output_dir / "results.txt", table + "\n")
     if skipped:
         print(f"skipped    {skipped} images, which cannot be decoded")
     print(f"\n{table}\n\nresults    {output_dir / 'results.json'}")
 
 
-def results_table(rows: list[dict], *, k: int) -> str:
-    """The rows as text, accuracies in %. Columns that no row fills are left out.
+def results_table(rows: list[dict], *, k: int, problem: Problem = PROBLEMS[SINGLE_LABEL]) -> str:
+    """The rows as text, parts of 1 in %. Columns that no row fills are left out.
 
     A row has a "name" and, where they apply, "n_partial" (blocks tuned), "images", "knn" ({k: accuracy}),
-    "logistic_regression", "accuracy" and "last_accuracy"."""
-    lines = [["", "images", f"k-NN ({k})", "logistic regr.", "accuracy", "last epoch"]]
+    "logistic_regression" or "ridge_regression", "accuracy" and "last_accuracy"; of other problems than one class an
+    image, their metric in place of the accuracy, and their other figures."""
+    lines = [["", "images", f"k-NN ({k})", *problem.columns.values(), "last epoch"]]
     for row in rows:
-        accuracies = [
-            row.get("knn", {}).get(k),
-            row.get("logistic_regression"),
-            row.get("accuracy"),
-            row.get("last_accuracy"),
-        ]
+        values = [row.get("knn", {}).get(k), *map(row.get, problem.columns), row.get(f"last_{problem.metric}")]
         images = f"{row['images']:,}" if "images" in row else ""
-        percents = ["" if accuracy is None else f"{100 * accuracy:.1f}" for accuracy in accuracies]
-        lines.append([_row_title(row), images, *percents])
+        lines.append([_row_title(row), images, *map(problem.shown, values)])
     titles, *columns = zip(*lines, strict=True)
     columns = [column for column in columns if any(column[1:])]
     width = max(map(len, titles))

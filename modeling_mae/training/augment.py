@@ -86,8 +86,17 @@ class Mix:
 
     def __call__(self, pixel_values: torch.Tensor, labels: torch.Tensor, *key: int):
         """``(batch, channels, height, width)`` and class numbers ``(batch,)``, or probabilities ``(batch, classes)``
-        when mixed: a pure function of the integers in `key`."""
+        when mixed: a pure function of the integers in `key`.
+
+        Labels that are floats ``(batch, n)`` are mixed as the images are, in the same shares."""
         set_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
         if self.erase is not None:
             pixel_values = self.erase(pixel_values)
-        return self.mix(pixel_values, labels) if self.mix is not None else (pixel_values, labels)
+        if self.mix is None:
+            return pixel_values, labels
+        if labels.ndim == 1:
+            return self.mix(pixel_values, labels)
+        # timm mixes class numbers only. With a class for each image, the probabilities are the images' shares.
+        self.mix.num_classes = len(labels)
+        pixel_values, shares = self.mix(pixel_values, torch.arange(len(labels), device=labels.device))
+        return pixel_values, shares.to(labels) @ labels  # (batch, batch) @ (batch, n)

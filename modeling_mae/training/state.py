@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
@@ -180,11 +181,11 @@ def load_model(model_class: type[PreTrainedModel], checkpoint: str, **options) -
     """``model_class.from_pretrained(checkpoint, **options)``.
 
     Raises:
-        UserError: there is no such checkpoint, or its weights cannot be read.
+        UserError: there is no such checkpoint, its weights cannot be read, or they do not fit its config.json.
     """
     try:
         return model_class.from_pretrained(checkpoint, **options)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError, RuntimeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"model_name_or_path {checkpoint!r} cannot be loaded: {reason[:300]}") from error
 

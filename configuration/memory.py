@@ -1,0 +1,88 @@
+"""Whether a model fits into this machine's memory, by formula: before anything is allocated."""
+
+import os
+from pathlib import Path
+
+from .errors import ArgumentError
+
+
+WEIGHT_BYTES = 4  # of a parameter in float32
+TRAINING_BYTES = 16  # of a trained one: weight, gradient and AdamW's two moments
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
+
+
+def encoder_parameters(config) -> int:
+    """The number of parameters of an `MAEModel` of this configuration."""
+    width = config.hidden_size
+    blocks = config.num_hidden_layers * _block_parameters(width, config.intermediate_size, config.qkv_bias)
+    tokens = width * (2 + config.num_patches)  # class token, and a position for it and for each patch
+    return width * (config.patch_dim + 1) + tokens + blocks + 2 * width
+
+
+def decoder_parameters(config) -> int:
+    """The number of parameters that `MAEForPreTraining` has beside the encoder."""
+    width = config.decoder_hidden_size
+    blocks = config.decoder_num_hidden_layers * _block_parameters(
+        width, config.decoder_intermediate_size, config.qkv_bias
+    )
+    ends = width * (config.hidden_size + 1) + config.patch_dim * (width + 1)
+    return ends + width * (2 + config.num_patches) + blocks + 2 * width
+
+
+def _block_parameters(width: int, intermediate: int, qkv_bias: bool) -> int:
+    attention = 4 * width * width + width + 3 * width * qkv_bias
+    return attention + 2 * width * intermediate + intermediate + width + 4 * width
+
+
+def machine_memory() -> int | None:
+    """Bytes of this machine, or of the container where that has fewer. None where the system does not say."""
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return None
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(memory, int(CGROUP_LIMIT.read_text()))
+    except (OSError, ValueError):  # no container, or the word "max"
+        return memory
+
+
+def check_weights(config) -> None:
+    """ArgumentError where the weights of the encoder alone do not fit. Also a machine with a GPU has to hold them."""
+    _check(config, encoder_parameters(config), WEIGHT_BYTES, "weights")
+
+
+def check_training(config, decoder: bool) -> None:
+    """ArgumentError where a model that is trained as a whole does not fit, on a machine that trains on its CPU."""
+    parameters = encoder_parameters(config) + (decoder_parameters(config) if decoder else 0)
+    _check(config, parameters, WEIGHT_BYTES, "weights")
+    memory = machine_memory()
+    if memory is not None and parameters * TRAINING_BYTES > memory:
+        import torch  # late: nearly all runs get by without waiting for it
+
+        if not torch.accelerator.is_available():
+            _check(config, parameters, TRAINING_BYTES, "weights, gradients and AdamW's moments")
+
+
+def check_batch(config, batch_size: int, option: str) -> None:
+    """ArgumentError where the pixels of a batch alone do not fit, as float32."""
+    height, width = config.image_height_width
+    needed, memory = batch_size * config.num_channels * height * width * 4, machine_memory()
+    if memory is not None and needed > memory:
+        raise ArgumentError(
+            f"{option} {batch_size} images of {height}x{width} pixels need {_gib(needed)}, this machine has "
+            f"{_gib(memory)}: give fewer or smaller images"
+        )
+
+
+def _check(config, parameters: int, bytes_each: int, what: str) -> None:
+    memory = machine_memory()
+    if memory is not None and parameters * bytes_each > memory:
+        raise ArgumentError(
+            f"a model of hidden_size={config.hidden_size}, num_hidden_layers={config.num_hidden_layers}, intermediate_"
+            f"size={config.intermediate_size}, image_size={config.image_size}, patch_size={config.patch_size} has "
+            f"{parameters:,} parameters: {what} need {_gib(parameters * bytes_each)}, this machine has "
+            f"{_gib(memory)}: give a smaller model"
+        )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB"
