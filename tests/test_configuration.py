@@ -301,6 +301,7 @@ def test_options_of_the_rooms_are_the_arguments_under_their_names():
         "logging_steps": 10,
         "checkpointing_steps": 11,
         "checkpoints_kept": 2,
+        "allow_changes": False,
     }
     assert parse("--checkpointing_steps", "500").run_options(11)["checkpointing_steps"] == 500
     assert args.dataloader_num_workers is None and args.run_folders() == [Path("runs/pretrain")]
@@ -391,7 +392,7 @@ def test_linear_overrides_are_for_linear_probing_alone():
     "override, named",
     [
         ("optimiser=sgd", "'optimizer'"),
-        ("pooling=mean", "config_overrides={field: value}"),
+        ("pooling=mean", "write config_overrides={pooling: mean}"),
         ("optimizer", "key=value"),
         ("n_partial=1", "'n_partial' is not one of the options"),
         ("num_train_epochs=many", "invalid float value: 'many'"),

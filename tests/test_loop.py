@@ -1,6 +1,9 @@
 """The display, and `train` with a linear model of so few numbers that torch alone can do the same by hand."""
 
 import math
+import os
+import pickle
+import re
 import signal
 import sys
 import time
@@ -12,10 +15,13 @@ import torch
 from accelerate import Accelerator
 
 from modeling_mae.data.images import MemoryImages
-from modeling_mae.training.launch import TrainingStopped
+from modeling_mae.errors import UserError
+from modeling_mae.training.checkpoints import choose_checkpoint
+from modeling_mae.training.launch import STOP_SIGNALS, TrainingStopped
 from modeling_mae.training.loop import Display, train
+from modeling_mae.training.manifest import checkpoints_in, read_manifest, write_manifest
 from modeling_mae.training.optim import Schedule
-from modeling_mae.training.state import checkpoints_in, open_run, prepare_folder
+from modeling_mae.training.state import open_run
 
 
 ENTRY = {"step": 4, "epoch": 0.5, "loss": 0.25, "learning_rate": 1e-3}
@@ -64,9 +70,9 @@ def square_error(model, labels: torch.Tensor) -> torch.Tensor:
     return (model(x) - (2 * x + 1)).square().mean()
 
 
-def start(folder, micro_batch=BATCH, resume=None, schedule=SCHEDULE, **options):
+def start(folder, micro_batch=BATCH, resume=None, schedule=SCHEDULE, settings=(), allow_changes=False, **options):
     """A run of the linear model with SGD, and its `loss_of`, which notes each batch and the optimizer's rates."""
-    prepare_folder(folder, overwrite=False)
+    folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=BATCH // micro_batch)
     model = make_model()
     optimizer = torch.optim.SGD(
@@ -81,7 +87,9 @@ def start(folder, micro_batch=BATCH, resume=None, schedule=SCHEDULE, **options):
         make_images(),
         schedule,
         folder,
-        resume=resume,
+        made_with=dict(settings),
+        checkpoint=choose_checkpoint(accelerator, folder, resume),
+        allow_changes=allow_changes,
         batch_size=micro_batch,
         total_batch_size=BATCH,
         **{**defaults, **options},
@@ -215,9 +223,9 @@ def test_weights_that_are_not_finite_stop_without_a_checkpoint(tmp_path, update,
     assert ("start again" in str(stop.value)) == (update == 3)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_stops_with_a_checkpoint(tmp_path, number):
-    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    handlers = [signal.getsignal(each) for each in STOP_SIGNALS]
     run, loss_of, notes = start(tmp_path)
 
     def interrupted(batch, update, micro):
@@ -231,7 +239,22 @@ def test_a_signal_stops_with_a_checkpoint(tmp_path, number):
     assert stop.value.code == 128 + number
     assert len(notes.places) == 9  # the update is done to its end, and no other begins
     assert checkpoints_in(tmp_path)[-1].name == "checkpoint-9"
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert [signal.getsignal(each) for each in STOP_SIGNALS] == handlers
+
+
+def test_a_signal_that_nohup_ignores_stops_nothing(tmp_path):
+    run, loss_of, notes = start(tmp_path)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+
+        def hung_up(batch, update, micro):
+            signal.raise_signal(signal.SIGHUP)
+            return loss_of(batch, update, micro)
+
+        train(run, hung_up)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert len(notes.places) == 15
 
 
 @pytest.mark.parametrize("last", [2, 5, 8, 11, 12])
@@ -273,6 +296,89 @@ def test_going_on_from_an_older_checkpoint_gives_up_what_came_after_it(tmp_path,
     assert run.history.read() == entries[:4]
     train(run, loss_of)
     assert notes.labels == images_by_hand()[8:] and run.history.read() == entries
+
+
+def stopped_at_8(folder, **options) -> None:
+    run, loss_of, _ = start(folder, **options)
+
+    def interrupted(batch, update, micro):
+        if update == 7:
+            signal.raise_signal(signal.SIGTERM)
+        return loss_of(batch, update, micro)
+
+    with pytest.raises(TrainingStopped):
+        train(run, interrupted)
+
+
+def test_other_settings_are_refused_by_name_or_told(tmp_path, capsys):
+    stopped_at_8(tmp_path, settings={"mask_ratio": 0.75, "seed": 3, "crop": (0.2, 1.0)})
+    same = {"mask_ratio": 0.75, "seed": 3, "crop": [0.2, 1.0]}
+    assert start(tmp_path, resume="auto", settings=same)[0].progress.update == 8
+    changed = {**same, "mask_ratio": 0.5, "mean": [0.1]}
+    with pytest.raises(
+        UserError, match=r"other settings \(mask_ratio 0.75 -> 0.5; mean None -> \[0.1\]\).*--allow_changes"
+    ):
+        start(tmp_path, resume="auto", settings=changed)
+    capsys.readouterr()
+    run, _, _ = start(tmp_path, resume="auto", settings=changed, allow_changes=True)
+    assert run.progress.update == 8
+    assert capsys.readouterr().out == "changed    mask_ratio 0.75 -> 0.5\nchanged    mean None -> [0.1]\n"
+
+
+def test_a_longer_run_goes_on_and_says_what_happens_to_the_rate(tmp_path, capsys):
+    stopped_at_8(tmp_path)
+    capsys.readouterr()
+    longer = Schedule(updates=26, updates_per_epoch=UPDATES_PER_EPOCH, warmup=4, peak=0.2, floor=0.01)
+    run, loss_of, notes = start(tmp_path, resume="auto", schedule=longer)
+    new_rate = 0.01 + 0.19 * (1 + math.cos(math.pi * 4 / 22)) / 2
+    expected = f"changed    length 15 -> 26 updates: .* {closed_form(8):.3e} -> {new_rate:.3e} at update 8\n"
+    assert re.fullmatch(expected, capsys.readouterr().out)
+    train(run, loss_of)
+    assert len(notes.places) == 18 and notes.rates[0][0] == pytest.approx(new_rate)
+    shorter = Schedule(updates=20, updates_per_epoch=UPDATES_PER_EPOCH, warmup=4, peak=0.2, floor=0.01)
+    with pytest.raises(UserError, match="stands at update 26, and the run has only 20: give more --num_train_epochs"):
+        start(tmp_path, resume="auto", schedule=shorter)
+
+
+def test_another_architecture_is_refused_by_the_first_tensor_that_differs(tmp_path, monkeypatch):
+    stopped_at_8(tmp_path)
+    monkeypatch.setitem(globals(), "make_model", lambda: torch.nn.Linear(2, 1))
+    with pytest.raises(UserError, match=r"another architecture \(weight is \(1, 1\) there, \(1, 2\) here\)"):
+        start(tmp_path, resume="auto")
+
+
+class Bomb:
+    """Unpickled, it makes a file: proof that a stranger's code has run."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("module", [torch, pickle])
+def test_a_crafted_optimizer_runs_nothing(tmp_path, module):
+    stopped_at_8(tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoint-8"
+    with (checkpoint / "optimizer.bin").open("wb") as file:
+        (module.save if module is torch else module.dump)(Bomb(tmp_path / "exploded"), file)
+    write_manifest(checkpoint, read_manifest(checkpoint)["made_with"])  # the stranger's too, so that it fits
+    with pytest.raises(UserError, match="checkpoint-8' cannot be loaded"):
+        start(tmp_path / "run", resume="auto")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_dead_loading_worker_is_one_line(tmp_path):
+    run, loss_of, _ = start(tmp_path)
+
+    def die_after(batches):
+        yield from batches
+        raise RuntimeError("DataLoader worker (pid(s) 77) exited unexpectedly")
+
+    run.batches = die_after(list(run.batches)[:5])
+    with pytest.raises(TrainingStopped, match="a loading worker died before update 6.*checkpoint-4 with --resume"):
+        train(run, loss_of)
 
 
 def test_a_finished_run_has_nothing_left_to_do(tmp_path):
