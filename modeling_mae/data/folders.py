@@ -1,8 +1,8 @@
 """What a folder holds: its images, its other files by the reason why they are left out, and its splits.
 
-This listing is ours. `datasets` finds files with a glob pattern: it takes brackets in a path for wildcards and `::` for
-a chain of archives, and it does not say what it leaves out. The order of images and the class numbers are those of its
-`imagefolder`.
+This listing is ours. `datasets` finds files with a glob pattern: it takes brackets in a path for wildcards, takes `::`
+for a chain of archives, and does not say what it leaves out. The order of images and the class numbers are those of
+its `imagefolder`.
 """
 
 import difflib
