@@ -5,8 +5,9 @@ A new kind of source is one class here and one branch in `sources.py`.
 
 import copy
 import sys
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -14,13 +15,21 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from .bit_depth import WHITE, common_white
 from .crops import CenterCrop, RandomResizedCrop, finish_crop
-from .decode import BadImage, decode
+from .decode import BadImage, decode, file_size, value_range
 from .order import MicroBatches, Order
 from .sources import Source
 
 
-STATISTICS_SAMPLE = 2048  # images that mean and deviation are measured on
+STATISTICS_SAMPLE = 2048  # images that mean and deviation are measured on, at most
+STATISTICS_FEWEST = 16
+STATISTICS_PIXELS = 1 << 18  # of an image that are enough for them
+STATISTICS_BUDGET = 800_000_000  # pixels of JPEG files to decode for them: some seconds
+OTHER_FORMATS = 4  # times as long as JPEG at reduced size takes a pixel of other files
+SHAPE_SAMPLE = 16  # images that tell whether all have the same shape
+WHITE_SAMPLE = 64  # images that tell which value is white
+SECONDS_BETWEEN_NEWS = 2
 PREFETCHED_BATCHES = 4  # of each loading worker
 
 
@@ -34,6 +43,8 @@ class Images(Dataset, ABC):
 
     where: str  # "in memory" or "from files", for people
     decodes: bool  # whether a batch takes work that loading workers can do
+    white: float = WHITE  # value in the files that is 255 here
+    remarks: str = ""  # for people: how values are scaled, and what is not among the images
 
     def __init__(self, num_images: int, size: tuple[int, int], crop_fraction: float, labels: torch.Tensor | None):
         self.size = size  # (height, width) in pixels, as the model takes them
@@ -141,9 +152,13 @@ class MemoryImages(Images):
         size: tuple[int, int],
         crop_fraction: float = 1.0,
         labels: torch.Tensor | None = None,
+        files: "FileImages | None" = None,
     ):
         super().__init__(len(pixels), size, crop_fraction, labels)
         self.pixels = pixels
+        self.files = files  # that the pixels were read from
+        if files is not None:
+            self.white, self.remarks, self.skipped = files.white, files.remarks, files.skipped
 
     def read(self, index: int) -> torch.Tensor:
         return self.pixels[index]
@@ -168,32 +183,54 @@ class FileImages(Images):
         crop_fraction: float = 1.0,
         labels: torch.Tensor | None = None,
         on_bad_image: str = "error",
+        white: float = WHITE,
     ):
         super().__init__(len(source), size, crop_fraction, labels)
-        self.source, self.num_channels, self.on_bad_image = source, num_channels, on_bad_image
+        self.source, self.num_channels, self.on_bad_image, self.white = source, num_channels, on_bad_image, white
         self.skipped.share_memory_()  # loading workers write into it
 
     def read(self, index: int) -> torch.Tensor:
         return self.read_or_next(index)[0]
 
-    def read_or_next(self, index: int) -> tuple[torch.Tensor, int]:
+    def read_or_next(self, index: int, enough_pixels: int | None = None) -> tuple[torch.Tensor, int]:
         """(image, its index): image `index`, or the next readable one where bad images are skipped.
+
+        `enough_pixels` as in `decode`.
 
         Raises:
             BadImage: the image is bad and bad images are errors, or there is no readable one.
         """
+
+        def read(data, path):
+            return decode(data, path, self.num_channels, self.white, enough_pixels)
+
         for step in range(len(self.skipped)):
             i = (index + step) % len(self.skipped)
-            cell = self.source.dataset[i][self.source.image_column]
-            try:
-                return decode(cell["bytes"], cell["path"], self.num_channels), i
-            except BadImage as error:
-                if self.on_bad_image == "error":
-                    raise BadImage(f"{error}: mend or remove it, or go on without it by --on_bad_image skip") from None
-                if not self.skipped[i]:
-                    self.skipped[i] = True
-                    print(f"skipped    {error}", file=sys.stderr, flush=True)
+            image = self.try_file(i, read)
+            if image is not None:
+                return image, i
         raise BadImage(f"none of the {len(self.skipped)} images of {self.source.name} can be read")
+
+    def try_file(self, index: int, read: Callable):
+        """``read(data, path)`` of file `index`; None where it is bad and bad images are skipped.
+
+        Raises:
+            BadImage: it is bad, and bad images are errors.
+        """
+        cell = self.source.dataset[index][self.source.image_column]
+        try:
+            return read(cell["bytes"], cell["path"])
+        except BadImage as error:
+            if self.on_bad_image == "error":
+                raise BadImage(f"{error}: mend or remove it, or go on without it by --on_bad_image skip") from None
+            if not self.skipped[index]:
+                self.skipped[index] = True
+                print(f"skipped    {error}", file=sys.stderr, flush=True)
+            return None
+
+    def try_files(self, indices: list[int], read: Callable) -> list:
+        """What `try_file` gives of the good ones among these files."""
+        return [result for i in indices if (result := self.try_file(i, read)) is not None]
 
     def _crop_batch(self, epoch: int, indices: list[int]) -> dict:
         # An image that stands in for a bad one brings its own crop and label.
@@ -217,17 +254,24 @@ def open_images(
     crop_fraction: float = 1.0,
     on_bad_image: str = "error",
     labels: np.ndarray | None = None,
+    white: float | None = None,
 ) -> Images:
     """The images of `source` for a model that takes `size` (height, width): in memory when all have the same shape and
     take at most `memory_budget` bytes, else from their files. `labels` are class numbers ``(images,)`` or floats
-    ``(images, classes or targets)``.
+    ``(images, classes or targets)``. The value `white` in the files becomes 255; None finds it from a sample.
 
     Raises:
         BadImage: as `FileImages.read_or_next`.
+        UserError: the images have no common white.
     """
     labels = None if labels is None else torch.from_numpy(labels)
-    files = FileImages(source, size, num_channels, crop_fraction, labels, on_bad_image)
-    sample = [files.read(i) for i in files.spread(16)]
+    files = FileImages(source, size, num_channels, crop_fraction, labels, on_bad_image, white or WHITE)
+    deep = files.white != WHITE
+    if white is None:
+        files.white, deep = common_white(files.try_files(files.spread(WHITE_SAMPLE), value_range))
+    remarks = [f"values 0..{files.white:g} are scaled to 0..255"] * deep + [source.left_out] * bool(source.left_out)
+    files.remarks = "".join(f"; {remark}" for remark in remarks)
+    sample = [files.read(i) for i in files.spread(SHAPE_SAMPLE)]
     shapes = {tuple(image.shape) for image in sample}
     if len(shapes) > 1 or len(files) * sample[0].numel() > memory_budget:
         return files
@@ -242,7 +286,7 @@ def _read_all(files: FileImages, shape: torch.Size, crop_fraction: float) -> Mem
     for start in range(0, len(files), 1000):
         for i, cell in enumerate(rows[start : start + 1000][files.source.image_column], start):
             try:
-                image = decode(cell["bytes"], cell["path"], files.num_channels)
+                image = decode(cell["bytes"], cell["path"], files.num_channels, files.white)
             except BadImage:
                 image, stand_in = files.read_or_next(i)
                 if labels is not None:
@@ -250,22 +294,46 @@ def _read_all(files: FileImages, shape: torch.Size, crop_fraction: float) -> Mem
             if image.shape != shape:
                 return None
             pixels[i] = image
-    images = MemoryImages(pixels, files.size, crop_fraction, labels)
-    images.skipped = files.skipped
-    return images
+    return MemoryImages(pixels, files.size, crop_fraction, labels, files)
 
 
-def measure_mean_std(images: Images) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel over evenly spaced images, where white is 1."""
-    count, total, squares = 0, 0.0, 0.0
-    for image in _sample(images):
-        values = image.double().flatten(1) / 255  # (channels, pixels)
-        count, total, squares = count + values.shape[1], total + values.sum(1), squares + values.square().sum(1)
-    mean = total / count
-    std = (squares / count - mean**2).clamp(min=0).sqrt()
+def measure_mean_std(images: Images, say: Callable[[str], None] | None = None) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel over evenly spaced images, where white is 1.
+
+    Large images are thinned out, and fewer are read. How many depends on their sizes alone: the numbers are the same
+    on every machine. `say` prints how far it is, where it takes more than a moment.
+    """
+    counts, told = 0, time.monotonic()
+    sample = images.spread(_statistics_sample(images))
+    for done, index in enumerate(sample, 1):
+        image = _enough_of(images, index)
+        counts = counts + torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in image])
+        if say is not None and time.monotonic() - told > SECONDS_BETWEEN_NEWS:
+            told = time.monotonic()
+            say(f"statistics {done} of {len(sample)} images read for mean and deviation")
+    values, counts = torch.arange(256, dtype=torch.float64) / 255, counts.double()  # (256,), (channels, 256)
+    total = counts.sum(1)
+    mean = (counts * values).sum(1) / total
+    std = ((counts * values.square()).sum(1) / total - mean**2).clamp(min=0).sqrt()
     # A channel that holds a single value has no deviation to divide by.
     return [round(v, 4) for v in mean.tolist()], [round(v, 4) or 1.0 for v in std.tolist()]
 
 
-def _sample(images: Images) -> Iterator[torch.Tensor]:
-    return (images.read(i) for i in images.spread(STATISTICS_SAMPLE))
+def _statistics_sample(images: Images) -> int:
+    """How many images to measure on, so that it takes seconds."""
+    files = getattr(images, "files", images)
+    if not isinstance(files, FileImages):
+        return STATISTICS_SAMPLE
+    sizes = files.try_files(files.spread(SHAPE_SAMPLE), file_size)
+    costs = [pixels * (1 if kind == "JPEG" else OTHER_FORMATS) for pixels, kind in sizes]
+    affordable = int(STATISTICS_BUDGET * len(costs) // max(1, sum(costs)))
+    return max(STATISTICS_FEWEST, min(STATISTICS_SAMPLE, affordable))
+
+
+def _enough_of(images: Images, index: int) -> torch.Tensor:
+    """Image `index`, uncropped, thinned out where it is large. Images in memory and their files give the same."""
+    files = getattr(images, "files", images)
+    small = isinstance(images, MemoryImages) and images.pixels[0, 0].numel() <= STATISTICS_PIXELS
+    if small or not isinstance(files, FileImages):
+        return images.read(index)
+    return files.read_or_next(index, STATISTICS_PIXELS)[0]

@@ -1,15 +1,18 @@
 """Where images come from: a data set by name, a Hub id, a folder of images or parquet files, the bundled images."""
 
 import difflib
-import re
+import glob
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import numpy as np
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+import pyarrow.parquet
 
 from ..errors import UserError
+from .folders import Listing, NoSplit, choose_parquet, choose_split, list_folder
+from .image_folder import image_folder
 
 
 NAMED = {
@@ -22,18 +25,15 @@ BUNDLED = Path(__file__).parents[2] / "data" / "fashion_mnist"
 EVAL_SPLITS = ("validation", "val", "test")  # the first that exists is evaluated on
 
 
-class NoSplit(UserError):
-    """The data set lacks the split that was asked for."""
-
-
 @dataclass
 class Source:
-    """One split of a data set. The images are still encoded. `name` is for people."""
+    """One split of a data set. The images are still encoded. `name` and `left_out` are for people."""
 
     dataset: datasets.Dataset
     image_column: str
     label_column: str | None
     name: str
+    left_out: str = ""  # how many files of the folder are not among the images, and why
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -54,18 +54,28 @@ def load_source(
     label_column_name: str | None = None,
     max_samples: int | None = None,
     cache_dir: str | None = None,
+    exact_split: bool = False,
+    listing: Listing | None = None,
 ) -> Source:
     """One split of `data_dir` (a folder) or `dataset_name` (a known name or a Hub id); the bundled images by default.
 
+    `exact_split`: of two folders that are spelled as the same split, take the one that is named just so. `listing`: of
+    `data_dir`, where it was listed before.
+
     Raises:
         NoSplit: the data set has no such split.
-        UserError: the path, name or column does not exist, or there are no images.
+        UserError: the path, name or column does not exist, there are no images, or it is unclear which are meant.
     """
-    if data_dir is None and dataset_name in (None, "fashion_mnist"):
-        data_dir, dataset_name = str(BUNDLED), "fashion_mnist"
+    cache_dir = os.path.expanduser(cache_dir) if cache_dir else None
+    left_out = ""
     if data_dir is not None:
-        name = dataset_name or Path(data_dir).name
-        dataset = _load_folder(Path(data_dir), split, cache_dir)
+        listing = listing or _list(data_dir)
+        name = Path(listing.folder).name
+        dataset, listing = _load_folder(listing, split, exact_split, cache_dir)
+        left_out = str(listing)
+    elif dataset_name in (None, "fashion_mnist"):
+        name = "fashion_mnist"
+        dataset, _ = _load_folder(list_folder(BUNDLED), split, exact_split, cache_dir)
     else:
         name = dataset_name
         dataset = _load_from_hub(dataset_name, dataset_config_name, split, cache_dir)
@@ -77,7 +87,7 @@ def load_source(
     if not len(dataset):
         raise UserError(f"{name}, split {split!r}, has no images: give another split or data set")
     dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
-    return Source(dataset, image_column, label_column, name)
+    return Source(dataset, image_column, label_column, name, left_out)
 
 
 def load_eval_source(split: str | None, only_for_evaluation: bool = False, **options) -> tuple[Source, str]:
@@ -91,9 +101,11 @@ def load_eval_source(split: str | None, only_for_evaluation: bool = False, **opt
         UserError: as `load_source`.
     """
     candidates = [split] if split else [*EVAL_SPLITS, *["train"] * only_for_evaluation]
+    listing = _list(options["data_dir"]) if options.get("data_dir") is not None else None
     for candidate in candidates:
         try:
-            return load_source(split=candidate, **options), candidate
+            source = load_source(split=candidate, exact_split=split is not None, listing=listing, **options)
+            return source, candidate
         except NoSplit as error:
             missing = error
     if split:
@@ -103,6 +115,12 @@ def load_eval_source(split: str | None, only_for_evaluation: bool = False, **opt
         f"{place!r} has no split {', '.join(EVAL_SPLITS)} to evaluate on: give --eval_split, or "
         "other images with --validation_dir"
     ) from missing
+
+
+def _list(data_dir: str) -> Listing:
+    if data_dir == "":
+        raise UserError("the folder of images '' is empty: give its path, or . for the current folder")
+    return list_folder(os.path.expanduser(data_dir))
 
 
 def _load_from_hub(
@@ -122,49 +140,45 @@ def _load_from_hub(
         raise kind(f"data set {hub_id!r}, split {split!r}: {' '.join(str(error).split())}") from error
 
 
-def _load_folder(folder: Path, split: str, cache_dir: str | None) -> datasets.Dataset:
-    if not folder.is_dir():
-        parent = next(path for path in [folder, *folder.absolute().parents] if path.is_dir())
-        near = difflib.get_close_matches(folder.name, [path.name for path in parent.iterdir()], n=1)
-        hint = f"did you mean {str(parent / near[0])!r}?" if near else f"{str(parent)!r} exists"
-        raise UserError(f"folder {str(folder)!r} does not exist: {hint}")
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    parquet = [path for path in files if path.suffix == ".parquet"]
-    if not parquet and not any(path.suffix.lower() in ImageFolder.EXTENSIONS for path in files):
-        endings = sorted({path.suffix or path.name for path in files})
-        content = f"only {', '.join(endings[:5])} files" if files else "empty"
-        raise UserError(f"folder {str(folder)!r} has no images ({content}): give one with image or parquet files")
-    kind = "parquet" if parquet else "imagefolder"
-    files_of_split = _parquet_files(folder, parquet, split) if parquet else _image_pattern(folder, split)
+def _load_folder(listing: Listing, split: str, exact: bool, cache_dir: str | None) -> tuple[datasets.Dataset, Listing]:
+    """The data set of a split, and the listing of its files with what is left out."""
+    if not listing.parquet and not listing.images:
+        nothing = str(listing) or ("only metadata" if listing.metadata else "empty")
+        raise UserError(f"folder {listing.folder!r} has no images ({nothing}): give one with image or parquet files")
+    if listing.parquet and (not listing.images or _has_image_column(listing)):
+        dataset = _load_parquet(listing, split, cache_dir)
+        listing.left_out += [(path, "beside parquet files") for path in listing.images + listing.metadata]
+        return dataset, listing
+    part = choose_split(listing, split, exact)
+    part.left_out += [(path, ".parquet (no column of images)") for path in part.parquet]
+    return image_folder(part), part
+
+
+def _has_image_column(listing: Listing) -> bool:
+    """Whether a parquet file, which lies beside images, holds images itself."""
+    for path in listing.parquet:
+        try:
+            with open(os.path.join(listing.folder, path), "rb") as file:
+                kinds = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(file)).values()
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:150]
+            raise UserError(f"{os.path.join(listing.folder, path)!r} cannot be read ({reason}): mend it") from error
+        if any(isinstance(kind, datasets.Image) for kind in kinds):
+            return True
+    return False
+
+
+def _load_parquet(listing: Listing, split: str, cache_dir: str | None) -> datasets.Dataset:
+    files = [f"{listing.folder}/{path}" for path in choose_parquet(listing, split)]
+    chained = [file for file in files if "::" in file]
+    if chained:
+        raise UserError(f"{chained[0]!r} cannot be read: `datasets` takes :: for a chain of archives; rename it")
+    files = [glob.escape(file) for file in files]  # `datasets` takes the paths for patterns
     try:
-        return datasets.load_dataset(kind, data_files={split: files_of_split}, split=split, cache_dir=cache_dir)
+        return datasets.load_dataset("parquet", data_files={"images": files}, split="images", cache_dir=cache_dir)
     except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
         reason = " ".join(str(error.__cause__ or error).split())
-        raise UserError(f"folder {str(folder)!r} cannot be read as {kind}: {reason[:200]}") from error
-
-
-def _parquet_files(folder: Path, files: list[Path], split: str) -> list[str]:
-    """The files whose path names `split`; all of them for training where no file names a split."""
-    chosen = [path for path in files if _names_split(path.relative_to(folder), split)]
-    has_splits = any(_names_split(path.relative_to(folder), name) for path in files for name in EVAL_SPLITS)
-    if not chosen and (split != "train" or has_splits):
-        names = ", ".join(str(path.relative_to(folder)) for path in files[:5])
-        raise NoSplit(f"folder {str(folder)!r} has no parquet file of split {split!r}: it has {names}")
-    return sorted(map(str, chosen or files))
-
-
-def _image_pattern(folder: Path, split: str) -> str:
-    """The pattern of the split's images: in its folder, or in all of `folder` where no folder is a split."""
-    splits = {path.name for path in folder.iterdir() if path.is_dir()} & {"train", *EVAL_SPLITS}
-    if split not in (splits or {"train"}):
-        content = f"only {', '.join(sorted(splits))}" if splits else "no folders of splits"
-        raise NoSplit(f"folder {str(folder)!r} has no split {split!r}, {content}: give another with the images")
-    return str((folder / split if split in splits else folder) / "**")
-
-
-def _names_split(path: Path, split: str) -> bool:
-    """Whether the path has `split` as a word of its own: `test/0000.parquet`, `test-00000.parquet`."""
-    return re.search(rf"(?<![a-z]){re.escape(split)}(?![a-z])", str(path).lower()) is not None
+        raise UserError(f"folder {listing.folder!r} cannot be read as parquet: {reason[:200]}") from error
 
 
 def find_image_column(features: datasets.Features, name: str | None) -> str:

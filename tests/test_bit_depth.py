@@ -1,0 +1,223 @@
+"""Images of more than 8 bits: which value is white, and what is a bad image."""
+
+import struct
+import zlib
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from modeling_mae.data.bit_depth import common_white, white_above
+from modeling_mae.data.decode import BadImage, decode, value_range
+from modeling_mae.data.images import FileImages, MemoryImages, measure_mean_std, open_images
+from modeling_mae.data.sources import load_source
+from modeling_mae.errors import UserError
+
+
+RAMP = np.arange(64).reshape(8, 8)
+
+
+def png16(values: np.ndarray) -> bytes:
+    """A PNG file of ``values (height, width, channels)`` uint16, which Pillow does not write in colour."""
+    height, width, channels = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def tiff(values: np.ndarray, extra: list[int]) -> bytes:
+    """A plain TIFF file of ``values (height, width, bands)``; `extra` says what the bands beyond three are."""
+    height, width, bands = values.shape
+    tags = [(256, [width]), (257, [height]), (258, [8 * values.itemsize] * bands), (259, [1]), (262, [2])]
+    tags += [(273, None), (277, [bands]), (278, [height]), (279, [values.nbytes])]
+    tags += [(338, extra)] * bool(extra)
+    start = 8 + 2 + 12 * len(tags) + 4
+    entries, beyond = b"", b""
+    beyond_size = sum(2 * len(v) for _, v in tags if v and len(v) > 2)
+    for tag, items in tags:
+        if items is None:
+            entries += struct.pack("<HHII", tag, 4, 1, start + beyond_size)
+        elif len(items) <= 2:
+            entries += struct.pack("<HHI", tag, 3, len(items)) + struct.pack(f"<{len(items)}H", *items).ljust(4, b"\0")
+        else:
+            entries += struct.pack("<HHII", tag, 3, len(items), start + len(beyond))
+            beyond += struct.pack(f"<{len(items)}H", *items)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + b"\0\0\0\0" + beyond + values.tobytes()
+
+
+def folder_of(tmp_path, **images):
+    """A folder of the images, each under its name with `_` for the dot."""
+    for name, values in images.items():
+        path = tmp_path / "images" / name.replace("_", ".")
+        path.parent.mkdir(exist_ok=True)
+        if isinstance(values, bytes):
+            path.write_bytes(values)
+        else:
+            Image.fromarray(values).save(path)
+    return load_source(data_dir=str(tmp_path / "images"))
+
+
+def open_set(source, channels=1, budget=1 << 30, **options):
+    return open_images(source, (8, 8), channels, memory_budget=budget, **options)
+
+
+@pytest.mark.parametrize(
+    ("highest", "is_float", "white"),
+    [
+        (200, False, 255),
+        (256, False, 1023),
+        (1023, False, 1023),
+        (3000, False, 4095),
+        (4096, False, 16383),
+        (65535, False, 65535),
+        (10**6, False, 2**20 - 1),
+        (0.2, True, 1),
+        (1.0, True, 1),
+        (200.5, True, 255),
+        (255.0, True, 255),
+        (4000.0, True, 4095),
+    ],
+)
+def test_white_above(highest, is_float, white):
+    assert white_above(highest, is_float) == white
+
+
+@pytest.mark.parametrize("budget", [0, 1 << 30])
+def test_one_scale_for_all_files(tmp_path, budget):
+    bright, dark = (RAMP * 65).astype(np.uint16), (RAMP * 2).astype(np.uint16)  # up to 4095 and up to 126
+    images = open_set(folder_of(tmp_path, a_png=bright, b_png=dark, c_tif=bright), budget=budget)
+    assert isinstance(images, FileImages if budget == 0 else MemoryImages)
+    assert images.white == 4095 and images.remarks == "; values 0..4095 are scaled to 0..255"
+    for i, values in enumerate((bright, dark, bright)):
+        assert images.read(i)[0].tolist() == np.round(values * (255 / 4095)).tolist()
+    pixels = np.concatenate([np.round(values * (255 / 4095)).ravel() for values in (bright, dark, bright)]) / 255
+    assert measure_mean_std(images) == ([round(pixels.mean(), 4)], [round(pixels.std(), 4)])
+
+
+@pytest.mark.parametrize(
+    ("values", "white"),
+    [
+        ((RAMP * 50).astype(np.int32), 4095),
+        ((RAMP / 63).astype(np.float32), 1),
+        ((RAMP * 4.0).astype(np.float32), 255),
+        ((RAMP * 1000).astype(np.float32), 65535),
+    ],
+)
+def test_kinds_of_values(tmp_path, values, white):
+    images = open_set(folder_of(tmp_path, a_tif=values), channels=3)
+    assert images.white == white and f"0..{white}" in images.remarks
+    expected = np.round(values.astype(np.float64) * (255 / white)).tolist()
+    assert [channel.tolist() for channel in images.read(0)] == [expected] * 3
+
+
+def test_ordinary_files_are_as_ever(tmp_path):
+    values = np.random.default_rng(0).integers(0, 40, (8, 8, 3)).astype(np.uint8)  # dark, and that it stays
+    images = open_set(folder_of(tmp_path, a_png=values, b_bmp=values), channels=3)
+    assert images.white == 255 and images.remarks == ""
+    assert np.array_equal(images.read(0).permute(1, 2, 0), values)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_16_bit_colours(tmp_path, channels):
+    values = np.random.default_rng(0).integers(0, 4096, (8, 8, channels)).astype(np.uint16)
+    values[0, 0, 0] = 4095
+    if channels in (2, 4):
+        values[..., -1] = 65535  # opaque, which is no brightness
+        values[1, 1, -1] = 0
+    images = open_set(folder_of(tmp_path, a_png=png16(values)), channels=3)
+    assert images.white == 4095
+    expected = np.round(values * (255 / 4095))[..., :3].astype(int)
+    if channels == 2:
+        expected = expected[..., :1].repeat(3, 2)
+    if channels != 3:
+        expected[1, 1] = 255  # on white
+    assert np.array_equal(images.read(0).permute(1, 2, 0), expected)
+
+
+def test_16_bit_colours_in_tiff(tmp_path):
+    values = np.random.default_rng(0).integers(0, 65536, (8, 8, 3)).astype(np.uint16)
+    values[0, 0] = 65535
+    images = open_set(folder_of(tmp_path, a_tif=tiff(values, [])), channels=3)
+    assert images.white == 65535 and np.array_equal(images.read(0).permute(1, 2, 0), values >> 8)
+    with pytest.raises(
+        BadImage, match="a.tif has colours of 16 bits, of which Pillow reads the upper 8: save it as PNG"
+    ):
+        open_set(folder_of(tmp_path, a_tif=tiff(values >> 4, [])), channels=3)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.full((8, 8), np.nan, np.float32), "a.tif has values that are NaN or infinite"),
+        (np.array([[0.5, np.inf]], np.float32), "a.tif has values that are NaN or infinite"),
+        (np.array([[-5, 7]], np.int32), "a.tif has values down to -5, below 0, which is black"),
+    ],
+)
+def test_values_that_are_none(tmp_path, values, message, capsys):
+    source = folder_of(tmp_path, a_tif=values, b_tif=(RAMP * 60).astype(np.uint16))
+    with pytest.raises(BadImage, match=f"{message}: mend or remove it, or go on without it by --on_bad_image skip"):
+        open_set(source)
+    images = open_set(source, on_bad_image="skip")
+    assert images.white == 4095 and images.skipped.tolist() == [True, False]
+    assert capsys.readouterr().err.count("skipped") == 1
+
+
+def test_values_above_white(tmp_path):
+    dim, bright = (RAMP * 60).astype(np.uint16), (RAMP * 1000).astype(np.uint16)
+    names = {f"{i:03}_png": dim for i in range(130)} | {"001_png": bright}  # beyond the sample of 64
+    source = folder_of(tmp_path, **names)
+    images = open_set(source, budget=0)
+    assert images.white == 4095
+    with pytest.raises(
+        BadImage, match=r"001.png has values up to 63000, above white, which is 4095 \(see --white_value"
+    ):
+        images.batch(0, [1])
+    assert open_set(source, budget=0, white=65535).batch(0, [1])["images"].max() == round(63000 * 255 / 65535)
+    assert open_set(source, budget=0, on_bad_image="skip").read_or_next(1)[1] == 2
+
+
+def test_files_without_a_common_scale(tmp_path):
+    deep, plain = (RAMP * 60).astype(np.uint16), RAMP.astype(np.uint8)
+    source = folder_of(tmp_path, a_png=plain, b_png=deep)
+    with pytest.raises(
+        UserError, match=r"no common scale, but 8 bits up to 255 \(.*a.png\) and whole .* 3780 \(.*b.png"
+    ):
+        open_set(source)
+    with pytest.raises(BadImage, match="a.png has 8 bits a channel, while white is 4095"):
+        open_set(source, white=4095)
+    with pytest.raises(BadImage, match="b.png has values up to 3780, above white, which is 255"):
+        open_set(source, white=255)
+    with pytest.raises(UserError, match="values up to 1.01, which is too high for 0 to 1 .* --white_value 1.01"):
+        common_white([("a.tif", "decimals", 1.01)])
+    # whole numbers up to 255 are on the scale of 8 bits, in whatever type
+    assert common_white([("a.png", "8 bits", 255), ("b.tif", "whole numbers", 200)]) == (255, True)
+
+
+def test_bands_that_would_be_lost(tmp_path):
+    values = np.arange(8 * 8 * 5, dtype=np.uint8).reshape(8, 8, 5)
+    for bands, extra in ((5, [0, 0]), (4, [0])):
+        with pytest.raises(BadImage, match=f"a.tif has {bands} bands, of which only the first 3 would be read"):
+            open_set(folder_of(tmp_path, a_tif=tiff(values[..., :bands].copy(), extra)), channels=3)
+    opaque = values[..., :4].copy()
+    opaque[..., 3] = 255
+    for kept, extra in ((values[..., :3].copy(), []), (opaque, [2])):  # colours, and colours with alpha
+        images = open_set(folder_of(tmp_path, a_tif=tiff(kept, extra)), channels=3)
+        assert np.array_equal(images.read(0).permute(1, 2, 0), values[..., :3])
+
+
+def test_bytes_of_a_table():
+    """As in a parquet file or on the Hub, where images are bytes and need no name."""
+    data = png16((RAMP * 60)[..., None].astype(np.uint16))
+    assert value_range(data, None)[1:] == ("whole numbers", 3780)
+    assert torch.equal(decode(data, None, 1, 4095)[0], torch.from_numpy(np.round(RAMP * 60 * 255 / 4095)).byte())
+    with pytest.raises(BadImage, match="an image without a name is not a readable image"):
+        value_range(data[:60], None)
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    table = datasets.Dataset.from_dict({"image": [{"bytes": data, "path": None}]}, features)
+    assert table[0]["image"]["bytes"] == data
