@@ -144,18 +144,19 @@ def test_two_processes_test_as_one(tmp_path, recipe):
 def test_own_folders(tmp_path, recipe):
     """16-bit gray PNGs by class, another image size than the checkpoint's, and what can be wrong with labels."""
     generator = np.random.default_rng(0)
-    for split, classes in (
-        ("train", ("dark", "light", "mid")),
-        ("test", ("dark", "light")),
-        ("other", ("red", "dark")),
+    photos, other = tmp_path / "photos", tmp_path / "other"
+    for folder, classes in (
+        (photos / "train", ("dark", "light", "mid")),
+        (photos / "test", ("dark", "light")),
+        (other, ("red", "dark")),
     ):
         for name in classes:
-            (tmp_path / "photos" / split / name).mkdir(parents=True)
+            (folder / name).mkdir(parents=True)
             for i in range(16):
                 top = {"dark": 9000, "light": 65535}.get(name, 30000)
                 pixels = generator.integers(top // 2, top, (40, 36), dtype=np.uint16)
-                Image.fromarray(pixels).save(tmp_path / "photos" / split / name / f"{i}.png")
-    words = (recipe, "--train_dir", tmp_path / "photos", "--output_dir", tmp_path / "run", "--total_batch_size", 16)
+                Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    words = (recipe, "--train_dir", photos, "--output_dir", tmp_path / "run", "--total_batch_size", 16)
     words += ("--n_partial", 2, "--config_overrides", "image_size=35", "--max_train_samples", 48)
     output = run(*words, "--num_train_epochs", 6, "--mixup", 0, "--cutmix", 0, "--auto_augment", "none",
                  "--base_learning_rate", 0.05, "--layer_decay", 1)  # fmt: skip
@@ -166,7 +167,7 @@ def test_own_folders(tmp_path, recipe):
     assert "checkpoint for images of (28, 28) pixels: its positions are interpolated to (35, 35)" in output
     assert model.config.image_size == 35 and model.config.id2label == {0: "dark", 1: "light", 2: "mid"}
     # a classifier of three classes as the start of one of two, with what it was trained for another size
-    words = (recipe, "--train_dir", tmp_path / "photos" / "test", "--validation_dir", tmp_path / "photos" / "test")
+    words = (recipe, "--train_dir", photos / "test", "--validation_dir", photos / "test")
     words += ("--model_name_or_path", tmp_path / "run", "--output_dir", tmp_path / "two", "--total_batch_size", 16)
     run(
         *words,
@@ -184,13 +185,12 @@ def test_own_folders(tmp_path, recipe):
     first = "layers.0.mlp.fc1.weight"
     assert torch.equal(two.mae.state_dict()[first], model.mae.state_dict()[first])
     words = (recipe, "--output_dir", tmp_path / "refused", "--total_batch_size", 16)
-    photos = tmp_path / "photos"
     message_by_words = {
         (
             "--train_dir",
             photos / "train",
             "--validation_dir",
-            photos / "other",
+            other,
         ): "the training images do not have (red)",
         ("--train_dir", photos / "train"): "--validation_dir",
         ("--train_dir", photos / "train" / "dark", "--validation_dir", photos / "test"): "no column of labels",

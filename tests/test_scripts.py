@@ -164,9 +164,7 @@ def test_two_processes_train_as_one(tmp_path, recipe):
 
 
 def test_loss_that_is_not_finite_stops_the_run(tmp_path, recipe):
-    output = run(
-        recipe, "--output_dir", tmp_path / "run", "--base_learning_rate", "1e30", "--warmup_epochs", 0, code=1
-    )
+    output = run(recipe, "--output_dir", tmp_path / "run", "--base_learning_rate", "1e6", "--warmup_epochs", 0, code=1)
     assert "not finite" in output or "is nan" in output or "is inf" in output
     assert "lower --base_learning_rate" in output
     assert not list((tmp_path / "run").glob("checkpoint-*"))
@@ -177,7 +175,7 @@ def test_a_good_checkpoint_outlives_a_loss_that_is_not_finite(tmp_path, recipe):
     run(*command, "--max_train_steps", 7)
     kept = (tmp_path / "run" / "checkpoint-7" / "model.safetensors").read_bytes()
     output = run(
-        *command, "--resume_from_checkpoint", "auto", "--base_learning_rate", "1e30", "--allow_changes", "true", code=1
+        *command, "--resume_from_checkpoint", "auto", "--base_learning_rate", "1e6", "--allow_changes", "true", code=1
     )
     assert "go on from" in output and "checkpoint-7 with --resume_from_checkpoint" in output
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-7"]
@@ -235,7 +233,7 @@ def test_files_of_every_kind_and_broken_ones(tmp_path, recipe):
     photos = tmp_path / "photos"
     photos.mkdir()
     photograph().convert("RGBA").save(photos / "alpha.png")
-    Image.fromarray(np.arange(200 * 300, dtype=np.uint16).reshape(200, 300)).save(photos / "deep.png")
+    photograph().convert("LA").save(photos / "gray.png")
     photograph().convert("CMYK").save(photos / "cmyk.jpg")
     photograph().quantize(16).save(photos / "palette.gif")
     exif = Image.Exif()

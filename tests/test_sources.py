@@ -20,7 +20,7 @@ def test_folders(tmp_path):
     with pytest.raises(UserError, match="did you mean .*pictures"):
         load_source(data_dir=str(tmp_path / "picture"))
     (tmp_path / "pictures" / "notes.txt").touch()
-    with pytest.raises(UserError, match="only .txt files"):
+    with pytest.raises(UserError, match="1 file left out: 1 .txt"):
         load_source(data_dir=str(tmp_path / "pictures"))
     for name in ("cat", "dog"):
         (tmp_path / "pictures" / name).mkdir()
@@ -50,7 +50,7 @@ def test_folders_of_splits(tmp_path):
     options = {"data_dir": str(tmp_path / "pictures"), "cache_dir": str(tmp_path / "cache")}
     assert len(load_source(**options)) == 6
     source, split = load_eval_source(None, **options)
-    assert split == "val" and len(source) == 4 and source.class_names == ["cat", "dog"]
+    assert split == "validation" and len(source) == 4 and source.class_names == ["cat", "dog"]
     with pytest.raises(NoSplit, match="no split 'test', only train, val"):
         load_eval_source("test", **options)
 
