@@ -91,6 +91,7 @@ def _bad(error: Exception, path: str | None) -> BadImage:
     if isinstance(error, BadImage):
         return error
     reason = re.sub(r" ?<_io.BytesIO object at 0x\w+>", "", " ".join(str(error).split()))
+    reason = reason.replace(f" {str(path)!r}", "")  # the message begins with the path already
     return BadImage(f"{name_of(path)} is not a readable image ({reason[:120]})")
 
 
