@@ -73,6 +73,7 @@ def main(args: EvalArguments) -> None:
     mean, std = given or checkpoint_mean_std(args.model_name_or_path) or measure_mean_std(sets.all()[0])
     transform = BatchTransform(mean, std, config.image_height_width).to(accelerator.device)
     accelerator.print(f"data       {sets}, mean {mean}, std {std}")
+    accelerator.print(f"parallel   {launch.describe_parallelism(accelerator)}")
     for run in runs:
         check_training(run, config, sets, mean, accelerator.num_processes)
 

@@ -102,7 +102,8 @@ def main(args: PretrainArguments) -> None:
         f"{accelerator.gradient_accumulation_steps} accumulation steps\n"
         f"length     {schedule}{run.start}\n"
         f"rate       {schedule.peak:.3e} after {schedule.warmup} updates of warm-up, cosine to 0\n"
-        f"precision  {accelerator.mixed_precision}, on {accelerator.device}"
+        f"precision  {accelerator.mixed_precision}, on {accelerator.device}\n"
+        f"parallel   {launch.describe_parallelism(accelerator)}"
     )
 
     # The mask of an image is a pure function of (seed, update, place in the total batch). So it is the same with any

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from ..data.images import Images
+from ..training.sharded import share_buffers
 
 
 @torch.no_grad()
@@ -61,6 +62,7 @@ def predict_with(
         return columns(model(transform(batch)).logits.float(), batch["labels"])
 
     model.eval()
+    share_buffers(accelerator, model)
     return compute_over(accelerator, images, batch_size, num_workers, compute)
 
 

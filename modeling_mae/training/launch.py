@@ -15,7 +15,7 @@ import datasets
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import DistributedType, ProjectConfiguration
 
 from ..errors import UserError
 from ..files import is_full
@@ -72,6 +72,17 @@ def run_script(main: Callable, arguments, mendable: tuple[type[Exception], ...] 
         # A loading worker's error arrives inside the text of its traceback, which ends with the message itself.
         message = str(error).rpartition(f"{type(error).__name__}: ")[2]
         sys.exit(f"{script}: error: {' '.join(message.split())}")
+    except RuntimeError as error:
+        if not lost_process(error):
+            raise
+        # Not sys.exit: leaving in order would wait for the process that is gone.
+        print(
+            f"{script}: error: another process of this run has ended ({' '.join(str(error).split())[:120]}): its own "
+            "message says why, or it was killed; go on with --resume_from_checkpoint auto",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
     except OSError as error:
         if not is_full(error):
             raise
@@ -81,14 +92,48 @@ def run_script(main: Callable, arguments, mendable: tuple[type[Exception], ...] 
         )
 
 
+def lost_process(error: RuntimeError) -> bool:
+    """Whether a collective failed because another process is gone."""
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
+    return isinstance(error, torch.distributed.DistError) or any(text in str(error) for text in words)
+
+
 def make_accelerator(folder: Path, trackers: list[str]) -> Accelerator:
     """Accelerate's state, with the trackers' logs in `folder`. The libraries report only errors from here on."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    return Accelerator(
+    accelerator = Accelerator(
         log_with=trackers or None, project_config=ProjectConfiguration(str(folder), logging_dir=str(folder))
     )
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != accelerator.num_processes:
+        raise UserError(
+            f"the launcher has started {started} processes, and each of them believes to be one of "
+            f"{accelerator.num_processes}: on CPUs, set ACCELERATE_USE_CPU=true before `accelerate launch`"
+        )
+    plugin = accelerator.state.fsdp_plugin if accelerator.distributed_type == DistributedType.FSDP else None
+    if plugin is not None and "FULL" not in str(plugin.state_dict_type):
+        raise UserError(
+            f"fsdp_state_dict_type {plugin.state_dict_type} writes checkpoints that are not safe to read: set it to "
+            "FULL_STATE_DICT in the launcher's configuration"
+        )
+    return accelerator
+
+
+def describe_parallelism(accelerator: Accelerator) -> str:
+    """Which kind of parallelism really runs, with how many processes and threads; what to do where cores lie idle."""
+    kind, threads, cores = accelerator.distributed_type.value, torch.get_num_threads(), available_cores()
+    line = f"{accelerator.num_processes} processes ({kind})" if accelerator.num_processes > 1 else "1 process"
+    line += f" x {threads} thread{'s' if threads > 1 else ''}"
+    if accelerator.device.type == "cpu" and threads * local_processes() < cores:
+        line += (
+            f", of {cores} cores: to use all, start with `accelerate launch --num_cpu_threads_per_process "
+            f"{cores // local_processes()} ...`"
+        )
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and accelerator.distributed_type != DistributedType.FSDP:
+        line += f"\nnote       FSDP was asked for, and Accelerate runs {kind}: it shards models on accelerators only"
+    return line
 
 
 def init_trackers(accelerator: Accelerator, arguments: dict) -> None:
@@ -113,12 +158,15 @@ def local_processes() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def loading_workers(given: int | None) -> int:
     """Loading workers of each process: as `given`, or one a core of this machine, shared among its processes."""
     if given is not None:
         return given
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MAX_LOADING_WORKERS, cores // local_processes())
+    return min(MAX_LOADING_WORKERS, available_cores() // local_processes())
 
 
 def image_memory() -> int:

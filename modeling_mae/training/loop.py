@@ -12,6 +12,7 @@ from accelerate.utils import send_to_device
 from tqdm import tqdm
 
 from .launch import StopRequest, TrainingStopped
+from .sharded import local_tensors
 from .state import Run
 
 
@@ -168,8 +169,8 @@ def log_entry(run: Run, display: Display) -> None:
 
 def check_weights(run: Run) -> None:
     # A finite loss can leave weights that are not. These must not become the newest checkpoint.
-    norms = torch.stack(torch._foreach_norm([parameter.detach() for parameter in run.model.parameters()]))
-    if not torch.isfinite(norms).all():
+    norms = torch.stack(torch._foreach_norm(local_tensors(run.model)))
+    if run.accelerator.reduce((~torch.isfinite(norms)).sum(), "sum"):
         update = run.progress.update
         raise not_finite(run, f"the weights after update {update} are not finite", update)
 

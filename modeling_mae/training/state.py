@@ -22,6 +22,7 @@ from .checkpoints import Checkpoints, Progress
 from .launch import TrainingStopped
 from .manifest import check_architecture, check_changes, read_manifest
 from .optim import Schedule
+from .sharded import original_class
 
 
 class History:
@@ -198,7 +199,8 @@ def save_model(accelerator: Accelerator, model: torch.nn.Module, folder: Path) -
         shutil.rmtree(partial, ignore_errors=True)
         unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
         try:
-            unwrapped.save_pretrained(partial, state_dict=state)
+            with original_class(unwrapped):
+                unwrapped.save_pretrained(partial, state_dict=state)
             share(partial)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
