@@ -4,6 +4,7 @@ Linear probing, partial and end-to-end fine-tuning, training from scratch, froze
 """
 
 from configuration import (
+    EVAL_CROP_FRACTION,
     ArgumentError,
     EvalArguments,
     EvalRun,
@@ -30,7 +31,7 @@ from modeling_mae import EvalNet, MAEConfig, MAEModel
 from modeling_mae.data.images import measure_mean_std
 from modeling_mae.data.labelled import LabelledSets, load_labelled_sets
 from modeling_mae.data.order import MicroBatches, Order, split_batch
-from modeling_mae.data.processor import checkpoint_mean_std, image_processor
+from modeling_mae.data.processor import WHITE, Processing, checkpoint_processing, image_processor
 from modeling_mae.data.sources import NAMED
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.classifier import (
@@ -67,12 +68,13 @@ def main(args: EvalArguments) -> None:
 
     # Images with labels, and everything that can be wrong with one of the trainings
     config = model_config(args)
-    sets = load_sets(args, config, accelerator)
-    given = (args.image_mean, args.image_std) if args.image_mean else None
-    # Features mean what they meant in pre-training only under its normalisation.
-    mean, std = given or checkpoint_mean_std(args.model_name_or_path) or measure_mean_std(sets.all()[0])
+    processing = find_processing(args, config, accelerator)
+    sets = load_sets(args, config, processing, accelerator)
+    mean, std = processing.mean, processing.std
+    if mean is None:
+        mean, std = measure_mean_std(sets.all()[0], accelerator.print)
     transform = BatchTransform(mean, std, config.image_height_width).to(accelerator.device)
-    accelerator.print(f"data       {sets}, mean {mean}, std {std}")
+    accelerator.print(f"data       {sets}, mean {mean}, std {std}{sets.remarks}")
     accelerator.print(f"parallel   {launch.describe_parallelism(accelerator)}")
     for run in runs:
         check_training(run, config, sets, mean, accelerator.num_processes)
@@ -221,7 +223,8 @@ def test_classifier(
     results, predictions = evaluate_classifier(accelerator, prepared, sets, transform, **loading(args))
     if accelerator.is_main_process:
         channels, mean, std = model.config.num_channels, transform.channel_mean, transform.channel_std
-        image_processor(transform.size, mean, std, channels, args.eval_crop_fraction).save_pretrained(folder)
+        options = {"crop_fraction": sets.evaluation.crop.fraction, "white": sets.evaluation.white}
+        image_processor(transform.size, mean, std, channels, **options).save_pretrained(folder)
         report_training(
             folder=folder,
             name=hub.card_name(folder),
@@ -240,7 +243,25 @@ def test_classifier(
     return {"name": name, **results}
 
 
-def load_sets(args: EvalArguments, config: MAEConfig, accelerator: Accelerator) -> LabelledSets:
+def find_processing(args: EvalArguments, config: MAEConfig, accelerator: Accelerator) -> Processing:
+    """How images are brought to the model: as given, else as the checkpoint's image processor does.
+
+    Features mean what they meant in pre-training only under its mean and deviation. A classifier that is only tested
+    also keeps its crop.
+    """
+    checkpoint = checkpoint_processing(args.model_name_or_path)
+    if args.do_train or not is_classifier(config):
+        checkpoint = dataclasses.replace(checkpoint, crop_fraction=None)
+        if checkpoint.white == WHITE:  # an encoder of ordinary images may be trained on others
+            checkpoint = dataclasses.replace(checkpoint, white=None)
+    given = Processing(args.image_mean, args.image_std, args.eval_crop_fraction, args.white_value)
+    processing = checkpoint.replaced_by(given, accelerator.print)
+    return dataclasses.replace(processing, crop_fraction=processing.crop_fraction or EVAL_CROP_FRACTION)
+
+
+def load_sets(
+    args: EvalArguments, config: MAEConfig, processing: Processing, accelerator: Accelerator
+) -> LabelledSets:
     size = config.image_height_width
     if args.model_name_or_path:
         checkpoint_size = MAEConfig.from_pretrained(args.model_name_or_path).image_height_width
@@ -268,7 +289,8 @@ def load_sets(args: EvalArguments, config: MAEConfig, accelerator: Accelerator) 
         open_options={
             "size": size,
             "num_channels": config.num_channels,
-            "crop_fraction": args.eval_crop_fraction,
+            "crop_fraction": processing.crop_fraction,
+            "white": processing.white,
             "memory_budget": launch.image_memory(),
             "on_bad_image": args.on_bad_image,
         },

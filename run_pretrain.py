@@ -61,12 +61,13 @@ def main(args: PretrainArguments) -> None:
     with accelerator.main_process_first():
         source = load_source(split=args.train_split, max_samples=args.max_train_samples, **args.source_options())
     labels, labelled_eval = labels_for_knn(args, accelerator, source) if args.knn else (None, None)
-    options = {"memory_budget": launch.image_memory(), "on_bad_image": args.on_bad_image}
+    white = args.white_value or before.get("white")
+    options = {"memory_budget": launch.image_memory(), "on_bad_image": args.on_bad_image, "white": white}
     open_set = functools.partial(open_images, size=size, num_channels=config.num_channels, **options)
     images = open_set(source, labels=labels)
     evaluation = open_set(labelled_eval[0], labels=labelled_eval[1]) if labelled_eval else None
     given, resumed = (args.image_mean, args.image_std), (before.get("mean"), before.get("std"))
-    mean, std = given if args.image_mean else resumed if before else measure_mean_std(images)
+    mean, std = given if args.image_mean else resumed if before else measure_mean_std(images, accelerator.print)
     transform = BatchTransform(mean, std, size).to(accelerator.device)
 
     # Model and optimizer
@@ -81,6 +82,8 @@ def main(args: PretrainArguments) -> None:
     model, optimizer = accelerator.prepare(model, optimizer)
 
     # Schedule and run
+    made_with = {**args.settings(), **model_settings(config), "data": fingerprint(source)}
+    made_with |= {"mean": mean, "std": std, "white": images.white}
     schedule = Schedule.from_epochs(len(images), **args.schedule_options())
     run = open_run(
         accelerator,
@@ -89,7 +92,7 @@ def main(args: PretrainArguments) -> None:
         images.view(crop=training_crop(args.seed, args.crop_scale, args.horizontal_flip, size)),
         schedule,
         output_dir,
-        made_with={**args.settings(), **model_settings(config), "data": fingerprint(source), "mean": mean, "std": std},
+        made_with=made_with,
         checkpoint=checkpoint,
         num_workers=workers,
         after_checkpoint=hub.checkpoint,
@@ -97,7 +100,8 @@ def main(args: PretrainArguments) -> None:
     )
     accelerator.print(
         f"model      {architecture}\n"
-        f"data       {source.name}: {len(images):,} images, mean {mean}, std {std}, {images.where}\n"
+        f"data       {source.name}: {len(images):,} images, mean {mean}, std {std}, {images.where}"
+        f"{images.remarks}\n"
         f"batch      {args.total_batch_size} = {processes} processes x {micro_batch} images x "
         f"{accelerator.gradient_accumulation_steps} accumulation steps\n"
         f"length     {schedule}{run.start}\n"
@@ -143,7 +147,7 @@ def main(args: PretrainArguments) -> None:
     # What the run leaves: the model first, whatever may fail after it
     save_model(accelerator, model, output_dir)
     if main_process:
-        image_processor(size, mean, std, config.num_channels).save_pretrained(output_dir)
+        image_processor(size, mean, std, config.num_channels, white=images.white).save_pretrained(output_dir)
     picture(output_dir / "reconstruction.png", schedule.updates)
     skipped = launch.count_over_processes(accelerator, images.skipped)
     rows = []

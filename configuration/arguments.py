@@ -58,6 +58,9 @@ class DataArguments:
         None, "Mean of each channel, where white is 1. By default measured on a sample."
     )
     image_std: list[float] | None = option(None, "Standard deviation of each channel. Goes with image_mean.")
+    white_value: float | None = option(
+        None, "Pixel value that is white, of images with more than 8 bits. By default found from a sample."
+    )
     crop_scale: list[float] = option(
         [0.2, 1.0], "Smallest and largest part of an image's area that a random crop takes. 1 1: no crop."
     )

@@ -53,6 +53,7 @@ FINE_TUNING = {
         "label_smoothing=0.1",
     ],
 }
+EVAL_CROP_FRACTION = 0.875  # 224 of 256 pixels (paper, Section A.1)
 BY_BLOCKS = " By default the paper's for the number of blocks tuned."
 
 
@@ -82,9 +83,10 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
     )
     label_fraction: float = option(1.0, "Part of the training images to use, the same of each class, as in 0.1.")
     max_eval_samples: int | None = option(None, "Evaluate on this many images only.")
-    eval_crop_fraction: float = option(
-        0.875,
-        "Part of the shorter side that evaluation keeps. 0.875 is 224 of 256, as in the paper. Small images: 1.",
+    eval_crop_fraction: float | None = option(
+        None,
+        "Part of the shorter side that evaluation keeps. By default 0.875 (224 of 256, as in the paper), or the "
+        "checkpoint's own where a classifier is only tested. Small images: 1.",
     )
     eval_epochs: int = option(1, "Epochs between two evaluations.")
     per_device_eval_batch_size: int = option(256, "Images at a time on each process in evaluation.")
@@ -163,6 +165,7 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
             overrides += for_linear.pop("config_overrides", [])
             values.update(for_linear)
         values["config_overrides"] = overrides
+        values.setdefault("eval_crop_fraction", self.eval_crop_fraction or EVAL_CROP_FRACTION)
         return dataclasses.replace(self, n_partial=None if n_partial is None else [n_partial], **values)
 
     def _linear_overrides(self) -> dict[str, Any]:

@@ -8,9 +8,11 @@ from transformers.processing_utils import ImagesKwargs
 
 
 class MAEImageProcessorKwargs(ImagesKwargs, total=False):
-    """`num_channels`: how many channels the model takes."""
+    """`num_channels`: how many channels the model takes. `white`: the pixel value that is white, None for the range of
+    the file's type."""
 
     num_channels: int
+    white: float | None
 
 
 class MAEImageProcessor(PilBackend):
@@ -31,11 +33,13 @@ class MAEImageProcessor(PilBackend):
     num_channels = 1
     image_mean = 0.5
     image_std = 0.5
+    white = None
 
-    def process_image(self, image, *args, num_channels: int = 1, **kwargs) -> np.ndarray:
+    def process_image(self, image, *args, num_channels: int = 1, white: float | None = None, **kwargs) -> np.ndarray:
         if hasattr(image, "getbands") and num_channels in (1, 3):
-            if image.mode.startswith("I;16"):  # PIL would clip 16 bits to 255
-                image = np.round(np.asarray(image) / 257).astype(np.uint8)
+            if image.mode.startswith(("I", "F")):  # PIL would clip them to 255
+                scale = 255 / (white or (65535 if image.mode.startswith("I") else 1))
+                image = np.clip(np.round(np.asarray(image, np.float64) * scale), 0, 255).astype(np.uint8)
             else:
                 image = np.asarray(image.convert("L" if num_channels == 1 else "RGB"))
         array = np.asarray(image)

@@ -30,6 +30,11 @@ class LabelledSets:
     def all(self) -> list[Images]:
         return [images for images in (self.train, self.evaluation) if images is not None]
 
+    @property
+    def remarks(self) -> str:
+        """How values are scaled and what is not among the images, of both sets, once each."""
+        return "".join(dict.fromkeys(images.remarks for images in self.all()))
+
     def __str__(self) -> str:
         count, labels = len(self.class_names), self.problem.labels
         if self.problem.problem_type == REGRESSION and count == 1:

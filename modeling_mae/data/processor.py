@@ -1,30 +1,40 @@
 """The image processor that is saved beside a model. It does to an image what evaluation does."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from transformers import AutoImageProcessor, BitImageProcessor, ViTImageProcessor
 
 from ..image_processing_mae import MAEImageProcessor
 
 
+WHITE = 255  # of files with 8 bits a channel
 BICUBIC = 3  # of PIL's resampling filters
 
 
 def image_processor(
-    size: tuple[int, int], mean: list[float], std: list[float], num_channels: int, crop_fraction: float = 1.0
+    size: tuple[int, int],
+    mean: list[float],
+    std: list[float],
+    num_channels: int,
+    crop_fraction: float = 1.0,
+    white: float = WHITE,
 ):
     """The processor for images of `size` (height, width) in pixels; for `mean` and `std` white is 1.
 
     It resizes the shorter side to size / `crop_fraction` and crops the centre (256 and 224 in the paper).
     transformers' processors cannot do this for a `size` that is not square: then the whole image is resized.
-    RGB images get one of transformers' own processors, which load without our code.
+    RGB images of 8 bits get one of transformers' own processors, which load without our code. `white` is the value in
+    the files that is white.
     """
     shared = {"resample": BICUBIC, "image_mean": mean, "image_std": std}
     height, width = size
-    if num_channels == 3:
+    if num_channels == 3 and white == WHITE:
         resizing, cropping = ViTImageProcessor, BitImageProcessor
         shared["do_convert_rgb"] = True
     else:
         resizing = cropping = MAEImageProcessor
-        shared["num_channels"] = num_channels
+        shared |= {"num_channels": num_channels, "white": white}
     if height == width:
         edge = round(height / crop_fraction)
         crop = {"height": height, "width": width}
@@ -32,12 +42,37 @@ def image_processor(
     return resizing(size={"height": height, "width": width}, **shared)
 
 
-def checkpoint_mean_std(name_or_path: str | None) -> tuple[list[float], list[float]] | None:
-    """Mean and standard deviation of the checkpoint's image processor; None where it has no processor."""
+@dataclass(frozen=True)
+class Processing:
+    """What a checkpoint's image processor does to an image before the model sees it."""
+
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    crop_fraction: float | None = None  # None: it is not a centre crop
+    white: float | None = None
+
+    def replaced_by(self, given: "Processing", say: Callable[[str], None]) -> "Processing":
+        """What `given` has, and this for the rest. `say` prints what differs."""
+        values = {}
+        for name, own in vars(self).items():
+            new = getattr(given, name)
+            if new is not None and own is not None and new != own:
+                say(f"note       {name} {new} as given, in place of the checkpoint's {own}")
+            values[name] = own if new is None else new
+        return Processing(**values)
+
+
+def checkpoint_processing(name_or_path: str | None) -> Processing:
+    """What the checkpoint's image processor does; empty where it has no processor."""
     if name_or_path is None:
-        return None
+        return Processing()
     try:
         processor = AutoImageProcessor.from_pretrained(name_or_path)
     except (OSError, ValueError):
-        return None
-    return list(processor.image_mean), list(processor.image_std)
+        return Processing()
+    fraction = None
+    if processor.do_center_crop and "shortest_edge" in (processor.size or {}):
+        fraction = processor.crop_size["height"] / processor.size["shortest_edge"]
+    return Processing(
+        list(processor.image_mean), list(processor.image_std), fraction, getattr(processor, "white", None) or WHITE
+    )
