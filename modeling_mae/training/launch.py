@@ -1,6 +1,6 @@
 """How a script starts and ends: the Accelerator, signals, errors in one line.
 
-This is the only place that reads the launcher's environment.
+This is the only place that reads the launcher's environment, but for LOCAL_RANK in `configuration/parsing.py`.
 """
 
 import ctypes
