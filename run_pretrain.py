@@ -65,7 +65,9 @@ def main(args: PretrainArguments) -> None:
     options = {"memory_budget": launch.image_memory(), "on_bad_image": args.on_bad_image, "white": white}
     open_set = functools.partial(open_images, size=size, num_channels=config.num_channels, **options)
     images = open_set(source, labels=labels)
-    evaluation = open_set(labelled_eval[0], labels=labelled_eval[1]) if labelled_eval else None
+    evaluation = None
+    if labelled_eval:  # the same value is as bright in both sets
+        evaluation = open_set(labelled_eval[0], labels=labelled_eval[1], white=images.white)
     given, resumed = (args.image_mean, args.image_std), (before.get("mean"), before.get("std"))
     mean, std = given if args.image_mean else resumed if before else measure_mean_std(images, accelerator.print)
     transform = BatchTransform(mean, std, size).to(accelerator.device)

@@ -7,21 +7,42 @@ from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 
 
+EIGHT_BITS = 255
+
+
+def to_8_bits(values: np.ndarray, white: float) -> np.ndarray:
+    """0..`white` as uint8. ValueError for values that do not fit, as in the data that a model was trained on."""
+    if values.dtype == np.uint8 and white != EIGHT_BITS:
+        raise ValueError(
+            f"an image of 8 bits a channel, while white is {white:g} for this model: give an array of the full "
+            "values, or white=255"
+        )
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > white:
+        raise ValueError(
+            f"an image with values from {values.min():g} to {values.max():g}, while 0 is black and {white:g} is white "
+            "for this model: give white=..."
+        )
+    return np.round(values.astype(np.float64) * (EIGHT_BITS / white)).astype(np.uint8)
+
+
 class MAEImageProcessorKwargs(ImagesKwargs, total=False):
     """`num_channels`: how many channels the model takes. `white`: the pixel value that is white, None for the range of
-    the file's type."""
+    the file's type. `crop_fraction`: part of the shorter side that the evaluation kept; it changes nothing here."""
 
     num_channels: int
     white: float | None
+    crop_fraction: float | None
 
 
 class MAEImageProcessor(PilBackend):
     """Bicubic resize, centre crop on request, scaling to [0, 1], normalisation, for any number of channels.
     transformers' processors and pipelines make every image RGB; this one brings it to the model's `num_channels`:
-    luminance for 1, RGB for 3. Arrays with more channels are taken as they are.
+    luminance for 1, RGB for 3. Arrays with more channels are taken as they are. A model of images with more than 8
+    bits has its own `white`: images and arrays are scaled by it.
 
     Raises:
-        ValueError: for an image whose channels are neither `num_channels` nor convertible to them.
+        ValueError: for an image whose channels are neither `num_channels` nor convertible to them, or whose values are
+            not between 0 and `white`.
     """
 
     valid_kwargs = MAEImageProcessorKwargs
@@ -34,15 +55,19 @@ class MAEImageProcessor(PilBackend):
     image_mean = 0.5
     image_std = 0.5
     white = None
+    crop_fraction = None
 
     def process_image(self, image, *args, num_channels: int = 1, white: float | None = None, **kwargs) -> np.ndarray:
+        deep = white not in (None, EIGHT_BITS)
         if hasattr(image, "getbands") and num_channels in (1, 3):
             if image.mode.startswith(("I", "F")):  # PIL would clip them to 255
-                scale = 255 / (white or (65535 if image.mode.startswith("I") else 1))
-                image = np.clip(np.round(np.asarray(image, np.float64) * scale), 0, 255).astype(np.uint8)
+                image = to_8_bits(np.asarray(image), white or (65535 if image.mode.startswith("I") else 1))
+                deep = False
             else:
                 image = np.asarray(image.convert("L" if num_channels == 1 else "RGB"))
         array = np.asarray(image)
+        if deep:
+            array = to_8_bits(array, white)
         if array.ndim == 2:
             array = array[None]
         elif array.shape[0] != num_channels and array.shape[-1] in (1, 3, num_channels):

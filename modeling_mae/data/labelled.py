@@ -104,6 +104,8 @@ def load_labelled_sets(
             source, lambda: loaded_eval or load_eval_source(eval_split, **eval_options), class_names, problem_type
         )
     train = open_images(source, labels=labels, **open_options) if source is not None else None
+    if train is not None:
+        open_options = {**open_options, "white": train.white}  # the same value is as bright in both sets
     evaluation = open_images(eval_source, labels=eval_labels, **open_options)
     for kind, numbers in (("training", labels), ("evaluation", eval_labels)):
         has_classes = numbers is not None and problem_type != REGRESSION

@@ -23,11 +23,12 @@ def image_processor(
     """The processor for images of `size` (height, width) in pixels; for `mean` and `std` white is 1.
 
     It resizes the shorter side to size / `crop_fraction` and crops the centre (256 and 224 in the paper).
-    transformers' processors cannot do this for a `size` that is not square: then the whole image is resized.
+    transformers' processors cannot do this for a `size` that is not square: then the whole image is resized. The
+    fraction itself is kept as well, for a later evaluation by `run_eval.py`.
     RGB images of 8 bits get one of transformers' own processors, which load without our code. `white` is the value in
     the files that is white.
     """
-    shared = {"resample": BICUBIC, "image_mean": mean, "image_std": std}
+    shared = {"resample": BICUBIC, "image_mean": mean, "image_std": std, "crop_fraction": crop_fraction}
     height, width = size
     if num_channels == 3 and white == WHITE:
         resizing, cropping = ViTImageProcessor, BitImageProcessor
@@ -48,7 +49,7 @@ class Processing:
 
     mean: list[float] | None = None
     std: list[float] | None = None
-    crop_fraction: float | None = None  # None: it is not a centre crop
+    crop_fraction: float | None = None  # None: it does not say
     white: float | None = None
 
     def replaced_by(self, given: "Processing", say: Callable[[str], None]) -> "Processing":
@@ -70,9 +71,9 @@ def checkpoint_processing(name_or_path: str | None) -> Processing:
         processor = AutoImageProcessor.from_pretrained(name_or_path)
     except (OSError, ValueError):
         return Processing()
-    fraction = None
-    if processor.do_center_crop and "shortest_edge" in (processor.size or {}):
-        fraction = processor.crop_size["height"] / processor.size["shortest_edge"]
-    return Processing(
-        list(processor.image_mean), list(processor.image_std), fraction, getattr(processor, "white", None) or WHITE
-    )
+    fraction = getattr(processor, "crop_fraction", None)  # ours say it; of others it follows from the sizes
+    edge = (processor.size or {}).get("shortest_edge")
+    if fraction is None and edge and getattr(processor, "do_center_crop", False):
+        fraction = processor.crop_size["height"] / edge
+    white = getattr(processor, "white", None) or WHITE
+    return Processing(list(processor.image_mean), list(processor.image_std), fraction, white)
