@@ -29,7 +29,7 @@ from accelerate.utils import set_seed
 
 from modeling_mae import EvalNet, MAEConfig, MAEModel
 from modeling_mae.data.images import measure_mean_std
-from modeling_mae.data.labelled import LabelledSets, load_labelled_sets
+from modeling_mae.data.labelled_sets import LabelledSets, load_labelled_sets
 from modeling_mae.data.order import MicroBatches, Order, split_batch
 from modeling_mae.data.processor import WHITE, Processing, checkpoint_processing, image_processor
 from modeling_mae.data.sources import NAMED
@@ -48,9 +48,9 @@ from modeling_mae.report.evaluation import describe_training, report_evaluation,
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform, Mix
 from modeling_mae.training.checkpoints import choose_checkpoint
-from modeling_mae.training.folder import claim_folder
 from modeling_mae.training.loop import train
 from modeling_mae.training.optim import Schedule, make_optimizer
+from modeling_mae.training.run_folder import claim_folder
 from modeling_mae.training.state import load_model, open_run, save_model
 
 

@@ -20,7 +20,7 @@ from modeling_mae import MAEForPreTraining, MAEModel, mask_noise
 from modeling_mae.data.crops import training_crop
 from modeling_mae.data.fingerprint import fingerprint
 from modeling_mae.data.images import measure_mean_std, open_images
-from modeling_mae.data.labelled import matching_labels
+from modeling_mae.data.labelled_sets import matching_labels
 from modeling_mae.data.order import split_batch
 from modeling_mae.data.processor import image_processor
 from modeling_mae.data.sources import NAMED, NoSplit, Source, load_eval_source, load_source
@@ -32,10 +32,10 @@ from modeling_mae.report.reconstruction import reconstruct_images, reconstructio
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform
 from modeling_mae.training.checkpoints import choose_checkpoint
-from modeling_mae.training.folder import claim_folder
 from modeling_mae.training.loop import train
 from modeling_mae.training.manifest import read_manifest
 from modeling_mae.training.optim import Schedule, make_optimizer
+from modeling_mae.training.run_folder import claim_folder
 from modeling_mae.training.state import load_model, open_run, save_model
 
 

@@ -9,7 +9,7 @@ from transformers import AutoImageProcessor, BitImageProcessor, ViTImageProcesso
 
 from modeling_mae import EvalNet, MAEConfig
 from modeling_mae.data.images import open_images
-from modeling_mae.data.labelled import load_labelled_sets
+from modeling_mae.data.labelled_sets import load_labelled_sets
 from modeling_mae.data.processor import Processing, checkpoint_processing, image_processor
 from modeling_mae.data.sources import load_source
 

@@ -1,6 +1,6 @@
 """Images in folders, with labels from the folders' names or from a metadata file, as a `datasets.Dataset`.
 
-The rules are those of `datasets`' `imagefolder`, the listing is ours (see `folders.py`).
+The rules are those of `datasets`' `imagefolder`, the listing is ours (see `listing.py`).
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import pyarrow.parquet
 from datasets.table import InMemoryTable
 
 from ..errors import UserError
-from .folders import Listing
+from .listing import Listing
 
 
 def image_folder(listing: Listing) -> datasets.Dataset:

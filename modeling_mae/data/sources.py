@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow.parquet
 
 from ..errors import UserError
-from .folders import Listing, NoSplit, choose_parquet, choose_split, list_folder
 from .image_folder import image_folder
+from .listing import Listing, NoSplit, choose_parquet, choose_split, list_folder
 
 
 NAMED = {

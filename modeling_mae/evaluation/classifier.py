@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from ..configuration_mae import MAEConfig
 from ..data.crops import training_crop
 from ..data.images import Images
-from ..data.labelled import LabelledSets
+from ..data.labelled_sets import LabelledSets
 from ..data.labels import balanced_part, random_part
 from ..modeling_mae import EvalNet
 from ..problems import REGRESSION, SINGLE_LABEL, Problem

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, features
 
 from modeling_mae.data.decode import decode
-from modeling_mae.data.folders import list_folder
+from modeling_mae.data.listing import list_folder
 from modeling_mae.data.sources import NoSplit, load_eval_source, load_source
 from modeling_mae.errors import UserError
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from modeling_mae.errors import UserError
-from modeling_mae.training.folder import MARK, claim_folder
+from modeling_mae.training.run_folder import MARK, claim_folder
 
 
 def names(folder) -> set[str]:
@@ -66,7 +66,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
 
 def test_a_second_run_in_a_folder_is_refused_while_the_first_lives(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from modeling_mae.training.folder import claim_folder; "
+        "import sys, time; from pathlib import Path; from modeling_mae.training.run_folder import claim_folder; "
         f"claim_folder(Path({str(tmp_path)!r}), False); print('locked', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
