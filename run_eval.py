@@ -5,6 +5,7 @@ Linear probing, partial and end-to-end fine-tuning, training from scratch, froze
 
 from configuration import (
     EVAL_CROP_FRACTION,
+    RESULTS,
     ArgumentError,
     EvalArguments,
     EvalRun,
@@ -19,7 +20,6 @@ if __name__ == "__main__":  # before the other imports: --help and a misspelt op
     ARGUMENTS = parse_arguments(EvalArguments, default_recipe="demo_eval")
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
@@ -27,14 +27,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from modeling_mae import EvalNet, MAEConfig, MAEModel
+from modeling_mae import EvalNet, MAEModel
 from modeling_mae.data.images import measure_mean_std
 from modeling_mae.data.labelled_sets import LabelledSets, load_labelled_sets
 from modeling_mae.data.order import MicroBatches, Order, split_batch
-from modeling_mae.data.processor import WHITE, Processing, checkpoint_processing, image_processor
-from modeling_mae.data.sources import NAMED
+from modeling_mae.data.processor import Processing, choose_processing, image_processor
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.classifier import (
+    describe_resizing,
     evaluate_classifier,
     is_classifier,
     make_classifier,
@@ -67,17 +67,43 @@ def main(args: EvalArguments) -> None:
     resume = local_checkpoint(accelerator, output_dir, args.resume_from_checkpoint, LOG_AND_BEST)
 
     # Images with labels, and everything that can be wrong with one of the trainings
-    config = model_config(args)
-    processing = find_processing(args, config, accelerator)
-    sets = load_sets(args, config, processing, accelerator)
+    config, say = model_config(args), accelerator.print
+    tests_classifier = is_classifier(config) and not args.do_train
+    if not (args.do_train or args.knn or tests_classifier):
+        raise UserError(
+            f"model_name_or_path {args.model_name_or_path!r} has no classifier to test: train one with --do_train "
+            "true, or give --knn true"
+        )
+    if args.model_name_or_path:
+        say(describe_resizing(config, args.model_name_or_path), end="")
+    given = Processing(**args.processing_options())
+    options = {"keeps_crop": tests_classifier, "crop_fraction": EVAL_CROP_FRACTION, "say": say}
+    processing = choose_processing(args.model_name_or_path, given, **options)
+    # Training decides on the classes. A classifier that is only tested has its own.
+    sets = load_labelled_sets(
+        args.source_options(),
+        **args.set_options(),
+        class_names=[config.id2label[i] for i in range(config.num_labels)] if tests_classifier else None,
+        problem_type=args.problem_type or (config.problem_type if tests_classifier else None),
+        open_options={
+            "size": config.image_height_width,
+            "num_channels": config.num_channels,
+            "crop_fraction": processing.crop_fraction,
+            "white": processing.white,
+            "memory_budget": launch.image_memory(),
+            "on_bad_image": args.on_bad_image,
+        },
+        main_process_first=accelerator.main_process_first,
+        say=say,
+    )
     mean, std = processing.mean, processing.std
     if mean is None:
-        mean, std = measure_mean_std(sets.all()[0], accelerator.print)
+        mean, std = measure_mean_std(sets.all()[0], say)
     transform = BatchTransform(mean, std, config.image_height_width).to(accelerator.device)
-    accelerator.print(f"data       {sets}, mean {mean}, std {std}{sets.remarks}")
-    accelerator.print(f"parallel   {launch.describe_parallelism(accelerator)}")
+    say(f"data       {sets}, mean {mean}, std {std}{sets.remarks}")
+    say(f"parallel   {launch.describe_parallelism(accelerator)}")
     for run in runs:
-        check_training(run, config, sets, mean, accelerator.num_processes)
+        check_training(run, config.num_hidden_layers, sets, mean, accelerator.num_processes)
 
     # Frozen features, the checkpoint as it is, and every training
     rows = []
@@ -86,9 +112,10 @@ def main(args: EvalArguments) -> None:
         options = {"name": "pre-trained encoder", "seed": args.seed, "logistic": True, **loading(args)}
         options["problem_type"] = sets.problem.problem_type
         rows += frozen_table(accelerator, encoder, sets.train, sets.evaluation, transform, **options)
-    if not args.do_train and is_classifier(config):
-        checkpoint = args.model_name_or_path
-        rows.append(test_classifier("checkpoint", args, sets, transform, accelerator, hub, checkpoint, output_dir))
+    if tests_classifier:
+        rows.append(
+            test_classifier("checkpoint", args.model_name_or_path, output_dir, args, sets, transform, hub, accelerator)
+        )
     with hub.training(accelerator):
         for run in runs:
             rows.append(train_classifier(run, sets, transform, hub, resume))
@@ -115,13 +142,11 @@ def train_classifier(
 ) -> dict:
     """Train a classifier, keep the best epoch and the last, and test the best. Gives its row of the results."""
     args, folder, problem = run.arguments, run.folder, sets.problem
-    finished = folder / "eval_results.json"
-    if resume == "auto" and finished.exists():
-        check_finished(run, finished)
-        return json.loads(finished.read_text())
+    if resume == "auto" and (row := run.finished_results()):
+        return row
     accelerator = launch.make_accelerator(folder, args.trackers)
-    processes, micro_batch = accelerator.num_processes, args.per_device_train_batch_size
-    accelerator.gradient_accumulation_steps = split_batch(args.total_batch_size, micro_batch, processes)
+    total_batch, micro_batch = args.total_batch_size, args.per_device_train_batch_size
+    accelerator.gradient_accumulation_steps = split_batch(total_batch, micro_batch, accelerator.num_processes)
     images = training_view(sets.train, mean=transform.channel_mean, **args.view_options())
 
     # Model and optimizer
@@ -139,12 +164,7 @@ def train_classifier(
     data, mean, std = sets.train_fingerprint, transform.channel_mean, transform.channel_std
     schedule = Schedule.from_epochs(len(images), **args.schedule_options())
     state = open_run(
-        accelerator,
-        model,
-        optimizer,
-        images,
-        schedule,
-        folder,
+        *(accelerator, model, optimizer, images, schedule, folder),
         made_with={**args.settings(), **model_settings(config), "data": data, "mean": mean, "std": std},
         checkpoint=choose_checkpoint(accelerator, folder, resume),
         num_workers=launch.loading_workers(args.dataloader_num_workers),
@@ -153,8 +173,7 @@ def train_classifier(
     )
     accelerator.print(
         f"\n{run.name}: {tuned:,} of {whole:,} parameters, {len(images):,} images, {schedule}, batch "
-        f"{args.total_batch_size} = {processes} processes x {micro_batch} images x "
-        f"{accelerator.gradient_accumulation_steps} accumulation steps, {args.optimizer}, rate {schedule.peak:.3e} "
+        f"{launch.describe_batch(accelerator, total_batch, micro_batch)}, {args.optimizer}, rate {schedule.peak:.3e} "
         f"after {schedule.warmup} updates, {accelerator.mixed_precision} precision on {accelerator.device}"
         f"{state.start}"
     )
@@ -163,7 +182,7 @@ def train_classifier(
     mix = Mix(args.random_erasing, args.mixup, args.cutmix, len(sets.class_names), accelerator.device)
 
     def loss_of(batch: dict, update: int, micro: int) -> torch.Tensor:
-        place = micro * processes + accelerator.process_index
+        place = micro * accelerator.num_processes + accelerator.process_index
         # This seeds drop path too: all that is random depends on the update and the place in the total batch alone.
         pixel_values, labels = mix(transform(batch), batch["labels"], args.seed, update, place)
         return model(pixel_values, labels=labels).loss
@@ -190,31 +209,28 @@ def train_classifier(
     # What the training leaves
     (folder / "last").mkdir(exist_ok=True)
     save_model(accelerator, model, folder / "last")
-    log = state.history.read()
-    training = describe_training(
-        n_partial=run.n_partial, images=len(images), label_fraction=args.label_fraction, source_name=sets.train_name
-    )
-    length = {"updates": schedule.updates, "updates_per_epoch": schedule.updates_per_epoch}
-    options = {"training": training, "log": log, **length}
-    row = test_classifier(run.name, args, sets, transform, accelerator, hub, str(folder), folder, **options)
+    log, name = state.history.read(), sets.train_name
+    training = describe_training(run.n_partial, len(images), args.label_fraction, name)
+    about = {"training": training, "log": log, **schedule.length}
+    row = test_classifier(run.name, str(folder), folder, args, sets, transform, hub, accelerator, **about)
     row |= {"n_partial": run.n_partial, "images": len(images), "tuned_parameters": tuned}
     if accelerator.is_main_process:
         last = [entry for entry in log if f"eval_{problem.metric}" in entry][-1]
         row |= {f"last_{problem.metric}": last[f"eval_{problem.metric}"], "epochs": last["epoch"]}
-        write_json(finished, row)
+        write_json(folder / RESULTS, row)
     accelerator.free_memory()
     return row
 
 
 def test_classifier(
     name: str,
+    checkpoint: str,
+    folder: Path,
     args: EvalArguments,
     sets: LabelledSets,
     transform: BatchTransform,
-    accelerator: Accelerator,
     hub: Hub,
-    checkpoint: str,
-    folder: Path,
+    accelerator: Accelerator,
     **training,
 ) -> dict:
     """The row `name` of the results: those of the classifier in `checkpoint`. Its card and pictures go to `folder`."""
@@ -231,98 +247,20 @@ def test_classifier(
             repo_id=hub.repo_id if hub.active and folder == hub.folder else None,
             arguments=dataclasses.asdict(args),
             results=results,
-            class_names=sets.class_names,
-            problem=sets.problem,
-            dataset_id=sets.eval_name if args.validation_dir else NAMED.get(args.dataset_name, sets.eval_name),
-            dataset_name=sets.eval_name,
-            split=sets.eval_split,
-            eval_images=len(sets.evaluation),
+            **sets.about_evaluation,
             predictions=predictions if args.save_predictions else None,
             **training,
         )
     return {"name": name, **results}
 
 
-def find_processing(args: EvalArguments, config: MAEConfig, accelerator: Accelerator) -> Processing:
-    """How images are brought to the model: as given, else as the checkpoint's image processor does.
-
-    Features mean what they meant in pre-training only under its mean and deviation. A classifier that is only tested
-    also keeps its crop.
-    """
-    checkpoint = checkpoint_processing(args.model_name_or_path)
-    if args.do_train or not is_classifier(config):
-        checkpoint = dataclasses.replace(checkpoint, crop_fraction=None)
-        if checkpoint.white == WHITE:  # an encoder of ordinary images may be trained on others
-            checkpoint = dataclasses.replace(checkpoint, white=None)
-    given = Processing(args.image_mean, args.image_std, args.eval_crop_fraction, args.white_value)
-    processing = checkpoint.replaced_by(given, accelerator.print)
-    return dataclasses.replace(processing, crop_fraction=processing.crop_fraction or EVAL_CROP_FRACTION)
-
-
-def load_sets(
-    args: EvalArguments, config: MAEConfig, processing: Processing, accelerator: Accelerator
-) -> LabelledSets:
-    size = config.image_height_width
-    if args.model_name_or_path:
-        checkpoint_size = MAEConfig.from_pretrained(args.model_name_or_path).image_height_width
-        if checkpoint_size != size:
-            accelerator.print(
-                f"note       checkpoint for images of {checkpoint_size} pixels: its positions are interpolated to "
-                f"{size}"
-            )
-    if not args.do_train and not args.knn and not is_classifier(config):
-        raise UserError(
-            f"model_name_or_path {args.model_name_or_path!r} has no classifier to test: train one with --do_train "
-            "true, or give --knn true"
-        )
-    # Training decides on the classes. A classifier that is only tested has its own.
-    keeps_classes = is_classifier(config) and not args.do_train
-    return load_labelled_sets(
-        args.source_options(),
-        train_split=args.train_split if args.do_train or args.knn else None,
-        eval_split=args.eval_split,
-        validation_dir=args.validation_dir,
-        max_train_samples=args.max_train_samples,
-        max_eval_samples=args.max_eval_samples,
-        class_names=[config.id2label[i] for i in range(config.num_labels)] if keeps_classes else None,
-        problem_type=args.problem_type or (config.problem_type if keeps_classes else None),
-        open_options={
-            "size": size,
-            "num_channels": config.num_channels,
-            "crop_fraction": processing.crop_fraction,
-            "white": processing.white,
-            "memory_budget": launch.image_memory(),
-            "on_bad_image": args.on_bad_image,
-        },
-        main_process_first=accelerator.main_process_first,
-        say=accelerator.print,
-    )
-
-
-def check_finished(run: EvalRun, finished: Path) -> None:
-    """Raise where `finished` holds the results of another training than `run`, or of one with other settings."""
-    name = json.loads(finished.read_text())["name"]
-    if name != run.name:
-        raise UserError(f"{finished.parent} holds the results of {name}, not of {run.name}: give another --output_dir")
-    before = json.loads((finished.parent / "arguments.json").read_text())
-    now = json.loads(json.dumps(dataclasses.asdict(run.arguments)))
-    names = [name for name in run.arguments.result_options() if before.get(name) != now[name]]
-    if names:
-        changes = "; ".join(f"{name} {before.get(name)} -> {now[name]}" for name in names)
-        raise UserError(
-            f"{finished.parent} holds the finished results of other settings ({changes}): give another --output_dir, "
-            "the same settings, or --overwrite_output_dir to start anew"
-        )
-
-
-def check_training(run: EvalRun, config: MAEConfig, sets: LabelledSets, mean: list[float], processes: int) -> None:
+def check_training(run: EvalRun, depth: int, sets: LabelledSets, mean: list[float], processes: int) -> None:
     """Raise before any long work what the last of several trainings would raise after the others."""
     args = run.arguments
     try:
-        check_blocks(run.n_partial, config.num_hidden_layers)
-        order = Order(
-            len(training_view(sets.train, mean=mean, **args.view_options())), args.total_batch_size, args.seed
-        )
+        check_blocks(run.n_partial, depth)
+        images = training_view(sets.train, mean=mean, **args.view_options())
+        order = Order(len(images), args.total_batch_size, args.seed)
         MicroBatches(order, args.per_device_train_batch_size, range(1), num_processes=processes)
     except (ArgumentError, UserError) as error:
         raise UserError(f"{run.name}: {error}") from None

@@ -13,22 +13,21 @@ import time
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 
 from modeling_mae import MAEForPreTraining, MAEModel, mask_noise
 from modeling_mae.data.crops import training_crop
 from modeling_mae.data.fingerprint import fingerprint
 from modeling_mae.data.images import measure_mean_std, open_images
-from modeling_mae.data.labelled_sets import matching_labels
+from modeling_mae.data.labelled_sets import labels_for_knn
 from modeling_mae.data.order import split_batch
 from modeling_mae.data.processor import image_processor
-from modeling_mae.data.sources import NAMED, NoSplit, Source, load_eval_source, load_source
+from modeling_mae.data.sources import load_source
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.features import K, frozen_table
 from modeling_mae.hub import Hub, local_checkpoint
 from modeling_mae.report.pretraining import describe_model, report_pretraining
-from modeling_mae.report.reconstruction import reconstruct_images, reconstruction_grid, save_reconstruction
+from modeling_mae.report.reconstruction import ReconstructionSheet, save_reconstruction
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform
 from modeling_mae.training.checkpoints import choose_checkpoint
@@ -44,8 +43,8 @@ def main(args: PretrainArguments) -> None:
     output_dir = Path(args.output_dir)
     accelerator = launch.make_accelerator(output_dir, args.trackers)
     main_process, processes = accelerator.is_main_process, accelerator.num_processes
-    micro_batch = args.per_device_train_batch_size
-    accelerator.gradient_accumulation_steps = split_batch(args.total_batch_size, micro_batch, processes)
+    total_batch, micro_batch = args.total_batch_size, args.per_device_train_batch_size
+    accelerator.gradient_accumulation_steps = split_batch(total_batch, micro_batch, processes)
     if main_process:
         claim_folder(output_dir, args.overwrite_output_dir)
     hub = Hub(output_dir, **args.hub_options(), main_process=main_process)
@@ -58,13 +57,16 @@ def main(args: PretrainArguments) -> None:
     config = model_config(args)
     size = config.image_height_width  # pixels
     workers = launch.loading_workers(args.dataloader_num_workers)
-    with accelerator.main_process_first():
+    main_first = accelerator.main_process_first
+    with main_first():
         source = load_source(split=args.train_split, max_samples=args.max_train_samples, **args.source_options())
-    labels, labelled_eval = labels_for_knn(args, accelerator, source) if args.knn else (None, None)
-    white = args.white_value or before.get("white")
-    options = {"memory_budget": launch.image_memory(), "on_bad_image": args.on_bad_image, "white": white}
+    labels = labelled_eval = None
+    if args.knn:
+        options = {"k": K, "main_process_first": main_first, "say": accelerator.print}
+        labels, labelled_eval = labels_for_knn(source, args.eval_split, args.source_options(), **options)
+    options = {"memory_budget": launch.image_memory(), "on_bad_image": args.on_bad_image}
     open_set = functools.partial(open_images, size=size, num_channels=config.num_channels, **options)
-    images = open_set(source, labels=labels)
+    images = open_set(source, labels=labels, white=args.white_value or before.get("white"))
     evaluation = None
     if labelled_eval:  # the same value is as bright in both sets
         evaluation = open_set(labelled_eval[0], labels=labelled_eval[1], white=images.white)
@@ -84,17 +86,12 @@ def main(args: PretrainArguments) -> None:
     model, optimizer = accelerator.prepare(model, optimizer)
 
     # Schedule and run
-    made_with = {**args.settings(), **model_settings(config), "data": fingerprint(source)}
-    made_with |= {"mean": mean, "std": std, "white": images.white}
     schedule = Schedule.from_epochs(len(images), **args.schedule_options())
+    made_with = {**args.settings(), **model_settings(config), "data": fingerprint(source)}
+    training_images = images.view(crop=training_crop(args.seed, args.crop_scale, args.horizontal_flip, size))
     run = open_run(
-        accelerator,
-        model,
-        optimizer,
-        images.view(crop=training_crop(args.seed, args.crop_scale, args.horizontal_flip, size)),
-        schedule,
-        output_dir,
-        made_with=made_with,
+        *(accelerator, model, optimizer, training_images, schedule, output_dir),
+        made_with={**made_with, "mean": mean, "std": std, "white": images.white},
         checkpoint=checkpoint,
         num_workers=workers,
         after_checkpoint=hub.checkpoint,
@@ -102,10 +99,8 @@ def main(args: PretrainArguments) -> None:
     )
     accelerator.print(
         f"model      {architecture}\n"
-        f"data       {source.name}: {len(images):,} images, mean {mean}, std {std}, {images.where}"
-        f"{images.remarks}\n"
-        f"batch      {args.total_batch_size} = {processes} processes x {micro_batch} images x "
-        f"{accelerator.gradient_accumulation_steps} accumulation steps\n"
+        f"data       {source.name}: {len(images):,} images, mean {mean}, std {std}, {images.where}{images.remarks}\n"
+        f"batch      {launch.describe_batch(accelerator, total_batch, micro_batch)}\n"
         f"length     {schedule}{run.start}\n"
         f"rate       {schedule.peak:.3e} after {schedule.warmup} updates of warm-up, cosine to 0\n"
         f"precision  {accelerator.mixed_precision}, on {accelerator.device}\n"
@@ -119,20 +114,19 @@ def main(args: PretrainArguments) -> None:
     def loss_of(batch: dict, update: int, micro: int) -> torch.Tensor:
         pixel_values = transform(batch)  # (batch, channels, height, width)
         generator.manual_seed(args.seed * 2**31 + update)
-        noise = mask_noise(config.mask_type, args.total_batch_size, config.grid, generator, accelerator.device)
+        noise = mask_noise(config.mask_type, total_batch, config.grid, generator, accelerator.device)
         first = (micro * processes + accelerator.process_index) * micro_batch
         return model(pixel_values, noise=noise[first : first + len(pixel_values)]).loss
 
-    shown = list(range(0, len(images), max(1, len(images) // 8)))[:8]
+    shown = images.batch(0, list(range(0, len(images), max(1, len(images) // 8)))[:8])
+    noise = mask_noise(config.mask_type, len(shown["images"]), config.grid, torch.Generator().manual_seed(args.seed))
+    pixel_values, noise = transform(send_to_device(shown, accelerator.device)), noise.to(accelerator.device)
+    unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
+    reconstructions = ReconstructionSheet(unwrapped, pixel_values, noise, mean, std)
 
     def picture(path: Path, update: int) -> None:
-        pixel_values = transform(send_to_device(images.batch(0, shown), accelerator.device))
-        noise = mask_noise(config.mask_type, len(shown), config.grid, torch.Generator().manual_seed(args.seed))
-        # On every process: a sharded model needs all of them.
-        unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
-        reconstruction, mask = reconstruct_images(unwrapped, pixel_values, noise.to(accelerator.device))
+        sheet = reconstructions.draw()
         if main_process:
-            sheet = reconstruction_grid(pixel_values, mask, reconstruction, mean, std, config.grid)
             save_reconstruction(path, sheet)
             launch.log_image(accelerator, "reconstruction", sheet, update)
 
@@ -152,11 +146,12 @@ def main(args: PretrainArguments) -> None:
         image_processor(size, mean, std, config.num_channels, white=images.white).save_pretrained(output_dir)
     picture(output_dir / "reconstruction.png", schedule.updates)
     skipped = launch.count_over_processes(accelerator, images.skipped)
-    rows = []
+    knn = {}
     if evaluation is not None:
         sets = {"train": images, "evaluation": evaluation, "transform": transform}
         encoder, options = MAEModel.from_pretrained(output_dir), {"batch_size": 256, "num_workers": workers}
         rows = frozen_table(accelerator, encoder, **sets, name="trained encoder", seed=args.seed, ks=(K,), **options)
+        knn = {row["name"]: row["knn"][K] for row in rows} if main_process else {}
     accelerator.end_training()
     if not main_process:
         return
@@ -165,47 +160,22 @@ def main(args: PretrainArguments) -> None:
         name=hub.card_name(output_dir),
         repo_id=hub.repo_id if hub.active else None,
         arguments=dataclasses.asdict(args),
-        updates=schedule.updates,
-        updates_per_epoch=schedule.updates_per_epoch,
+        **schedule.length,
         log=run.history.read(),
         images=len(images),
         source_name=source.name,
-        dataset_id=NAMED.get(args.dataset_name, args.dataset_name or source.name),
+        dataset_id=source.dataset_id or source.name,
         architecture=architecture,
         normalised=config.norm_pix_loss,
         seconds=seconds,
-        processes=processes,
-        device_type=accelerator.device.type,
-        precision=accelerator.mixed_precision,
+        **launch.hardware(accelerator),
         skipped=skipped,
-        knn={row["name"]: row["knn"][K] for row in rows},
+        knn=knn,
         knn_split=labelled_eval[2] if labelled_eval else None,
         k=K,
     )
     if not hub.push():
         sys.exit(1)
-
-
-def labels_for_knn(args: PretrainArguments, accelerator: Accelerator, source: Source):
-    """(class numbers of the training images, (source, class numbers, split) to evaluate on) for the k-NN accuracy.
-
-    Where there can be no accuracy, prints the reason and gives (None, None).
-    """
-
-    def load_eval() -> tuple[Source, str]:
-        with accelerator.main_process_first():
-            return load_eval_source(args.eval_split, **args.source_options())
-
-    try:
-        if len(source) < K:
-            raise UserError(f"{len(source)} training images are fewer than k = {K}")
-        labels, eval_source, split, eval_labels, _ = matching_labels(source, load_eval)
-        return labels, (eval_source, eval_labels, split)
-    except UserError as reason:
-        if args.eval_split and isinstance(reason, NoSplit):
-            raise
-        accelerator.print(f"no k-NN accuracy: {reason}")
-        return None, None
 
 
 if __name__ == "__main__":

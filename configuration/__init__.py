@@ -13,13 +13,14 @@ from .arguments import (
 )
 from .checks import check_blocks
 from .errors import ArgumentError
-from .evaluation import EVAL_CROP_FRACTION, EvalArguments, EvalRun
+from .evaluation import EVAL_CROP_FRACTION, RESULTS, EvalArguments, EvalRun
 from .model import model_config, model_settings
 from .parsing import parse_arguments
 
 
 __all__ = [
     "EVAL_CROP_FRACTION",
+    "RESULTS",
     "ArgumentError",
     "DataArguments",
     "EvalArguments",

@@ -6,6 +6,7 @@ is taken.
 """
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ FINE_TUNING = {
     ],
 }
 EVAL_CROP_FRACTION = 0.875  # 224 of 256 pixels (paper, Section A.1)
+RESULTS = "eval_results.json"  # in the folder of each training
 BY_BLOCKS = " By default the paper's for the number of blocks tuned."
 
 
@@ -127,6 +129,18 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         names = ("seed", "crop_scale", "horizontal_flip", "label_fraction", "auto_augment")
         return {name: getattr(self, name) for name in names}
 
+    def processing_options(self) -> dict[str, Any]:
+        """How images are to be brought to the model, where the checkpoint's image processor does not decide."""
+        processing = {"mean": self.image_mean, "std": self.image_std}
+        return {**processing, "crop_fraction": self.eval_crop_fraction, "white": self.white_value}
+
+    def set_options(self) -> dict[str, Any]:
+        """What `load_labelled_sets` takes of the options."""
+        names = ("eval_split", "validation_dir", "max_train_samples", "max_eval_samples")
+        needs_training_images = self.do_train or self.knn
+        train_split = self.train_split if needs_training_images else None
+        return {"train_split": train_split, **{name: getattr(self, name) for name in names}}
+
     def result_options(self) -> list[str]:
         """The options that the results of a training depend on."""
         harmless = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "allow_changes", "cache_dir"}
@@ -198,3 +212,28 @@ class EvalRun:
     folder: Path
     n_partial: float | None  # blocks tuned; None: from scratch, all of them
     arguments: EvalArguments  # nothing is left open
+
+    def finished_results(self) -> dict | None:
+        """The row of results that an earlier call of the same training left in the folder; None where it left none.
+
+        Raises:
+            ArgumentError: they are those of another training, or of one with other settings.
+        """
+        finished = self.folder / RESULTS
+        if not finished.exists():
+            return None
+        row = json.loads(finished.read_text())
+        if row["name"] != self.name:
+            raise ArgumentError(
+                f"{self.folder} holds the results of {row['name']}, not of {self.name}: give another --output_dir"
+            )
+        before = json.loads((self.folder / "arguments.json").read_text())
+        now = json.loads(json.dumps(dataclasses.asdict(self.arguments)))
+        names = [name for name in self.arguments.result_options() if before.get(name) != now[name]]
+        if names:
+            changes = "; ".join(f"{name} {before.get(name)} -> {now[name]}" for name in names)
+            raise ArgumentError(
+                f"{self.folder} holds the finished results of other settings ({changes}): give another --output_dir, "
+                "the same settings, or --overwrite_output_dir to start anew"
+            )
+        return row

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import UserError
 from ..problems import PROBLEMS, REGRESSION, SINGLE_LABEL, Problem
 from .fingerprint import fingerprint
 from .images import Images, open_images
 from .labels import missing_classes, problem_of, read_labels
+from .listing import NoSplit
 from .sources import Source, load_eval_source, load_source
 
 
@@ -26,6 +28,7 @@ class LabelledSets:
     eval_name: str
     eval_split: str
     problem: Problem = PROBLEMS[SINGLE_LABEL]
+    eval_dataset_id: str | None = None  # on the Hub
 
     def all(self) -> list[Images]:
         return [images for images in (self.train, self.evaluation) if images is not None]
@@ -34,6 +37,18 @@ class LabelledSets:
     def remarks(self) -> str:
         """How values are scaled and what is not among the images, of both sets, once each."""
         return "".join(dict.fromkeys(images.remarks for images in self.all()))
+
+    @property
+    def about_evaluation(self) -> dict:
+        """What a report says of the set that was evaluated on."""
+        return {
+            "class_names": self.class_names,
+            "problem": self.problem,
+            "dataset_id": self.eval_dataset_id or self.eval_name,
+            "dataset_name": self.eval_name,
+            "split": self.eval_split,
+            "eval_images": len(self.evaluation),
+        }
 
     def __str__(self) -> str:
         count, labels = len(self.class_names), self.problem.labels
@@ -65,6 +80,39 @@ def matching_labels(
     eval_source, split = load_eval()
     eval_labels, class_names = read_labels(eval_source, class_names, problem_type)
     return labels, eval_source, split, eval_labels, class_names
+
+
+def labels_for_knn(
+    source: Source,
+    eval_split: str | None,
+    source_options: dict,
+    *,
+    k: int,
+    main_process_first: Callable[[], AbstractContextManager],
+    say: Callable[[str], None],
+) -> tuple[np.ndarray | None, tuple[Source, np.ndarray, str] | None]:
+    """(class numbers of the training images, (source, class numbers, split) to evaluate on) for a k-NN accuracy.
+
+    Where there can be no accuracy, `say` prints the reason, and both are None.
+
+    Raises:
+        NoSplit: there is no `eval_split`.
+    """
+
+    def load_eval() -> tuple[Source, str]:
+        with main_process_first():
+            return load_eval_source(eval_split, **source_options)
+
+    try:
+        if len(source) < k:
+            raise UserError(f"{len(source)} training images are fewer than k = {k}")
+        labels, eval_source, split, eval_labels, _ = matching_labels(source, load_eval)
+        return labels, (eval_source, eval_labels, split)
+    except UserError as reason:
+        if eval_split and isinstance(reason, NoSplit):
+            raise
+        say(f"no k-NN accuracy: {reason}")
+        return None, None
 
 
 def load_labelled_sets(
@@ -123,4 +171,5 @@ def load_labelled_sets(
         eval_name=eval_source.name,
         eval_split="validation" if validation_dir else split,
         problem=PROBLEMS[problem_type],
+        eval_dataset_id=eval_source.dataset_id,
     )

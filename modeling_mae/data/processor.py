@@ -1,7 +1,7 @@
 """The image processor that is saved beside a model. It does to an image what evaluation does."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import AutoImageProcessor, BitImageProcessor, ViTImageProcessor
 
@@ -77,3 +77,20 @@ def checkpoint_processing(name_or_path: str | None) -> Processing:
         fraction = processor.crop_size["height"] / edge
     white = getattr(processor, "white", None) or WHITE
     return Processing(list(processor.image_mean), list(processor.image_std), fraction, white)
+
+
+def choose_processing(
+    checkpoint: str | None, given: Processing, *, keeps_crop: bool, crop_fraction: float, say: Callable[[str], None]
+) -> Processing:
+    """How images are brought to the model: as `given`, else as the checkpoint's image processor does.
+
+    Features mean what they meant in pre-training only under its mean and deviation. The checkpoint's crop holds where
+    `keeps_crop`, as for a classifier that is only tested; else `crop_fraction` takes its place where none is given.
+    """
+    processing = checkpoint_processing(checkpoint)
+    if not keeps_crop:
+        processing = replace(processing, crop_fraction=None)
+        if processing.white == WHITE:  # an encoder of ordinary images may be trained on others
+            processing = replace(processing, white=None)
+    processing = processing.replaced_by(given, say)
+    return replace(processing, crop_fraction=processing.crop_fraction or crop_fraction)

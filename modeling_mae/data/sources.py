@@ -34,6 +34,7 @@ class Source:
     label_column: str | None
     name: str
     left_out: str = ""  # how many files of the folder are not among the images, and why
+    dataset_id: str | None = None  # on the Hub
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -67,7 +68,7 @@ def load_source(
         UserError: the path, name or column does not exist, there are no images, or it is unclear which are meant.
     """
     cache_dir = os.path.expanduser(cache_dir) if cache_dir else None
-    left_out = ""
+    left_out, dataset_id = "", None
     if data_dir is not None:
         listing = listing or _list(data_dir)
         name = Path(listing.folder).name
@@ -77,7 +78,7 @@ def load_source(
         name = "fashion_mnist"
         dataset, _ = _load_folder(list_folder(BUNDLED), split, exact_split, cache_dir)
     else:
-        name = dataset_name
+        name, dataset_id = dataset_name, NAMED.get(dataset_name, dataset_name)
         dataset = _load_from_hub(dataset_name, dataset_config_name, split, cache_dir)
     image_column = find_image_column(dataset.features, image_column_name)
     label_column = find_label_column(dataset.features, label_column_name)
@@ -87,7 +88,7 @@ def load_source(
     if not len(dataset):
         raise UserError(f"{name}, split {split!r}, has no images: give another split or data set")
     dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
-    return Source(dataset, image_column, label_column, name, left_out)
+    return Source(dataset, image_column, label_column, name, left_out, dataset_id)
 
 
 def load_eval_source(split: str | None, only_for_evaluation: bool = False, **options) -> tuple[Source, str]:

@@ -27,6 +27,17 @@ def is_classifier(config: MAEConfig) -> bool:
     return "EvalNet" in (config.architectures or [])
 
 
+def describe_resizing(config: MAEConfig, checkpoint: str) -> str:
+    """A note where the checkpoint was made for images of another size; else empty."""
+    size = MAEConfig.from_pretrained(checkpoint).image_height_width
+    if size == config.image_height_width:
+        return ""
+    return (
+        f"note       checkpoint for images of {size} pixels: its positions are interpolated to "
+        f"{config.image_height_width}\n"
+    )
+
+
 def training_view(
     images: Images,
     *,

@@ -64,7 +64,7 @@ def report_training(
     )
 
 
-def describe_training(*, n_partial: float | None, images: int, label_fraction: float, source_name: str) -> str:
+def describe_training(n_partial: float | None, images: int, label_fraction: float, source_name: str) -> str:
     """A sentence for the card: what was trained, and on which images.
 
     `n_partial` is the number of blocks tuned, None if the classifier was trained from scratch."""

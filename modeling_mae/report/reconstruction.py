@@ -1,5 +1,6 @@
 """Pictures of what the model sees and what it reconstructs."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,6 +23,23 @@ def reconstruct_images(model, pixel_values: torch.Tensor, noise: torch.Tensor):
     reconstruction = model.reconstruct(pixel_values, outputs)
     model.train(was_training)
     return reconstruction, outputs.mask
+
+
+@dataclass
+class ReconstructionSheet:
+    """The same images under the same masks, whenever the training asks for a picture."""
+
+    model: torch.nn.Module  # not wrapped; on every process, as a sharded model needs all of them
+    pixel_values: torch.Tensor  # (images, channels, height, width), normalised
+    noise: torch.Tensor  # (images, patches)
+    mean: list[float]
+    std: list[float]
+
+    def draw(self) -> torch.Tensor:
+        """``(height, width, 3)`` uint8, as `reconstruction_grid` gives it."""
+        reconstruction, mask = reconstruct_images(self.model, self.pixel_values, self.noise)
+        grid = self.model.config.grid
+        return reconstruction_grid(self.pixel_values, mask, reconstruction, self.mean, self.std, grid)
 
 
 def reconstruction_grid(

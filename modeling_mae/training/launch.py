@@ -136,6 +136,23 @@ def describe_parallelism(accelerator: Accelerator) -> str:
     return line
 
 
+def hardware(accelerator: Accelerator) -> dict:
+    """What a report says of the machine."""
+    return {
+        "processes": accelerator.num_processes,
+        "device_type": accelerator.device.type,
+        "precision": accelerator.mixed_precision,
+    }
+
+
+def describe_batch(accelerator: Accelerator, total: int, at_once: int) -> str:
+    """How the `total` images of an update come about, `at_once` on each process."""
+    return (
+        f"{total} = {accelerator.num_processes} processes x {at_once} images x "
+        f"{accelerator.gradient_accumulation_steps} accumulation steps"
+    )
+
+
 def init_trackers(accelerator: Accelerator, arguments: dict) -> None:
     """Start the trackers with the run's `arguments`."""
     names = [str(tracker) for tracker in accelerator.log_with]

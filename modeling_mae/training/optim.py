@@ -49,6 +49,11 @@ class Schedule:
             floor=min_learning_rate,
         )
 
+    @property
+    def length(self) -> dict[str, int]:
+        """What a report says of the length."""
+        return {"updates": self.updates, "updates_per_epoch": self.updates_per_epoch}
+
     def rate(self, update: int) -> float:
         """The learning rate of update `update` (0, 1, ...): a line from 0 to `peak` over the warm-up, then half a
         cosine down to `floor`. A pure function of the update: nothing has to be saved or stepped."""
