@@ -28,11 +28,11 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from modeling_mae import EvalNet, MAEConfig, MAEModel
-from modeling_mae.data.images import measure_mean_std
 from modeling_mae.data.labelled_sets import LabelledSets, load_labelled_sets
 from modeling_mae.data.order import MicroBatches, Order, split_batch
 from modeling_mae.data.processor import WHITE, Processing, checkpoint_processing, image_processor
 from modeling_mae.data.sources import NAMED
+from modeling_mae.data.statistics import measure_mean_std
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.classifier import (
     evaluate_classifier,
@@ -224,6 +224,7 @@ def test_classifier(
     if accelerator.is_main_process:
         channels, mean, std = model.config.num_channels, transform.channel_mean, transform.channel_std
         options = {"crop_fraction": sets.evaluation.crop.fraction, "white": sets.evaluation.white}
+        options["bands"] = sets.evaluation.bands
         image_processor(transform.size, mean, std, channels, **options).save_pretrained(folder)
         report_training(
             folder=folder,
@@ -254,7 +255,7 @@ def find_processing(args: EvalArguments, config: MAEConfig, accelerator: Acceler
         checkpoint = dataclasses.replace(checkpoint, crop_fraction=None)
         if checkpoint.white == WHITE:  # an encoder of ordinary images may be trained on others
             checkpoint = dataclasses.replace(checkpoint, white=None)
-    given = Processing(args.image_mean, args.image_std, args.eval_crop_fraction, args.white_value)
+    given = Processing(args.image_mean, args.image_std, args.eval_crop_fraction, args.white_value, args.bands)
     processing = checkpoint.replaced_by(given, accelerator.print)
     return dataclasses.replace(processing, crop_fraction=processing.crop_fraction or EVAL_CROP_FRACTION)
 
@@ -291,6 +292,7 @@ def load_sets(
             "num_channels": config.num_channels,
             "crop_fraction": processing.crop_fraction,
             "white": processing.white,
+            "bands": processing.bands,
             "memory_budget": launch.image_memory(),
             "on_bad_image": args.on_bad_image,
         },

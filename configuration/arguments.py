@@ -61,6 +61,9 @@ class DataArguments:
     white_value: float | None = option(
         None, "Pixel value that is white, of images with more than 8 bits. By default found from a sample."
     )
+    bands: list[int] | None = option(
+        None, "Bands of the files that are the model's channels, counted from 1, as 3 2 1. By default all."
+    )
     crop_scale: list[float] = option(
         [0.2, 1.0], "Smallest and largest part of an image's area that a random crop takes. 1 1: no crop."
     )

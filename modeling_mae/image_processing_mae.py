@@ -40,7 +40,8 @@ def filled(array: np.ndarray) -> np.ndarray:
 
 class MAEImageProcessorKwargs(ImagesKwargs, total=False):
     """`num_channels`: how many channels the model takes. `white`: the pixel value that is white, None for the range of
-    the file's type. `bands`: which bands of an array the model sees, counted from 1. `crop_fraction`: part of the shorter side that the evaluation kept; it changes nothing here."""
+    the file's type. `bands`: which bands of an array the model sees, counted from 1. `crop_fraction`: part of the
+    shorter side that the evaluation kept; it changes nothing here."""
 
     num_channels: int
     white: float | None

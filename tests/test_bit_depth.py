@@ -11,8 +11,9 @@ from PIL import Image
 
 from modeling_mae.data.bit_depth import common_white, white_above
 from modeling_mae.data.decode import BadImage, decode, value_range
-from modeling_mae.data.images import FileImages, MemoryImages, measure_mean_std, open_images
+from modeling_mae.data.images import FileImages, MemoryImages, open_images
 from modeling_mae.data.sources import load_source
+from modeling_mae.data.statistics import measure_mean_std
 from modeling_mae.errors import UserError
 
 

@@ -111,8 +111,8 @@ def crop_and_resize(
     images: torch.Tensor, boxes: torch.Tensor, flips: torch.Tensor | None, size: tuple[int, int]
 ) -> torch.Tensor:
     """Crop every image to its own box and resize it: ``(batch, channels, h, w)`` -> float32 ``(batch, channels,
-    *size)``, of uint8 in 0..255, antialiased bicubic, as two batched matrix products. `flips` (batch,) mirrors images left to
-    right."""
+    *size)``, of uint8 in 0..255, antialiased bicubic, as two batched matrix products. `flips` (batch,) mirrors images
+    left to right."""
     top, left, height, width = boxes.to(images.device).float().unbind(1)
     rows = _resize_matrix(top, height, images.shape[2], size[0])  # (batch, size[0], h)
     columns = _resize_matrix(left, width, images.shape[3], size[1])  # (batch, size[1], w)
