@@ -99,7 +99,12 @@ def highest_value(data: bytes | None, path: str | None, name: str) -> tuple[str,
         if data is None:
             with open(path, "rb") as file:
                 data = file.read()
-        return kind_and_highest(deep_values(opened, data, name)[0])
+        values = deep_values(opened, data, name)[0]
+    if np.isinf(values).any():
+        raise BadImage(f"{name} has values that are infinite")
+    if np.isnan(values).mean() > 0.5:
+        raise BadImage(f"{name} has more than half of band 1 missing ({np.isnan(values).mean():.0%})")
+    return kind_and_highest(values)
 
 
 def common_white(sample: Iterable[tuple[str, str, float]]) -> tuple[float, bool]:

@@ -87,8 +87,9 @@ def load_source(
         dataset = dataset.select(np.linspace(0, len(dataset) - 1, max_samples).round().astype(int))
     if not len(dataset):
         raise UserError(f"{name}, split {split!r}, has no images: give another split or data set")
-    if isinstance(dataset.features[image_column], ARRAYS):
-        dataset = dataset.with_format("numpy", columns=[image_column], output_all_columns=True)
+    kind = dataset.features[image_column]
+    if isinstance(kind, ARRAYS):
+        dataset = dataset.with_format("numpy", [image_column], output_all_columns=True, dtype=np.dtype(kind.dtype))
     else:
         dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
     return Source(dataset, image_column, label_column, name, left_out)
