@@ -22,7 +22,7 @@ def option(default: Any, help: str, **kwargs) -> Any:
 DECIDE_THE_WEIGHTS = frozenset(
     "seed total_batch_size base_learning_rate min_learning_rate warmup_epochs weight_decay adam_beta1 adam_beta2 "
     "crop_scale horizontal_flip n_partial label_fraction optimizer layer_decay auto_augment random_erasing mixup "
-    "cutmix problem_type".split()
+    "cutmix problem_type bands".split()
 )
 
 
