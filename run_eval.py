@@ -28,10 +28,10 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from modeling_mae import EvalNet, MAEModel
-from modeling_mae.data.images import measure_mean_std
 from modeling_mae.data.labelled_sets import LabelledSets, load_labelled_sets
 from modeling_mae.data.order import MicroBatches, Order, split_batch
 from modeling_mae.data.processor import Processing, choose_processing, image_processor
+from modeling_mae.data.statistics import measure_mean_std
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.classifier import (
     describe_resizing,
@@ -90,6 +90,7 @@ def main(args: EvalArguments) -> None:
             "num_channels": config.num_channels,
             "crop_fraction": processing.crop_fraction,
             "white": processing.white,
+            "bands": processing.bands,
             "memory_budget": launch.image_memory(),
             "on_bad_image": args.on_bad_image,
         },
@@ -240,6 +241,7 @@ def test_classifier(
     if accelerator.is_main_process:
         channels, mean, std = model.config.num_channels, transform.channel_mean, transform.channel_std
         options = {"crop_fraction": sets.evaluation.crop.fraction, "white": sets.evaluation.white}
+        options["bands"] = sets.evaluation.bands
         image_processor(transform.size, mean, std, channels, **options).save_pretrained(folder)
         report_training(
             folder=folder,

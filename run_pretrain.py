@@ -18,11 +18,12 @@ from accelerate.utils import send_to_device, set_seed
 from modeling_mae import MAEForPreTraining, MAEModel, mask_noise
 from modeling_mae.data.crops import training_crop
 from modeling_mae.data.fingerprint import fingerprint
-from modeling_mae.data.images import measure_mean_std, open_images
+from modeling_mae.data.images import open_images
 from modeling_mae.data.labelled_sets import labels_for_knn
 from modeling_mae.data.order import split_batch
 from modeling_mae.data.processor import image_processor
 from modeling_mae.data.sources import load_source
+from modeling_mae.data.statistics import measure_mean_std
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.features import K, frozen_table
 from modeling_mae.hub import Hub, local_checkpoint
@@ -64,7 +65,7 @@ def main(args: PretrainArguments) -> None:
     if args.knn:
         options = {"k": K, "main_process_first": main_first, "say": accelerator.print}
         labels, labelled_eval = labels_for_knn(source, args.eval_split, args.source_options(), **options)
-    options = {"memory_budget": launch.image_memory(), "on_bad_image": args.on_bad_image}
+    options = {"memory_budget": launch.image_memory(), "on_bad_image": args.on_bad_image, "bands": args.bands}
     open_set = functools.partial(open_images, size=size, num_channels=config.num_channels, **options)
     images = open_set(source, labels=labels, white=args.white_value or before.get("white"))
     evaluation = None
@@ -143,7 +144,8 @@ def main(args: PretrainArguments) -> None:
     # What the run leaves: the model first, whatever may fail after it
     save_model(accelerator, model, output_dir)
     if main_process:
-        image_processor(size, mean, std, config.num_channels, white=images.white).save_pretrained(output_dir)
+        processor = image_processor(size, mean, std, config.num_channels, white=images.white, bands=args.bands)
+        processor.save_pretrained(output_dir)
     picture(output_dir / "reconstruction.png", schedule.updates)
     skipped = launch.count_over_processes(accelerator, images.skipped)
     knn = {}

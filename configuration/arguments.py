@@ -22,7 +22,7 @@ def option(default: Any, help: str, **kwargs) -> Any:
 DECIDE_THE_WEIGHTS = frozenset(
     "seed total_batch_size base_learning_rate min_learning_rate warmup_epochs weight_decay adam_beta1 adam_beta2 "
     "crop_scale horizontal_flip n_partial label_fraction optimizer layer_decay auto_augment random_erasing mixup "
-    "cutmix problem_type".split()
+    "cutmix problem_type bands".split()
 )
 
 
@@ -60,6 +60,9 @@ class DataArguments:
     image_std: list[float] | None = option(None, "Standard deviation of each channel. Goes with image_mean.")
     white_value: float | None = option(
         None, "Pixel value that is white, of images with more than 8 bits. By default found from a sample."
+    )
+    bands: list[int] | None = option(
+        None, "Bands of the files that are the model's channels, counted from 1, as 3 2 1. By default all."
     )
     crop_scale: list[float] = option(
         [0.2, 1.0], "Smallest and largest part of an image's area that a random crop takes. 1 1: no crop."

@@ -146,6 +146,7 @@ def check_data(args) -> None:
     require(args, "image_mean", lambda x: 0 <= x <= 1, "numbers in 0 to 1, where white is 1 (divide by 255)")
     require(args, "image_std", lambda x: 0 < x <= 1, "numbers in (0, 1], where white is 1 (divide by 255)")
     require(args, "white_value", lambda x: x > 0, "the value of a white pixel, as 4095 of 12 bits")
+    require(args, "bands", lambda x: x >= 1, "numbers of bands, counted from 1")
     require(args, "crop_scale", lambda x: 0 < x <= 1, "two parts of the area in (0, 1], as in 0.2 1.0")
     if len(args.crop_scale) != 2 or args.crop_scale[0] > args.crop_scale[1]:
         raise ArgumentError(f"crop_scale {join(args.crop_scale)} does not work: give smallest, largest, as in 0.2 1.0")

@@ -131,8 +131,8 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
 
     def processing_options(self) -> dict[str, Any]:
         """How images are to be brought to the model, where the checkpoint's image processor does not decide."""
-        processing = {"mean": self.image_mean, "std": self.image_std}
-        return {**processing, "crop_fraction": self.eval_crop_fraction, "white": self.white_value}
+        given = {"mean": self.image_mean, "std": self.image_std, "white": self.white_value, "bands": self.bands}
+        return {**given, "crop_fraction": self.eval_crop_fraction}
 
     def set_options(self) -> dict[str, Any]:
         """What `load_labelled_sets` takes of the options."""

@@ -10,8 +10,9 @@ from torchvision.transforms.v2 import functional as F
 
 from modeling_mae.data.crops import CenterCrop, RandomResizedCrop
 from modeling_mae.data.decode import BadImage
-from modeling_mae.data.images import FileImages, MemoryImages, measure_mean_std, open_images
+from modeling_mae.data.images import FileImages, MemoryImages, open_images
 from modeling_mae.data.sources import Source, load_source
+from modeling_mae.data.statistics import measure_mean_std
 
 
 COLOURS = np.zeros((8, 12, 3), np.uint8)

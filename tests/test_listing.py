@@ -100,7 +100,7 @@ def test_wrong_metadata(tmp_path):
 
 def test_what_is_left_out_is_counted(tmp_path, monkeypatch):
     folder = put(tmp_path / "images", "cat/0.png", "dog/0.png", "dog/.hidden.png", "__macosx/1.png", ".git/2.png")
-    for name in ("cat/1.heic", "cat/2.HEIC", "dog/3.npy", "LICENSE"):
+    for name in ("cat/1.heic", "cat/2.HEIC", "dog/3.xyz", "LICENSE"):
         (folder / name).write_bytes(b"?")
     (folder / "dog" / "gone.png").symlink_to("nowhere.png")
     os.mkfifo(folder / "pipe.png")
@@ -124,7 +124,7 @@ def test_what_is_left_out_is_counted(tmp_path, monkeypatch):
         ("cat/1.heic", ".heic (not readable here)"),
         ("cat/2.HEIC", ".heic (not readable here)"),
         ("dog/.hidden.png", "hidden"),
-        ("dog/3.npy", ".npy (not an image)"),
+        ("dog/3.xyz", ".xyz (not an image)"),
         ("dog/gone.png", "dangling (links to nothing)"),
         ("dog/\udcff.png", "with a name that is not UTF-8"),
         ("pipe.png", "neither files nor folders"),

@@ -36,9 +36,9 @@ def test_grid_by_hand():
 
 
 def test_grid_shows_three_of_many_channels():
-    pixel_values = torch.stack([torch.full((4, 6), value) for value in (0.0, 0.2, 0.4, 0.6)])[None]
+    pixel_values = torch.stack([value + 3 * torch.arange(6.0).expand(4, 6) for value in (0.0, 0.2, 0.4, 0.6)])[None]
     sheet = reconstruction_grid(pixel_values, torch.zeros(1, 6), pixel_values, [0.0] * 4, [1.0] * 4, (2, 3))
-    assert sheet.shape == (4, 3 * 8 - 2, 3) and sheet[0, 0].tolist() == [0, 51, 102]
+    assert sheet.shape == (4, 3 * 8 - 2, 3) and sheet[0, :6, 2].tolist() == [0, 51, 102, 153, 204, 255]
 
 
 def test_reconstructing_keeps_visible_patches_and_the_mode():

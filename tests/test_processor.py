@@ -72,7 +72,7 @@ def test_pipelines_refuse_what_the_training_refuses():
     for image, message in (
         (Image.fromarray(RAMP * 1000), "values from 0 to 63000, while 0 is black and 4095 is white"),
         (Image.fromarray(RAMP.astype(np.int32) - 5), "values from -5 to 58"),
-        (Image.fromarray(np.full((8, 8), np.nan, np.float32)), "values from nan to nan"),
+        (Image.fromarray(np.full((8, 8), np.nan, np.float32)), "more than half is missing"),
         (Image.fromarray(RAMP.astype(np.uint8)), "8 bits a channel, while white is 4095"),
         (RAMP.astype(np.uint8)[None], "8 bits a channel, while white is 4095"),
     ):

@@ -111,15 +111,16 @@ def crop_and_resize(
     images: torch.Tensor, boxes: torch.Tensor, flips: torch.Tensor | None, size: tuple[int, int]
 ) -> torch.Tensor:
     """Crop every image to its own box and resize it: ``(batch, channels, h, w)`` -> float32 ``(batch, channels,
-    *size)`` in 0..255, antialiased bicubic, as two batched matrix products. `flips` (batch,) mirrors images left to
-    right."""
+    *size)``, of uint8 in 0..255, antialiased bicubic, as two batched matrix products. `flips` (batch,) mirrors images
+    left to right."""
     top, left, height, width = boxes.to(images.device).float().unbind(1)
     rows = _resize_matrix(top, height, images.shape[2], size[0])  # (batch, size[0], h)
     columns = _resize_matrix(left, width, images.shape[3], size[1])  # (batch, size[1], w)
     if flips is not None:
         columns = torch.where(flips.to(images.device)[:, None, None], columns.flip(1), columns)
     resized = rows[:, None] @ images.float() @ columns[:, None].transpose(2, 3)  # (batch, channels, *size)
-    return resized.clamp(0, 255)
+    # Values beyond black and white are kept where the images have them too.
+    return resized.clamp(0, 255) if images.dtype == torch.uint8 else resized
 
 
 def finish_crop(batch: dict, size: tuple[int, int]) -> torch.Tensor:

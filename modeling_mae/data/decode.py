@@ -1,6 +1,6 @@
-"""From the bytes of an image file to a uint8 tensor.
+"""From the bytes of an image file to a tensor: uint8 of files with 8 bits, float32 of all others.
 
-torchvision decodes JPEG, twice as fast as PIL. PIL decodes everything else.
+torchvision decodes JPEG, twice as fast as PIL. `arrays.py` reads arrays, PIL decodes everything else.
 """
 
 import io
@@ -14,7 +14,8 @@ from PIL import Image, ImageOps
 from torchvision.io import ImageReadMode, decode_image
 
 from ..errors import UserError
-from .bit_depth import BadImage, check_8_bits, deep_values, highest_value, is_deep, to_8_bits
+from .arrays import array_pixels, bands_first, plain_numbers, read_array
+from .bit_depth import WHITE, BadImage, check_8_bits, deep_values, highest_value, is_deep, kind_and_highest, scaled
 
 
 __all__ = ["BadImage", "decode", "file_size", "value_range"]
@@ -22,7 +23,17 @@ __all__ = ["BadImage", "decode", "file_size", "value_range"]
 # The decoder only reads the bytes. A writable copy of every file would cost a thirtieth of the decoding.
 warnings.filterwarnings("ignore", message="The given buffer is not writable")
 
-ERRORS = (OSError, RuntimeError, ValueError, SyntaxError, Image.DecompressionBombError)
+LUMINANCE = torch.tensor([0.299, 0.587, 0.114])  # ITU-R 601, as PIL's "L"
+ERRORS = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    SyntaxError,
+    LookupError,
+    AttributeError,
+    EOFError,
+    Image.DecompressionBombError,
+)
 
 
 def decode(
@@ -31,12 +42,16 @@ def decode(
     num_channels: int,
     white: float | None = None,
     enough_pixels: int | None = None,
+    bands: list[int] | None = None,
 ) -> torch.Tensor:
-    """``(channels, height, width)`` uint8 of an encoded image; 1 channel is luminance, 3 are RGB.
+    """``(channels, height, width)`` of an encoded image: uint8 of a file with 8 bits, else float32 where 255 is white.
+
+    Of pictures 1 channel is luminance, 3 are RGB. Arrays have any number; see `bands_first` and `plain_numbers`.
+    `bands`, counted from 1, chooses `num_channels` of an array's bands, or of a picture's red, green and blue.
 
     The EXIF orientation is applied. CMYK and palettes are converted. Transparency is shown on white, as a browser
-    does. Of an animation the first frame is taken. Values of more than 8 bits are scaled, so that `white` becomes 255;
-    None takes the range of the file's type.
+    does. Of an animation the first frame is taken. Values of more than 8 bits are scaled, so that `white` becomes 255,
+    and not rounded; None takes the range of the file's type.
 
     `enough_pixels` is for statistics: a larger image is thinned out to no fewer. JPEG is decoded at reduced size then,
     several times faster.
@@ -45,26 +60,47 @@ def decode(
         BadImage: the data cannot be decoded, or its values do not fit `white`; the message names the file.
         UserError: another number of channels.
     """
-    if num_channels not in (1, 3):
-        raise UserError(f"num_channels={num_channels}: image files are read as 1 (gray) or 3 (RGB) channels")
+    name = name_of(path)
     try:
+        array = read_array(data, path, name)
+        if array is not None:
+            return _from_array(*array, num_channels, white, bands, name, enough_pixels)
+        channels = 3 if bands else num_channels
+        if channels not in (1, 3):
+            raise UserError(f"num_channels={num_channels}: image files are read as 1 (gray) or 3 (RGB) channels")
         if data is None:
             with open(path, "rb") as file:
                 data = file.read()
         if data[:2] == b"\xff\xd8":
-            check_8_bits(white, name_of(path))
-            image = _decode_jpeg(data, num_channels, enough_pixels)
+            check_8_bits(white, name)
+            image = _decode_jpeg(data, channels, enough_pixels)
         else:
-            image = _decode_with_pil(data, num_channels, white, name_of(path))
+            image = _decode_with_pil(data, channels, white, name)
+        if bands:
+            image = torch.from_numpy(bands_first(image.numpy(), 0, num_channels, bands, name))
     except ERRORS as error:
         raise _bad(error, path) from error
     step = math.isqrt(image[0].numel() // enough_pixels) if enough_pixels else 1
     return image if step <= 1 else image[:, ::step, ::step]
 
 
+def _from_array(values, axis, missing, num_channels, white, bands, name, enough_pixels) -> torch.Tensor:
+    """As `decode`, of what `read_array` gives."""
+    values = bands_first(values, axis, num_channels, bands, name)
+    step = math.isqrt(values[0].size // enough_pixels) if enough_pixels else 1
+    numbers = plain_numbers(values[:, :: max(1, step), :: max(1, step)], name, missing)
+    if numbers.dtype == np.uint8:
+        check_8_bits(white, name)
+    else:
+        numbers = scaled(numbers, white, name)
+    return torch.from_numpy(np.ascontiguousarray(numbers))
+
+
 def file_size(data: bytes | None, path: str | None) -> tuple[int, str]:
     """(pixels, format) of an encoded image, from its header. BadImage where there is none."""
     try:
+        if size := array_pixels(data, path):
+            return size
         with Image.open(io.BytesIO(data) if data is not None else path) as header:
             return header.width * header.height, header.format
     except ERRORS as error:
@@ -78,6 +114,12 @@ def value_range(data: bytes | None, path: str | None) -> tuple[str, str, float]:
         BadImage: the image cannot be read.
     """
     try:
+        array = read_array(data, path, name_of(path))
+        if array is not None:
+            values, _, missing = array
+            if values.dtype == np.uint8:
+                return name_of(path), *kind_and_highest(values)
+            return name_of(path), *kind_and_highest(plain_numbers(values[None], name_of(path), missing))
         return name_of(path), *highest_value(data, path, name_of(path))
     except ERRORS as error:
         raise _bad(error, path) from error
@@ -113,15 +155,11 @@ def _decode_jpeg(data: bytes, num_channels: int, enough_pixels: int | None) -> t
 
 def _decode_with_pil(data: bytes, num_channels: int, white: float | None, name: str) -> torch.Tensor:
     with Image.open(io.BytesIO(data)) as opened:
-        _refuse_lost_bands(opened, name)
         if is_deep(opened):
-            values, alpha = deep_values(opened, data, name)
-            pixels = to_8_bits(values, white, name)
-            image = Image.fromarray(pixels if alpha is None else np.dstack([pixels, alpha]))
-        else:
-            check_8_bits(white, name)
-            opened.load()
-            image = ImageOps.exif_transpose(opened)
+            return _deep_tensor(*deep_values(opened, data, name), num_channels, white, name)
+        check_8_bits(white, name)
+        opened.load()
+        image = ImageOps.exif_transpose(opened)
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         background = Image.new("RGBA", image.size, "white")
@@ -129,14 +167,19 @@ def _decode_with_pil(data: bytes, num_channels: int, white: float | None, name: 
     return _to_tensor(image, num_channels)
 
 
+def _deep_tensor(values: np.ndarray, alpha, num_channels: int, white: float | None, name: str) -> torch.Tensor:
+    """float32 ``(num_channels, height, width)`` of deep values, where 255 is white; transparency is shown on white."""
+    values = values if values.ndim == 3 else values[..., None]
+    pixels = scaled(np.moveaxis(plain_numbers(np.moveaxis(values, -1, 0), name), 0, -1), white, name)
+    if alpha is not None:
+        opaque = alpha[..., None].astype(np.float32) / WHITE
+        pixels = pixels * opaque + WHITE * (1 - opaque)
+    image = torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 0)))  # (1 or 3, height, width)
+    if len(image) == num_channels:
+        return image
+    return image.repeat(3, 1, 1) if num_channels == 3 else torch.tensordot(LUMINANCE, image, 1)[None]
+
+
 def _to_tensor(image: Image.Image, num_channels: int) -> torch.Tensor:
     array = torch.from_numpy(np.array(image.convert("L" if num_channels == 1 else "RGB")))
     return array[None] if num_channels == 1 else array.permute(2, 0, 1).contiguous()
-
-
-def _refuse_lost_bands(opened: Image.Image, name: str) -> None:
-    """BadImage for a TIFF of more bands than Pillow reads: the first three of five are not its colours."""
-    bands = getattr(opened, "tag_v2", {}).get(277, 1)  # SamplesPerPixel
-    if bands > len(opened.getbands()):
-        kept = len(opened.getbands())
-        raise BadImage(f"{name} has {bands} bands, of which only the first {kept} would be read: save those to learn")

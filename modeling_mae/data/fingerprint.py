@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 
+from .arrays import cell_of
 from .sources import Source
 
 
@@ -22,6 +23,7 @@ def fingerprint(source: Source) -> str:
 
 
 def _first_bytes(cell: dict) -> bytes:
+    cell = cell_of(cell)
     if cell["bytes"] is not None:
         return cell["bytes"][:SAMPLED_BYTES]
     try:

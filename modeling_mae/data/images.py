@@ -5,7 +5,6 @@ A new kind of source is one class here and one branch in `sources.py`.
 
 import copy
 import sys
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 
@@ -15,28 +14,24 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from ..errors import UserError
+from .arrays import cell_of
 from .bit_depth import WHITE, common_white
 from .crops import CenterCrop, RandomResizedCrop, finish_crop
-from .decode import BadImage, decode, file_size, value_range
+from .decode import BadImage, decode, value_range
 from .order import MicroBatches, Order
 from .sources import Source
 
 
-STATISTICS_SAMPLE = 2048  # images that mean and deviation are measured on, at most
-STATISTICS_FEWEST = 16
-STATISTICS_PIXELS = 1 << 18  # of an image that are enough for them
-STATISTICS_BUDGET = 800_000_000  # pixels of JPEG files to decode for them: some seconds
-OTHER_FORMATS = 4  # times as long as JPEG at reduced size takes a pixel of other files
 SHAPE_SAMPLE = 16  # images that tell whether all have the same shape
 WHITE_SAMPLE = 64  # images that tell which value is white
-SECONDS_BETWEEN_NEWS = 2
 PREFETCHED_BATCHES = 4  # of each loading worker
 
 
 class Images(Dataset, ABC):
     """A set of images as training, evaluation and statistics see it, in the centre crop until `view` changes it.
 
-    A batch is a dict. `images`: uint8 ``(batch, channels, height, width)``. Where the device still has to crop them:
+    A batch is a dict. `images`: `dtype` ``(batch, channels, height, width)``. Where the device still has to crop them:
     `boxes` ``(batch, 4)`` and `flips` ``(batch,)``. Where the set has labels: `labels`, class numbers
     ``(batch,)``, or floats ``(batch, classes or targets)``.
     """
@@ -44,6 +39,8 @@ class Images(Dataset, ABC):
     where: str  # "in memory" or "from files", for people
     decodes: bool  # whether a batch takes work that loading workers can do
     white: float = WHITE  # value in the files that is 255 here
+    dtype: torch.dtype = torch.uint8  # of the images; float32 where the files have other than 8 bits
+    bands: list[int] | None = None  # of the files, counted from 1, that are the channels; None takes all
     remarks: str = ""  # for people: how values are scaled, and what is not among the images
 
     def __init__(self, num_images: int, size: tuple[int, int], crop_fraction: float, labels: torch.Tensor | None):
@@ -56,7 +53,7 @@ class Images(Dataset, ABC):
 
     @abstractmethod
     def read(self, index: int) -> torch.Tensor:
-        """Image `index` of the whole set, uncropped: uint8 ``(channels, height, width)``."""
+        """Image `index` of the whole set, uncropped: `dtype` ``(channels, height, width)``."""
 
     @abstractmethod
     def _crop_batch(self, epoch: int, indices: list[int]) -> dict:
@@ -80,7 +77,12 @@ class Images(Dataset, ABC):
 
         An image keeps its crop from the whole set. `augment(images, epoch, indices)` gets and gives uint8
         ``(batch, channels, *size)``; the indices are those of the view.
+
+        Raises:
+            UserError: images of other than 8 bits are to be changed.
         """
+        if augment is not None and self.dtype != torch.uint8:
+            raise UserError("augmentation by --auto_augment needs images of 8 bits, which these are not: give none")
         view = copy.copy(self)
         view.crop = crop or self.crop
         view._augment = augment or self._augment
@@ -141,7 +143,7 @@ class Images(Dataset, ABC):
 
 
 class MemoryImages(Images):
-    """All images, decoded once: ``pixels (images, channels, height, width)`` uint8. The device crops them."""
+    """All images, decoded once: ``pixels (images, channels, height, width)`` of any type. The device crops them."""
 
     where = "in memory"
     decodes = False
@@ -155,10 +157,10 @@ class MemoryImages(Images):
         files: "FileImages | None" = None,
     ):
         super().__init__(len(pixels), size, crop_fraction, labels)
-        self.pixels = pixels
+        self.pixels, self.dtype = pixels, pixels.dtype
         self.files = files  # that the pixels were read from
         if files is not None:
-            self.white, self.remarks, self.skipped = files.white, files.remarks, files.skipped
+            self.white, self.bands, self.remarks, self.skipped = files.white, files.bands, files.remarks, files.skipped
 
     def read(self, index: int) -> torch.Tensor:
         return self.pixels[index]
@@ -184,8 +186,10 @@ class FileImages(Images):
         labels: torch.Tensor | None = None,
         on_bad_image: str = "error",
         white: float = WHITE,
+        bands: list[int] | None = None,
     ):
         super().__init__(len(source), size, crop_fraction, labels)
+        self.bands = bands
         self.source, self.num_channels, self.on_bad_image, self.white = source, num_channels, on_bad_image, white
         self.skipped.share_memory_()  # loading workers write into it
 
@@ -202,7 +206,7 @@ class FileImages(Images):
         """
 
         def read(data, path):
-            return decode(data, path, self.num_channels, self.white, enough_pixels)
+            return self.decode(data, path, enough_pixels)
 
         for step in range(len(self.skipped)):
             i = (index + step) % len(self.skipped)
@@ -211,13 +215,17 @@ class FileImages(Images):
                 return image, i
         raise BadImage(f"none of the {len(self.skipped)} images of {self.source.name} can be read")
 
+    def decode(self, data: bytes | None, path: str | None, enough_pixels: int | None = None) -> torch.Tensor:
+        """As `decode`, under the rules of this set."""
+        return decode(data, path, self.num_channels, self.white, enough_pixels, self.bands).to(self.dtype)
+
     def try_file(self, index: int, read: Callable):
         """``read(data, path)`` of file `index`; None where it is bad and bad images are skipped.
 
         Raises:
             BadImage: it is bad, and bad images are errors.
         """
-        cell = self.source.dataset[index][self.source.image_column]
+        cell = cell_of(self.source.dataset[index][self.source.image_column])
         try:
             return read(cell["bytes"], cell["path"])
         except BadImage as error:
@@ -255,38 +263,49 @@ def open_images(
     on_bad_image: str = "error",
     labels: np.ndarray | None = None,
     white: float | None = None,
+    bands: list[int] | None = None,
 ) -> Images:
     """The images of `source` for a model that takes `size` (height, width): in memory when all have the same shape and
     take at most `memory_budget` bytes, else from their files. `labels` are class numbers ``(images,)`` or floats
     ``(images, classes or targets)``. The value `white` in the files becomes 255; None finds it from a sample.
+    `bands`, counted from 1, are those of the files that the model sees.
 
     Raises:
         BadImage: as `FileImages.read_or_next`.
-        UserError: the images have no common white.
+        UserError: the images have no common white, or the bands are not as many as channels.
     """
+    if bands and len(bands) != num_channels:
+        raise UserError(f"bands {bands} are {len(bands)}, the model takes {num_channels} channels: set num_channels")
     labels = None if labels is None else torch.from_numpy(labels)
-    files = FileImages(source, size, num_channels, crop_fraction, labels, on_bad_image, white or WHITE)
-    deep = files.white != WHITE
+    files = FileImages(source, size, num_channels, crop_fraction, labels, on_bad_image, white or WHITE, bands)
+    ranges = files.try_files(files.spread(WHITE_SAMPLE), value_range)
     if white is None:
-        files.white, deep = common_white(files.try_files(files.spread(WHITE_SAMPLE), value_range))
-    remarks = [f"values 0..{files.white:g} are scaled to 0..255"] * deep + [source.left_out] * bool(source.left_out)
+        files.white, _ = common_white(ranges)
+    if any(kind != "8 bits" for _, kind, _ in ranges):
+        files.dtype = torch.float32
+    remarks = [_scale(files.white)] * (files.dtype != torch.uint8) + [source.left_out] * bool(source.left_out)
     files.remarks = "".join(f"; {remark}" for remark in remarks)
     sample = [files.read(i) for i in files.spread(SHAPE_SAMPLE)]
     shapes = {tuple(image.shape) for image in sample}
-    if len(shapes) > 1 or len(files) * sample[0].numel() > memory_budget:
+    if len(shapes) > 1 or len(files) * sample[0].nbytes > memory_budget:
         return files
     return _read_all(files, sample[0].shape, crop_fraction) or files
 
 
+def _scale(white: float) -> str:
+    return "values are taken as they are" if white == 1 else f"values 0..{white:g} are kept, {white:g} is white"
+
+
 def _read_all(files: FileImages, shape: torch.Size, crop_fraction: float) -> MemoryImages | None:
     """All images in memory; None when one has another shape."""
-    pixels = torch.empty(len(files), *shape, dtype=torch.uint8)  # (images, channels, height, width)
+    pixels = torch.empty(len(files), *shape, dtype=files.dtype)  # (images, channels, height, width)
     labels = None if files.labels is None else files.labels.clone()
     rows = files.source.dataset.select_columns([files.source.image_column])
     for start in range(0, len(files), 1000):
         for i, cell in enumerate(rows[start : start + 1000][files.source.image_column], start):
+            cell = cell_of(cell)
             try:
-                image = decode(cell["bytes"], cell["path"], files.num_channels, files.white)
+                image = files.decode(cell["bytes"], cell["path"])
             except BadImage:
                 image, stand_in = files.read_or_next(i)
                 if labels is not None:
@@ -295,45 +314,3 @@ def _read_all(files: FileImages, shape: torch.Size, crop_fraction: float) -> Mem
                 return None
             pixels[i] = image
     return MemoryImages(pixels, files.size, crop_fraction, labels, files)
-
-
-def measure_mean_std(images: Images, say: Callable[[str], None] | None = None) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel over evenly spaced images, where white is 1.
-
-    Large images are thinned out, and fewer are read. How many depends on their sizes alone: the numbers are the same
-    on every machine. `say` prints how far it is, where it takes more than a moment.
-    """
-    counts, told = 0, time.monotonic()
-    sample = images.spread(_statistics_sample(images))
-    for done, index in enumerate(sample, 1):
-        image = _enough_of(images, index)
-        counts = counts + torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in image])
-        if say is not None and time.monotonic() - told > SECONDS_BETWEEN_NEWS:
-            told = time.monotonic()
-            say(f"statistics {done} of {len(sample)} images read for mean and deviation")
-    values, counts = torch.arange(256, dtype=torch.float64) / 255, counts.double()  # (256,), (channels, 256)
-    total = counts.sum(1)
-    mean = (counts * values).sum(1) / total
-    std = ((counts * values.square()).sum(1) / total - mean**2).clamp(min=0).sqrt()
-    # A channel that holds a single value has no deviation to divide by.
-    return [round(v, 4) for v in mean.tolist()], [round(v, 4) or 1.0 for v in std.tolist()]
-
-
-def _statistics_sample(images: Images) -> int:
-    """How many images to measure on, so that it takes seconds."""
-    files = getattr(images, "files", images)
-    if not isinstance(files, FileImages):
-        return STATISTICS_SAMPLE
-    sizes = files.try_files(files.spread(SHAPE_SAMPLE), file_size)
-    costs = [pixels * (1 if kind == "JPEG" else OTHER_FORMATS) for pixels, kind in sizes]
-    affordable = int(STATISTICS_BUDGET * len(costs) // max(1, sum(costs)))
-    return max(STATISTICS_FEWEST, min(STATISTICS_SAMPLE, affordable))
-
-
-def _enough_of(images: Images, index: int) -> torch.Tensor:
-    """Image `index`, uncropped, thinned out where it is large. Images in memory and their files give the same."""
-    files = getattr(images, "files", images)
-    small = isinstance(images, MemoryImages) and images.pixels[0, 0].numel() <= STATISTICS_PIXELS
-    if small or not isinstance(files, FileImages):
-        return images.read(index)
-    return files.read_or_next(index, STATISTICS_PIXELS)[0]

@@ -15,6 +15,7 @@ from pathlib import Path
 from PIL import Image, features
 
 from ..errors import UserError
+from .arrays import has_pydicom
 
 
 SPELLINGS = {
@@ -33,12 +34,13 @@ class NoSplit(UserError):
 
 
 def image_endings() -> frozenset[str]:
-    """Endings of the files that Pillow decodes here, in lower case."""
+    """Endings of the files that are read here, in lower case."""
     Image.init()
     known = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     missing = {ending for ending, kind in Image.registered_extensions().items() if kind in NO_DECODER}
     avif = set() if features.check("avif") else {".avif", ".avifs"}
-    return frozenset(known - missing - avif)
+    arrays = {".npy", ".npz"} | ({".dcm"} if has_pydicom() else set())
+    return frozenset((known - missing - avif) | arrays)
 
 
 @dataclass
@@ -127,6 +129,7 @@ def _sort_in(entry: os.DirEntry, path: str, reason: str, listing: Listing, below
             listing.parquet.append(path)
         else:
             kind = "not readable here" if ending in OTHER_IMAGES else "not an image"
+            kind = "install pydicom to read it" if ending == ".dcm" else kind
             listing.left_out.append((path, reason or f"{ending or 'without an ending'} ({kind})"))
 
 

@@ -19,6 +19,7 @@ def image_processor(
     num_channels: int,
     crop_fraction: float = 1.0,
     white: float = WHITE,
+    bands: list[int] | None = None,
 ):
     """The processor for images of `size` (height, width) in pixels; for `mean` and `std` white is 1.
 
@@ -26,16 +27,16 @@ def image_processor(
     transformers' processors cannot do this for a `size` that is not square: then the whole image is resized. The
     fraction itself is kept as well, for a later evaluation by `run_eval.py`.
     RGB images of 8 bits get one of transformers' own processors, which load without our code. `white` is the value in
-    the files that is white.
+    the files that is white; `bands`, counted from 1, are those of the files that the model sees.
     """
     shared = {"resample": BICUBIC, "image_mean": mean, "image_std": std, "crop_fraction": crop_fraction}
     height, width = size
-    if num_channels == 3 and white == WHITE:
+    if num_channels == 3 and white == WHITE and not bands:
         resizing, cropping = ViTImageProcessor, BitImageProcessor
         shared["do_convert_rgb"] = True
     else:
         resizing = cropping = MAEImageProcessor
-        shared |= {"num_channels": num_channels, "white": white}
+        shared |= {"num_channels": num_channels, "white": white, "bands": bands}
     if height == width:
         edge = round(height / crop_fraction)
         crop = {"height": height, "width": width}
@@ -51,6 +52,7 @@ class Processing:
     std: list[float] | None = None
     crop_fraction: float | None = None  # None: it does not say
     white: float | None = None
+    bands: list[int] | None = None
 
     def replaced_by(self, given: "Processing", say: Callable[[str], None]) -> "Processing":
         """What `given` has, and this for the rest. `say` prints what differs."""
@@ -76,7 +78,9 @@ def checkpoint_processing(name_or_path: str | None) -> Processing:
     if fraction is None and edge and getattr(processor, "do_center_crop", False):
         fraction = processor.crop_size["height"] / edge
     white = getattr(processor, "white", None) or WHITE
-    return Processing(list(processor.image_mean), list(processor.image_std), fraction, white)
+    return Processing(
+        list(processor.image_mean), list(processor.image_std), fraction, white, getattr(processor, "bands", None)
+    )
 
 
 def choose_processing(

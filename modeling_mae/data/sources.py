@@ -23,6 +23,7 @@ NAMED = {
 }
 BUNDLED = Path(__file__).parents[2] / "data" / "fashion_mnist"
 EVAL_SPLITS = ("validation", "val", "test")  # the first that exists is evaluated on
+ARRAYS = (datasets.Array2D, datasets.Array3D)  # columns of images that are not encoded
 
 
 @dataclass
@@ -87,7 +88,11 @@ def load_source(
         dataset = dataset.select(np.linspace(0, len(dataset) - 1, max_samples).round().astype(int))
     if not len(dataset):
         raise UserError(f"{name}, split {split!r}, has no images: give another split or data set")
-    dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
+    kind = dataset.features[image_column]
+    if isinstance(kind, ARRAYS):
+        dataset = dataset.with_format("numpy", [image_column], output_all_columns=True, dtype=np.dtype(kind.dtype))
+    else:
+        dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
     return Source(dataset, image_column, label_column, name, left_out, dataset_id)
 
 
@@ -164,7 +169,7 @@ def _has_image_column(listing: Listing) -> bool:
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:150]
             raise UserError(f"{os.path.join(listing.folder, path)!r} cannot be read ({reason}): mend it") from error
-        if any(isinstance(kind, datasets.Image) for kind in kinds):
+        if any(isinstance(kind, (datasets.Image, *ARRAYS)) for kind in kinds):
             return True
     return False
 
@@ -184,7 +189,7 @@ def _load_parquet(listing: Listing, split: str, cache_dir: str | None) -> datase
 
 def find_image_column(features: datasets.Features, name: str | None) -> str:
     """The image column `name`, or the only image column."""
-    columns = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    columns = [column for column, feature in features.items() if isinstance(feature, (datasets.Image, *ARRAYS))]
     if name is not None:
         if name in columns:
             return name

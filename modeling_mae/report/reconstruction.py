@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 
@@ -10,6 +11,7 @@ from .figures import save_figure
 
 
 GRAY = 128  # the colour of masked patches
+STRETCH = (2, 98)  # percentiles that become black and white
 
 
 @torch.no_grad()
@@ -53,11 +55,17 @@ def reconstruction_grid(
 ) -> torch.Tensor:
     """Puts images side by side: original, masked, reconstruction, one image a row.
 
-    Images with fewer than three channels show the first channel in gray. Images with more show the first three.
+    Images with fewer than three channels show the first channel in gray. Images with more show the first three, and
+    they, like values beyond 0..1, are stretched: the 2nd percentile of the originals is black, the 98th white.
     `mean` and `std` undo the normalisation. `grid` is the number of rows and columns of patches. `gap` is the width
     of the white lines between images. Returns ``(height, width, 3)`` uint8."""
-    original = _to_bytes(pixel_values, mean, std)
-    reconstructed = _to_bytes(reconstruction, mean, std)
+    original, reconstructed = _shown(pixel_values, mean, std), _shown(reconstruction, mean, std)
+    sample = original.transpose(0, 1).flatten(1).numpy()  # (3, values)
+    low, high = torch.from_numpy(np.percentile(sample, STRETCH, axis=1)).float()  # (3,) each
+    if pixel_values.shape[1] > 3 or low.min() < 0 or high.max() > 1:
+        low, span = low.view(-1, 1, 1), (high - low).clamp(min=1e-12).view(-1, 1, 1)
+        original, reconstructed = (original - low) / span, (reconstructed - low) / span
+    original, reconstructed = _to_bytes(original), _to_bytes(reconstructed)
     batch, _, height, width = original.shape
     patch_height, patch_width = height // grid[0], width // grid[1]
     hidden = mask.cpu().bool().view(batch, 1, *grid)
@@ -71,11 +79,14 @@ def reconstruction_grid(
     return sheet
 
 
-def _to_bytes(images: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
-    """Normalised images as ``(batch, 3, height, width)`` uint8 on the CPU."""
+def _shown(images: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
+    """Normalised images as ``(batch, 3, height, width)`` on the CPU, where white is 1."""
     images = images.cpu().float() * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
-    images = (images.clamp(0, 1) * 255).round().to(torch.uint8)
     return images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+
+
+def _to_bytes(images: torch.Tensor) -> torch.Tensor:
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def save_reconstruction(path: Path, sheet: torch.Tensor) -> None:

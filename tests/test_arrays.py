@@ -1,0 +1,168 @@
+"""Images that are arrays: NumPy files, TIFF of many bands, DICOM and tables, any number of channels."""
+
+import datasets
+import numpy as np
+import pytest
+import tifffile
+import torch
+from transformers import AutoImageProcessor
+
+from modeling_mae.data.decode import BadImage, decode, file_size
+from modeling_mae.data.images import FileImages, MemoryImages, open_images
+from modeling_mae.data.processor import image_processor
+from modeling_mae.data.sources import load_source
+from modeling_mae.data.statistics import measure_mean_std
+from modeling_mae.errors import UserError
+from modeling_mae.training.augment import BatchTransform
+
+
+RANDOM = np.random.default_rng(0)
+FIVE = RANDOM.integers(0, 65536, (5, 8, 12)).astype(np.uint16)
+FIVE[0, 0, 0] = 65535
+
+
+def saved(tmp_path, values, name="a.npy"):
+    path = tmp_path / "images" / name
+    path.parent.mkdir(exist_ok=True)
+    np.save(path, values)
+    return str(path)
+
+
+@pytest.mark.parametrize("dtype", [">u2", "<u2", ">f4", "f8", "f2", "i1", "i2"])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_values_are_kept(tmp_path, dtype, last, order):
+    values = RANDOM.integers(-100, 100, (5, 6, 7)) if dtype[0] == "i" else RANDOM.integers(0, 999, (5, 6, 7))
+    values = values.astype(dtype)
+    path = saved(tmp_path, np.asarray(np.moveaxis(values, 0, -1) if last else values, order=order))
+    white = 65535 if "u" in dtype else 1
+    image = decode(None, path, 5, white)
+    assert image.dtype == torch.float32 and file_size(None, path) == (42, "NPY")
+    np.testing.assert_allclose(image.numpy() * (white / 255), values.astype(np.float64), rtol=1e-6, atol=1e-6)
+
+
+def test_bytes_and_yes_or_no(tmp_path):
+    values = RANDOM.integers(0, 256, (4, 6, 2)).astype(np.uint8)
+    image = decode(None, saved(tmp_path, values), 2)
+    assert image.dtype == torch.uint8 and np.array_equal(image.permute(1, 2, 0), values)
+    assert decode(None, saved(tmp_path, values[..., 0] > 99), 1)[0].tolist() == ((values[..., 0] > 99) * 255).tolist()
+    assert decode(None, saved(tmp_path, values[:1, :1]), 2).shape == (2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "channels", "bands", "message"),
+    [
+        (np.zeros((3, 4, 3)), 3, None, "3x4x3, whose bands may be first or last"),
+        (np.zeros((5, 4, 5)), 2, [1, 2], "5x4x5, whose bands may be first or last"),
+        (np.zeros((5, 9, 9)), 2, [1, 6], "5 bands, no band 6: give others with --bands"),
+        (np.zeros((2, 9, 9)), 3, None, "9 bands, and the model takes 3 channels: choose with --bands"),
+        (np.zeros((2, 2, 9, 9)), 3, None, "the shape 2x2x9x9: save height x width"),
+        (np.zeros((0, 4)), 1, None, "no pixels"),
+        (np.zeros((4, 4), complex), 1, None, "complex128: save whole numbers"),
+        (np.full((4, 4), None), 1, None, "Object arrays cannot be loaded when allow_pickle=False"),
+        (np.full((4, 4), 2**25), 1, None, "whole numbers above 16,777,216"),
+        (np.array([[1.0, np.inf]]), 1, None, "infinite"),
+        (np.array([[1.0, np.nan, np.nan]]), 1, None, r"more than half of band 1 missing \(67%\)"),
+    ],
+)
+def test_what_is_refused(tmp_path, values, channels, bands, message):
+    with pytest.raises(BadImage, match=message):
+        decode(None, saved(tmp_path, values), channels, bands=bands)
+
+
+def test_archives_of_arrays(tmp_path):
+    np.savez(tmp_path / "one.npz", FIVE)
+    assert np.allclose(decode(None, str(tmp_path / "one.npz"), 5, 65535) * 257, FIVE)
+    np.savez(tmp_path / "two.npz", red=FIVE, nir=FIVE)
+    with pytest.raises(BadImage, match=r"two.npz has 2 arrays \(red, nir\): save one a file"):
+        decode(None, str(tmp_path / "two.npz"), 5)
+
+
+def test_missing_values_become_the_mean(tmp_path):
+    path = saved(tmp_path, np.array([[1.0, np.nan], [2.0, 6.0]], np.float32))
+    assert (decode(None, path, 1, 1)[0] / 255).flatten().tolist() == pytest.approx([1, 3, 2, 6])
+    path = str(tmp_path / "a.tif")
+    tags = [(42113, "s", 0, "-9999", True)]
+    tifffile.imwrite(path, np.array([[1, -9999], [2, 6]], np.int16), extratags=tags)
+    assert (decode(None, path, 1, 1)[0] / 255).flatten().tolist() == pytest.approx([1, 3, 2, 6])
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_tiff_of_five_bands(tmp_path, planar):
+    path = str(tmp_path / "a.tif")
+    values = FIVE if planar == "separate" else np.moveaxis(FIVE, 0, -1)
+    tifffile.imwrite(path, values, photometric="minisblack", planarconfig=planar)
+    assert np.allclose(decode(None, path, 5, 65535) * 257, FIVE)
+    assert np.allclose(decode(None, path, 2, 65535, bands=[4, 1]) * 257, FIVE[[3, 0]])
+    assert file_size(None, path) == (96, "TIFF")
+
+
+@pytest.mark.parametrize("budget", [0, 1 << 30])
+@pytest.mark.parametrize("white", [65535, 1])
+def test_from_file_to_model(tmp_path, budget, white):
+    """Mean, deviation and normalised pixels against NumPy; then the saved processor against the evaluation."""
+    values = [FIVE, FIVE[:, ::-1].copy()] if white != 1 else [FIVE / 9.0 - 500, FIVE * 3.0]
+    for i, array in enumerate(values):
+        saved(tmp_path, array, f"{i}.npy")
+    source = load_source(data_dir=str(tmp_path / "images"))
+    images = open_images(source, (8, 12), 5, memory_budget=budget)
+    assert isinstance(images, MemoryImages if budget else FileImages) and images.white == white
+    mean, std = measure_mean_std(images)
+    stack = np.stack(values).astype(np.float64) / white
+    np.testing.assert_allclose(mean, stack.mean((0, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(std, stack.std((0, 2, 3)), rtol=1e-5)
+    pixel_values = BatchTransform(mean, std, (8, 12))(images.batch(0, [0, 1]))
+    expected = (stack - np.reshape(mean, (5, 1, 1))) / np.reshape(std, (5, 1, 1))
+    np.testing.assert_allclose(pixel_values, expected, atol=1e-4)
+
+    small = open_images(source, (4, 6), 5, memory_budget=budget, white=white)
+    image_processor((4, 6), mean, std, 5, white=white).save_pretrained(tmp_path)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    given = processor(list(values), return_tensors="pt", input_data_format="channels_first").pixel_values
+    torch.testing.assert_close(given, BatchTransform(mean, std, (4, 6))(small.batch(0, [0, 1])), atol=1e-3, rtol=0)
+
+
+def test_chosen_bands_reach_the_processor(tmp_path):
+    saved(tmp_path, np.moveaxis(FIVE, 0, -1))
+    source = load_source(data_dir=str(tmp_path / "images"))
+    images = open_images(source, (8, 12), 3, memory_budget=0, bands=[4, 3, 1])
+    pixel_values = BatchTransform([0.5] * 3, [0.25] * 3, (8, 12))(images.batch(0, [0]))
+    np.testing.assert_allclose(pixel_values[0], (FIVE[[3, 2, 0]] / 65535 - 0.5) / 0.25, atol=1e-5)
+    image_processor((8, 12), [0.5] * 3, [0.25] * 3, 3, white=65535, bands=[4, 3, 1]).save_pretrained(tmp_path)
+    given = AutoImageProcessor.from_pretrained(tmp_path)(FIVE, return_tensors="pt", input_data_format="channels_first")
+    torch.testing.assert_close(given.pixel_values, pixel_values, atol=1e-5, rtol=0)
+    with pytest.raises(UserError, match=r"bands \[1, 2\] are 2, the model takes 3 channels"):
+        open_images(source, (8, 12), 3, memory_budget=0, bands=[1, 2])
+    with pytest.raises(UserError, match="needs images of 8 bits"):
+        images.view(augment=lambda pixels, epoch, indices: pixels)
+
+
+def test_arrays_in_tables(tmp_path):
+    kinds = datasets.Features({"image": datasets.Array3D((5, 8, 12), "uint16"), "label": datasets.Value("int64")})
+    table = datasets.Dataset.from_dict({"image": [FIVE, FIVE // 2], "label": [0, 1]}, kinds)
+    table.to_parquet(tmp_path / "train.parquet")
+    source = load_source(data_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"))
+    images = open_images(source, (8, 12), 5, memory_budget=1 << 20)
+    assert images.white == 65535 and np.allclose(images.read(1) * 257, FIVE // 2)
+
+
+@pytest.mark.parametrize(("meaning", "expected"), [("MONOCHROME2", [1, 2, 3]), ("MONOCHROME1", [4094, 4093, 4092])])
+def test_dicom(tmp_path, meaning, expected):
+    pydicom = pytest.importorskip("pydicom")
+    file = pydicom.Dataset()
+    file.file_meta = pydicom.dataset.FileMetaDataset()
+    file.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    file.SOPClassUID, file.SOPInstanceUID = pydicom.uid.SecondaryCaptureImageStorage, "1.2.3"
+    file.Rows, file.Columns, file.SamplesPerPixel, file.PhotometricInterpretation = 1, 3, 1, meaning
+    file.BitsAllocated, file.BitsStored, file.HighBit, file.PixelRepresentation = 16, 12, 11, 0
+    file.PixelData = np.array([1, 2, 3], np.uint16).tobytes() + b""
+    path = str(tmp_path / "a.dcm")
+    file.save_as(path, enforce_file_format=True)
+    assert (decode(None, path, 1, 4095)[0, 0] * (4095 / 255)).tolist() == pytest.approx(expected)
+    file.RescaleSlope, file.RescaleIntercept = 2, -1000
+    file.save_as(path, enforce_file_format=True)
+    assert (decode(None, path, 1, 1)[0, 0] / 255).tolist() == pytest.approx([2 * v - 1000 for v in expected])
+    file.NumberOfFrames = 2
+    file.save_as(path, enforce_file_format=True)
+    with pytest.raises(BadImage, match="2 frames: save one a file"):
+        decode(None, path, 1)
