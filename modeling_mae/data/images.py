@@ -18,7 +18,9 @@ from torchvision.transforms.v2 import functional as F
 from .bit_depth import WHITE, common_white
 from .crops import CenterCrop, RandomResizedCrop, finish_crop
 from .decode import BadImage, decode, file_size, value_range
+from .lanes import LaneOrder
 from .order import MicroBatches, Order
+from .shards import ShardedRows
 from .sources import Source
 
 
@@ -120,6 +122,10 @@ class Images(Dataset, ABC):
             generator=torch.Generator(),  # of its own: the global one must stand where a checkpoint left it
         )
 
+    def order(self, total_batch_size: int, seed: int) -> Order | LaneOrder:
+        """Which image of a training comes when."""
+        return Order(len(self), total_batch_size, seed)
+
     def training_loader(
         self,
         *,
@@ -136,7 +142,7 @@ class Images(Dataset, ABC):
         Raises:
             UserError: the batch sizes do not fit each other or the number of images.
         """
-        order = Order(len(self), total_batch_size, seed)
+        order = self.order(total_batch_size, seed)
         return self.loader(MicroBatches(order, batch_size, updates, process_index, num_processes), num_workers)
 
 
@@ -217,8 +223,8 @@ class FileImages(Images):
         Raises:
             BadImage: it is bad, and bad images are errors.
         """
-        cell = self.source.dataset[index][self.source.image_column]
         try:
+            cell = self.source.dataset[index][self.source.image_column]
             return read(cell["bytes"], cell["path"])
         except BadImage as error:
             if self.on_bad_image == "error":
@@ -265,12 +271,18 @@ def open_images(
         UserError: the images have no common white.
     """
     labels = None if labels is None else torch.from_numpy(labels)
-    files = FileImages(source, size, num_channels, crop_fraction, labels, on_bad_image, white or WHITE)
+    from .streamed_images import StreamedImages  # which builds on this file
+
+    streamed = isinstance(source.dataset, ShardedRows)
+    kind = StreamedImages if streamed else FileImages
+    files = kind(source, size, num_channels, crop_fraction, labels, on_bad_image, white or WHITE)
     deep = files.white != WHITE
     if white is None:
         files.white, deep = common_white(files.try_files(files.spread(WHITE_SAMPLE), value_range))
     remarks = [f"values 0..{files.white:g} are scaled to 0..255"] * deep + [source.left_out] * bool(source.left_out)
     files.remarks = "".join(f"; {remark}" for remark in remarks)
+    if streamed:
+        return files
     sample = [files.read(i) for i in files.spread(SHAPE_SAMPLE)]
     shapes = {tuple(image.shape) for image in sample}
     if len(shapes) > 1 or len(files) * sample[0].numel() > memory_budget:
