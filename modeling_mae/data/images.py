@@ -123,7 +123,6 @@ class Images(Dataset, ABC):
         )
 
     def order(self, total_batch_size: int, seed: int) -> Order | LaneOrder:
-        """Which image of a training comes when."""
         return Order(len(self), total_batch_size, seed)
 
     def training_loader(
