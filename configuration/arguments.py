@@ -48,8 +48,11 @@ class DataArguments:
     )
     dataset_config_name: str | None = option(None, "Configuration (subset) of the Hub data set.")
     train_dir: str | None = option(
-        None, "Local folder of images (at any depth) or of parquet files. It takes the place of dataset_name."
+        None,
+        "Local folder of images (at any depth) or of parquet files; with streaming a folder or URL pattern of parquet "
+        "or tar files. It takes the place of dataset_name.",
     )
+    streaming: bool = option(False, "Read parquet or tar shards while training, without a copy of the whole set.")
     train_split: str = option("train", "Split to train on.")
     eval_split: str | None = option(None, "Split to evaluate on. By default the data set's validation or test split.")
     image_column_name: str | None = option(None, "Column of the images. By default the only column of images.")
@@ -84,6 +87,7 @@ class DataArguments:
             "data_dir": self.train_dir,
             "image_column_name": self.image_column_name,
             "cache_dir": self.cache_dir,
+            "streaming": self.streaming,
         }
 
 

@@ -137,6 +137,12 @@ def check_data(args) -> None:
     exclude(args, "dataset_name", "train_dir")
     need(args, "dataset_config_name", "dataset_name")
     require(args, "max_train_samples", lambda x: x >= 1, "a number of images, at least 1")
+    for name in ("max_train_samples", "max_eval_samples"):
+        if args.streaming and getattr(args, name, None) is not None:
+            raise ArgumentError(
+                f"{name} {getattr(args, name)} does not go with streaming, which reads whole shards: give fewer "
+                "shards with train_dir"
+            )
     mean, std = args.image_mean, args.image_std
     if (mean is None) != (std is None) or (mean is not None and len(mean) != len(std)):
         raise ArgumentError(

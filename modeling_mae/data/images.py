@@ -19,10 +19,13 @@ from .arrays import cell_of
 from .bit_depth import WHITE, common_white
 from .crops import CenterCrop, RandomResizedCrop, finish_crop
 from .decode import BadImage, decode, value_range
+from .lanes import LaneOrder
 from .order import MicroBatches, Order
+from .shards import ShardedRows
 from .sources import Source
 
 
+SAMPLED_UNITS = 16  # of a stream, that samples are taken from
 SHAPE_SAMPLE = 16  # images that tell whether all have the same shape
 WHITE_SAMPLE = 64  # images that tell which value is white
 PREFETCHED_BATCHES = 4  # of each loading worker
@@ -122,6 +125,9 @@ class Images(Dataset, ABC):
             generator=torch.Generator(),  # of its own: the global one must stand where a checkpoint left it
         )
 
+    def order(self, total_batch_size: int, seed: int) -> Order | LaneOrder:
+        return Order(len(self), total_batch_size, seed)
+
     def training_loader(
         self,
         *,
@@ -138,7 +144,7 @@ class Images(Dataset, ABC):
         Raises:
             UserError: the batch sizes do not fit each other or the number of images.
         """
-        order = Order(len(self), total_batch_size, seed)
+        order = self.order(total_batch_size, seed)
         return self.loader(MicroBatches(order, batch_size, updates, process_index, num_processes), num_workers)
 
 
@@ -225,8 +231,8 @@ class FileImages(Images):
         Raises:
             BadImage: it is bad, and bad images are errors.
         """
-        cell = cell_of(self.source.dataset[index][self.source.image_column])
         try:
+            cell = cell_of(self.source.dataset[index][self.source.image_column])
             return read(cell["bytes"], cell["path"])
         except BadImage as error:
             if self.on_bad_image == "error":
@@ -253,6 +259,28 @@ class FileImages(Images):
         return batch if self._labels is None else {**batch, "labels": self._labels[list(indices)]}
 
 
+class StreamedImages(FileImages):
+    """Images of a stream. Neighbours in the order of training lie in few shards."""
+
+    where = "streamed"
+
+    def order(self, total_batch_size: int, seed: int) -> Order | LaneOrder:
+        if self._rows is not None:
+            return super().order(total_batch_size, seed)  # of a part of the images; a unit has few of them
+        return LaneOrder(self.source.dataset.counts, total_batch_size, seed)
+
+    def spread(self, count: int) -> list[int]:
+        """At most `count` images, evenly spaced within evenly spaced units: few shards need to be read."""
+        offsets, counts = self.source.dataset.offsets, self.source.dataset.counts
+        filled = [unit for unit, images in enumerate(counts) if images]
+        units = [filled[i] for i in np.unique(np.linspace(0, len(filled) - 1, SAMPLED_UNITS).astype(int))]
+        each = max(1, count // len(units))
+        chosen = [
+            offsets[unit] + np.unique(np.linspace(0, counts[unit] - 1, each).astype(int)) for unit in units[:count]
+        ]
+        return np.concatenate(chosen).tolist()
+
+
 def open_images(
     source: Source,
     size: tuple[int, int],
@@ -277,7 +305,8 @@ def open_images(
     if bands and len(bands) != num_channels:
         raise UserError(f"bands {bands} are {len(bands)}, the model takes {num_channels} channels: set num_channels")
     labels = None if labels is None else torch.from_numpy(labels)
-    files = FileImages(source, size, num_channels, crop_fraction, labels, on_bad_image, white or WHITE, bands)
+    kind = StreamedImages if isinstance(source.dataset, ShardedRows) else FileImages
+    files = kind(source, size, num_channels, crop_fraction, labels, on_bad_image, white or WHITE, bands)
     ranges = files.try_files(files.spread(WHITE_SAMPLE), value_range)
     if white is None:
         files.white, _ = common_white(ranges)
@@ -285,6 +314,8 @@ def open_images(
         files.dtype = torch.float32
     remarks = [_scale(files.white)] * (files.dtype != torch.uint8) + [source.left_out] * bool(source.left_out)
     files.remarks = "".join(f"; {remark}" for remark in remarks)
+    if isinstance(files, StreamedImages):
+        return files
     sample = [files.read(i) for i in files.spread(SHAPE_SAMPLE)]
     shapes = {tuple(image.shape) for image in sample}
     if len(shapes) > 1 or len(files) * sample[0].nbytes > memory_budget:

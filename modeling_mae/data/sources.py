@@ -13,6 +13,8 @@ import pyarrow.parquet
 from ..errors import UserError
 from .image_folder import image_folder
 from .listing import Listing, NoSplit, choose_parquet, choose_split, list_folder
+from .shards import ShardedRows
+from .streams import stream_of_hub, stream_of_place
 
 
 NAMED = {
@@ -30,7 +32,7 @@ ARRAYS = (datasets.Array2D, datasets.Array3D)  # columns of images that are not 
 class Source:
     """One split of a data set. The images are still encoded. `name` and `left_out` are for people."""
 
-    dataset: datasets.Dataset
+    dataset: datasets.Dataset | ShardedRows
     image_column: str
     label_column: str | None
     name: str
@@ -58,6 +60,7 @@ def load_source(
     cache_dir: str | None = None,
     exact_split: bool = False,
     listing: Listing | None = None,
+    streaming: bool = False,
 ) -> Source:
     """One split of `data_dir` (a folder) or `dataset_name` (a known name or a Hub id); the bundled images by default.
 
@@ -69,6 +72,9 @@ def load_source(
         UserError: the path, name or column does not exist, there are no images, or it is unclear which are meant.
     """
     cache_dir = os.path.expanduser(cache_dir) if cache_dir else None
+    if streaming:
+        place = (dataset_name, dataset_config_name, data_dir)
+        return _load_stream(*place, split, image_column_name, label_column_name, cache_dir)
     left_out, dataset_id = "", None
     if data_dir is not None:
         listing = listing or _list(data_dir)
@@ -107,7 +113,8 @@ def load_eval_source(split: str | None, only_for_evaluation: bool = False, **opt
         UserError: as `load_source`.
     """
     candidates = [split] if split else [*EVAL_SPLITS, *["train"] * only_for_evaluation]
-    listing = _list(options["data_dir"]) if options.get("data_dir") is not None else None
+    is_folder = options.get("data_dir") is not None and not options.get("streaming")
+    listing = _list(options["data_dir"]) if is_folder else None
     for candidate in candidates:
         try:
             source = load_source(split=candidate, exact_split=split is not None, listing=listing, **options)
@@ -121,6 +128,31 @@ def load_eval_source(split: str | None, only_for_evaluation: bool = False, **opt
         f"{place!r} has no split {', '.join(EVAL_SPLITS)} to evaluate on: give --eval_split, or "
         "other images with --validation_dir"
     ) from missing
+
+
+def _load_stream(
+    dataset_name: str | None,
+    dataset_config_name: str | None,
+    data_dir: str | None,
+    split: str,
+    image_column_name: str | None,
+    label_column_name: str | None,
+    cache_dir: str | None,
+) -> Source:
+    def find_column(features: datasets.Features) -> str:
+        return find_image_column(features, image_column_name)
+
+    dataset_id = None
+    if data_dir is None and dataset_name not in (None, "fashion_mnist"):
+        name = dataset_id = NAMED.get(dataset_name, dataset_name)
+        rows = stream_of_hub(name, dataset_config_name, split, find_column, cache_dir)
+    else:
+        place = str(BUNDLED) if data_dir is None else data_dir
+        name = "fashion_mnist" if data_dir is None else Path(data_dir).name
+        rows = stream_of_place(place, split, find_column, cache_dir)
+    return Source(
+        rows, rows.image_column, find_label_column(rows.features, label_column_name), name, dataset_id=dataset_id
+    )
 
 
 def _list(data_dir: str) -> Listing:

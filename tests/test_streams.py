@@ -1,0 +1,194 @@
+"""Streams of real shards, local and over HTTP, against the images that were put into them."""
+
+import io
+import tarfile
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import assert_same_run, run, start
+from PIL import Image
+from shard_server import serve
+
+from modeling_mae.data import shard_cache
+from modeling_mae.data.bit_depth import BadImage
+from modeling_mae.data.fingerprint import fingerprint
+from modeling_mae.data.images import open_images
+from modeling_mae.data.labels import read_labels
+from modeling_mae.data.sources import NoSplit, load_source
+from modeling_mae.data.streams import expand_braces
+from modeling_mae.errors import UserError
+
+
+UNEVEN = (5, 1, 17, 9, 30, 2)  # images of each shard
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(shard_cache, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(shard_cache, "SILENCE", 0.5)
+
+
+def picture(i: int) -> tuple[np.ndarray, bytes]:
+    pixels = np.random.default_rng(i).integers(0, 255, (28, 28), np.uint8)
+    Image.fromarray(pixels).save(file := io.BytesIO(), "png")
+    return pixels, file.getvalue()
+
+
+def make_shards(folder, kind: str, counts=UNEVEN):
+    """Image i of all has the label i % 10. Parquet files hold row groups of 4 images."""
+    folder.mkdir(exist_ok=True)
+    ends = np.cumsum(counts).tolist()
+    for shard, (end, count) in enumerate(zip(ends, counts, strict=True)):
+        numbers = range(end - count, end)
+        if kind == "parquet":
+            features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(10)})
+            rows = {"image": [{"bytes": picture(i)[1], "path": None} for i in numbers]}
+            rows["label"] = [i % 10 for i in numbers]
+            path = folder / f"part-{shard:03}.parquet"
+            datasets.Dataset.from_dict(rows, features=features).to_parquet(path, batch_size=4)
+            continue
+        with tarfile.open(folder / f"part-{shard:03}.tar", "w") as tar:
+            for i in numbers:
+                for ending, data in (("png", picture(i)[1]), ("cls", str(i % 10).encode())):
+                    member = tarfile.TarInfo(f"a.b/{i:05}.{ending}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    return folder
+
+
+def open_stream(place, tmp_path, **options):
+    source = load_source(data_dir=str(place), streaming=True, cache_dir=str(tmp_path / "cache"))
+    return source, open_images(source, (28, 28), 1, memory_budget=1 << 30, **options)
+
+
+def address(server: str, kind: str) -> str:
+    return f"{server}/part-{{000..005}}.{kind}"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+@pytest.mark.parametrize("remote", [False, True])
+def test_images_and_labels_are_those_put_in(tmp_path, kind, remote):
+    folder = make_shards(tmp_path / "shards", kind)
+    with serve(folder) as server:
+        source, images = open_stream(address(server, kind) if remote else folder, tmp_path)
+        assert (len(source), images.where) == (64, "streamed")
+        for i in range(64):
+            assert np.array_equal(images.read(i)[0].numpy(), picture(i)[0])
+        assert read_labels(source)[0].tolist() == [i % 10 for i in range(64)]
+        again, _ = open_stream(address(server, kind) if remote else folder, tmp_path)
+    assert fingerprint(again) == fingerprint(source)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_batches_do_not_depend_on_processes_workers_and_start(tmp_path, kind):
+    _, images = open_stream(make_shards(tmp_path / "shards", kind), tmp_path)
+    options = {"seed": 1, "batch_size": 4, "total_batch_size": 16}
+
+    def batches(updates, process=0, processes=1, workers=0):
+        shares = {"process_index": process, "num_processes": processes, "num_workers": workers}
+        return [batch["images"] for batch in images.training_loader(updates=updates, **shares, **options)]
+
+    alone = batches(range(8))
+    assert len(alone) == 32
+    seen = {image.numpy().tobytes() for batch in alone[:16] for image in batch}
+    assert seen == {picture(i)[0].tobytes() for i in range(64)}  # 64 images are four whole updates
+    for processes, workers in ((1, 1), (1, 3), (2, 0), (2, 1), (4, 0)):
+        shares = [batches(range(8), p, processes, workers) for p in range(processes)]
+        dealt = [batch for turn in zip(*shares, strict=True) for batch in turn]
+        assert all(torch.equal(one, other) for one, other in zip(dealt, alone, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(batches(range(3, 8)), alone[12:], strict=True))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+@pytest.mark.parametrize("fault", ["500", "cut", "silent"])
+def test_a_fault_that_passes_changes_nothing(tmp_path, kind, fault):
+    folder, faults = make_shards(tmp_path / "shards", kind), {}
+    with serve(folder, faults) as server:
+        faults[f"part-002.{kind}"] = [fault]
+        _, images = open_stream(address(server, kind), tmp_path)
+        faults[f"part-004.{kind}"] = [fault, fault]
+        for i in range(64):
+            assert np.array_equal(images.read(i)[0].numpy(), picture(i)[0])
+
+
+def test_a_fault_that_stays_makes_bad_images(tmp_path):
+    folder, faults = make_shards(tmp_path / "shards", "parquet"), {}
+    with serve(folder, faults) as server:
+        _, images = open_stream(address(server, "parquet"), tmp_path, on_bad_image="skip", white=255)
+        faults["part-001.parquet"] = ["500"] * 100  # the shard of image 5
+        assert np.array_equal(images.read(5)[0].numpy(), picture(6)[0])
+        assert images.skipped.nonzero().flatten().tolist() == [5]
+        _, strict = open_stream(address(server, "tar").replace("tar", "parquet"), tmp_path, white=255)
+        with pytest.raises(BadImage, match=r"part-001.parquet cannot be read .*on_bad_image skip"):
+            strict.read(5)
+
+
+def test_a_truncated_tar_and_a_corrupt_row_group(tmp_path):
+    folder = make_shards(tmp_path / "tar", "tar", (3, 3))
+    path = folder / "part-001.tar"
+    with tarfile.open(path) as tar:
+        last = tar.getmembers()[-2]  # image 5
+    path.write_bytes(path.read_bytes()[: last.offset_data + 100])
+    _, images = open_stream(folder, tmp_path, on_bad_image="skip", white=255)
+    assert np.array_equal(images.read(5)[0].numpy(), picture(0)[0])
+    assert images.skipped.tolist() == [False] * 5 + [True]
+
+    folder = make_shards(tmp_path / "parquet", "parquet", (8,))
+    path = folder / "part-000.parquet"
+    data = bytearray(path.read_bytes())
+    data[4:1500] = bytes(1496)
+    path.write_bytes(data)
+    _, images = open_stream(folder, tmp_path, on_bad_image="skip", white=255)
+    assert np.array_equal(images.read(0)[0].numpy(), picture(4)[0])
+    assert images.skipped.tolist() == [True] * 4 + [False] * 4
+
+
+def test_a_changed_shard_is_counted_anew(tmp_path):
+    folder = make_shards(tmp_path / "shards", "tar", (3, 3))
+    before = fingerprint(open_stream(folder, tmp_path)[0])
+    make_shards(folder, "tar", (3, 5))
+    after = fingerprint(open_stream(folder, tmp_path)[0])
+    assert (before[:8], after[:8]) == ("6 images", "8 images")
+
+
+def test_the_cache_throws_away_what_was_not_used_for_longest(tmp_path):
+    cache = shard_cache.ShardCache(tmp_path / "units", limit=250)
+    make = lambda path: path.write_bytes(bytes(100))  # noqa: E731
+    first = open(cache.get("a", make), "rb")
+    cache.get("b", make)
+    cache.get("c", make)
+    assert sorted(path.name for path in cache.folder.iterdir()) == ["b", "c"]
+    assert len(first.read()) == 100
+
+
+def test_what_is_no_stream_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="has no shards"):
+        open_stream(tmp_path / "empty", tmp_path)
+    with pytest.raises(UserError, match="neither a folder nor a pattern"):
+        open_stream(tmp_path / "missing-{0..3}.tar", tmp_path)
+    mixed = make_shards(make_shards(tmp_path / "mixed", "tar", (3,)), "parquet", (3,))
+    with pytest.raises(UserError, match="both parquet and tar"):
+        open_stream(mixed, tmp_path)
+    with pytest.raises(NoSplit):
+        load_source(data_dir=str(mixed), split="test", streaming=True, cache_dir=str(tmp_path))
+    assert expand_braces("s-{08..10}.tar") == ["s-08.tar", "s-09.tar", "s-10.tar"]
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, recipe):
+    folder = make_shards(tmp_path / "shards", "parquet", (50, 3, 90, 17))
+    recipe.write_text(recipe.read_text().replace("max_train_samples: 160\n", ""))
+    options = [recipe, "--train_dir", folder, "--streaming", "true", "--cache_dir", tmp_path / "cache"]
+    options += ["--dataloader_num_workers"]
+    run(*options, "0", "--output_dir", tmp_path / "whole")
+    killed = start(*options, "1", "--output_dir", tmp_path / "killed")
+    for line in killed.stdout:
+        if line.startswith("update 9/"):
+            break
+    killed.kill()
+    killed.communicate()
+    output = run(*options, "2", "--output_dir", tmp_path / "killed", "--resume_from_checkpoint", "auto")
+    assert ", from update 7 of" in output and "streamed" in output
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
