@@ -8,7 +8,7 @@ from configuration import (
     RESULTS,
     ArgumentError,
     EvalArguments,
-    EvalRun,
+    EvalTraining,
     check_blocks,
     model_config,
     model_settings,
@@ -58,7 +58,7 @@ def main(args: EvalArguments) -> None:
     # Folders and Hub
     output_dir = Path(args.output_dir)
     accelerator = launch.make_accelerator(output_dir, args.trackers)
-    runs = args.runs()
+    trainings = args.trainings()
     if accelerator.is_main_process:
         for folder in dict.fromkeys([output_dir, *args.run_folders()]):
             claim_folder(folder, args.overwrite_output_dir)
@@ -103,8 +103,8 @@ def main(args: EvalArguments) -> None:
     transform = BatchTransform(mean, std, config.image_height_width).to(accelerator.device)
     say(f"data       {sets}, mean {mean}, std {std}{sets.remarks}")
     say(f"parallel   {launch.describe_parallelism(accelerator)}")
-    for run in runs:
-        check_training(run, config.num_hidden_layers, sets, mean, accelerator.num_processes)
+    for training in trainings:
+        check_training(training, config.num_hidden_layers, sets, mean, accelerator.num_processes)
 
     # Frozen features, the checkpoint as it is, and every training
     rows = []
@@ -117,9 +117,9 @@ def main(args: EvalArguments) -> None:
         rows.append(
             test_classifier("checkpoint", args.model_name_or_path, output_dir, args, sets, transform, hub, accelerator)
         )
-    with hub.training(accelerator):
-        for run in runs:
-            rows.append(train_classifier(run, sets, transform, hub, resume))
+    with hub.finishing_uploads(accelerator):
+        for training in trainings:
+            rows.append(train_classifier(training, sets, transform, hub, resume))
     skipped = sum(launch.count_over_processes(accelerator, images.skipped) for images in sets.all())
     accelerator.end_training()
     if not accelerator.is_main_process:
@@ -128,7 +128,7 @@ def main(args: EvalArguments) -> None:
         output_dir=output_dir,
         name=hub.card_name(output_dir),
         rows=rows,
-        folders=[run.name for run in runs],
+        folders=[training.name for training in trainings],
         dataset_name=sets.eval_name,
         skipped=skipped,
         k=K,
@@ -139,11 +139,11 @@ def main(args: EvalArguments) -> None:
 
 
 def train_classifier(
-    run: EvalRun, sets: LabelledSets, transform: BatchTransform, hub: Hub, resume: str | None
+    training: EvalTraining, sets: LabelledSets, transform: BatchTransform, hub: Hub, resume: str | None
 ) -> dict:
     """Train a classifier, keep the best epoch and the last, and test the best. Gives its row of the results."""
-    args, folder, problem = run.arguments, run.folder, sets.problem
-    if resume == "auto" and (row := run.finished_results()):
+    args, folder, problem = training.arguments, training.folder, sets.problem
+    if resume == "auto" and (row := training.finished_results()):
         return row
     accelerator = launch.make_accelerator(folder, args.trackers)
     total_batch, micro_batch = args.total_batch_size, args.per_device_train_batch_size
@@ -153,30 +153,30 @@ def train_classifier(
     # Model and optimizer
     config = model_config(args)
     set_seed(args.seed)
-    encoder = None if run.n_partial is None else args.model_name_or_path
+    encoder = None if training.n_partial is None else args.model_name_or_path
     targets = {"problem_type": problem.problem_type, "target_means": images.labels.float().mean(0)}
-    model = make_classifier(config, encoder, sets.class_names, run.n_partial, accelerator.print, **targets)
+    model = make_classifier(config, encoder, sets.class_names, training.n_partial, accelerator.print, **targets)
     options = {"weight_decay": args.weight_decay, "layer_decay": args.layer_decay}
     optimizer = make_optimizer(args.optimizer, model, betas=(args.adam_beta1, args.adam_beta2), **options)
     tuned, whole = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (False, True))
     model, optimizer = accelerator.prepare(model, optimizer)
 
-    # Schedule and state
-    data, mean, std = sets.train_fingerprint, transform.channel_mean, transform.channel_std
+    # Schedule and run
+    processing = {"mean": transform.channel_mean, "std": transform.channel_std, "white": sets.train.white}
     schedule = Schedule.from_epochs(len(images), **args.schedule_options())
-    state = open_run(
+    run = open_run(
         *(accelerator, model, optimizer, images, schedule, folder),
-        made_with={**args.settings(), **model_settings(config), "data": data, "mean": mean, "std": std},
+        made_with={**args.settings(), **model_settings(config), "data": sets.train_fingerprint, **processing},
         checkpoint=choose_checkpoint(accelerator, folder, resume),
         num_workers=launch.loading_workers(args.dataloader_num_workers),
         after_checkpoint=hub.checkpoint,
         **args.run_options(schedule.updates_per_epoch),
     )
     accelerator.print(
-        f"\n{run.name}: {tuned:,} of {whole:,} parameters, {len(images):,} images, {schedule}, batch "
+        f"\n{training.name}: {tuned:,} of {whole:,} parameters, {len(images):,} images, {schedule}, batch "
         f"{launch.describe_batch(accelerator, total_batch, micro_batch)}, {args.optimizer}, rate {schedule.peak:.3e} "
         f"after {schedule.warmup} updates, {accelerator.mixed_precision} precision on {accelerator.device}"
-        f"{state.start}"
+        f"{run.start}"
     )
     for note in problem_notes(problem, images, args.label_fraction, args.mixup or args.cutmix, config.label_smoothing):
         accelerator.print(f"note       {note}")
@@ -193,28 +193,28 @@ def train_classifier(
             return
         results, _ = evaluate_classifier(accelerator, model, sets, transform, **loading(args))
         values = {f"eval_{key}": value for key, value in results.items() if isinstance(value, float)}
-        state.history.add({"step": update, "epoch": schedule.epoch(update), **values})
+        run.history.add({"step": update, "epoch": schedule.epoch(update), **values})
         accelerator.log(values, step=update)
-        better = state.progress.best is None or problem.score(results) > state.progress.best
+        better = run.progress.best is None or problem.score(results) > run.progress.best
         best = "  (best so far)" if better else ""
         accelerator.print(f"epoch {schedule.epoch(update):g}  {problem.progress(results)}{best}", flush=True)
         if better:
-            state.progress.best = problem.score(results)
+            run.progress.best = problem.score(results)
             save_model(accelerator, model, folder)
 
     launch.init_trackers(accelerator, dataclasses.asdict(args))
-    train(state, loss_of, after_epoch)
+    train(run, loss_of, after_epoch)
     for tracker in accelerator.trackers:
         tracker.finish()
 
     # What the training leaves
     (folder / "last").mkdir(exist_ok=True)
     save_model(accelerator, model, folder / "last")
-    log, name = state.history.read(), sets.train_name
-    training = describe_training(run.n_partial, len(images), args.label_fraction, name)
-    about = {"training": training, "log": log, **schedule.length}
-    row = test_classifier(run.name, str(folder), folder, args, sets, transform, hub, accelerator, **about)
-    row |= {"n_partial": run.n_partial, "images": len(images), "tuned_parameters": tuned}
+    log, name = run.history.read(), sets.train_name
+    sentence = describe_training(training.n_partial, len(images), args.label_fraction, name)
+    about = {"training": sentence, "log": log, **schedule.length}
+    row = test_classifier(training.name, str(folder), folder, args, sets, transform, hub, accelerator, **about)
+    row |= {"n_partial": training.n_partial, "images": len(images), "tuned_parameters": tuned}
     if accelerator.is_main_process:
         last = [entry for entry in log if f"eval_{problem.metric}" in entry][-1]
         row |= {f"last_{problem.metric}": last[f"eval_{problem.metric}"], "epochs": last["epoch"]}
@@ -232,7 +232,7 @@ def test_classifier(
     transform: BatchTransform,
     hub: Hub,
     accelerator: Accelerator,
-    **training,
+    **about,
 ) -> dict:
     """The row `name` of the results: those of the classifier in `checkpoint`. Its card and pictures go to `folder`."""
     model = load_model(EvalNet, checkpoint)
@@ -251,21 +251,21 @@ def test_classifier(
             results=results,
             **sets.about_evaluation,
             predictions=predictions if args.save_predictions else None,
-            **training,
+            **about,
         )
     return {"name": name, **results}
 
 
-def check_training(run: EvalRun, depth: int, sets: LabelledSets, mean: list[float], processes: int) -> None:
+def check_training(training: EvalTraining, depth: int, sets: LabelledSets, mean: list[float], processes: int) -> None:
     """Raise before any long work what the last of several trainings would raise after the others."""
-    args = run.arguments
+    args = training.arguments
     try:
-        check_blocks(run.n_partial, depth)
+        check_blocks(training.n_partial, depth)
         images = training_view(sets.train, mean=mean, **args.view_options())
         order = Order(len(images), args.total_batch_size, args.seed)
         MicroBatches(order, args.per_device_train_batch_size, range(1), num_processes=processes)
     except (ArgumentError, UserError) as error:
-        raise UserError(f"{run.name}: {error}") from None
+        raise UserError(f"{training.name}: {error}") from None
 
 
 def loading(args: EvalArguments) -> dict:

@@ -26,8 +26,9 @@ from modeling_mae.data.sources import load_source
 from modeling_mae.data.statistics import measure_mean_std
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.features import K, frozen_table
+from modeling_mae.evaluation.growth import FeatureGrowth
 from modeling_mae.hub import Hub, local_checkpoint
-from modeling_mae.report.pretraining import describe_model, report_pretraining
+from modeling_mae.report.pretraining import describe_features, describe_model, report_pretraining
 from modeling_mae.report.reconstruction import ReconstructionSheet, save_reconstruction
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform
@@ -37,6 +38,9 @@ from modeling_mae.training.manifest import read_manifest
 from modeling_mae.training.optim import Schedule, make_optimizer
 from modeling_mae.training.run_folder import claim_folder
 from modeling_mae.training.state import load_model, open_run, save_model
+
+
+EVAL_BATCH = 256  # images; without gradients it takes less memory than a training batch of usual size
 
 
 def main(args: PretrainArguments) -> None:
@@ -61,18 +65,22 @@ def main(args: PretrainArguments) -> None:
     main_first = accelerator.main_process_first
     with main_first():
         source = load_source(split=args.train_split, max_samples=args.max_train_samples, **args.source_options())
-    labels = labelled_eval = None
-    if args.knn:
-        options = {"k": K, "main_process_first": main_first, "say": accelerator.print}
-        labels, labelled_eval = labels_for_knn(source, args.eval_split, args.source_options(), **options)
-    options = {"memory_budget": launch.image_memory(), "on_bad_image": args.on_bad_image, "bands": args.bands}
-    open_set = functools.partial(open_images, size=size, num_channels=config.num_channels, **options)
-    images = open_set(source, labels=labels, white=args.white_value or before.get("white"))
+    knn_labels = None
+    if args.knn or args.eval_every_epochs:
+        knn_options = {"k": K, "main_process_first": main_first, "say": accelerator.print}
+        knn_labels = labels_for_knn(source, args.eval_split, args.source_options(), **knn_options)
+    open_options = {"memory_budget": launch.image_memory(), "on_bad_image": args.on_bad_image, "bands": args.bands}
+    open_set = functools.partial(open_images, size=size, num_channels=config.num_channels, **open_options)
+    images = open_set(source, labels=knn_labels and knn_labels.train, white=args.white_value or before.get("white"))
     evaluation = None
-    if labelled_eval:  # the same value is as bright in both sets
-        evaluation = open_set(labelled_eval[0], labels=labelled_eval[1], white=images.white)
-    given, resumed = (args.image_mean, args.image_std), (before.get("mean"), before.get("std"))
-    mean, std = given if args.image_mean else resumed if before else measure_mean_std(images, accelerator.print)
+    if knn_labels:  # the same value is as bright in both sets
+        evaluation = open_set(knn_labels.source, labels=knn_labels.evaluation, white=images.white)
+    if args.image_mean:
+        mean, std = args.image_mean, args.image_std
+    elif before:
+        mean, std = before["mean"], before["std"]
+    else:
+        mean, std = measure_mean_std(images, accelerator.print)
     transform = BatchTransform(mean, std, size).to(accelerator.device)
 
     # Model and optimizer
@@ -119,11 +127,10 @@ def main(args: PretrainArguments) -> None:
         first = (micro * processes + accelerator.process_index) * micro_batch
         return model(pixel_values, noise=noise[first : first + len(pixel_values)]).loss
 
-    shown = images.batch(0, list(range(0, len(images), max(1, len(images) // 8)))[:8])
-    noise = mask_noise(config.mask_type, len(shown["images"]), config.grid, torch.Generator().manual_seed(args.seed))
-    pixel_values, noise = transform(send_to_device(shown, accelerator.device)), noise.to(accelerator.device)
+    picture_batch = images.batch(0, list(range(0, len(images), max(1, len(images) // 8)))[:8])
+    pixel_values = transform(send_to_device(picture_batch, accelerator.device))
     unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
-    reconstructions = ReconstructionSheet(unwrapped, pixel_values, noise, mean, std)
+    reconstructions = ReconstructionSheet(unwrapped, pixel_values, mean, std, args.seed)
 
     def picture(path: Path, update: int) -> None:
         sheet = reconstructions.draw()
@@ -131,13 +138,26 @@ def main(args: PretrainArguments) -> None:
             save_reconstruction(path, sheet)
             launch.log_image(accelerator, "reconstruction", sheet, update)
 
+    options = {"k": K, "batch_size": EVAL_BATCH, "num_workers": workers}
+    growth = FeatureGrowth(accelerator, images, evaluation, transform, **options)
+
+    def look_at_features(epoch: float, update: int) -> None:
+        values = growth.measure(unwrapped.mae.eval()) if update else growth.baselines(config, args.seed)
+        run.history.add({"step": update, "epoch": epoch, **values})
+        accelerator.log(values, step=update)
+        accelerator.print(f"features   epoch {epoch:g}  {describe_features(values)}", flush=True)
+
     def after_epoch(epoch: int, update: int) -> None:
+        if args.eval_every_epochs and (epoch % args.eval_every_epochs == 0 or update == schedule.updates):
+            look_at_features(schedule.epoch(update), update)
         if args.picture_epochs and epoch % args.picture_epochs == 0:
             picture(output_dir / "pictures" / f"reconstruction-epoch-{epoch:04d}.png", update)
 
     launch.init_trackers(accelerator, dataclasses.asdict(args))
+    if args.eval_every_epochs and not run.progress.update:
+        look_at_features(0.0, 0)
     began = time.perf_counter()
-    with hub.training(accelerator):
+    with hub.finishing_uploads(accelerator):
         train(run, loss_of, after_epoch)
     seconds = time.perf_counter() - began
 
@@ -149,9 +169,9 @@ def main(args: PretrainArguments) -> None:
     picture(output_dir / "reconstruction.png", schedule.updates)
     skipped = launch.count_over_processes(accelerator, images.skipped)
     knn = {}
-    if evaluation is not None:
+    if args.knn and evaluation is not None:
         sets = {"train": images, "evaluation": evaluation, "transform": transform}
-        encoder, options = MAEModel.from_pretrained(output_dir), {"batch_size": 256, "num_workers": workers}
+        encoder, options = MAEModel.from_pretrained(output_dir), {"batch_size": EVAL_BATCH, "num_workers": workers}
         rows = frozen_table(accelerator, encoder, **sets, name="trained encoder", seed=args.seed, ks=(K,), **options)
         knn = {row["name"]: row["knn"][K] for row in rows} if main_process else {}
     accelerator.end_training()
@@ -173,7 +193,7 @@ def main(args: PretrainArguments) -> None:
         **launch.hardware(accelerator),
         skipped=skipped,
         knn=knn,
-        knn_split=labelled_eval[2] if labelled_eval else None,
+        knn_split=knn_labels.split if knn else None,
         k=K,
     )
     if not hub.push():

@@ -13,7 +13,7 @@ from .arguments import (
 )
 from .checks import check_blocks
 from .errors import ArgumentError
-from .evaluation import EVAL_CROP_FRACTION, RESULTS, EvalArguments, EvalRun
+from .evaluation import EVAL_CROP_FRACTION, RESULTS, EvalArguments, EvalTraining
 from .model import model_config, model_settings
 from .parsing import parse_arguments
 
@@ -24,7 +24,7 @@ __all__ = [
     "ArgumentError",
     "DataArguments",
     "EvalArguments",
-    "EvalRun",
+    "EvalTraining",
     "ModelArguments",
     "OptimizerArguments",
     "PretrainArguments",

@@ -18,7 +18,8 @@ def option(default: Any, help: str, **kwargs) -> Any:
     return field(**source, metadata={"help": help, **kwargs})
 
 
-# Data, model, mean and deviation are compared themselves: their names and places may differ. The length may change.
+# The options that a resumed run must have the same. Data, model, mean and deviation are not here: their contents are
+# compared, so a moved folder is no change. A run may be made longer.
 DECIDE_THE_WEIGHTS = frozenset(
     "seed total_batch_size base_learning_rate min_learning_rate warmup_epochs weight_decay adam_beta1 adam_beta2 "
     "crop_scale horizontal_flip n_partial label_fraction optimizer layer_decay auto_augment random_erasing mixup "
@@ -186,6 +187,10 @@ class PretrainArguments(RunArguments, OptimizerArguments, DataArguments, ModelAr
     """The arguments of run_pretrain.py."""
 
     picture_epochs: int = option(10, "Epochs between two pictures of reconstructions. 0: only at the end.")
+    eval_every_epochs: int = option(
+        0,
+        "Epochs between two looks at the features: k-NN accuracy if there are labels, and effective rank. 0: none.",
+    )
     knn: bool = option(
         False, "At the end, k-NN accuracy of the features, where there are labels and a split to evaluate on."
     )

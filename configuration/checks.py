@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 
 from .errors import ArgumentError
-from .memory import check_batch, check_training
+from .memory import check_batch, check_training_fits
 from .model import join, model_config, suggest
 
 
@@ -41,7 +41,7 @@ def check_evaluation(args) -> None:
     require(args, "eval_crop_fraction", lambda x: 0 < x <= 1, "a part in (0, 1], as in 0.875")
     require(args, "eval_epochs", lambda x: x >= 1, "a number of epochs, at least 1")
     require(args, "per_device_eval_batch_size", lambda x: x >= 1, "a number of images, at least 1")
-    runs = args.runs()
+    runs = args.trainings()
     for arguments in [run.arguments for run in runs] or [args.resolved(None)]:
         check_model(arguments)
         check_data(arguments)
@@ -83,7 +83,7 @@ def check_model(args, decoder: bool = False) -> None:
         check_batch(config, args.per_device_train_batch_size, "per_device_train_batch_size")
         trained = None if decoder else getattr(args, "n_partial", None)
         if trained is None or config.num_hidden_layers in trained:
-            check_training(config, decoder)
+            check_training_fits(config, decoder)
         channels = config.num_channels
         if args.image_mean is not None and args.image_std is not None and len(args.image_mean) != channels:
             raise ArgumentError(

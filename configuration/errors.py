@@ -1,4 +1,4 @@
-"""The error that a wrong argument is."""
+"""The error for a wrong argument."""
 
 
 class ArgumentError(ValueError):

@@ -149,7 +149,7 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         harmless |= {"per_device_train_batch_size", "per_device_eval_batch_size", "linear_overrides"}
         return [field.name for field in dataclasses.fields(self) if field.name not in harmless]
 
-    def runs(self) -> list["EvalRun"]:
+    def trainings(self) -> list["EvalTraining"]:
         """Every training there is to do. ArgumentError for a wrong linear override."""
         if not self.do_train:
             return []
@@ -160,18 +160,18 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         # One training writes into output_dir itself, several into a folder each.
         folders = [output_dir / name if len(trainings) > 1 else output_dir for name, _ in trainings]
         return [
-            EvalRun(name, folder, value, self.resolved(value))
+            EvalTraining(name, folder, value, self.resolved(value))
             for (name, value), folder in zip(trainings, folders, strict=True)
         ]
 
     def run_folders(self) -> list[Path]:
-        return [run.folder for run in self.runs()]
+        return [run.folder for run in self.trainings()]
 
     def resolved(self, n_partial: float | None) -> "EvalArguments":
         """The arguments of one training, with nothing left open. None: from scratch, all blocks."""
         paper: dict[str, Any] = dict(LINEAR_PROBING if n_partial == 0 else FINE_TUNING)
         if n_partial is None:
-            paper["layer_decay"] = 1.0  # from scratch there are no trained lower blocks to spare
+            paper["layer_decay"] = 1.0  # from scratch, no lower blocks are trained yet that need protection
         values = {name: value for name, value in paper.items() if getattr(self, name) is None}
         overrides = paper["config_overrides"] + self.config_overrides
         if n_partial == 0:
@@ -205,7 +205,7 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
 
 
 @dataclass(frozen=True)
-class EvalRun:
+class EvalTraining:
     """One training of run_eval.py."""
 
     name: str  # n_partial-0, n_partial-0.5, ..., from-scratch

@@ -45,12 +45,12 @@ def machine_memory() -> int | None:
         return memory
 
 
-def check_weights(config) -> None:
+def check_weights_fit(config) -> None:
     """ArgumentError where the weights of the encoder alone do not fit. Also a machine with a GPU has to hold them."""
     _check(config, encoder_parameters(config), WEIGHT_BYTES, "weights")
 
 
-def check_training(config, decoder: bool) -> None:
+def check_training_fits(config, decoder: bool) -> None:
     """ArgumentError where a model that is trained as a whole does not fit, on a machine that trains on its CPU."""
     parameters = encoder_parameters(config) + (decoder_parameters(config) if decoder else 0)
     _check(config, parameters, WEIGHT_BYTES, "weights")

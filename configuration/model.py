@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from .errors import ArgumentError
-from .memory import check_weights
+from .memory import check_weights_fit
 
 
 PRESETS = Path(__file__).parent / "models"
@@ -151,5 +151,5 @@ def model_config(args):
         raise ArgumentError(
             reason if is_ours else f"the configuration of {place!r} does not work: {reason}"
         ) from error
-    check_weights(config)
+    check_weights_fit(config)
     return config

@@ -114,7 +114,7 @@ class Hub:
                 self.checkpoint(next(iter(self.skipped.values())))
 
     @contextmanager
-    def training(self, accelerator: Accelerator):
+    def finishing_uploads(self, accelerator: Accelerator):
         """For the time of training: when it is stopped, the last checkpoint arrives before any process ends."""
         try:
             yield

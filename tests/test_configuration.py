@@ -293,6 +293,7 @@ def test_options_of_the_rooms_are_the_arguments_under_their_names():
         "data_dir": "here",
         "image_column_name": None,
         "cache_dir": "cache",
+        "streaming": False,
     }
     assert args.run_options(updates_per_epoch=11) == {
         "seed": 3,
@@ -329,7 +330,9 @@ def refused_eval(capsys, *words, recipe=None) -> str:
 
 def test_one_training_has_the_output_folder_and_several_have_one_each():
     def trainings(*words):
-        return [(run.name, str(run.folder), run.n_partial) for run in parse_eval("--output_dir", "out", *words).runs()]
+        return [
+            (run.name, str(run.folder), run.n_partial) for run in parse_eval("--output_dir", "out", *words).trainings()
+        ]
 
     assert trainings() == [("n_partial-0", "out", 0)]
     assert trainings("--n_partial", "0.5") == [("n_partial-0.5", "out", 0.5)]
@@ -349,7 +352,7 @@ def test_a_run_leaves_nothing_open():
     by_blocks = """optimizer base_learning_rate min_learning_rate weight_decay layer_decay total_batch_size
         num_train_epochs warmup_epochs auto_augment random_erasing cutmix""".split()
     assert all(getattr(args, name) is None for name in by_blocks)
-    linear, tuned, scratch = (run.arguments for run in args.runs())
+    linear, tuned, scratch = (run.arguments for run in args.trainings())
     for settings, n_partial in ((linear, [0]), (tuned, [1]), (scratch, None)):
         assert settings.n_partial == n_partial and settings.mixup == 0.3  # what is given wins
         assert all(getattr(settings, name) is not None for name in by_blocks)
@@ -375,7 +378,7 @@ def test_linear_overrides_are_for_linear_probing_alone():
           crop_scale: [1.0, 1.0]
           config_overrides: {pooling: mean, drop_path_rate: 0.0}
     """
-    linear, tuned = (run.arguments for run in parse_eval(recipe=recipe).runs())
+    linear, tuned = (run.arguments for run in parse_eval(recipe=recipe).trainings())
     assert (linear.optimizer, linear.base_learning_rate, linear.crop_scale) == ("sgd", 0.3, [1, 1])
     assert (tuned.optimizer, tuned.base_learning_rate, tuned.crop_scale) == ("adamw", 1e-3, [0.6, 1])
     assert (model_config(linear).pooling, model_config(linear).drop_path_rate) == ("mean", 0.0)
@@ -383,7 +386,7 @@ def test_linear_overrides_are_for_linear_probing_alone():
     assert (model_config(tuned).pooling, model_config(tuned).drop_path_rate) == ("mean", 0.2)
     # The command line replaces single keys of it.
     words = ["--linear_overrides", "optimizer=lars", "config_overrides={pooling: cls}"]
-    linear, tuned = (run.arguments for run in parse_eval(*words, recipe=recipe).runs())
+    linear, tuned = (run.arguments for run in parse_eval(*words, recipe=recipe).trainings())
     assert (linear.optimizer, linear.base_learning_rate, tuned.optimizer) == ("lars", 0.3, "adamw")
     assert model_config(linear).pooling == "cls"
 
@@ -453,7 +456,7 @@ def test_every_evaluation_recipe_works(recipe):
     args = parse_arguments(EvalArguments, [str(recipe)])
     assert args.dataset_name == of_pretraining.dataset_name
     only_differences(recipe, args, EvalArguments())
-    for run in args.runs():
+    for run in args.trainings():
         n_partial, settings = run.n_partial, run.arguments
         config = model_config(settings)
         with torch.device("meta"):
@@ -495,7 +498,7 @@ def test_imagenet_recipes_are_the_published_settings(name):
     pretraining = Path(yaml.safe_load(file.read_text())["model_name_or_path"])
     model_config(parse(str(RECIPES / f"{pretraining.name}.yaml"))).save_pretrained(pretraining)
     args = parse_arguments(EvalArguments, [str(file)])
-    (run,) = args.runs()
+    (run,) = args.trainings()
     settings = run.arguments
     config = model_config(settings)
     rates = (settings.base_learning_rate, settings.layer_decay, config.drop_path_rate, settings.num_train_epochs)

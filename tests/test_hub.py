@@ -210,7 +210,7 @@ def test_the_newest_checkpoint_arrives_in_the_background(server, folder, stopped
     if stopped:
         waited = []
         accelerator = SimpleNamespace(wait_for_everyone=lambda: waited.append(True))
-        with pytest.raises(TrainingStopped), hub.training(accelerator):
+        with pytest.raises(TrainingStopped), hub.finishing_uploads(accelerator):
             raise TrainingStopped("stopped by SIGTERM", code=143)
         assert waited
     else:

@@ -1,7 +1,4 @@
-"""`Images`, the one interface to a set of images, and its kinds: in memory, from files.
-
-A new kind of source is one class here and one branch in `sources.py`.
-"""
+"""`Images`, the one interface to a set of images, and its kinds: in memory, from files, streamed."""
 
 import copy
 import sys

@@ -82,6 +82,16 @@ def matching_labels(
     return labels, eval_source, split, eval_labels, class_names
 
 
+@dataclass
+class KnnLabels:
+    """Class numbers of the training images ``(images,)``, and the source to evaluate on with its own."""
+
+    train: np.ndarray
+    source: Source
+    evaluation: np.ndarray
+    split: str
+
+
 def labels_for_knn(
     source: Source,
     eval_split: str | None,
@@ -90,10 +100,8 @@ def labels_for_knn(
     k: int,
     main_process_first: Callable[[], AbstractContextManager],
     say: Callable[[str], None],
-) -> tuple[np.ndarray | None, tuple[Source, np.ndarray, str] | None]:
-    """(class numbers of the training images, (source, class numbers, split) to evaluate on) for a k-NN accuracy.
-
-    Where there can be no accuracy, `say` prints the reason, and both are None.
+) -> KnnLabels | None:
+    """What a k-NN accuracy needs. If there can be none, `say` prints the reason.
 
     Raises:
         NoSplit: there is no `eval_split`.
@@ -107,12 +115,12 @@ def labels_for_knn(
         if len(source) < k:
             raise UserError(f"{len(source)} training images are fewer than k = {k}")
         labels, eval_source, split, eval_labels, _ = matching_labels(source, load_eval)
-        return labels, (eval_source, eval_labels, split)
+        return KnnLabels(labels, eval_source, eval_labels, split)
     except UserError as reason:
         if eval_split and isinstance(reason, NoSplit):
             raise
         say(f"no k-NN accuracy: {reason}")
-        return None, None
+        return None
 
 
 def load_labelled_sets(

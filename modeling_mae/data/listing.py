@@ -105,7 +105,7 @@ def list_folder(folder: str | os.PathLike) -> Listing:
 
 def _sort_in(entry: os.DirEntry, path: str, reason: str, listing: Listing, below: list, endings: frozenset) -> None:
     """Put one entry of a folder where it belongs."""
-    # Links to folders are not followed, as they may lead round in a circle, but for a split at the top.
+    # Links to folders can form a circle, so they are not followed, except a split at the top.
     is_folder = entry.is_dir(follow_symlinks="/" not in path and split_of(entry.name) is not None)
     if entry.name.startswith("."):
         reason = "hidden"

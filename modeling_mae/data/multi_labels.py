@@ -20,7 +20,7 @@ def read_class_lists(source: Source, feature, known_names: list[str] | None) -> 
     """(0 and 1 ``(images, classes)`` float32, class names) of a column of lists.
 
     A list holds an image's classes, as numbers or names; it may be empty. Or it holds 0 or 1 (false or true) for each
-    class: so are lists of one length understood that hold nothing else.
+    class: lists of one length that hold only 0 and 1 are read this way.
 
     Raises:
         UserError: a column that does not hold such lists, an image without a list, no image with a class, or a class
@@ -51,7 +51,7 @@ def _are_vectors(lists: list[list], kind: str, known_names: list[str] | None) ->
     lengths = {len(row) for row in lists}
     if len(lengths) != 1 or not all(value in (0, 1) for row in lists for value in row):
         return False
-    # One number an image is its class. Two classes of two have no reason to be written down for every image.
+    # One number an image is its class. If every image had both of two classes, nobody would write them down.
     (length,) = lengths
     return length > 1 if known_names is None else length == len(known_names)
 

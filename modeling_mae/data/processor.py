@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from transformers import AutoImageProcessor, BitImageProcessor, ViTImageProcessor
 
 from ..image_processing_mae import MAEImageProcessor
+from .bit_depth import WHITE
 
 
-WHITE = 255  # of files with 8 bits a channel
 BICUBIC = 3  # of PIL's resampling filters
 
 

@@ -64,8 +64,8 @@ def load_source(
 ) -> Source:
     """One split of `data_dir` (a folder) or `dataset_name` (a known name or a Hub id); the bundled images by default.
 
-    `exact_split`: of two folders that are spelled as the same split, take the one that is named just so. `listing`: of
-    `data_dir`, where it was listed before.
+    `exact_split`: if two folders mean the same split (`val`, `validation`), take the one with exactly this name.
+    `listing`: of `data_dir`, if it was listed before.
 
     Raises:
         NoSplit: the data set has no such split.

@@ -69,12 +69,12 @@ def training_view(
 def problem_notes(
     problem: Problem, images: Images, label_fraction: float, mixes: float, label_smoothing: float
 ) -> list[str]:
-    """What a training for labels other than one class an image does otherwise, for people."""
+    """Notes for the user: what differs when an image has several labels, or numbers."""
     notes = []
     if problem.problem_type == SINGLE_LABEL:
         return notes
     if label_fraction < 1:
-        notes.append(f"label_fraction {label_fraction:g}: a random part, without classes of one an image to balance")
+        notes.append(f"label_fraction {label_fraction:g}: a random part, as there are no single classes to balance")
     if mixes:
         notes.append("mixup and cutmix mix the labels in the shares of the images; --mixup 0 --cutmix 0 ends that")
     if label_smoothing:
@@ -101,9 +101,9 @@ def make_classifier(
     """An EvalNet for `class_names` that trains `n_partial` blocks: with the encoder of `checkpoint`, or from scratch
     where that is None. `n_partial` None: all blocks.
 
-    The head starts anew where the checkpoint's classifier has other classes, also where it has as many of them, or is
-    for another problem. A new head of a regression begins at `target_means (targets,)`: rates that suit the rest of
-    the model would take long to get there.
+    The head starts anew if the classes or the problem differ, even if the number of classes is the same. A new head of
+    a regression begins at `target_means (targets,)`: rates that suit the rest of the model would take long to get
+    there.
     """
     checkpoint_names = [config.id2label[i] for i in range(config.num_labels)]
     other_classes = checkpoint_names != class_names or (config.problem_type or SINGLE_LABEL) != problem_type

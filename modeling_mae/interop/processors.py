@@ -14,8 +14,8 @@ GRAY_NOTE = (
 def transformers_processor(processor, num_channels: int) -> tuple[object | None, str | None]:
     """(one of transformers' own processors that does what `processor` does, a note for the user), either may be None.
 
-    Ours is for images that are not RGB. transformers' take gray images as they are; other numbers of channels none of
-    them takes for sure.
+    Ours is for images that are not RGB. transformers' take gray images as they are; none of them is sure to take
+    another number of channels.
     """
     if processor is None:
         return None, "no image processor: the source has none"

@@ -9,15 +9,31 @@ from ..problems import PROBLEMS, SINGLE_LABEL, Problem
 from .figures import save_figure
 
 
-def loss_curve(path: Path, log_history: list[dict]) -> None:
-    """Loss and learning rate against epochs. The learning rate has its own axis."""
+BEGINNING = 0.1  # of a run: its losses are far above all others, and would flatten the rest of the curve
+
+
+def loss_curve(path: Path, log_history: list[dict], *, normalised: bool = False) -> None:
+    """Loss and learning rate against epochs. The learning rate has its own axis.
+
+    The loss's axis leaves out what only the beginning reaches. With `normalised` patches a line at 1 shows the loss of
+    predicting each patch's mean.
+    """
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.subplots()
+    log_history = [entry for entry in log_history if "loss" in entry]
     epochs = [entry["epoch"] for entry in log_history]
     losses = [entry["loss"] for entry in log_history]
     rates = [entry["learning_rate"] for entry in log_history]
     axes.plot(epochs, losses, color="tab:blue")
     axes.set(xlabel="epoch", ylabel="loss on masked patches")
+    later = losses[int(BEGINNING * len(losses)) :]
+    margin = 0.05 * (max(later) - min(later)) or 0.05 * abs(later[0]) or 0.05
+    low, high = min(later) - margin, max(later) + margin
+    axes.set_ylim(low, high)
+    if normalised:
+        place = "" if low < 1 < high else " (above)" if high <= 1 else " (below)"
+        axes.axhline(1, color="tab:red", linestyle=":", linewidth=1, label=f"loss of the patch's mean: 1{place}")
+        axes.legend(loc="upper right", fontsize="small")
     axes.grid(alpha=0.3)
     rate_axes = axes.twinx()
     rate_axes.plot(epochs, rates, color="tab:gray", linestyle="--", linewidth=1)
@@ -25,9 +41,33 @@ def loss_curve(path: Path, log_history: list[dict]) -> None:
     save_figure(figure, path)
 
 
+def features_curve(path: Path, log_history: list[dict], k: int) -> None:
+    """k-NN accuracy (`k` neighbours) of the features against epochs, over raw pixels and the untrained encoder, and
+    their effective rank on an axis of its own. Entries as `FeatureGrowth` measures them."""
+    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    baselines = log_history[0]
+    accuracies = [(entry["epoch"], 100 * entry["knn"]) for entry in log_history if "knn" in entry]
+    ranks = [(entry["epoch"], entry["rank"]) for entry in log_history if "rank" in entry]
+    axes.set_xlabel("epoch")
+    axes.grid(alpha=0.3)
+    rank_axes = axes
+    if accuracies:
+        axes.plot(*_columns(accuracies), color="tab:blue", marker=".")
+        axes.set_ylabel(f"k-NN accuracy, k = {k} (%)")
+        for key, title in (("knn_raw_pixels", "raw pixels"), ("knn_untrained", "untrained encoder")):
+            if key in baselines:
+                axes.axhline(100 * baselines[key], color="tab:gray", linestyle=":", linewidth=1)
+                axes.annotate(title, (0.01, 100 * baselines[key]), xycoords=("axes fraction", "data"), size="small")
+        rank_axes = axes.twinx()
+    rank_axes.plot(*_columns(ranks), color="tab:orange", linestyle="--")
+    rank_axes.set_ylabel("effective rank (dashed)")
+    save_figure(figure, path)
+
+
 def training_curve(path: Path, log_history: list[dict], problem: Problem = PROBLEMS[SINGLE_LABEL]) -> None:
-    """Training loss and accuracy on the evaluation images against epochs. The accuracy, or what else the problem goes
-    by, has its own axis."""
+    """Training loss and accuracy on the evaluation images against epochs. The accuracy, or the
+    problem's own metric, has its own axis."""
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.subplots()
     losses = [(entry["epoch"], entry["loss"]) for entry in log_history if "loss" in entry]
@@ -59,7 +99,7 @@ def partial_curve(
 ) -> None:
     """Accuracy against the number of tuned blocks (the paper's Figure 9).
 
-    `accuracies` is {tuned blocks: accuracy in 0..1, or what else the problem goes by}. `from_scratch`, that of
+    `accuracies` is {tuned blocks: accuracy in 0..1, or the problem's own metric}. `from_scratch`, that of
     training from scratch, is drawn as a horizontal line."""
     figure = Figure(figsize=(6, 4), dpi=120, layout="constrained")
     axes = figure.subplots()

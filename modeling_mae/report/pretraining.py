@@ -1,10 +1,11 @@
 """What pre-training leaves beside the model: its settings, log, loss curve, k-NN accuracies and card."""
 
+import math
 from pathlib import Path
 
 from ..files import write_json
 from .cards import write_pretraining_card
-from .charts import loss_curve
+from .charts import features_curve, loss_curve
 from .run import write_run
 
 
@@ -16,6 +17,16 @@ def describe_model(config, parameters: int) -> str:
         f"{config.decoder_hidden_size} decoder, {parameters / 1e6:.3g} M parameters, patches of {patch} in {image} "
         f"pixels, {config.num_channels} channel{'s' if config.num_channels > 1 else ''}"
     )
+
+
+def describe_features(values: dict[str, float]) -> str:
+    """What `FeatureGrowth` has measured, in a line."""
+    figures = []
+    for name, value in values.items():
+        number = f"{100 * value:.1f} %" if name.startswith("knn") and value <= 1 else f"{value:.1f}"
+        if name != "knn_images":
+            figures.append(f"{name.replace('_', ' ').replace('knn', 'k-NN')} {number}")
+    return "  ".join(figures)
 
 
 def report_pretraining(
@@ -42,17 +53,21 @@ def report_pretraining(
     k: int,
 ) -> None:
     """Writes arguments.json, trainer_state.json, loss.png, knn.json and README.md, and prints the results.
+    features.png is written where `log` has entries of `FeatureGrowth`.
 
     `repo_id` is the Hub repository that users load the model from, None if there is none. `log` has one entry for
     each reading of the loss. `skipped` of the `images` could not be decoded. `knn` is the accuracy in 0..1 of each
     kind of features, with `k` neighbours; it is empty if there is no k-NN evaluation, and then there is no knn.json.
     """
     write_run(output_dir, arguments=arguments, updates=updates, updates_per_epoch=updates_per_epoch, log=log)
-    loss_curve(output_dir / "loss.png", log)
+    loss_curve(output_dir / "loss.png", log, normalised=normalised)
+    growth = [entry for entry in log if "rank" in entry or "rank_untrained" in entry]
+    if growth:
+        features_curve(output_dir / "features.png", growth, k)
     if knn:
         write_json(output_dir / "knn.json", knn)
     results = {
-        "final loss": f"{log[-1]['loss']:.4f}",
+        "final loss": f"{[entry['loss'] for entry in log if 'loss' in entry][-1]:.4f}",
         "updates": f"{updates:,}",
         "time": f"{seconds / 60:.1f} minutes on {processes} x {device_type}",
         "precision": precision,
@@ -75,6 +90,33 @@ def report_pretraining(
         repo_id=repo_id,
     )
     _print_results(output_dir, images, skipped, knn)
+    if growth:
+        print(f"features   {judge_growth(growth)}: {output_dir / 'features.png'}")
+
+
+def judge_growth(log: list[dict]) -> str:
+    """What the entries of `FeatureGrowth` say: since when the features beat raw pixels, and whether they still grow.
+
+    A difference counts where it is larger than a standard error of an accuracy on so many images.
+    """
+    baselines, entries = log[0], [entry for entry in log if "knn" in entry]
+    if not entries:
+        ranks = [entry["rank"] for entry in log if "rank" in entry]
+        return f"effective rank {baselines.get('rank_untrained', ranks[0]):.1f} untrained, {ranks[-1]:.1f} now"
+    last, raw = entries[-1]["knn"], baselines.get("knn_raw_pixels")
+    error = math.sqrt(last * (1 - last) / baselines["knn_images"])
+    sentence = f"k-NN accuracy {100 * last:.1f} %"
+    if raw is not None:
+        behind = [entry["epoch"] for entry in entries if entry["knn"] <= raw]
+        ahead = [entry["epoch"] for entry in entries if not behind or entry["epoch"] > behind[-1]]
+        beats = f"beat raw pixels ({100 * raw:.1f} %) since epoch {ahead[0]:g}" if ahead else ""
+        sentence = f"{sentence}, features {beats or f'do not beat raw pixels ({100 * raw:.1f} %)'}"
+    if len(entries) < 2:
+        return sentence
+    earlier = entries[: max(1, 3 * len(entries) // 4)]  # a last quarter that brings nothing is a plateau
+    if last > max(entry["knn"] for entry in earlier) + error:
+        return f"{sentence}; still rising: longer training will help"
+    return f"{sentence}; no longer rising: longer training at these settings will bring little"
 
 
 def _print_results(output_dir: Path, images: int, skipped: int, knn: dict[str, float]) -> None:

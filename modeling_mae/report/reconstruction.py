@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from ..masking_mae import mask_noise
 from .figures import save_figure
 
 
@@ -33,14 +34,16 @@ class ReconstructionSheet:
 
     model: torch.nn.Module  # not wrapped; on every process, as a sharded model needs all of them
     pixel_values: torch.Tensor  # (images, channels, height, width), normalised
-    noise: torch.Tensor  # (images, patches)
     mean: list[float]
     std: list[float]
+    seed: int  # of the masks
 
     def draw(self) -> torch.Tensor:
         """``(height, width, 3)`` uint8, as `reconstruction_grid` gives it."""
-        reconstruction, mask = reconstruct_images(self.model, self.pixel_values, self.noise)
-        grid = self.model.config.grid
+        config, generator = self.model.config, torch.Generator().manual_seed(self.seed)
+        noise = mask_noise(config.mask_type, len(self.pixel_values), config.grid, generator)  # (images, patches)
+        noise, grid = noise.to(self.pixel_values.device), config.grid
+        reconstruction, mask = reconstruct_images(self.model, self.pixel_values, noise)
         return reconstruction_grid(self.pixel_values, mask, reconstruction, self.mean, self.std, grid)
 
 

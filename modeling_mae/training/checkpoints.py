@@ -23,7 +23,7 @@ class Progress:
     """What a checkpoint keeps beside model, optimizer and random states, as JSON."""
 
     update: int = 0  # updates done
-    epoch: int = 0  # epochs whose end has been attended to
+    epoch: int = 0  # epochs for which `after_epoch` has run
     best: float | None = None  # the best epoch's score
     losses: list[float] = field(default_factory=list)  # read from the device, but not logged yet
 
@@ -107,7 +107,7 @@ class Checkpoints:
         )
 
     def remove_after(self, update: int) -> None:
-        """Remove the checkpoints of a course that is given up: the newest must be of the present one."""
+        """Remove checkpoints later than `update`: this run will write its own, and the newest must be one of them."""
         later = [path for path in checkpoints_in(self.folder) if checkpoint_update(path) > update]
         if later and self.accelerator.is_main_process:
             print(f"removed    {', '.join(path.name for path in later)}: going on from update {update}")

@@ -109,8 +109,8 @@ def make_accelerator(folder: Path, trackers: list[str]) -> Accelerator:
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != accelerator.num_processes:
         raise UserError(
-            f"the launcher has started {started} processes, and each of them believes to be one of "
-            f"{accelerator.num_processes}: on CPUs, set ACCELERATE_USE_CPU=true before `accelerate launch`"
+            f"the launcher has started {started} processes, but each sees {accelerator.num_processes} in all: "
+            "on CPUs, set ACCELERATE_USE_CPU=true before `accelerate launch`"
         )
     plugin = accelerator.state.fsdp_plugin if accelerator.distributed_type == DistributedType.FSDP else None
     if plugin is not None and "FULL" not in str(plugin.state_dict_type):

@@ -79,7 +79,7 @@ def train(
         epoch = math.ceil(schedule.epoch(progress.update))
         due = progress.update % schedule.updates_per_epoch == 0 or progress.update == schedule.updates
         if due and epoch > progress.epoch:
-            check_weights(run)
+            check_finite(run)
             after_epoch(epoch, progress.update)
             progress.epoch = epoch
             model.train()
@@ -113,7 +113,7 @@ def train(
                     end_epoch()
                 if done % run.checkpointing_steps == 0 or last or signal_number:
                     read_losses(run, unread)
-                    check_weights(run)
+                    check_finite(run)
                     folder = run.checkpoints.save(progress)
                     run.after_checkpoint(folder)
                     if signal_number:
@@ -167,7 +167,7 @@ def log_entry(run: Run, display: Display) -> None:
     run.accelerator.log(values, step=progress.update)
 
 
-def check_weights(run: Run) -> None:
+def check_finite(run: Run) -> None:
     # A finite loss can leave weights that are not. These must not become the newest checkpoint.
     norms = torch.stack(torch._foreach_norm(local_tensors(run.model)))
     if run.accelerator.reduce((~torch.isfinite(norms)).sum(), "sum"):

@@ -24,7 +24,7 @@ FILES = re.compile(rf"model[\w.-]*\.safetensors|model\.safetensors\.index\.json|
 
 # What a run is made with, and may change between two sittings: the weights stay those of an uninterrupted run, or, for
 # a longer schedule, `describe_new_length` says what happens.
-INEXACT = {"processes", "versions", "schedule"}
+MAY_CHANGE = {"processes", "versions", "schedule"}
 
 
 def checkpoint_name(update: int) -> str:
@@ -137,7 +137,7 @@ def check_changes(checkpoint: Path, made_with: dict, allow_changes: bool) -> lis
     """
     before, changes = read_manifest(checkpoint)["made_with"], []
     made_with = json.loads(json.dumps(made_with))
-    for key in sorted({*before, *made_with} - INEXACT):
+    for key in sorted({*before, *made_with} - MAY_CHANGE):
         if before.get(key) != made_with.get(key):
             changes.append(f"{key} {_short(before.get(key))} -> {_short(made_with.get(key))}")
     if changes and not allow_changes:

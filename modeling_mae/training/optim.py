@@ -10,8 +10,8 @@ from torch import nn
 
 
 LARS_TRUST = 0.001  # the paper's LARS (Table 10; arXiv 1708.03888)
-# LARS leaves biases as they are, and the rate of 6.4 is beyond where their squared error converges. The bias of
-# a regression's new head has not far to go: it begins at the mean of the targets.
+# LARS does not adapt the rate of biases. At a rate of 6.4 the squared error of a regression's bias diverges. It starts
+# at the mean of the targets, so a small rate is enough.
 REGRESSION_BIAS_SCALE = 0.05
 MOMENTUM = 0.9  # of LARS and of SGD (Table 10)
 RATE_BATCH = 256  # base learning rates are those of 256 images an update (Section A.1)

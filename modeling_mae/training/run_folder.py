@@ -22,8 +22,8 @@ MARK = ".mae_run.json"  # says that a run of ours writes here; the lock is on th
 WRITTEN = (
     ".partial-* last tensorboard pictures history.jsonl trainer_state.json arguments.json knn.json results.json "
     "results.txt eval_results.json config.json preprocessor_config.json model*.safetensors "
-    "model.safetensors.index.json README.md loss.png reconstruction.png training.png confusion.png partial.png "
-    "predictions.parquet configuration_mae.py masking_mae.py modeling_mae.py image_processing_mae.py"
+    "model.safetensors.index.json README.md loss.png features.png reconstruction.png training.png confusion.png "
+    "partial.png predictions.parquet configuration_mae.py masking_mae.py modeling_mae.py image_processing_mae.py"
 ).split()
 
 

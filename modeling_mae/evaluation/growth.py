@@ -1,0 +1,90 @@
+"""How features grow while a model pre-trains: k-NN accuracy and effective rank, on a sample of the images."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ..data.images import Images
+from ..modeling_mae import MAEModel
+from .features import RAW_PIXELS_LIMIT, features_of, knn_accuracies
+from .metrics import compute_over
+
+
+TRAIN_SAMPLE, EVAL_SAMPLE = 20_000, 5_000  # images, evenly spaced: enough for a curve, and quick
+
+
+def effective_rank(features: torch.Tensor) -> float:
+    """RankMe of ``features (images, width)``: how many directions they use, 1 ... width (arXiv 2210.02885).
+
+    It is exp(entropy) of the singular values' shares. It needs no labels. Features that have collapsed have a low one.
+    """
+    values = torch.linalg.svdvals(features.double())
+    shares = values / values.sum()
+    return float(torch.special.entr(shares).sum().exp())
+
+
+class FeatureGrowth:
+    """Measures the features of a model in training, always on the same images.
+
+    `train` are the images to compare with. `evaluation` are those whose class is guessed, None where there are no
+    labels: then there is only the rank. Values are on the main process; the others get nothing.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        train: Images,
+        evaluation: Images | None,
+        transform: Callable[[dict], torch.Tensor],
+        *,
+        k: int,
+        batch_size: int,
+        num_workers: int,
+    ):
+        self.accelerator, self.transform, self.k = accelerator, transform, k
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.train = _sample(train, TRAIN_SAMPLE)
+        self.evaluation = _sample(evaluation, EVAL_SAMPLE) if evaluation is not None else None
+
+    def baselines(self, config, seed: int) -> dict[str, float]:
+        """`knn_raw_pixels`, `knn_untrained` and `rank_untrained` of a model from `seed`; accuracies are in 0..1. Also
+        `knn_images`, the number of images whose class is guessed."""
+        torch.manual_seed(seed)
+        untrained = MAEModel(config).to(self.accelerator.device).eval()
+        values = {f"{key}_untrained": value for key, value in self.measure(untrained).items()}
+        pixels = len(self.train) * config.num_patches * config.patch_dim * 4  # bytes
+        if self.evaluation is not None and pixels < RAW_PIXELS_LIMIT:
+            raw = self.measure(nn.Flatten(), rank=False)
+            values |= {f"{key}_raw_pixels": value for key, value in raw.items()}
+        if values and self.evaluation is not None:
+            values["knn_images"] = len(self.evaluation)
+        return values
+
+    def measure(self, encoder: nn.Module, rank: bool = True) -> dict[str, float]:
+        """`knn` (accuracy in 0..1, where there are labels) and `rank` of the encoder's features."""
+        encode = features_of(encoder)
+
+        def compute(batch: dict) -> dict[str, torch.Tensor]:
+            labels = {key: batch[key] for key in ("labels",) if key in batch}
+            return {"features": encode(self.transform(batch)).float(), **labels}
+
+        sets = [images for images in (self.train, self.evaluation) if images is not None]
+        arrays = [compute_over(self.accelerator, part, self.batch_size, self.num_workers, compute) for part in sets]
+        if not self.accelerator.is_main_process:
+            return {}
+        tensors = [torch.from_numpy(part[key]) for part in arrays for key in ("features", "labels") if key in part]
+        values = {}
+        if self.evaluation is not None:
+            values["knn"] = knn_accuracies(*tensors, (self.k,), device=self.accelerator.device)[self.k]
+        if rank:
+            values["rank"] = effective_rank(tensors[0])
+        return values
+
+
+def _sample(images: Images, count: int) -> Images:
+    if len(images) <= count:
+        return images
+    return images.view(rows=np.linspace(0, len(images) - 1, count).astype(int))
