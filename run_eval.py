@@ -27,7 +27,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from modeling_mae import EvalNet, MAEConfig, MAEModel
+from modeling_mae import EvalNet, MAEConfig
 from modeling_mae.data.images import measure_mean_std
 from modeling_mae.data.labelled_sets import LabelledSets, load_labelled_sets
 from modeling_mae.data.order import MicroBatches, Order, split_batch
@@ -41,7 +41,7 @@ from modeling_mae.evaluation.classifier import (
     problem_notes,
     training_view,
 )
-from modeling_mae.evaluation.features import K, frozen_table
+from modeling_mae.evaluation.features import K, frozen_encoder, frozen_table
 from modeling_mae.files import write_json
 from modeling_mae.hub import LOG_AND_BEST, Hub, local_checkpoint
 from modeling_mae.report.evaluation import describe_training, report_evaluation, report_training
@@ -82,7 +82,7 @@ def main(args: EvalArguments) -> None:
     # Frozen features, the checkpoint as it is, and every training
     rows = []
     if args.knn:
-        encoder = load_model(MAEModel, args.model_name_or_path, config=config)
+        encoder = frozen_encoder(args.model_name_or_path, config, accelerator.print)
         options = {"name": "pre-trained encoder", "seed": args.seed, "logistic": True, **loading(args)}
         options["problem_type"] = sets.problem.problem_type
         rows += frozen_table(accelerator, encoder, sets.train, sets.evaluation, transform, **options)
@@ -191,13 +191,12 @@ def train_classifier(
     (folder / "last").mkdir(exist_ok=True)
     save_model(accelerator, model, folder / "last")
     log = state.history.read()
-    training = describe_training(
-        n_partial=run.n_partial, images=len(images), label_fraction=args.label_fraction, source_name=sets.train_name
-    )
+    source = {"images": len(images), "label_fraction": args.label_fraction, "source_name": sets.train_name}
+    training = describe_training(n_partial=run.n_partial, pooling=config.pooling, **source)
     length = {"updates": schedule.updates, "updates_per_epoch": schedule.updates_per_epoch}
     options = {"training": training, "log": log, **length}
     row = test_classifier(run.name, args, sets, transform, accelerator, hub, str(folder), folder, **options)
-    row |= {"n_partial": run.n_partial, "images": len(images), "tuned_parameters": tuned}
+    row |= {"n_partial": run.n_partial, "pooling": config.pooling, "images": len(images), "tuned_parameters": tuned}
     if accelerator.is_main_process:
         last = [entry for entry in log if f"eval_{problem.metric}" in entry][-1]
         row |= {f"last_{problem.metric}": last[f"eval_{problem.metric}"], "epochs": last["epoch"]}

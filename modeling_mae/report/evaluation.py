@@ -64,15 +64,18 @@ def report_training(
     )
 
 
-def describe_training(*, n_partial: float | None, images: int, label_fraction: float, source_name: str) -> str:
+def describe_training(
+    *, n_partial: float | None, images: int, label_fraction: float, source_name: str, pooling: str = "mean"
+) -> str:
     """A sentence for the card: what was trained, and on which images.
 
-    `n_partial` is the number of blocks tuned, None if the classifier was trained from scratch."""
+    `n_partial` is the number of blocks tuned, None if the classifier was trained from scratch. `pooling` is that of
+    its MAEConfig."""
     share = f", {100 * label_fraction:g}% of all" if label_fraction < 1 else ""
     if n_partial is None:
         how = "from scratch, with all blocks"
     elif n_partial == 0:
-        how = "by linear probing"
+        how = f"by {_probe(pooling)}"
     else:
         how = f"with {n_partial:g} block{'' if n_partial == 1 else 's'} tuned"
     return f"Trained {how}, on {images:,} images of {source_name}{share}."
@@ -150,7 +153,7 @@ def report_evaluation(
 def results_table(rows: list[dict], *, k: int, problem: Problem = PROBLEMS[SINGLE_LABEL]) -> str:
     """The rows as text, parts of 1 in %. Columns that no row fills are left out.
 
-    A row has a "name" and, where they apply, "n_partial" (blocks tuned), "images", "knn" ({k: accuracy}),
+    A row has a "name" and, where they apply, "n_partial" (blocks tuned), "pooling", "images", "knn" ({k: accuracy}),
     "logistic_regression" or "ridge_regression", "accuracy" and "last_accuracy"; of other problems than one class an
     image, their metric in place of the accuracy, and their other figures."""
     lines = [["", "images", f"k-NN ({k})", *problem.columns.values(), "last epoch"]]
@@ -172,4 +175,8 @@ def _row_title(row: dict) -> str:
     n_partial = row.get("n_partial")
     if n_partial is None:
         return row["name"]
-    return "linear probing" if n_partial == 0 else f"fine-tuned blocks: {n_partial:g}"
+    return _probe(row.get("pooling")) if n_partial == 0 else f"fine-tuned blocks: {n_partial:g}"
+
+
+def _probe(pooling: str | None) -> str:
+    return "attentive probing" if pooling == "attention" else "linear probing"
