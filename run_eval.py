@@ -219,7 +219,9 @@ def test_classifier(
     """The row `name` of the results: those of the classifier in `checkpoint`. Its card and pictures go to `folder`."""
     model = load_model(EvalNet, checkpoint)
     prepared = accelerator.prepare_model(model, evaluation_mode=True)
-    results, predictions = evaluate_classifier(accelerator, prepared, sets, transform, **loading(args))
+    results, predictions = evaluate_classifier(
+        accelerator, prepared, sets, transform, with_auroc=True, **loading(args)
+    )
     if accelerator.is_main_process:
         channels, mean, std = model.config.num_channels, transform.channel_mean, transform.channel_std
         options = {"crop_fraction": sets.evaluation.crop.fraction, "white": sets.evaluation.white}

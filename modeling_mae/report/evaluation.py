@@ -155,10 +155,12 @@ def results_table(rows: list[dict], *, k: int, problem: Problem = PROBLEMS[SINGL
 
     A row has a "name" and, where they apply, "n_partial" (blocks tuned), "pooling", "images", "knn" ({k: accuracy}),
     "logistic_regression" or "ridge_regression", "accuracy" and "last_accuracy"; of other problems than one class an
-    image, their metric in place of the accuracy, and their other figures."""
-    lines = [["", "images", f"k-NN ({k})", *problem.columns.values(), "last epoch"]]
+    image, their metric in place of the accuracy, and their other figures. Where the largest class to evaluate on has
+    more than twice the images of the smallest, the problem's `imbalanced_columns` are there too."""
+    columns = problem.columns | (problem.imbalanced_columns if any(map(_is_imbalanced, rows)) else {})
+    lines = [["", "images", f"k-NN ({k})", *columns.values(), "last epoch"]]
     for row in rows:
-        values = [row.get("knn", {}).get(k), *map(row.get, problem.columns), row.get(f"last_{problem.metric}")]
+        values = [row.get("knn", {}).get(k), *map(row.get, columns), row.get(f"last_{problem.metric}")]
         images = f"{row['images']:,}" if "images" in row else ""
         lines.append([_row_title(row), images, *map(problem.shown, values)])
     titles, *columns = zip(*lines, strict=True)
@@ -169,6 +171,12 @@ def results_table(rows: list[dict], *, k: int, problem: Problem = PROBLEMS[SINGL
         width = max(map(len, column))
         text = [f"{line}  {cell.rjust(width)}" for line, cell in zip(text, column, strict=True)]
     return "\n".join(text)
+
+
+def _is_imbalanced(row: dict) -> bool:
+    counts = [sum(counts_of_class) for counts_of_class in row.get("confusion_matrix", [])]
+    present = [count for count in counts if count]
+    return bool(present) and max(present) > 2 * min(present)
 
 
 def _row_title(row: dict) -> str:
