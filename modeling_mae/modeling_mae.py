@@ -363,19 +363,20 @@ class MAEAttentionPooling(nn.Module):
     def __init__(self, config: MAEConfig):
         super().__init__()
         self.heads = config.num_pooling_heads
-        self.queries = nn.Parameter(torch.zeros(1, config.num_pooling_queries, config.hidden_size))
+        # Of two dimensions, like the weights of a linear layer, which they are: decay and LARS treat them as such.
+        self.queries = nn.Parameter(torch.zeros(config.num_pooling_queries, config.hidden_size))
         self.value = MAEPoolingValue(config.hidden_size, config.hidden_size)
 
     def weights(self, tokens: torch.Tensor) -> torch.Tensor:
         """How much each query takes of each token, ``(batch, heads, queries, tokens)``; they sum to 1 over the tokens.
         These are the maps to look at."""
-        queries, keys = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in (self.queries, tokens))
+        queries, keys = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in (self.queries[None], tokens))
         scores = queries * queries.shape[-1] ** -0.5 @ keys.mT  # (batch, heads, queries, tokens)
         return scores.softmax(-1, dtype=torch.float32).to(tokens.dtype)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """``(batch, tokens, width)`` -> ``(batch, width)``: the parts of head 0's queries, then of head 1's."""
-        values = self.value(tokens).unflatten(2, (self.heads, self.queries.shape[1], -1))
+        values = self.value(tokens).unflatten(2, (self.heads, self.queries.shape[0], -1))
         pooled = self.weights(tokens)[..., None, :] @ values.permute(0, 2, 3, 1, 4)  # (batch, heads, queries, 1, part)
         return pooled.flatten(1)
 

@@ -51,7 +51,7 @@ def test_pooling_by_hand(queries, heads):
         values = [module.value.weight @ token + module.value.bias for token in TOKENS[image]]
         for head in range(heads):
             for query in range(queries):
-                question = module.queries[0, query, head * size : (head + 1) * size]
+                question = module.queries[query, head * size : (head + 1) * size]
                 scores = [(question @ token[head * size : (head + 1) * size]) / size**0.5 for token in TOKENS[image]]
                 exponentials = [score.exp() for score in scores]
                 first = head * size + query * part
@@ -97,7 +97,7 @@ def test_it_starts_as_the_mean_and_every_query_differs():
     model = MAEModel(config()).eval()
     states = torch.randn(2, 17, WIDTH)
     torch.testing.assert_close(model.pool(states), states[:, 1:].mean(1), atol=0.1, rtol=0)
-    assert len(model.pooler.queries[0].unique(dim=0)) == 4 and 0.01 < model.pooler.queries.std() < 0.03
+    assert len(model.pooler.queries.unique(dim=0)) == 4 and 0.01 < model.pooler.queries.std() < 0.03
 
 
 def test_values_that_make_no_pooling_are_refused():
@@ -156,8 +156,8 @@ def test_rate_and_decay_of_the_pooling_are_the_heads():
         for group in parameter_groups(model, 0.05, layer_decay=0.5)
         for parameter in group["params"]
     }
-    assert found["head.weight"] == found["mae.pooler.value.weight"] == (1, 0.05)
-    assert found["head.bias"] == found["mae.pooler.value.bias"] == found["mae.pooler.queries"] == (1, 0)
+    assert found["head.weight"] == found["mae.pooler.value.weight"] == found["mae.pooler.queries"] == (1, 0.05)
+    assert found["head.bias"] == found["mae.pooler.value.bias"] == (1, 0)
 
 
 def test_the_probe_finds_what_the_mean_hides():
