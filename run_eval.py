@@ -27,7 +27,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from modeling_mae import EvalNet, MAEModel
+from modeling_mae import EvalNet
 from modeling_mae.data.labelled_sets import LabelledSets, load_labelled_sets
 from modeling_mae.data.order import MicroBatches, Order, split_batch
 from modeling_mae.data.processor import Processing, choose_processing, image_processor
@@ -41,7 +41,7 @@ from modeling_mae.evaluation.classifier import (
     problem_notes,
     training_view,
 )
-from modeling_mae.evaluation.features import K, frozen_table
+from modeling_mae.evaluation.features import K, frozen_encoder, frozen_table
 from modeling_mae.files import write_json
 from modeling_mae.hub import LOG_AND_BEST, Hub, local_checkpoint
 from modeling_mae.report.evaluation import describe_training, report_evaluation, report_training
@@ -109,7 +109,7 @@ def main(args: EvalArguments) -> None:
     # Frozen features, the checkpoint as it is, and every training
     rows = []
     if args.knn:
-        encoder = load_model(MAEModel, args.model_name_or_path, config=config)
+        encoder = frozen_encoder(args.model_name_or_path, config, accelerator.print)
         options = {"name": "pre-trained encoder", "seed": args.seed, "logistic": True, **loading(args)}
         options["problem_type"] = sets.problem.problem_type
         rows += frozen_table(accelerator, encoder, sets.train, sets.evaluation, transform, **options)
@@ -211,10 +211,11 @@ def train_classifier(
     (folder / "last").mkdir(exist_ok=True)
     save_model(accelerator, model, folder / "last")
     log, name = run.history.read(), sets.train_name
-    sentence = describe_training(training.n_partial, len(images), args.label_fraction, name)
+    sentence = describe_training(training.n_partial, len(images), args.label_fraction, name, config.pooling)
     about = {"training": sentence, "log": log, **schedule.length}
     row = test_classifier(training.name, str(folder), folder, args, sets, transform, hub, accelerator, **about)
-    row |= {"n_partial": training.n_partial, "images": len(images), "tuned_parameters": tuned}
+    row |= {"n_partial": training.n_partial, "pooling": config.pooling}
+    row |= {"images": len(images), "tuned_parameters": tuned}
     if accelerator.is_main_process:
         last = [entry for entry in log if f"eval_{problem.metric}" in entry][-1]
         row |= {f"last_{problem.metric}": last[f"eval_{problem.metric}"], "epochs": last["epoch"]}
@@ -237,7 +238,9 @@ def test_classifier(
     """The row `name` of the results: those of the classifier in `checkpoint`. Its card and pictures go to `folder`."""
     model = load_model(EvalNet, checkpoint)
     prepared = accelerator.prepare_model(model, evaluation_mode=True)
-    results, predictions = evaluate_classifier(accelerator, prepared, sets, transform, **loading(args))
+    results, predictions = evaluate_classifier(
+        accelerator, prepared, sets, transform, with_auroc=True, **loading(args)
+    )
     if accelerator.is_main_process:
         channels, mean, std = model.config.num_channels, transform.channel_mean, transform.channel_std
         options = {"crop_fraction": sets.evaluation.crop.fraction, "white": sets.evaluation.white}

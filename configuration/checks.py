@@ -23,6 +23,7 @@ def check_pretraining(args) -> None:
     """Raises an ArgumentError for `PretrainArguments` that cannot work."""
     check_texts(args)
     check_model(args, decoder=True)
+    check_pooling(args)
     check_data(args)
     check_optimizer(args)
     check_run(args)
@@ -89,6 +90,16 @@ def check_model(args, decoder: bool = False) -> None:
             raise ArgumentError(
                 f"image_mean {join(args.image_mean)} has {len(args.image_mean)} numbers, the model has num_channels "
                 f"{channels}: give as many, or --config_overrides num_channels={len(args.image_mean)}"
+            )
+
+
+def check_pooling(args) -> None:
+    """Nothing in pre-training trains the queries of an attention pooling, so its k-NN would tell nothing."""
+    if args.model_name_or_path is None or Path(args.model_name_or_path).is_dir():
+        if model_config(args).pooling == "attention":
+            raise ArgumentError(
+                "pooling='attention' is trained with labels, and pre-training has none: leave it to run_eval.py, here "
+                "give --config_overrides pooling=mean"
             )
 
 

@@ -1,4 +1,4 @@
-"""The arguments of run_eval.py, and the paper's settings of linear probing and of fine-tuning.
+"""The arguments of run_eval.py, and the papers' settings of linear and attentive probing and of fine-tuning.
 
 An argument that is left open (None) takes the paper's value for the number of blocks tuned (arXiv 2111.06377): linear
 probing (Table 10) for 0, fine-tuning (Table 9) for all others. Where the paper says nothing, the official code's value
@@ -14,7 +14,7 @@ from typing import Any
 from .arguments import DataArguments, ModelArguments, OptimizerArguments, RunArguments, option
 from .checks import check_evaluation
 from .errors import ArgumentError
-from .model import model_fields, parse_pairs
+from .model import model_fields, parse_overrides, parse_pairs
 from .parsing import parse_mapping
 
 
@@ -33,6 +33,9 @@ LINEAR_PROBING = {
     "cutmix": 0.0,
     "config_overrides": ["pooling=cls", "head_norm=batch", "head_initializer_range=0.01"],
 }
+# What attentive probing (pooling=attention, no block tuned) has otherwise: the batch of arXiv 2506.10178's code, which
+# keeps the rest of Table 10.
+ATTENTIVE_PROBING = {"total_batch_size": 4096}
 FINE_TUNING = {
     "optimizer": "adamw",
     "base_learning_rate": 1e-3,
@@ -66,8 +69,8 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
     output_dir: str = option("runs/eval", "Folder for everything the run writes.")
     n_partial: list[float] | None = option(
         None,
-        "Blocks to tune. 0: linear probing; 0.5: the last block's MLP; 1, 2, ...: the last blocks; the depth: all. "
-        "Several values are trained one after another. 0 by default.",
+        "Blocks to tune. 0: linear probing, or attentive probing with pooling=attention; 0.5: the last block's MLP; "
+        "1, 2, ...: the last blocks; the depth: all. Several values are trained one after another. 0 by default.",
     )
     from_scratch: bool = option(False, "Also train the same network from scratch, as the supervised baseline.")
     do_train: bool = option(True, "False: only test the checkpoint as it is.")
@@ -172,13 +175,12 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         paper: dict[str, Any] = dict(LINEAR_PROBING if n_partial == 0 else FINE_TUNING)
         if n_partial is None:
             paper["layer_decay"] = 1.0  # from scratch, no lower blocks are trained yet that need protection
-        values = {name: value for name, value in paper.items() if getattr(self, name) is None}
-        overrides = paper["config_overrides"] + self.config_overrides
-        if n_partial == 0:
-            for_linear = self._linear_overrides()
-            overrides += for_linear.pop("config_overrides", [])
-            values.update(for_linear)
-        values["config_overrides"] = overrides
+        for_linear = self._linear_overrides() if n_partial == 0 else {}
+        overrides = self.config_overrides + for_linear.pop("config_overrides", [])
+        if n_partial == 0 and parse_overrides(overrides).get("pooling") == "attention":
+            paper |= ATTENTIVE_PROBING
+        values = {name: value for name, value in paper.items() if getattr(self, name) is None} | for_linear
+        values["config_overrides"] = paper["config_overrides"] + overrides
         values.setdefault("eval_crop_fraction", self.eval_crop_fraction or EVAL_CROP_FRACTION)
         return dataclasses.replace(self, n_partial=None if n_partial is None else [n_partial], **values)
 

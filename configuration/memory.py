@@ -16,7 +16,8 @@ def encoder_parameters(config) -> int:
     width = config.hidden_size
     blocks = config.num_hidden_layers * _block_parameters(width, config.intermediate_size, config.qkv_bias)
     tokens = width * (2 + config.num_patches)  # class token, and a position for it and for each patch
-    return width * (config.patch_dim + 1) + tokens + blocks + 2 * width
+    pooling = width * (config.num_pooling_queries + width + 1) if config.pooling == "attention" else 0
+    return width * (config.patch_dim + 1) + tokens + blocks + 2 * width + pooling
 
 
 def decoder_parameters(config) -> int:

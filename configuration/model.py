@@ -23,7 +23,10 @@ PRESETS = Path(__file__).parent / "models"
 
 def model_settings(config) -> dict[str, Any]:
     """The fields of an `MAEConfig` that decide the weights, by name."""
-    return {name: getattr(config, name) for name in model_fields() if not name.startswith("_")}
+    names = [name for name in model_fields() if not name.startswith("_")]
+    if config.pooling != "attention":
+        names = [name for name in names if not name.startswith("num_pooling_")]
+    return {name: getattr(config, name) for name in names}
 
 
 def join(values: list | None) -> str:

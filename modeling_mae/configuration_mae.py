@@ -29,9 +29,14 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
         norm_pix_loss: predict each patch normalised by its own mean and deviation (Table 1d).
         position_embedding: ``sincos`` (2-D, fixed; the paper's) or ``learned``.
         pooling: what ``pooler_output`` holds and the classifier sees: the ``mean`` of the patch tokens, the ``cls``
-            token, or all patch tokens in a row (``flatten``: patches x width values, for one image size only).
+            token, all patch tokens in a row (``flatten``: patches x width values, for one image size only), or what
+            learned queries attend to among the patch tokens (``attention``; see `MAEAttentionPooling`). Labels
+            train these: MAEForPreTraining has none.
+        num_pooling_queries, num_pooling_heads: of ``attention``. Each query pools its own part of the width. With
+            several heads, each query also attends once for each part of the width that they split.
         head_norm: of EvalNet, before its head. ``layer``: a LayerNorm after the pooling in place of the encoder's
-            final one (fine-tuning in the official code); ``batch``: a BatchNorm without affine parameters (linear
+            final one (fine-tuning in the official code), which only ``attention`` keeps: it attends to normalised
+            tokens; ``batch``: a BatchNorm without affine parameters (linear
             probing, Section A.1); ``none``.
         head_initializer_range: of EvalNet, the deviation of its head's initial weights: 2e-5 for fine-tuning and 0.01
             for linear probing in the official code.
@@ -65,7 +70,9 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
     mask_type: Literal["random", "block", "grid"] = "random"
     norm_pix_loss: bool = True
     position_embedding: Literal["sincos", "learned"] = "sincos"
-    pooling: Literal["mean", "cls", "flatten"] = "mean"
+    pooling: Literal["mean", "cls", "flatten", "attention"] = "mean"
+    num_pooling_queries: int = 32
+    num_pooling_heads: int = 1
     head_norm: Literal["layer", "batch", "none"] = "none"
     head_initializer_range: float = 2e-5
     drop_path_rate: float | int = 0.0
@@ -151,7 +158,8 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
     def validate_sizes(self):
         for name in (
             "hidden_size num_hidden_layers num_attention_heads intermediate_size num_channels decoder_hidden_size "
-            "decoder_num_hidden_layers decoder_num_attention_heads decoder_intermediate_size"
+            "decoder_num_hidden_layers decoder_num_attention_heads decoder_intermediate_size num_pooling_queries "
+            "num_pooling_heads"
         ).split():
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
@@ -186,6 +194,14 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
                     f"{prefix}hidden_size={width} is not a multiple of 4, which 2-D sin-cos positions need; "
                     "change it or set position_embedding='learned'"
                 )
+        parts = self.num_pooling_queries * self.num_pooling_heads
+        if self.pooling == "attention" and self.hidden_size % parts:
+            raise ValueError(
+                f"pooling='attention': num_pooling_queries={self.num_pooling_queries} times num_pooling_heads="
+                f"{self.num_pooling_heads} does not divide hidden_size={self.hidden_size}; "
+                f"num_pooling_queries={math.gcd(self.hidden_size, self.num_pooling_queries)} with "
+                "num_pooling_heads=1 would"
+            )
 
     def validate_masking(self):
         if not 0 < self.mask_ratio < 1:

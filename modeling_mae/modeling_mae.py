@@ -205,6 +205,11 @@ class MAEPreTrainedModel(PreTrainedModel):
         if isinstance(module, MAEHead):
             init.trunc_normal_(module.weight, std=self.config.head_initializer_range)
             init.zeros_(module.bias)
+        elif isinstance(module, MAEAttentionPooling):
+            init.normal_(module.queries, std=self.config.initializer_range)
+        elif isinstance(module, MAEPoolingValue):
+            init.eye_(module.weight)
+            init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
@@ -342,12 +347,46 @@ class MAEEmbeddings(nn.Module):
         return torch.cat([cls.to(tokens.dtype), tokens], dim=1)  # (batch, 1 + visible, width)
 
 
+class MAEPoolingValue(nn.Linear):
+    """The values of `MAEAttentionPooling`. They start as the tokens themselves."""
+
+
+class MAEAttentionPooling(nn.Module):
+    """Learned queries pool the patch tokens: attentive probing with several queries and without a projection of the
+    keys (arXiv 2506.10178), which one query for each head makes needless.
+
+    The keys are the normalised tokens, the values a projection of them. Each query, and each head of it, pools a part
+    of its own of the values' width, so the result is as wide as a token. At the start the queries are near zero and
+    the projection changes nothing: the result is near the mean of the tokens.
+    """
+
+    def __init__(self, config: MAEConfig):
+        super().__init__()
+        self.heads = config.num_pooling_heads
+        # Of two dimensions, like the weights of a linear layer, which they are: decay and LARS treat them as such.
+        self.queries = nn.Parameter(torch.zeros(config.num_pooling_queries, config.hidden_size))
+        self.value = MAEPoolingValue(config.hidden_size, config.hidden_size)
+
+    def weights(self, tokens: torch.Tensor) -> torch.Tensor:
+        """How much each query takes of each token, ``(batch, heads, queries, tokens)``; they sum to 1 over the tokens.
+        These are the maps to look at."""
+        queries, keys = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in (self.queries[None], tokens))
+        scores = queries * queries.shape[-1] ** -0.5 @ keys.mT  # (batch, heads, queries, tokens)
+        return scores.softmax(-1, dtype=torch.float32).to(tokens.dtype)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """``(batch, tokens, width)`` -> ``(batch, width)``: the parts of head 0's queries, then of head 1's."""
+        values = self.value(tokens).unflatten(2, (self.heads, self.queries.shape[0], -1))
+        pooled = self.weights(tokens)[..., None, :] @ values.permute(0, 2, 3, 1, 4)  # (batch, heads, queries, 1, part)
+        return pooled.flatten(1)
+
+
 class MAEModel(MAEPreTrainedModel):
     """The encoder. Without masking arguments it is an ordinary vision transformer: every patch, in raster order,
     deterministic. It also takes images of another size than configured: positions are then interpolated in 2-D."""
 
-    # The checkpoint's decoder and classifier are left out silently.
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^head(_norm)?\."]
+    # The checkpoint's decoder and classifier are left out silently, and a pooling that the configuration has not.
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^head(_norm)?\.", r"^(mae\.)?pooler\."]
 
     def __init__(self, config: MAEConfig):
         super().__init__(config)
@@ -364,6 +403,7 @@ class MAEModel(MAEPreTrainedModel):
             for i in range(depth)
         )
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.pooler = MAEAttentionPooling(config) if config.pooling == "attention" else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -404,11 +444,14 @@ class MAEModel(MAEPreTrainedModel):
             ids_restore=ids_restore,
         )
 
-    def pool(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """``(batch, 1 + tokens, width)`` -> ``(batch, width)``, or ``(batch, tokens * width)`` for ``flatten``."""
+    def pool(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        """``(batch, 1 + tokens, width)`` -> ``(batch, width)``, or ``(batch, tokens * width)`` for ``flatten``. None
+        for ``attention`` in the models that have no queries."""
         if self.config.pooling == "cls":
             return hidden_states[:, 0]
         patches = hidden_states[:, 1:]
+        if self.config.pooling == "attention":
+            return None if self.pooler is None else self.pooler(patches)
         return patches.flatten(1) if self.config.pooling == "flatten" else patches.mean(1)
 
     def choose_mask(self, patches, grid, noise=None, bool_masked_pos=None, mask_ratio=None):
@@ -479,6 +522,7 @@ class MAEForPreTraining(MAEPreTrainedModel):
     def __init__(self, config: MAEConfig):
         super().__init__(config)
         self.mae = MAEModel(config)
+        self.mae.pooler = None  # nothing here depends on it, and DDP takes no parameters without a gradient
         self.decoder = DECODERS[config.decoder_type](config)
         self.post_init()
 
@@ -562,7 +606,8 @@ class EvalNet(MAEPreTrainedModel):
         width = config.hidden_size * (config.num_patches if config.pooling == "flatten" else 1)
         self.head_norm = nn.Identity()
         if config.head_norm == "layer":
-            self.mae.layernorm = nn.Identity()
+            if config.pooling != "attention":
+                self.mae.layernorm = nn.Identity()
             self.head_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         elif config.head_norm == "batch":
             self.head_norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
@@ -570,8 +615,9 @@ class EvalNet(MAEPreTrainedModel):
         self.n_partial: float | None = None
         self.post_init()
 
-    # The decoder stays behind. So does the final norm where head_norm="layer" takes its place.
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^(mae\.)?layernorm\."]
+    # The decoder stays behind. So does the final norm where head_norm="layer" takes its place, and a pooling that the
+    # configuration has not.
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^(mae\.)?(layernorm|pooler)\."]
 
     @torch.no_grad()
     def reset_head(self) -> None:
@@ -583,9 +629,9 @@ class EvalNet(MAEPreTrainedModel):
         """Train only a part of the model (paper, Figure 9). This survives `train()`: frozen parts stay in eval mode
         and run without a graph.
 
-        `n_partial`: 0 = the head and its norm. 0.5 = also the encoder's final norm, and the MLP of the last block with
-        its LayerNorm. 1 ... depth - 1 = also the final norm and that many of the last blocks. depth = everything, with
-        patch embedding, class token and positions.
+        `n_partial`: 0 = the head, its norm, and the queries and values of pooling='attention'. 0.5 = also the
+        encoder's final norm, and the MLP of the last block with its LayerNorm. 1 ... depth - 1 = also the final norm
+        and that many of the last blocks. depth = everything, with patch embedding, class token and positions.
 
         Raises:
             ValueError: any other value.
@@ -607,6 +653,8 @@ class EvalNet(MAEPreTrainedModel):
         if self.n_partial is None or self.n_partial == self.config.num_hidden_layers:
             return [self]
         tuned = [self.head, self.head_norm]
+        if self.mae.pooler is not None:
+            tuned.append(self.mae.pooler)
         if self.n_partial > 0:
             tuned.append(self.mae.layernorm)
         if self.n_partial == 0.5:
@@ -687,7 +735,7 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
     """The encoder as detection and segmentation models get it from `AutoBackbone`. It gives a feature map for each
     stage in `config.out_features`: ``stem`` (the embedded patches), ``stage1`` ... ``stage<depth>`` (the blocks)."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^head(_norm)?\."]
+    _keys_to_ignore_on_load_unexpected = MAEModel._keys_to_ignore_on_load_unexpected
 
     def __init__(self, config: MAEConfig):
         if config.out_features is None:
@@ -695,6 +743,7 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
         super().__init__(config)
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
         self.mae = MAEModel(config)
+        self.mae.pooler = None  # nothing here depends on it, and DDP takes no parameters without a gradient
         self.post_init()
 
     @can_return_tuple

@@ -1,6 +1,6 @@
 """What labels can be: one class an image, several classes, or numbers; and the figures that matter for each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .configuration_mae import PROBLEM_TYPES
 
@@ -22,6 +22,8 @@ class Problem:
     shares: tuple[str, ...]  # the keys of `titles` that are parts of 1
     columns: dict[str, str]  # of the table of results, as {key of a row: title}; all are shares, or none
     labels: str  # what the names of the labels are the names of
+    # More columns, where some classes have many more images to evaluate on than others.
+    imbalanced_columns: dict[str, str] = field(default_factory=dict)
 
     def score(self, results: dict) -> float:
         """The metric, so that more is better."""
@@ -48,10 +50,18 @@ PROBLEMS = {
             metric_title="accuracy",
             lower_is_better=False,
             is_share=True,
-            titles={"accuracy": "top-1 accuracy", "top5_accuracy": "top-5 accuracy", "loss": "cross-entropy"},
-            shares=("accuracy", "top5_accuracy"),
+            titles={
+                "accuracy": "top-1 accuracy",
+                "top5_accuracy": "top-5 accuracy",
+                "balanced_accuracy": "balanced accuracy",
+                "f1_macro": "F1 (macro)",
+                "auroc": "AUROC (one against the rest)",
+                "loss": "cross-entropy",
+            },
+            shares=("accuracy", "top5_accuracy", "balanced_accuracy", "f1_macro", "auroc"),
             columns={"logistic_regression": "logistic regr.", "accuracy": "accuracy"},
             labels="classes",
+            imbalanced_columns={"balanced_accuracy": "balanced", "f1_macro": "F1 macro", "auroc": "AUROC"},
         ),
         Problem(
             MULTI_LABEL,

@@ -12,7 +12,14 @@ import torch
 import yaml
 from transformers import ViTMAEConfig
 
-from configuration import ArgumentError, EvalArguments, PretrainArguments, model_config, parse_arguments
+from configuration import (
+    ArgumentError,
+    EvalArguments,
+    PretrainArguments,
+    model_config,
+    model_settings,
+    parse_arguments,
+)
 from configuration.parsing import RECIPES
 from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining
 from modeling_mae.data.order import split_batch
@@ -391,6 +398,27 @@ def test_linear_overrides_are_for_linear_probing_alone():
     assert model_config(linear).pooling == "cls"
 
 
+@pytest.mark.parametrize("words", [("--config_overrides", "pooling=attention"),
+                                   ("--linear_overrides", "config_overrides={pooling: attention}")])  # fmt: skip
+def test_attentive_probing_has_its_own_settings(words):
+    probe, tuned = (run.arguments for run in parse_eval(*words, "--n_partial", "0", "1").runs())
+    assert (probe.optimizer, probe.base_learning_rate, probe.total_batch_size) == ("lars", 0.1, 4096)
+    assert (model_config(probe).pooling, model_config(probe).head_norm) == ("attention", "batch")
+    assert (tuned.optimizer, tuned.total_batch_size) == ("adamw", 1024)
+    given = parse_eval(*words, "--total_batch_size", "512").runs()[0].arguments
+    assert given.total_batch_size == 512
+
+
+def test_pre_training_has_no_attention_pooling(capsys):
+    line = refused(capsys, "--config_overrides", "pooling=attention", "num_pooling_queries=8")
+    assert "trained with labels" in line and "--config_overrides pooling=mean" in line
+
+
+def test_settings_that_decide_nothing_are_not_compared():
+    assert "num_pooling_queries" not in model_settings(MAEConfig())
+    assert model_settings(MAEConfig(pooling="attention"))["num_pooling_queries"] == 32
+
+
 @pytest.mark.parametrize(
     "override, named",
     [
@@ -486,6 +514,7 @@ IMAGENET = {
     "finetune_imagenet_base_official": (5e-4, 0.65, 0.1, 100),
     "finetune_imagenet_large_official": (1e-3, 0.75, 0.2, 50),
     "finetune_imagenet_huge_official": (1e-3, 0.75, 0.3, 50),
+    "attentive_imagenet_base": (0.1, 1, 0, 90),
     "linear_imagenet_base": (0.1, 1, 0, 90),
     "linear_imagenet_large": (0.1, 1, 0, 50),
     "linear_imagenet_huge": (0.1, 1, 0, 50),
@@ -503,7 +532,10 @@ def test_imagenet_recipes_are_the_published_settings(name):
     config = model_config(settings)
     rates = (settings.base_learning_rate, settings.layer_decay, config.drop_path_rate, settings.num_train_epochs)
     assert rates == IMAGENET[name]
-    if name.startswith("linear"):
+    if name.startswith("attentive"):
+        shared = (4096, 10, 0, 0, "attention", "lars", [0.08, 1.0], 0.875)
+        assert (config.num_pooling_queries, config.num_pooling_heads) == (32, 1)
+    elif name.startswith("linear"):
         shared = (16384, 10, 0, 0, "cls", "lars", [0.08, 1.0], 0.875)
     else:
         shared = (1024, 5, 0.8, 1.0, "mean", "adamw", [0.08, 1.0], 0.875)

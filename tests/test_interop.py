@@ -527,7 +527,7 @@ def test_fields_that_make_no_model_are_one_line(tmp_path, refused):
     MAEModel(mae()).save_pretrained(tmp_path / "ours")
     vitmae().save_pretrained(tmp_path / "theirs")
     for source in (tmp_path / "ours", tmp_path / "theirs"):
-        for setting in ("mask_ratio=2", "pooling=attention", "hidden_size=a"):
+        for setting in ("mask_ratio=2", "pooling=maximum", "hidden_size=a"):
             field, value = setting.split("=")
             line = refused(source, tmp_path / "x", "--set", setting)
             assert field in line and value in line

@@ -6,7 +6,10 @@ from accelerate import Accelerator
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from modeling_mae.data.images import MemoryImages
-from modeling_mae.evaluation.metrics import classification_results, compute_over, predict
+from modeling_mae.data.labelled_sets import LabelledSets
+from modeling_mae.evaluation import classifier
+from modeling_mae.evaluation.classifier import evaluate_classifier
+from modeling_mae.evaluation.metrics import class_scores, classification_results, compute_over, predict
 
 
 def test_classification_equals_scikit_learns():
@@ -26,6 +29,81 @@ def test_classification_equals_scikit_learns():
     assert results["loss"] == pytest.approx(scores[:, 0].mean())
     few = classification_results({"top5": top5[:, :3] % 3, "label": labels % 3, "loss": scores[:, 0]}, 3)
     assert "top5_accuracy" not in few
+
+
+def imbalanced(classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logits, labels) of 400 images, most of them of the first classes."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = (classes * torch.rand(400, generator=generator) ** 3).long()
+    logits = torch.randn(400, classes, generator=generator)
+    logits[torch.arange(400), labels] += 1
+    return logits, labels
+
+
+def results_of(logits, labels) -> dict:
+    columns = {key: value.numpy() for key, value in class_scores(logits, labels).items()}
+    return classification_results(columns, logits.shape[1])
+
+
+@pytest.mark.parametrize("classes", [2, 3, 8])
+def test_imbalance_equals_scikit_learns(classes):
+    logits, labels = imbalanced(classes)
+    counts = labels.bincount(minlength=classes)
+    assert counts.min() > 0 and counts.max() > 3 * counts.min()
+    results, predictions = results_of(logits, labels), logits.argmax(1)
+    assert results["balanced_accuracy"] == pytest.approx(sklearn.metrics.balanced_accuracy_score(labels, predictions))
+    assert results["balanced_accuracy"] == pytest.approx(np.mean(results["per_class_accuracy"]))
+    assert abs(results["balanced_accuracy"] - results["accuracy"]) > 0.005
+    assert results["f1_macro"] == pytest.approx(sklearn.metrics.f1_score(labels, predictions, average="macro"))
+    probabilities = logits.double().softmax(1)
+    expected = sklearn.metrics.roc_auc_score(
+        labels, probabilities[:, 1] if classes == 2 else probabilities, multi_class="ovr", average="macro"
+    )
+    assert results["auroc"] == pytest.approx(expected) and 0.6 < expected < 0.95
+    # By its meaning: how often an image of the class has a higher probability of it than an image of the rest.
+    areas = []
+    for i in range(classes):
+        of_class, of_rest = probabilities[labels == i, i], probabilities[labels != i, i]
+        areas.append((of_class[:, None] > of_rest).double().mean().item())
+    assert results["auroc"] == pytest.approx(np.mean(areas))
+
+
+def test_classes_without_images_are_in_no_mean():
+    """Of 9 classes, 8 have images. What is taken for the last one is wrong for its own class all the same."""
+    logits, labels = imbalanced(8)
+    wide = torch.cat([logits, torch.randn(400, 1, generator=torch.Generator().manual_seed(1))], 1)
+    results, predictions = results_of(wide, labels), wide.argmax(1).numpy()
+    assert (predictions == 8).any()
+    confusion = sklearn.metrics.confusion_matrix(labels, predictions, labels=range(9))
+    right, truth, taken = confusion.diagonal()[:8], confusion.sum(1)[:8], confusion.sum(0)[:8]
+    assert results["balanced_accuracy"] == pytest.approx((right / truth).mean())
+    assert results["f1_macro"] == pytest.approx((2 * right / (truth + taken)).mean())
+    assert results["per_class_accuracy"][8] is None
+    one = results_of(logits[labels == 0], labels[labels == 0])
+    assert one["auroc"] is None and one["balanced_accuracy"] == one["accuracy"]
+    broken = results_of(logits * float("nan"), labels)
+    assert broken["auroc"] is None
+
+
+def test_auroc_is_of_the_final_test_and_of_what_fits_into_memory(monkeypatch, capsys):
+    logits, labels = imbalanced(3)
+    sets = LabelledSets(None, labelled(labels.tolist()), ["a", "b", "c"], "x", None, "x", "test")
+
+    class Model(torch.nn.Module):
+        def forward(self, rows):
+            return ImageClassifierOutput(logits=logits[rows])
+
+    def evaluate(**options):
+        positions = iter(torch.arange(400).split(100))
+        accelerator = Accelerator(cpu=True)
+        return evaluate_classifier(accelerator, Model(), sets, lambda batch: next(positions), 100, 0, **options)
+
+    assert "auroc" not in evaluate()[0]
+    results, predictions = evaluate(with_auroc=True)
+    assert results["auroc"] == results_of(logits, labels)["auroc"] and predictions["scores"].shape == (400, 3)
+    monkeypatch.setattr(classifier, "SCORES_LIMIT", 400 * 3 * 4 - 1)
+    assert "auroc" not in evaluate(with_auroc=True)[0]
+    assert "no AUROC: its scores would take 0.0 GiB" in capsys.readouterr().out
 
 
 def labelled(labels) -> MemoryImages:

@@ -196,6 +196,10 @@ def test_the_sentence_on_a_training():
     ):
         values = {"n_partial": n_partial, "label_fraction": label_fraction}
         assert describe_training(images=1500, source_name="Pets", **values) == sentence
+    attentive = describe_training(
+        images=1500, source_name="Pets", n_partial=0, label_fraction=1.0, pooling="attention"
+    )
+    assert attentive == "Trained by attentive probing, on 1,500 images of Pets."
 
 
 # --- evaluation: the whole call ---
@@ -243,6 +247,18 @@ def test_results_table_leaves_out_what_nobody_has():
     )
     rows = [{"name": "features", "knn": {20: 0.1, 7: 0.5}}]
     assert stripped(results_table(rows, k=7)) == ["          k-NN (7)", "features      50.0"]
+
+
+def test_results_table_of_classes_of_different_size():
+    shares = {"accuracy": 0.75, "balanced_accuracy": 0.625, "f1_macro": 0.5, "auroc": 0.875}
+    row = {"name": "n_partial-0", "n_partial": 0, "pooling": "attention", **shares}
+    level = {**row, "confusion_matrix": [[2, 0, 0], [0, 4, 0], [0, 0, 0]]}  # a class without images is none of them
+    head, values = stripped(results_table([level], k=20))
+    assert head.split() == ["accuracy"] and values.split() == ["attentive", "probing", "75.0"]
+    imbalanced = {**row, "confusion_matrix": [[2, 0, 0], [1, 4, 0], [0, 0, 0]]}
+    head, values = stripped(results_table([{"name": "raw pixels", "knn": {20: 0.5}}, imbalanced], k=20))[::2]
+    assert head.split() == ["k-NN", "(20)", "accuracy", "balanced", "F1", "macro", "AUROC"]
+    assert values.split() == ["attentive", "probing", "75.0", "62.5", "50.0", "87.5"]
 
 
 def test_report_of_an_evaluation(tmp_path, capsys):

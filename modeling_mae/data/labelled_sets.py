@@ -167,8 +167,11 @@ def load_labelled_sets(
         has_classes = numbers is not None and problem_type != REGRESSION
         absent = missing_classes(numbers, class_names) if has_classes else []
         if absent:
+            single = kind == "evaluation" and problem_type == SINGLE_LABEL
+            rule = "; means over the classes leave them out" if single else ""
             say(
-                f"note       {len(absent)} of {len(class_names)} classes have no {kind} image: {', '.join(absent[:5])}"
+                f"note       {len(absent)} of {len(class_names)} classes have no {kind} image: "
+                f"{', '.join(absent[:5])}{rule}"
             )
     return LabelledSets(
         train=train,

@@ -15,10 +15,11 @@ from ..modeling_mae import EvalNet
 from ..problems import REGRESSION, SINGLE_LABEL, Problem
 from ..training.augment import RandAugment
 from ..training.state import load_model
-from .metrics import predict_with
+from .metrics import class_scores, predict_with
 from .problem_metrics import EVALUATIONS
 
 
+SCORES_LIMIT = 1 << 30  # bytes; 50,000 images of 1,000 classes take a fifth of it
 SMALL_DEVIATION, LARGE_DEVIATION = 0.05, 20.0  # of a regression's targets; outside, the user is told
 
 
@@ -126,12 +127,24 @@ def make_classifier(
 
 
 def evaluate_classifier(
-    accelerator: Accelerator, model, sets: LabelledSets, transform, batch_size: int, num_workers: int
+    accelerator: Accelerator,
+    model,
+    sets: LabelledSets,
+    transform,
+    batch_size: int,
+    num_workers: int,
+    with_auroc: bool = False,
 ) -> tuple[dict, dict[str, np.ndarray]]:
     """(results, predictions) of the prepared `model` on the evaluation images, as `EVALUATIONS` gives them for the
-    problem."""
+    problem. `with_auroc`: of one class an image also the AUROC. It needs all scores on every process and takes half a
+    minute for 50,000 images of 1,000 classes, so it is not for every epoch."""
     evaluation = EVALUATIONS[sets.problem.problem_type]
-    predictions = predict_with(
-        evaluation.columns, accelerator, model, sets.evaluation, transform, batch_size, num_workers
-    )
+    columns = evaluation.columns
+    if with_auroc and sets.problem.problem_type == SINGLE_LABEL:
+        size = len(sets.evaluation) * len(sets.class_names) * 4
+        if size <= SCORES_LIMIT:
+            columns = class_scores
+        else:
+            accelerator.print(f"note       no AUROC: its scores would take {size / 2**30:.1f} GiB on every process")
+    predictions = predict_with(columns, accelerator, model, sets.evaluation, transform, batch_size, num_workers)
     return evaluation.results(predictions, len(sets.class_names)), predictions

@@ -1,5 +1,6 @@
 """What frozen features tell about the labels: k-NN and logistic regression, one table for both scripts."""
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -9,9 +10,11 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
+from ..configuration_mae import MAEConfig
 from ..data.images import Images
 from ..modeling_mae import MAEModel
 from ..problems import MULTI_LABEL, PROBLEMS, SINGLE_LABEL
+from ..training.state import load_model
 from .frozen_problems import knn_averages, linear_predictions, metric_of
 from .metrics import compute_over
 
@@ -23,6 +26,22 @@ LOGISTIC_C = 0.1  # inverse strength of the logistic regression's penalty, on st
 LOGISTIC_ITERATIONS = 300  # enough for a comparison in which all features get the same
 LOGISTIC_LIMIT = 2 * 10**10  # images x width x classes: beyond it the fit takes hours
 RAW_PIXELS_LIMIT = 8 << 30  # bytes
+
+
+def frozen_encoder(checkpoint: str, config: MAEConfig, say: Callable[[str], None]) -> MAEModel:
+    """The encoder of `checkpoint` for `frozen_table`. Where `config` asks for an attention pooling that the checkpoint
+    does not have, nothing has trained it yet: the features are then the mean.
+
+    Raises:
+        UserError: as `load_model`.
+    """
+    encoder, info = load_model(MAEModel, checkpoint, config=config, output_loading_info=True)
+    if not any(name.startswith("pooler.") for name in info["missing_keys"]):
+        return encoder
+    say("note       the checkpoint has no trained attention pooling: frozen features are the mean of the patches")
+    config = copy.deepcopy(config)
+    config.pooling = "mean"
+    return load_model(MAEModel, checkpoint, config=config)
 
 
 def frozen_table(

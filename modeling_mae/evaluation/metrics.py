@@ -74,6 +74,12 @@ def top_classes(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.T
     return {"label": labels, "loss": loss, "confidence": confidence[:, 0], "top5": top}
 
 
+def class_scores(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """As `top_classes`, and ``scores (batch, classes)``, the logarithms of the probabilities, which differ also
+    where the probabilities are 1 in float32."""
+    return {**top_classes(logits, labels), "scores": logits.log_softmax(-1)}
+
+
 class ClassificationMetric(evaluate.Metric):
     """Top-1 and top-5 accuracy, accuracy of each class (None for a class without images), and the confusion matrix
     (rows are the true classes). `predictions` are the likeliest classes of each image, best first.
@@ -81,10 +87,7 @@ class ClassificationMetric(evaluate.Metric):
     It is ours because `evaluate.load` fetches a metric's code from the network."""
 
     def _info(self):
-        features = {"predictions": datasets.Sequence(datasets.Value("int64")), "references": datasets.Value("int64")}
-        return evaluate.MetricInfo(
-            description=self.__doc__, citation="", inputs_description="", features=datasets.Features(features)
-        )
+        return _classes_info(self.__doc__, datasets.Sequence(datasets.Value("int64")))
 
     def _compute(self, predictions, references, num_classes: int) -> dict:
         predictions, references = np.asarray(predictions), np.asarray(references)
@@ -100,8 +103,43 @@ class ClassificationMetric(evaluate.Metric):
         return results
 
 
+class ImbalanceMetric(evaluate.Metric):
+    """Balanced accuracy and macro F1; with `scores` also ``auroc``, the area under the ROC curve of each class against
+    the rest. Each is a mean over the classes, in which rare classes count as much as frequent ones. A class without
+    images is in none of the means. AUROC is None where one class has all the images, or a score is no number.
+
+    `predictions` are the likeliest classes, `scores` ``(images, classes)``. The scores do not go through `evaluate`'s
+    tables, which would copy them several times."""
+
+    def _info(self):
+        return _classes_info(self.__doc__, datasets.Value("int64"))
+
+    def _compute(self, predictions, references, scores: np.ndarray | None = None) -> dict:
+        from sklearn.metrics import f1_score, recall_score, roc_auc_score
+
+        predictions, references = np.asarray(predictions), np.asarray(references)
+        means = {"labels": np.unique(references), "average": "macro", "zero_division": 0}
+        results = {
+            "balanced_accuracy": float(recall_score(references, predictions, **means)),
+            "f1_macro": float(f1_score(references, predictions, **means)),
+        }
+        if scores is not None:
+            possible = len(means["labels"]) > 1 and not np.isnan(scores).any()
+            areas = [roc_auc_score(references == i, scores[:, i]) for i in means["labels"]] if possible else []
+            results["auroc"] = float(np.mean(areas)) if areas else None
+        return results
+
+
+def _classes_info(description: str, predictions) -> evaluate.MetricInfo:
+    features = datasets.Features({"predictions": predictions, "references": datasets.Value("int64")})
+    return evaluate.MetricInfo(description=description, citation="", inputs_description="", features=features)
+
+
 def classification_results(predictions: dict[str, np.ndarray], num_classes: int) -> dict:
-    """What `ClassificationMetric` computes from the arrays of `predict`, and the mean ``loss``."""
-    metric = ClassificationMetric(keep_in_memory=True)
-    results = metric.compute(predictions=predictions["top5"], references=predictions["label"], num_classes=num_classes)
+    """What `ClassificationMetric` and `ImbalanceMetric` compute from the columns of `top_classes` or `class_scores`,
+    and the mean ``loss``. AUROC needs the scores."""
+    top, labels = predictions["top5"], predictions["label"]
+    metric, imbalance = ClassificationMetric(keep_in_memory=True), ImbalanceMetric(keep_in_memory=True)
+    results = metric.compute(predictions=top, references=labels, num_classes=num_classes)
+    results |= imbalance.compute(predictions=top[:, 0], references=labels, scores=predictions.get("scores"))
     return {"loss": float(predictions["loss"].mean()), **results}

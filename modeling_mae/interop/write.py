@@ -231,7 +231,13 @@ def export(model: MAEPreTrainedModel, path: Path, to: str, processor=None) -> st
             import onnxscript  # noqa: F401
         except ImportError as error:
             raise UserError("--to onnx needs `pip install onnx onnxscript`") from error
-    model = model.mae if isinstance(model, MAEForPreTraining) else model
+    if isinstance(model, MAEForPreTraining):
+        if model.config.pooling == "attention":
+            raise UserError(
+                f"--to {to} cannot carry pooling='attention' of a pre-training checkpoint, which has no queries: "
+                "--set pooling=mean, or give a classifier"
+            )
+        model = model.mae
     example = torch.zeros(2, model.config.num_channels, *model.config.image_height_width, dtype=model.dtype)
     dynamic = {"pixel_values": {0: torch.export.Dim("batch", min=1, max=65536)}}
     with torch.no_grad():

@@ -64,15 +64,18 @@ def report_training(
     )
 
 
-def describe_training(n_partial: float | None, images: int, label_fraction: float, source_name: str) -> str:
+def describe_training(
+    n_partial: float | None, images: int, label_fraction: float, source_name: str, pooling: str = "mean"
+) -> str:
     """A sentence for the card: what was trained, and on which images.
 
-    `n_partial` is the number of blocks tuned, None if the classifier was trained from scratch."""
+    `n_partial` is the number of blocks tuned, None if the classifier was trained from scratch. `pooling` is that of
+    its MAEConfig."""
     share = f", {100 * label_fraction:g}% of all" if label_fraction < 1 else ""
     if n_partial is None:
         how = "from scratch, with all blocks"
     elif n_partial == 0:
-        how = "by linear probing"
+        how = f"by {_probe(pooling)}"
     else:
         how = f"with {n_partial:g} block{'' if n_partial == 1 else 's'} tuned"
     return f"Trained {how}, on {images:,} images of {source_name}{share}."
@@ -150,12 +153,14 @@ def report_evaluation(
 def results_table(rows: list[dict], *, k: int, problem: Problem = PROBLEMS[SINGLE_LABEL]) -> str:
     """The rows as text, parts of 1 in %. Columns that no row fills are left out.
 
-    A row has a "name" and, where they apply, "n_partial" (blocks tuned), "images", "knn" ({k: accuracy}),
+    A row has a "name" and, where they apply, "n_partial" (blocks tuned), "pooling", "images", "knn" ({k: accuracy}),
     "logistic_regression" or "ridge_regression", "accuracy" and "last_accuracy"; of other problems than one class an
-    image, their metric in place of the accuracy, and their other figures."""
-    lines = [["", "images", f"k-NN ({k})", *problem.columns.values(), "last epoch"]]
+    image, their metric in place of the accuracy, and their other figures. Where the largest class to evaluate on has
+    more than twice the images of the smallest, the problem's `imbalanced_columns` are there too."""
+    columns = problem.columns | (problem.imbalanced_columns if any(map(_is_imbalanced, rows)) else {})
+    lines = [["", "images", f"k-NN ({k})", *columns.values(), "last epoch"]]
     for row in rows:
-        values = [row.get("knn", {}).get(k), *map(row.get, problem.columns), row.get(f"last_{problem.metric}")]
+        values = [row.get("knn", {}).get(k), *map(row.get, columns), row.get(f"last_{problem.metric}")]
         images = f"{row['images']:,}" if "images" in row else ""
         lines.append([_row_title(row), images, *map(problem.shown, values)])
     titles, *columns = zip(*lines, strict=True)
@@ -168,8 +173,18 @@ def results_table(rows: list[dict], *, k: int, problem: Problem = PROBLEMS[SINGL
     return "\n".join(text)
 
 
+def _is_imbalanced(row: dict) -> bool:
+    counts = [sum(counts_of_class) for counts_of_class in row.get("confusion_matrix", [])]
+    present = [count for count in counts if count]
+    return bool(present) and max(present) > 2 * min(present)
+
+
 def _row_title(row: dict) -> str:
     n_partial = row.get("n_partial")
     if n_partial is None:
         return row["name"]
-    return "linear probing" if n_partial == 0 else f"fine-tuned blocks: {n_partial:g}"
+    return _probe(row.get("pooling")) if n_partial == 0 else f"fine-tuned blocks: {n_partial:g}"
+
+
+def _probe(pooling: str | None) -> str:
+    return "attentive probing" if pooling == "attention" else "linear probing"
