@@ -22,12 +22,16 @@ def encoder_parameters(config) -> int:
 
 def decoder_parameters(config) -> int:
     """The number of parameters that `MAEForPreTraining` has beside the encoder."""
-    width = config.decoder_hidden_size
-    blocks = config.decoder_num_hidden_layers * _block_parameters(
-        width, config.decoder_intermediate_size, config.qkv_bias
-    )
-    ends = width * (config.hidden_size + 1) + config.patch_dim * (width + 1)
-    return ends + width * (2 + config.num_patches) + blocks + 2 * width
+    width, encoder_width, depth = config.decoder_hidden_size, config.hidden_size, config.decoder_num_hidden_layers
+    blocks = depth * _block_parameters(width, config.decoder_intermediate_size, config.qkv_bias)
+    first = width * (encoder_width + 1)  # from the encoder's width to the decoder's
+    if config.decoder_type == "cross":
+        first = depth * 2 * width * (encoder_width - width)  # the same in each block: keys and values
+        if config.decoder_reads != "last":
+            stages = config.num_hidden_layers + (config.decoder_reads == "stages")
+            first += depth * (stages + 2 * encoder_width)  # the weights, and a norm
+    last = config.patch_dim * (width + 1)
+    return first + last + width * (2 + config.num_patches) + blocks + 2 * width
 
 
 def _block_parameters(width: int, intermediate: int, qkv_bias: bool) -> int:

@@ -45,7 +45,12 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
         problem_type: of EvalNet's loss, ``single_label_classification``, ``multi_label_classification`` or
             ``regression`` as in transformers' heads. Unset is the first, also for floats ``(batch, classes)``, which
             are probabilities as mixup makes them.
-        decoder_type: ``self`` is the paper's decoder.
+        decoder_type: ``self`` is the paper's decoder: all patches attend to each other. ``cross`` is CrossMAE's (arXiv
+            2401.14391): masked patches attend to the encoder's tokens alone.
+        decoder_reads: of the cross decoder. ``blocks``: each of its blocks reads its own learned weighting of the
+            outputs of all encoder blocks; ``stages``: also of the embedded patches; ``last``: the encoder's output.
+        prediction_ratio: the part of all patches that is predicted, above 0 and at most `mask_ratio`. Unset predicts
+            every masked patch. CrossMAE has 0.25.
         out_features, out_indices: of MAEBackbone, the stages whose feature maps it gives, by name (``stem``,
             ``stage1`` ... ``stage<depth>``) or number; the last block alone by default.
 
@@ -77,7 +82,9 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
     head_initializer_range: float = 2e-5
     drop_path_rate: float | int = 0.0
     label_smoothing: float | int = 0.0
-    decoder_type: Literal["self"] = "self"
+    prediction_ratio: float | int | None = None
+    decoder_type: Literal["self", "cross"] = "self"
+    decoder_reads: Literal["blocks", "stages", "last"] = "blocks"
     decoder_hidden_size: int = 512
     decoder_num_hidden_layers: int = 8
     decoder_num_attention_heads: int = 16
@@ -206,6 +213,11 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
     def validate_masking(self):
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio={self.mask_ratio} is outside (0, 1)")
+        if self.prediction_ratio is not None and not 0 < self.prediction_ratio <= self.mask_ratio:
+            raise ValueError(
+                f"prediction_ratio={self.prediction_ratio} is outside (0, mask_ratio={self.mask_ratio}]: only masked "
+                "patches are predicted; leave it unset for all of them"
+            )
 
     def validate_numbers(self):
         for name in ("initializer_range", "head_initializer_range"):

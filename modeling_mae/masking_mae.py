@@ -64,6 +64,24 @@ def visible_count(num_patches: int, mask_ratio: float) -> int:
     return visible
 
 
+def predicted_count(num_patches: int, prediction_ratio: float, masked: int) -> int:
+    """How many of the `masked` patches are predicted: `prediction_ratio` of all patches, rounded up, at most `masked`.
+    At the ratio by which `visible_count` masks, that is every masked patch.
+
+    Raises:
+        ValueError: `prediction_ratio` is outside (0, 1].
+    """
+    if not 0 < prediction_ratio <= 1:
+        raise ValueError(f"prediction_ratio={prediction_ratio} is outside (0, 1]; 1 predicts every masked patch")
+    return min(masked, max(1, math.ceil(num_patches * prediction_ratio - 1e-6)))
+
+
+def last_ids(ids_restore: torch.Tensor, count: int) -> torch.Tensor:
+    """The ids ``(batch, count)`` of the patches with the largest noise, in raster order."""
+    others = ids_restore < ids_restore.shape[1] - count  # (batch, patches)
+    return others.byte().argsort(dim=1, stable=True)[:, :count]
+
+
 def shuffle_by(noise: torch.Tensor, visible: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """From ``noise (batch, patches)``: the ids of the `visible` smallest ``(batch, visible)``; the mask ``(batch,
     patches)``, 1 = masked; and ids_restore ``(batch, patches)``, the inverse of the permutation that sorts the noise.

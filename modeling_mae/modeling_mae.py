@@ -18,7 +18,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mae import MAEConfig, pair
-from .masking_mae import mask_noise, shuffle_by, visible_count
+from .masking_mae import last_ids, mask_noise, predicted_count, shuffle_by, visible_count
 
 
 @dataclass
@@ -28,7 +28,8 @@ class MAEModelOutput(ModelOutput):
     ``last_hidden_state (batch, 1 + tokens, width)``: the class token, then all patches in raster order. With masking,
     only the visible patches follow, in the order of their noise. ``pooler_output (batch, width)``. Only with masking:
     ``mask (batch, patches)``, 1 = masked; ``ids_restore (batch, patches)``, the position of each patch in the shuffled
-    sequence, which begins with the visible ones.
+    sequence, which begins with the visible ones. Only with `return_stages`: ``stages``, for the embedded tokens and
+    for every block ``(batch, 1 + tokens, width)``, before the final norm.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -37,17 +38,20 @@ class MAEModelOutput(ModelOutput):
     ids_restore: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+    stages: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
 class MAEForPreTrainingOutput(ModelOutput):
-    """Output of pre-training: ``loss ()`` in float32, ``logits (batch, patches, patch values)`` in raster order,
-    ``mask`` and ``ids_restore`` as in `MAEModelOutput`. Hidden states and attentions are the encoder's."""
+    """Output of pre-training: ``loss ()`` in float32, ``logits (batch, predicted, patch values)`` in raster order,
+    ``mask`` and ``ids_restore`` as in `MAEModelOutput`. ``predicted_ids (batch, predicted)`` says which patches are
+    predicted. It is missing where all are, the visible ones too. Hidden states and attentions are the encoder's."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     mask: torch.Tensor | None = None
     ids_restore: torch.Tensor | None = None
+    predicted_ids: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
 
@@ -110,6 +114,18 @@ def eager_attention_forward(module, query, key, value, attention_mask=None, scal
     return (weights @ value).transpose(1, 2), weights
 
 
+def attend(module: nn.Module, query, key, value, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention by the configured implementation, ``(batch, heads, tokens, head width)`` each. Returns ``(batch,
+    queries, heads, head width)`` and, where they were asked for, the maps."""
+    config, implementation = module.config, module.config._attn_implementation
+    # Fused kernels give no maps. On CPUs their backward in bfloat16 takes two thirds of the whole step.
+    slow = implementation == "sdpa" and query.is_cpu and query.dtype == torch.bfloat16 and query.requires_grad
+    if kwargs.get("output_attentions") or config.output_attentions or slow:
+        implementation = "eager"
+    function: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+    return function(module, query, key, value, None, scaling=module.scaling, dropout=0.0, **kwargs)
+
+
 class MAEAttention(nn.Module):
     is_causal = False
 
@@ -128,14 +144,32 @@ class MAEAttention(nn.Module):
             part.view(batch, tokens, -1, self.head_dim).transpose(1, 2)  # (batch, heads, tokens, head width)
             for part in self.qkv(hidden_states).chunk(3, dim=-1)
         )
-        implementation = self.config._attn_implementation
-        # Fused kernels give no maps. On CPUs their backward in bfloat16 takes two thirds of the whole step.
-        slow = implementation == "sdpa" and query.is_cpu and query.dtype == torch.bfloat16 and query.requires_grad
-        if kwargs.get("output_attentions") or self.config.output_attentions or slow:
-            implementation = "eager"
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        attended, weights = attend(self, query, key, value, None, scaling=self.scaling, dropout=0.0, **kwargs)
+        attended, weights = attend(self, query, key, value, **kwargs)
         return self.proj(attended.reshape(batch, tokens, width)), weights
+
+
+class MAECrossAttention(nn.Module):
+    """``queries (batch, queries, decoder width)`` attend to ``context (batch, tokens, encoder width)``."""
+
+    is_causal = False
+
+    def __init__(self, config: MAEConfig):
+        super().__init__()
+        width = config.decoder_hidden_size
+        self.config = config
+        self.head_dim = width // config.decoder_num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.q = nn.Linear(width, width, bias=config.qkv_bias)
+        self.kv = nn.Linear(config.hidden_size, 2 * width, bias=config.qkv_bias)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, queries: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        query, key, value = (
+            part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (batch, heads, tokens, head width)
+            for part in (self.q(queries), *self.kv(context).chunk(2, dim=-1))
+        )
+        attended, _ = attend(self, query, key, value)
+        return self.proj(attended.flatten(2))
 
 
 class MAEMLP(nn.Module):
@@ -181,6 +215,22 @@ class MAELayer(GradientCheckpointingLayer):
         return hidden_states + self.drop_path2(self.mlp(self.norm2(hidden_states)))
 
 
+class MAECrossLayer(GradientCheckpointingLayer):
+    """A block of the cross decoder. The queries do not see each other."""
+
+    def __init__(self, config: MAEConfig):
+        super().__init__()
+        width = config.decoder_hidden_size
+        self.norm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.cross_attention = MAECrossAttention(config)
+        self.norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.mlp = MAEMLP(config, width, config.decoder_intermediate_size)
+
+    def forward(self, queries: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        queries = queries + self.cross_attention(self.norm1(queries), context)
+        return queries + self.mlp(self.norm2(queries))
+
+
 # --- models ---
 
 
@@ -190,7 +240,7 @@ class MAEPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["MAELayer", "MAEEmbeddings", "MAEPositions"]
+    _no_split_modules = ["MAELayer", "MAECrossLayer", "MAEEmbeddings", "MAEPositions"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -259,8 +309,11 @@ class MAEPreTrainedModel(PreTrainedModel):
             if checkpoint_config is not None:
                 kwargs["config"].image_size = checkpoint_config.image_size
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if isinstance(model, MAEForPreTraining):
+            model.freeze_fixed()
         if image_size is not None:
-            (loaded[0] if isinstance(loaded, tuple) else loaded).set_image_size(image_size)
+            model.set_image_size(image_size)
         return loaded
 
     @torch.no_grad()
@@ -417,13 +470,15 @@ class MAEModel(MAEPreTrainedModel):
         noise: torch.Tensor | None = None,
         bool_masked_pos: torch.Tensor | None = None,
         mask_ratio: float | None = None,
+        return_stages: bool = False,
         **kwargs,
     ) -> MAEModelOutput:
         """Encode ``pixel_values (batch, channels, height, width)``.
 
         Masks only when one of these is given. `noise (batch, patches)`: the smallest values stay visible.
         `bool_masked_pos (batch, patches)`: true = masked, the same count in every image. `mask_ratio`: takes the place
-        of the configured ratio; without noise, a mask of the configured kind is drawn.
+        of the configured ratio; without noise, a mask of the configured kind is drawn. With `return_stages` the output
+        has `stages`.
 
         Raises:
             ValueError: a wrong shape or size, a ratio outside (0, 1), unequal mask counts, or both noise and mask.
@@ -434,14 +489,18 @@ class MAEModel(MAEPreTrainedModel):
         if noise is not None or bool_masked_pos is not None or mask_ratio is not None:
             ids_keep, mask, ids_restore = self.choose_mask(patches, grid, noise, bool_masked_pos, mask_ratio)
         hidden_states = self.embeddings(patches, grid, ids_keep)
+        stages = [hidden_states]
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
+            if return_stages:
+                stages.append(hidden_states)
         hidden_states = self.layernorm(hidden_states)
         return MAEModelOutput(
             last_hidden_state=hidden_states,
             pooler_output=self.pool(hidden_states),
             mask=mask,
             ids_restore=ids_restore,
+            stages=tuple(stages) if return_stages else None,
         )
 
     def pool(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
@@ -485,7 +544,9 @@ class MAEModel(MAEPreTrainedModel):
 
 
 class MAEDecoder(nn.Module):
-    """Encoded visible tokens -> a prediction for every patch ``(batch, patches, patch values)``."""
+    """The paper's decoder: visible and predicted patches attend to each other."""
+
+    reads_stages = False  # the encoder's output is enough
 
     def __init__(self, config: MAEConfig):
         super().__init__()
@@ -500,20 +561,84 @@ class MAEDecoder(nn.Module):
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.head = nn.Linear(width, config.patch_dim)
 
-    def forward(self, encoded: torch.Tensor, ids_restore: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        tokens = self.embed(encoded)  # (batch, 1 + visible, decoder width)
+    def forward(
+        self, encoded: MAEModelOutput, grid: tuple[int, int], count: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The predictions ``(batch, count, patch values)`` of the `count` patches with the largest noise, and their
+        ids. Without `count` those of all patches, the visible ones too, and None. The decoder does not see a masked
+        patch that it does not predict."""
+        tokens = self.embed(encoded.last_hidden_state)  # (batch, 1 + visible, decoder width)
+        ids_restore = encoded.ids_restore
         batch, visible = tokens.shape[0], tokens.shape[1] - 1
-        mask_tokens = self.mask_token.to(tokens.dtype).expand(batch, ids_restore.shape[1] - visible, -1)
+        masked = ids_restore.shape[1] - visible if count is None else count
+        mask_tokens = self.mask_token.to(tokens.dtype).expand(batch, masked, -1)
+        if count is not None:
+            ids = last_ids(ids_restore, count)
+            places = F.pad(torch.cat([ids_restore.argsort(dim=1)[:, :visible], ids], dim=1) + 1, (1, 0))
+            tokens = torch.cat([tokens, mask_tokens], dim=1) + self.positions(grid)[0][places]
+            return self.predict(tokens, 1 + visible), ids
         # Place 0 is the class token, so patch i of the raster stands at place ids_restore[i] + 1 when shuffled.
         places = F.pad(ids_restore + 1, (1, 0))
         tokens = take_rows(torch.cat([tokens, mask_tokens], dim=1), places)  # (batch, 1 + patches, decoder width)
-        tokens = tokens + self.positions(grid)
+        return self.predict(tokens + self.positions(grid)), None
+
+    def predict(self, tokens: torch.Tensor, first: int = 1) -> torch.Tensor:
+        """What the blocks and the head make of all but the `first` tokens."""
         for layer in self.layers:
             tokens = layer(tokens)
-        return self.head(self.norm(tokens[:, 1:]))
+        return self.head(self.norm(tokens[:, first:]))
 
 
-DECODERS = {"self": MAEDecoder}  # by config.decoder_type
+class MAEStageWeighting(nn.Linear):
+    """From the stages of the encoder, a weighted sum for each block of the decoder."""
+
+    def forward(self, stages: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        sums = torch.einsum("ds,sbtw->dbtw", self.weight, torch.stack(stages))  # (depth, batch, tokens, width)
+        return sums.unbind()
+
+
+class MAECrossDecoder(nn.Module):
+    """CrossMAE's decoder (arXiv 2401.14391): predicted patches attend to the encoder's tokens alone."""
+
+    def __init__(self, config: MAEConfig):
+        super().__init__()
+        width, depth = config.decoder_hidden_size, config.decoder_num_hidden_layers
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = MAEPositions(config, width)
+        self.reads_stages = config.decoder_reads != "last"
+        if self.reads_stages:
+            self.first_stage = 0 if config.decoder_reads == "stages" else 1  # stage 0: the embedded patches
+            stages = config.num_hidden_layers + 1 - self.first_stage
+            self.weighting = MAEStageWeighting(stages, depth, bias=False)
+            self.context_norms = nn.ModuleList(
+                nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) for _ in range(depth)
+            )
+        self.layers = nn.ModuleList(MAECrossLayer(config) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.head = nn.Linear(width, config.patch_dim)
+
+    def forward(
+        self, encoded: MAEModelOutput, grid: tuple[int, int], count: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The predictions ``(batch, count, patch values)`` of the `count` patches with the largest noise, and their
+        ids. Without `count` those of every masked patch."""
+        if count is None:
+            count = encoded.ids_restore.shape[1] + 1 - encoded.last_hidden_state.shape[1]
+        ids = last_ids(encoded.ids_restore, count)
+        queries = self.mask_token + self.positions(grid)[0][ids + 1]  # (batch, count, decoder width)
+        for layer, context in zip(self.layers, self.contexts(encoded), strict=True):
+            queries = layer(queries, context)
+        return self.head(self.norm(queries)), ids
+
+    def contexts(self, encoded: MAEModelOutput) -> list[torch.Tensor]:
+        """For each block what it attends to ``(batch, 1 + visible, encoder width)``."""
+        if not self.reads_stages:
+            return [encoded.last_hidden_state] * len(self.layers)
+        weighted = self.weighting(encoded.stages[self.first_stage :])
+        return [norm(context) for norm, context in zip(self.context_norms, weighted, strict=True)]
+
+
+DECODERS = {"self": MAEDecoder, "cross": MAECrossDecoder}  # by config.decoder_type
 
 
 class MAEForPreTraining(MAEPreTrainedModel):
@@ -524,7 +649,16 @@ class MAEForPreTraining(MAEPreTrainedModel):
         self.mae = MAEModel(config)
         self.mae.pooler = None  # nothing here depends on it, and DDP takes no parameters without a gradient
         self.decoder = DECODERS[config.decoder_type](config)
+        self.freeze_fixed()
         self.post_init()
+
+    def freeze_fixed(self) -> None:
+        """Leave out of the training what it must not change. Loading makes every weight one to train."""
+        for module in self.modules():
+            if isinstance(module, MAEPositions):
+                module.table.requires_grad_(not module.fixed)
+        # The decoder may read what is before this norm. DDP refuses a trained weight that gets no gradient.
+        self.mae.layernorm.requires_grad_(not self.decoder.reads_stages)
 
     @can_return_tuple
     def forward(
@@ -533,35 +667,65 @@ class MAEForPreTraining(MAEPreTrainedModel):
         noise: torch.Tensor | None = None,
         bool_masked_pos: torch.Tensor | None = None,
         mask_ratio: float | None = None,
+        prediction_ratio: float | None = None,
         **kwargs,
     ) -> MAEForPreTrainingOutput:
-        """Mask, encode what is visible, decode everything, and compare the masked patches with the image.
+        """Mask, encode what is visible, decode, and compare the masked patches with the image.
 
         Arguments and errors as `MAEModel.forward`. Without a masking argument, a mask of the configured kind and ratio
-        is drawn.
+        is drawn. `prediction_ratio` takes the place of the configured one; 1 predicts every masked patch. The patches
+        with the largest noise are predicted. `bool_masked_pos` orders no patches, so all that it masks are predicted.
+
+        Raises:
+            ValueError: also for a `prediction_ratio` outside (0, 1].
         """
         if noise is None and bool_masked_pos is None and mask_ratio is None:
             mask_ratio = self.config.mask_ratio
-        encoded = self.mae(pixel_values, noise, bool_masked_pos, mask_ratio, return_dict=True, **kwargs)
-        logits = self.decoder(encoded.last_hidden_state, encoded.ids_restore, self.grid_of(pixel_values))
+        encoded = self.mae(
+            pixel_values,
+            noise,
+            bool_masked_pos,
+            mask_ratio,
+            return_stages=self.decoder.reads_stages,
+            return_dict=True,
+            **kwargs,
+        )
+        count = None
+        ratio = self.config.prediction_ratio if prediction_ratio is None else prediction_ratio
+        if ratio is not None and bool_masked_pos is None:
+            num_patches = encoded.ids_restore.shape[1]
+            masked = num_patches + 1 - encoded.last_hidden_state.shape[1]
+            count = predicted_count(num_patches, ratio, masked)
+            count = None if count == masked else count
+        logits, predicted_ids = self.decoder(encoded, self.grid_of(pixel_values), count)
         return MAEForPreTrainingOutput(
-            loss=self.loss(pixel_values, logits, encoded.mask),
+            loss=self.loss(pixel_values, logits, encoded.mask, predicted_ids),
             logits=logits,
             mask=encoded.mask,
             ids_restore=encoded.ids_restore,
+            predicted_ids=predicted_ids,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
 
-    def loss(self, pixel_values: torch.Tensor, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Mean squared error over the masked patches ``()``, in float32 whatever the model computes in."""
+    def loss(
+        self,
+        pixel_values: torch.Tensor,
+        logits: torch.Tensor,
+        mask: torch.Tensor,
+        predicted_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Mean squared error over the masked patches that are predicted ``()``, in float32 whatever the model computes
+        in."""
         with torch.autocast(pixel_values.device.type, enabled=False):
             target = self.patchify(pixel_values.float())  # (batch, patches, patch values)
+            if predicted_ids is not None:
+                target = take_rows(target, predicted_ids)  # (batch, predicted, patch values)
             if self.config.norm_pix_loss:
                 mean, deviation = patch_statistics(target)
                 target = (target - mean) / deviation
-            error = (logits.float() - target).square().mean(-1)  # (batch, patches)
-            return (error * mask).sum() / mask.sum()
+            error = (logits.float() - target).square().mean(-1)  # (batch, predicted)
+            return error.mean() if predicted_ids is not None else (error * mask).sum() / mask.sum()
 
     @torch.no_grad()
     def reconstruct(
@@ -571,11 +735,24 @@ class MAEForPreTraining(MAEPreTrainedModel):
         image's own, masked ones are predicted. With `norm_pix_loss` each gets the mean and deviation of the hidden
         patch.
 
-        Give `outputs` of an earlier call on the same images, or masking arguments as in `forward`.
+        Give `outputs` of an earlier call on the same images, or masking arguments as in `forward`; then every masked
+        patch is predicted.
+
+        Raises:
+            ValueError: `outputs` predict a part of the masked patches.
         """
-        outputs = self(pixel_values, **masking) if outputs is None else outputs
+        outputs = self(pixel_values, **{"prediction_ratio": 1, **masking}) if outputs is None else outputs
         patches = self.patchify(pixel_values.float())
-        predicted = outputs.logits.float()
+        predicted, ids = outputs.logits.float(), outputs.predicted_ids
+        if ids is not None:
+            masked = int(outputs.mask[0].sum())
+            if ids.shape[1] != masked:
+                raise ValueError(
+                    f"outputs predict {ids.shape[1]} of {masked} masked patches; "
+                    "call the model with prediction_ratio=1"
+                )
+            places = ids[..., None].expand_as(predicted)
+            predicted = torch.zeros_like(patches).scatter(1, places, predicted)  # (batch, patches, patch values)
         if self.config.norm_pix_loss:
             mean, deviation = patch_statistics(patches)
             predicted = predicted * deviation + mean

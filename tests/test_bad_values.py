@@ -186,7 +186,13 @@ def test_an_edited_checkpoint_from_python(checkpoint, edit):
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"qkv_bias": False, "image_size": [16, 24], "num_channels": 1}, {"decoder_num_hidden_layers": 3}],
+    [
+        {},
+        {"qkv_bias": False, "image_size": [16, 24], "num_channels": 1},
+        {"decoder_num_hidden_layers": 3},
+        *({"decoder_type": "cross", "decoder_reads": reads} for reads in ("blocks", "stages", "last")),
+        {"decoder_type": "cross", "qkv_bias": False, "decoder_num_hidden_layers": 3},
+    ],
 )
 def test_parameters_are_counted_by_formula(fields):
     with torch.device("meta"):

@@ -16,11 +16,12 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
 from modeling_mae import EvalNet, MAEBackbone, MAEConfig, MAEForPreTraining, MAEModel, MAEPreTrainedModel
-from modeling_mae.modeling_mae import MAELayer
+from modeling_mae.modeling_mae import MAECrossLayer, MAELayer
 
 
 FIELDS = {**TINY, "num_hidden_layers": 3, "num_labels": 5}
 CLASSES = [MAEModel, MAEForPreTraining, EvalNet, MAEBackbone]
+CROSS = {"decoder_type": "cross", "prediction_ratio": 0.25}
 # AutoBackbone takes no folder.
 AUTO_CLASSES = {
     MAEModel: AutoModel,
@@ -62,9 +63,9 @@ def assert_same(output, other, **tolerance):
         torch.testing.assert_close(one, two, **(tolerance or {"atol": 0, "rtol": 0}))
 
 
-@pytest.fixture(params=CLASSES, ids=lambda model_class: model_class.__name__)
+@pytest.fixture(params=[*CLASSES, CROSS], ids=lambda param: getattr(param, "__name__", "cross decoder"))
 def model(request) -> MAEPreTrainedModel:
-    return tiny(request.param)
+    return tiny(MAEForPreTraining, **CROSS) if request.param is CROSS else tiny(request.param)
 
 
 def run(model: MAEPreTrainedModel, **options):
@@ -185,11 +186,11 @@ def test_missing_weights_start_as_init_weights_says(tmp_path):
     assert loaded.decoder.mask_token.std().item() == pytest.approx(0.02, rel=0.2)
 
 
-@every_class
-def test_initialisation_owns_every_tensor(model_class):
+@pytest.mark.parametrize(("model_class", "changes"), [*((one, {}) for one in CLASSES), (MAEForPreTraining, CROSS)])
+def test_initialisation_owns_every_tensor(model_class, changes):
     """On the meta device nothing is set but by `_init_weights`: garbage must not survive."""
     with torch.device("meta"):
-        model = model_class(MAEConfig(**FIELDS, head_norm="batch"))
+        model = model_class(MAEConfig(**FIELDS, **changes, head_norm="batch"))
     model.to_empty(device="cpu")
     with torch.no_grad():
         for tensor in model.state_dict().values():
@@ -280,14 +281,19 @@ def test_gradients_reach_everything_and_are_retained(model):
     loss.mean().backward()
     assert output.hidden_states[0].grad is not None
     without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
-    assert all(name.endswith("positions.table") for name in without)  # fixed sin-cos
+    assert all(not model.get_parameter(name).requires_grad for name in without)
+    fixed = ("positions.table",)  # sin-cos
+    if model.config.decoder_type == "cross":
+        fixed += ("mae.layernorm.weight", "mae.layernorm.bias")  # this decoder reads the blocks' outputs before it
+    assert all(name.endswith(fixed) for name in without)
 
 
 def test_gradient_checkpointing(model):
     other = copy.deepcopy(model).train()
     other.gradient_checkpointing_enable()
     assert other.is_gradient_checkpointing
-    assert all(module.gradient_checkpointing for module in other.modules() if isinstance(module, MAELayer))
+    layers = [module for module in other.modules() if isinstance(module, (MAELayer, MAECrossLayer))]
+    assert all(module.gradient_checkpointing for module in layers)
     for one in (model.train(), other):
         output = one(**inputs(type(model)))
         (output.feature_maps[0] if isinstance(one, MAEBackbone) else tensors(output)[0]).square().mean().backward()

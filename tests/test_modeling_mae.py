@@ -267,6 +267,9 @@ def test_sincos_positions_tell_rows_from_columns():
         ({"decoder_num_attention_heads": 3}, "decoder_num_attention_heads=3 does not divide decoder_hidden_size=16"),
         ({"mask_ratio": 1.0}, r"mask_ratio=1.0 is outside \(0, 1\)"),
         ({"mask_ratio": 0}, r"mask_ratio=0 is outside \(0, 1\)"),
+        ({"prediction_ratio": 0}, r"prediction_ratio=0 is outside \(0, mask_ratio=0.75\]"),
+        ({"prediction_ratio": 0.8}, r"prediction_ratio=0.8 is outside \(0, mask_ratio=0.75\]"),
+        ({"prediction_ratio": math.nan}, r"prediction_ratio=nan is outside"),
         ({"hidden_size": 30, "num_attention_heads": 5}, "hidden_size=30 is not a multiple of 4"),
         ({"num_channels": 0}, "num_channels=0 must be at least 1"),
         ({"image_size": [32, 32, 3]}, r"image_size=\[32, 32, 3\] is neither a number nor a \(height, width\) pair"),
@@ -277,7 +280,7 @@ def test_impossible_configurations(changes, message):
         tiny_config(**changes)
 
 
-@pytest.mark.parametrize("changes", [{"mask_type": "stripes"}, {"hidden_size": "wide"}])
+@pytest.mark.parametrize("changes", [{"mask_type": "stripes"}, {"hidden_size": "wide"}, {"decoder_reads": "all"}])
 def test_fields_of_another_type_are_refused_by_transformers(changes):
     with pytest.raises(StrictDataclassFieldValidationError, match=next(iter(changes))):
         tiny_config(**changes)
@@ -310,6 +313,8 @@ def test_impossible_inputs():
         ((pixels, torch.rand(2, 16), torch.ones(2, 16)), "bool_masked_pos alone"),
         ((pixels, None, None, 1.5), "mask_ratio=1.5 is outside"),
         ((pixels, None, None, 0.99), "mask_ratio=0.99 of 16 patches leaves 0 visible"),
+        ((pixels, None, None, None, 0), r"prediction_ratio=0 is outside \(0, 1\]"),
+        ((pixels, None, None, None, 1.1), r"prediction_ratio=1.1 is outside \(0, 1\]"),
     ):
         with pytest.raises(ValueError, match=message):
             model(*arguments)

@@ -12,9 +12,10 @@ from .run import write_run
 def describe_model(config, parameters: int) -> str:
     """The architecture of an `MAEConfig` in a line; `parameters` is their number."""
     patch, image = ("x".join(map(str, size)) for size in (config.patch_height_width, config.image_height_width))
+    decoder = "decoder" if config.decoder_type == "self" else f"{config.decoder_type} decoder"
     return (
         f"{config.num_hidden_layers} x {config.hidden_size} encoder, {config.decoder_num_hidden_layers} x "
-        f"{config.decoder_hidden_size} decoder, {parameters / 1e6:.3g} M parameters, patches of {patch} in {image} "
+        f"{config.decoder_hidden_size} {decoder}, {parameters / 1e6:.3g} M parameters, patches of {patch} in {image} "
         f"pixels, {config.num_channels} channel{'s' if config.num_channels > 1 else ''}"
     )
 

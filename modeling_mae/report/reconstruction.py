@@ -22,7 +22,7 @@ def reconstruct_images(model, pixel_values: torch.Tensor, noise: torch.Tensor):
     The model runs in eval mode and then returns to the mode it was in."""
     was_training = model.training
     model.eval()
-    outputs = model(pixel_values, noise=noise)
+    outputs = model(pixel_values, noise=noise, prediction_ratio=1)  # every masked patch
     reconstruction = model.reconstruct(pixel_values, outputs)
     model.train(was_training)
     return reconstruction, outputs.mask
