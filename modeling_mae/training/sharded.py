@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 
 def local_tensors(model: torch.nn.Module) -> list[torch.Tensor]:
@@ -37,3 +38,16 @@ def share_buffers(accelerator: Accelerator, model: torch.nn.Module) -> None:
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, src=0)
+
+
+def settle_gradient_groups(model: torch.nn.Module) -> None:
+    """Have DDP group the gradients for good, before the first update.
+
+    DDP adds up gradients in groups, and forms the groups anew after its first backward pass. With three processes or
+    more, the groups decide the order of the summands. A run that goes on would have the first groups for one update
+    where the run that was never stopped has the second, and end with other weights."""
+    model = getattr(model, "_orig_mod", model)  # of a compiled one
+    if isinstance(model, DistributedDataParallel):
+        model.reducer.prepare_for_backward([])
+        torch.stack([p.sum() for p in model.parameters() if p.requires_grad]).sum().backward()
+        model.zero_grad()

@@ -22,7 +22,7 @@ from .checkpoints import Checkpoints, Progress
 from .launch import TrainingStopped
 from .manifest import check_architecture, check_changes, read_manifest
 from .optim import Schedule
-from .sharded import original_class
+from .sharded import original_class, settle_gradient_groups
 
 
 class History:
@@ -117,6 +117,7 @@ def open_run(
         changes += _new_length(checkpoint, schedule, progress.update)
         accelerator.print(*(f"changed    {change}\n" for change in changes), sep="", end="", flush=True)
         checkpoints.remove_after(progress.update)
+    settle_gradient_groups(model)
     history = History(folder / "history.jsonl", accelerator.is_main_process)
     history.rewind(progress.update)
     batches = images.training_loader(
