@@ -7,7 +7,6 @@ if __name__ == "__main__":  # before the other imports: --help and a misspelt op
     ARGUMENTS = parse_arguments(PretrainArguments, default_recipe="demo")
 
 import dataclasses
-import functools
 import sys
 import time
 from pathlib import Path
@@ -18,11 +17,9 @@ from accelerate.utils import send_to_device, set_seed
 from modeling_mae import MAEForPreTraining, MAEModel, mask_noise
 from modeling_mae.data.crops import training_crop
 from modeling_mae.data.fingerprint import fingerprint
-from modeling_mae.data.images import open_images
-from modeling_mae.data.labelled_sets import labels_for_knn
 from modeling_mae.data.order import split_batch
+from modeling_mae.data.pretraining_sets import load_pretraining_sets
 from modeling_mae.data.processor import image_processor
-from modeling_mae.data.sources import load_source
 from modeling_mae.data.statistics import measure_mean_std
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.features import K, frozen_table
@@ -58,23 +55,22 @@ def main(args: PretrainArguments) -> None:
     checkpoint = choose_checkpoint(accelerator, output_dir, resume)
     before = read_manifest(checkpoint)["made_with"] if checkpoint else {}
 
-    # Images. One process reads first: the others find what `datasets` has cached.
+    # Images
     config = model_config(args)
     size = config.image_height_width  # pixels
     workers = launch.loading_workers(args.dataloader_num_workers)
-    main_first = accelerator.main_process_first
-    with main_first():
-        source = load_source(split=args.train_split, max_samples=args.max_train_samples, **args.source_options())
-    knn_labels = None
-    if args.knn or args.eval_every_epochs:
-        knn_options = {"k": K, "main_process_first": main_first, "say": accelerator.print}
-        knn_labels = labels_for_knn(source, args.eval_split, args.source_options(), **knn_options)
-    open_options = {"memory_budget": launch.image_memory(), "on_bad_image": args.on_bad_image, "bands": args.bands}
-    open_set = functools.partial(open_images, size=size, num_channels=config.num_channels, **open_options)
-    images = open_set(source, labels=knn_labels and knn_labels.train, white=args.white_value or before.get("white"))
-    evaluation = None
-    if knn_labels:  # the same value is as bright in both sets
-        evaluation = open_set(knn_labels.source, labels=knn_labels.evaluation, white=images.white)
+    open_options = {"size": size, "num_channels": config.num_channels, "bands": args.bands}
+    open_options |= {"memory_budget": launch.image_memory(), "on_bad_image": args.on_bad_image}
+    sets = load_pretraining_sets(
+        args.source_options(),
+        **args.set_options(),
+        k=K if args.knn or args.eval_every_epochs else None,
+        white=args.white_value or before.get("white"),
+        open_options=open_options,
+        main_process_first=accelerator.main_process_first,
+        say=accelerator.print,
+    )
+    source, images = sets.source, sets.images
     if args.image_mean:
         mean, std = args.image_mean, args.image_std
     elif before:
@@ -139,7 +135,7 @@ def main(args: PretrainArguments) -> None:
             launch.log_image(accelerator, "reconstruction", sheet, update)
 
     options = {"k": K, "batch_size": EVAL_BATCH, "num_workers": workers}
-    growth = FeatureGrowth(accelerator, images, evaluation, transform, **options)
+    growth = FeatureGrowth(accelerator, images, sets.evaluation, transform, **options)
 
     def look_at_features(epoch: float, update: int) -> None:
         values = growth.measure(unwrapped.mae.eval()) if update else growth.baselines(config, args.seed)
@@ -169,10 +165,10 @@ def main(args: PretrainArguments) -> None:
     picture(output_dir / "reconstruction.png", schedule.updates)
     skipped = launch.count_over_processes(accelerator, images.skipped)
     knn = {}
-    if args.knn and evaluation is not None:
-        sets = {"train": images, "evaluation": evaluation, "transform": transform}
-        encoder, options = MAEModel.from_pretrained(output_dir), {"batch_size": EVAL_BATCH, "num_workers": workers}
-        rows = frozen_table(accelerator, encoder, **sets, name="trained encoder", seed=args.seed, ks=(K,), **options)
+    if args.knn and sets.evaluation is not None:
+        encoder, loading = MAEModel.from_pretrained(output_dir), {"batch_size": EVAL_BATCH, "num_workers": workers}
+        options = {"name": "trained encoder", "seed": args.seed, "ks": (K,), **loading}
+        rows = frozen_table(accelerator, encoder, images, sets.evaluation, transform, **options)
         knn = {row["name"]: row["knn"][K] for row in rows} if main_process else {}
     accelerator.end_training()
     if not main_process:
@@ -193,7 +189,7 @@ def main(args: PretrainArguments) -> None:
         **launch.hardware(accelerator),
         skipped=skipped,
         knn=knn,
-        knn_split=knn_labels.split if knn else None,
+        knn_split=sets.eval_split,
         k=K,
     )
     if not hub.push():

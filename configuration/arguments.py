@@ -195,6 +195,10 @@ class PretrainArguments(RunArguments, OptimizerArguments, DataArguments, ModelAr
         False, "At the end, k-NN accuracy of the features, where there are labels and a split to evaluate on."
     )
 
+    def set_options(self) -> dict[str, Any]:
+        """What `load_pretraining_sets` takes of the options."""
+        return {name: getattr(self, name) for name in ("train_split", "max_train_samples", "eval_split")}
+
     def check(self) -> None:
         """Raises an ArgumentError for arguments that cannot work. Quick and without network."""
         check_pretraining(self)

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import UserError
 from ..problems import PROBLEMS, REGRESSION, SINGLE_LABEL, Problem
 from .fingerprint import fingerprint
 from .images import Images, open_images
 from .labels import missing_classes, problem_of, read_labels
-from .listing import NoSplit
 from .sources import Source, load_eval_source, load_source
 
 
@@ -80,47 +78,6 @@ def matching_labels(
     eval_source, split = load_eval()
     eval_labels, class_names = read_labels(eval_source, class_names, problem_type)
     return labels, eval_source, split, eval_labels, class_names
-
-
-@dataclass
-class KnnLabels:
-    """Class numbers of the training images ``(images,)``, and the source to evaluate on with its own."""
-
-    train: np.ndarray
-    source: Source
-    evaluation: np.ndarray
-    split: str
-
-
-def labels_for_knn(
-    source: Source,
-    eval_split: str | None,
-    source_options: dict,
-    *,
-    k: int,
-    main_process_first: Callable[[], AbstractContextManager],
-    say: Callable[[str], None],
-) -> KnnLabels | None:
-    """What a k-NN accuracy needs. If there can be none, `say` prints the reason.
-
-    Raises:
-        NoSplit: there is no `eval_split`.
-    """
-
-    def load_eval() -> tuple[Source, str]:
-        with main_process_first():
-            return load_eval_source(eval_split, **source_options)
-
-    try:
-        if len(source) < k:
-            raise UserError(f"{len(source)} training images are fewer than k = {k}")
-        labels, eval_source, split, eval_labels, _ = matching_labels(source, load_eval)
-        return KnnLabels(labels, eval_source, eval_labels, split)
-    except UserError as reason:
-        if eval_split and isinstance(reason, NoSplit):
-            raise
-        say(f"no k-NN accuracy: {reason}")
-        return None
 
 
 def load_labelled_sets(

@@ -1,0 +1,67 @@
+"""The images of a pre-training, and where there are labels those that its features are compared on."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from ..errors import UserError
+from .images import Images, open_images
+from .labelled_sets import matching_labels
+from .listing import NoSplit
+from .sources import Source, load_eval_source, load_source
+
+
+@dataclass
+class PretrainingSets:
+    """`source` as it was found, and its `images` in their evaluation crop. `evaluation` and its `eval_split` are None
+    where there is no k-NN accuracy; else both sets have labels that mean the same."""
+
+    source: Source
+    images: Images
+    evaluation: Images | None = None
+    eval_split: str | None = None
+
+
+def load_pretraining_sets(
+    source_options: dict,
+    *,
+    train_split: str,
+    max_train_samples: int | None,
+    eval_split: str | None,
+    k: int | None,
+    white: float | None,
+    open_options: dict,
+    main_process_first: Callable[[], AbstractContextManager],
+    say: Callable[[str], None],
+) -> PretrainingSets:
+    """Load the images, and what a k-NN accuracy of `k` neighbours needs. If there can be none, `say` prints why.
+
+    `source_options` go to `load_source`, `open_options` and `white` to `open_images`. One process reads first, so that
+    the others find what `datasets` has cached.
+
+    Raises:
+        UserError: as `load_source` and `open_images`; NoSplit where there is no `eval_split`.
+    """
+
+    def load_eval() -> tuple[Source, str]:
+        with main_process_first():
+            return load_eval_source(eval_split, **source_options)
+
+    with main_process_first():
+        source = load_source(split=train_split, max_samples=max_train_samples, **source_options)
+    labels = None
+    try:
+        if k is not None and len(source) < k:
+            raise UserError(f"{len(source)} training images are fewer than k = {k}")
+        if k is not None:
+            labels, eval_source, split, eval_labels, _ = matching_labels(source, load_eval)
+    except UserError as reason:
+        if eval_split and isinstance(reason, NoSplit):
+            raise
+        say(f"no k-NN accuracy: {reason}")
+    images = open_images(source, labels=labels, white=white, **open_options)
+    if labels is None:
+        return PretrainingSets(source, images)
+    # The same value is as bright in both sets.
+    evaluation = open_images(eval_source, labels=eval_labels, white=images.white, **open_options)
+    return PretrainingSets(source, images, evaluation, split)
