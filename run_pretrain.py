@@ -37,6 +37,7 @@ from modeling_mae.training.run_folder import claim_folder
 from modeling_mae.training.state import load_model, open_run, save_model
 
 
+NORMALISED_LOSS = "loss       1 is what predicting the mean of each patch gives\n"
 EVAL_BATCH = 256  # images; without gradients it takes less memory than a training batch of usual size
 
 
@@ -109,6 +110,7 @@ def main(args: PretrainArguments) -> None:
         f"length     {schedule}{run.start}\n"
         f"rate       {schedule.peak:.3e} after {schedule.warmup} updates of warm-up, cosine to 0\n"
         f"precision  {accelerator.mixed_precision}, on {accelerator.device}\n"
+        f"{NORMALISED_LOSS * config.norm_pix_loss}"
         f"parallel   {launch.describe_parallelism(accelerator)}"
     )
 

@@ -24,7 +24,7 @@ def loss_curve(path: Path, log_history: list[dict], *, normalised: bool = False)
     epochs = [entry["epoch"] for entry in log_history]
     losses = [entry["loss"] for entry in log_history]
     rates = [entry["learning_rate"] for entry in log_history]
-    axes.plot(epochs, losses, color="tab:blue")
+    axes.plot(epochs, losses, color="tab:blue", marker=_marker(losses))
     axes.set(xlabel="epoch", ylabel="loss on masked patches")
     later = losses[int(BEGINNING * len(losses)) :]
     margin = 0.05 * (max(later) - min(later)) or 0.05 * abs(later[0]) or 0.05
@@ -42,23 +42,25 @@ def loss_curve(path: Path, log_history: list[dict], *, normalised: bool = False)
 
 
 def features_curve(path: Path, log_history: list[dict], k: int) -> None:
-    """k-NN accuracy (`k` neighbours) of the features against epochs, over raw pixels and the untrained encoder, and
-    their effective rank on an axis of its own. Entries as `FeatureGrowth` measures them."""
+    """k-NN accuracy (`k` neighbours) of the features against epochs, from the untrained encoder on, and their
+    effective rank on an axis of its own. A line shows raw pixels. Entries as `FeatureGrowth` measures them."""
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.subplots()
     baselines = log_history[0]
-    accuracies = [(entry["epoch"], 100 * entry["knn"]) for entry in log_history if "knn" in entry]
-    ranks = [(entry["epoch"], entry["rank"]) for entry in log_history if "rank" in entry]
+    start = {key.removesuffix("_untrained"): value for key, value in baselines.items() if key.endswith("_untrained")}
+    entries = [{"epoch": 0.0, **start}, *log_history[1:]]
+    accuracies = [(entry["epoch"], 100 * entry["knn"]) for entry in entries if "knn" in entry]
+    ranks = [(entry["epoch"], entry["rank"]) for entry in entries if "rank" in entry]
     axes.set_xlabel("epoch")
     axes.grid(alpha=0.3)
     rank_axes = axes
     if accuracies:
-        axes.plot(*_columns(accuracies), color="tab:blue", marker=".")
+        axes.plot(*_columns(accuracies), color="tab:blue", marker=_marker(accuracies))
         axes.set_ylabel(f"k-NN accuracy, k = {k} (%)")
-        for key, title in (("knn_raw_pixels", "raw pixels"), ("knn_untrained", "untrained encoder")):
-            if key in baselines:
-                axes.axhline(100 * baselines[key], color="tab:gray", linestyle=":", linewidth=1)
-                axes.annotate(title, (0.01, 100 * baselines[key]), xycoords=("axes fraction", "data"), size="small")
+        if "knn_raw_pixels" in baselines:
+            height = 100 * baselines["knn_raw_pixels"]
+            axes.axhline(height, color="tab:gray", linestyle=":", linewidth=1)
+            axes.annotate("raw pixels", (0.01, height), xycoords=("axes fraction", "data"), size="small", va="bottom")
         rank_axes = axes.twinx()
     rank_axes.plot(*_columns(ranks), color="tab:orange", linestyle="--")
     rank_axes.set_ylabel("effective rank (dashed)")
@@ -76,11 +78,14 @@ def training_curve(path: Path, log_history: list[dict], problem: Problem = PROBL
     axes.plot(*_columns(losses), color="tab:gray")
     axes.set(xlabel="epoch", ylabel="training loss (gray)")
     accuracy_axes = axes.twinx()
-    marker = "." if len(accuracies) < 50 else None  # more markers would run into each other
-    accuracy_axes.plot(*_columns(accuracies), color="tab:blue", marker=marker)
+    accuracy_axes.plot(*_columns(accuracies), color="tab:blue", marker=_marker(accuracies))
     accuracy_axes.set_ylabel(_axis_title(problem))
     accuracy_axes.grid(alpha=0.3)
     save_figure(figure, path)
+
+
+def _marker(points: list) -> str | None:
+    return "." if len(points) < 50 else None  # more markers would run into each other
 
 
 def _axis_title(problem: Problem) -> str:

@@ -92,7 +92,7 @@ def report_pretraining(
     )
     _print_results(output_dir, images, skipped, knn)
     if growth:
-        print(f"features   {judge_growth(growth)}: {output_dir / 'features.png'}")
+        print(f"features   {output_dir / 'features.png'}: {judge_growth(growth)}")
 
 
 def judge_growth(log: list[dict]) -> str:
