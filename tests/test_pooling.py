@@ -9,9 +9,11 @@ from conftest import tiny_config
 from torch import nn
 from transformers import AutoModel, AutoModelForImageClassification, pipeline
 
+from configuration.memory import encoder_parameters
 from modeling_mae import EvalNet, MAEBackbone, MAEForPreTraining, MAEModel, interop
 from modeling_mae.data.processor import image_processor
 from modeling_mae.errors import UserError
+from modeling_mae.evaluation.features import frozen_encoder
 from modeling_mae.modeling_mae import MAEAttentionPooling
 from modeling_mae.training.optim import make_optimizer, parameter_groups
 
@@ -322,3 +324,25 @@ def test_layouts_that_cannot_carry_it_refuse_by_name(checkpoint, tmp_path):
     assert names == ["ViTModel"]
     interop.convert(str(folder), tmp_path / "again", "mae")
     assert torch.equal(EvalNet.from_pretrained(tmp_path / "again").mae.pooler.queries, model.mae.pooler.queries)
+
+
+@torch.no_grad()
+def test_frozen_features_are_not_those_of_queries_that_nothing_trained(tmp_path):
+    torch.manual_seed(0)
+    MAEForPreTraining(tiny_config()).save_pretrained(tmp_path / "pretraining")
+    randomised(EvalNet(config())).save_pretrained(tmp_path / "classifier")
+    notes = []
+    encoder = frozen_encoder(str(tmp_path / "pretraining"), config(), notes.append)
+    tokens = encoder(IMAGES).last_hidden_state
+    torch.testing.assert_close(encoder(IMAGES).pooler_output, tokens[:, 1:].mean(1))
+    assert len(notes) == 1 and "frozen features are the mean" in notes[0]
+    encoder = frozen_encoder(str(tmp_path / "classifier"), config(), notes.append)
+    expected = MAEModel.from_pretrained(tmp_path / "classifier")(IMAGES).pooler_output
+    assert torch.equal(encoder(IMAGES).pooler_output, expected) and len(notes) == 1
+
+
+@pytest.mark.parametrize("queries", [1, 8])
+def test_parameters_are_counted_by_formula(queries):
+    with torch.device("meta"):
+        model = MAEModel(config(num_pooling_queries=queries))
+    assert encoder_parameters(model.config) == sum(parameter.numel() for parameter in model.parameters())
