@@ -23,8 +23,6 @@ from transformers import AutoModel
 from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining, MAEModel, interop
 from modeling_mae.errors import UserError
 from modeling_mae.interop import __main__ as command
-from modeling_mae.interop import state_dicts
-from modeling_mae.modeling_mae import DECODERS
 
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -138,24 +136,129 @@ def test_official_probed_file(tmp_path):
     same(ours(IMAGES).logits, theirs(IMAGES))
 
 
+class CrossBlock(nn.Module):
+    """CrossMAE's decoder block by its published key names; torch's own attention computes it."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(64, eps=1e-6), nn.LayerNorm(64, eps=1e-6)
+        self.cross_attn = nn.ModuleDict(
+            {"q": nn.Linear(64, 64), "kv": nn.Linear(48, 2 * 64), "proj": nn.Linear(64, 64)}
+        )
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(64, 128), "fc2": nn.Linear(128, 64)})
+
+    def forward(self, queries, context):
+        q, kv, proj = (self.cross_attn[name] for name in ("q", "kv", "proj"))
+        torchs = nn.MultiheadAttention(64, 2, kdim=48, vdim=48, batch_first=True).eval()
+        torchs.load_state_dict(
+            {
+                "q_proj_weight": q.weight,
+                "k_proj_weight": kv.weight[:64],
+                "v_proj_weight": kv.weight[64:],
+                "in_proj_bias": torch.cat([q.bias, kv.bias]),
+                "out_proj.weight": proj.weight,
+                "out_proj.bias": proj.bias,
+            }
+        )
+        queries = queries + torchs(self.norm1(queries), context, context, need_weights=False)[0]
+        return queries + self.mlp["fc2"](nn.functional.gelu(self.mlp["fc1"](self.norm2(queries))))
+
+
+class CrossOfficial(nn.Module):
+    """CrossMAE's model by its published key names. `maps` 0: no weighting, with a final norm."""
+
+    def __init__(self, maps: int):
+        super().__init__()
+        norm = functools.partial(nn.LayerNorm, eps=1e-6)
+        self.patch_embed = PatchEmbed(32, 8, 3, 48)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 48))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 17, 48))
+        self.blocks = nn.ModuleList(Block(48, 4, 2, qkv_bias=True, norm_layer=norm) for _ in range(3))
+        self.maps = maps
+        if maps:
+            self.wfm = nn.ModuleDict({"linear": nn.Linear(maps, 2, bias=False)})
+            self.dec_norms = nn.ModuleList(norm(48) for _ in range(2))
+        else:
+            self.norm = norm(48)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, 64))
+        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, 17, 64))
+        self.decoder_blocks = nn.ModuleList(CrossBlock() for _ in range(2))
+        self.decoder_norm = norm(64)
+        self.decoder_pred = nn.Linear(64, 8 * 8 * 3)
+
+    def forward(self, images, keep, predicted):
+        """Predictions ``(batch, predicted, values)`` when the patches `keep` alone are seen."""
+        tokens = self.patch_embed(images) + self.pos_embed[:, 1:]
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(images), -1, -1)
+        outputs = [torch.cat([cls, tokens[:, keep]], 1)]
+        for block in self.blocks:
+            outputs.append(block(outputs[-1]))
+        queries = (self.mask_token + self.decoder_pos_embed)[:, 1 + predicted].expand(len(images), -1, -1)
+        for i, block in enumerate(self.decoder_blocks):
+            if self.maps:
+                weights = self.wfm["linear"].weight[i]
+                context = self.dec_norms[i](
+                    sum(weight * output for weight, output in zip(weights, outputs[-self.maps :], strict=True))
+                )
+            else:
+                context = self.norm(outputs[-1])
+            queries = block(queries, context)
+        return self.decoder_pred(self.decoder_norm(queries))
+
+
+CROSS_HEADS = {"num_attention_heads": 4, "decoder_num_attention_heads": 2}
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("weighted", [False, True])
-def test_crossmae_file_gives_the_encoder(tmp_path, said, weighted):
-    theirs = randomised(VisionTransformer(**SIZES, num_classes=0, global_pool=""))
-    state = theirs.state_dict()
-    state |= {"mask_token": torch.zeros(1, 1, 32), "decoder_blocks.0.cross_attn.q.weight": torch.zeros(32, 32)}
-    state |= {
-        "decoder_blocks.0.cross_attn.kv.weight": torch.zeros(64, 64),
-        "decoder_pred.weight": torch.zeros(192, 32),
-    }
-    if weighted:  # with weighted feature maps there is no final norm
-        state |= {"wfm.linear.weight": torch.zeros(1, 2), "dec_norms.0.weight": torch.ones(64)}
-        del state["norm.weight"], state["norm.bias"]
-        theirs.norm = nn.LayerNorm(64, eps=1e-6)
-    ours, info = MAEModel.from_pretrained(saved(tmp_path, {"model": state}), **HEADS, output_loading_info=True)
-    same(ours(IMAGES).last_hidden_state, theirs.forward_features(IMAGES))
-    assert "CrossMAE's decoder cannot be read" in said()
-    assert sorted(info["missing_keys"]) == (["layernorm.bias", "layernorm.weight"] if weighted else [])
+@pytest.mark.parametrize(("maps", "reads"), [(0, "last"), (3, "blocks"), (4, "stages")])
+def test_crossmae_file_with_decoder(tmp_path, said, maps, reads):
+    theirs = randomised(CrossOfficial(maps))
+    arguments = argparse.Namespace(norm_pix_loss=True, mask_ratio=0.8, kept_mask_ratio=0.3)
+    path = saved(tmp_path, {"model": theirs.state_dict(), "args": arguments})
+    ours, info = MAEForPreTraining.from_pretrained(path, **CROSS_HEADS, output_loading_info=True)
+    config = ours.config
+    assert (config.decoder_reads, config.mask_ratio, config.prediction_ratio) == (reads, 0.8, 0.3)
+    keep, predicted = torch.tensor([2, 3, 12]), torch.tensor([1, 4, 7, 8, 15])
+    noise = torch.full((2, 16), 0.5)  # of 16 patches 0.2 stay visible, which is 3, and 0.3 are predicted, which is 5
+    noise[:, keep], noise[:, predicted] = 0.0, 1.0
+    same(ours(IMAGES, noise=noise).logits, theirs(IMAGES, keep, predicted))
+    missing = ["mae.layernorm.bias", "mae.layernorm.weight"] if maps else []
+    assert sorted(info["missing_keys"]) == missing and not info["unexpected_keys"]
+    assert ("has no final norm" in said()) == bool(maps) and "left out" not in said()
+    official = interop.to_official(ours)
+    assert all(torch.equal(value, official.pop(key)) for key, value in theirs.state_dict().items())
+    assert set(official) == ({"norm.weight", "norm.bias"} if maps else set())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("maps", [0, 3])
+def test_crossmae_file_gives_the_encoder(tmp_path, maps):
+    theirs = randomised(CrossOfficial(maps))
+    ours = MAEModel.from_pretrained(saved(tmp_path, {"model": theirs.state_dict()}), **CROSS_HEADS).eval()
+    tokens = theirs.patch_embed(IMAGES) + theirs.pos_embed[:, 1:]
+    tokens = torch.cat([(theirs.cls_token + theirs.pos_embed[:, :1]).expand(2, -1, -1), tokens], 1)
+    for block in theirs.blocks:
+        tokens = block(tokens)
+    norm = nn.LayerNorm(48, eps=1e-6) if maps else theirs.norm
+    same(ours(IMAGES).last_hidden_state, norm(tokens))
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"wfm.linear.weight": torch.zeros(2, 2)}, "over 2 of 3 encoder blocks"),
+        ({"decoder_blocks.0.self_attn.qkv.weight": torch.zeros(192, 64)}, "with self-attention"),
+    ],
+)
+def test_crossmae_decoders_that_ours_lacks_are_left_out(said, more, why):
+    foreign = interop.from_state_dict(CrossOfficial(3).state_dict() | more, **CROSS_HEADS)
+    assert not [key for key in foreign.state_dict if key.startswith("decoder.")]
+    assert f"because CrossMAE's decoder {why} cannot be read" in said()
+
+
+def test_what_a_crossmae_decoder_reads_is_in_its_tensors():
+    with pytest.raises(UserError, match="decoder_reads='last' contradicts its tensors.*decoder_reads='blocks'"):
+        interop.from_state_dict(CrossOfficial(3).state_dict(), **CROSS_HEADS, decoder_reads="last")
 
 
 def mae_code_state() -> tuple[dict, nn.ModuleList]:
@@ -414,6 +517,14 @@ def to_timm(model):
 
 REFUSALS = [
     (interop.to_transformers, MAEForPreTraining, "decoder_type", "cross", "ViTMAEForPreTraining", "--to vit"),
+    (
+        interop.to_transformers,
+        MAEForPreTraining,
+        "prediction_ratio",
+        0.5,
+        "ViTMAEForPreTraining",
+        "prediction_ratio=null",
+    ),
     (interop.to_transformers, MAEForPreTraining, "pooling", "attention", "ViTMAEForPreTraining", "--set pooling="),
     (interop.to_transformers, MAEForPreTraining, "mask_type", "grid", "ViTMAEForPreTraining", "--set mask_type="),
     (interop.to_transformers, MAEModel, "pooling", "attention", "ViTModel", "--set pooling="),
@@ -446,10 +557,10 @@ def test_every_written_layout_names_its_poolings_and_decoders():
 
 @torch.no_grad()
 def test_layouts_without_a_decoder_leave_it_behind(tmp_path):
-    ours = randomised(MAEForPreTraining(mae()))
-    poked(ours.config, decoder_type="cross")
+    ours = randomised(MAEForPreTraining(mae(decoder_type="cross")))
     interop.save_timm(ours, tmp_path)
-    assert not [key for key in interop.load_tensors(tmp_path / "model.safetensors")[0] if "decoder" in key]
+    written = set(interop.load_tensors(tmp_path / "model.safetensors")[0])
+    assert written == set(VisionTransformer(**SIZES, num_classes=0).state_dict())
     same(interop.to_transformers(ours.mae)(IMAGES).last_hidden_state, ours.mae(IMAGES).last_hidden_state)
 
 
@@ -463,13 +574,13 @@ def test_vitmae_takes_squares_and_vit_takes_any(tmp_path):
     same(theirs(images).last_hidden_state, ours.mae(images).last_hidden_state)
 
 
-def test_a_decoder_of_another_type_than_asked_for_is_left_out(said, monkeypatch):
-    make_config = state_dicts.make_config
-    monkeypatch.setattr(state_dicts, "make_config", lambda *given: poked(make_config(*given), decoder_type="cross"))
-    monkeypatch.setitem(DECODERS, "cross", DECODERS["self"])
-    foreign = interop.from_state_dict(Official().state_dict(), **HEADS)
+@pytest.mark.parametrize(("own", "other"), [("self", "cross"), ("cross", "self")])
+def test_a_decoder_of_another_type_than_asked_for_is_left_out(said, own, other):
+    state = (Official() if own == "self" else CrossOfficial(3)).state_dict()
+    foreign = interop.from_state_dict(state, **CROSS_HEADS, decoder_type=other)
+    assert foreign.config.decoder_type == other
     assert not [key for key in foreign.state_dict if key.startswith("decoder.")]
-    assert "left out" in said() and "decoder_type='self', not 'cross'" in said()
+    assert "left out" in said() and f"decoder_type={own!r}, not {other!r}" in said()
 
 
 def test_poolings_of_timm_that_are_unknown_here_are_told(tmp_path, said):

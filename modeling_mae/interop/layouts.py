@@ -1,6 +1,7 @@
 """The layouts of checkpoints: what each project calls its tensors, and what each layout can express.
 
-Every conversion passes through the official layout: timm's names for the encoder, `decoder_*` for the decoder.
+Every conversion passes through the official layout: timm's names for the encoder, `decoder_*` for the decoder. The
+cross decoder has CrossMAE's names, which are the official ones and a few more.
 """
 
 import re
@@ -14,7 +15,8 @@ from ..errors import UserError
 from ..modeling_mae import MAEModel, MAEPreTrainedModel
 
 
-# Our prefix -> the official one. Inside a block only `attention` differs: the official code calls it `attn`.
+# Our prefix -> the official one. Inside a block only `attention` differs: the official code calls it `attn`, CrossMAE
+# `cross_attn`.
 PREFIXES = {
     "mae.embeddings.patch_embeddings.": "patch_embed.proj.",
     "mae.embeddings.cls_token": "cls_token",
@@ -24,12 +26,14 @@ PREFIXES = {
     "decoder.embed.": "decoder_embed.",
     "decoder.mask_token": "mask_token",
     "decoder.positions.table": "decoder_pos_embed",
+    "decoder.weighting.": "wfm.linear.",
+    "decoder.context_norms.": "dec_norms.",
     "decoder.layers.": "decoder_blocks.",
     "decoder.norm.": "decoder_norm.",
     "decoder.head.": "decoder_pred.",
 }
 # A regular expression: the official names that belong to the decoder.
-DECODER = r"(decoder|mask_token)"
+DECODER = r"(decoder|mask_token|wfm\.|dec_norms\.)"
 # transformers writes query, key and value as three tensors; the official code joins them in this order.
 QUERY_KEY_VALUE = ("query", "key", "value")
 # transformers' names -> official. Versions 4 and 5 of transformers use different names; both are here.
@@ -85,7 +89,7 @@ FIELDS = [name for name in MAEConfig.__annotations__ if not name.startswith("_")
 class Carries:
     """The values of one field that a layout can express, and what to do about any other value."""
 
-    values: tuple[str, ...]
+    values: tuple[str | None, ...]
     remedy: str
 
 
@@ -99,6 +103,7 @@ ENCODER_POOLING = Carries(
 LAYOUTS = {
     "transformers' ViTMAEForPreTraining": {
         "decoder_type": Carries(("self",), "--to vit writes the encoder alone"),
+        "prediction_ratio": Carries((None,), "--set prediction_ratio=null, or --to vit for the encoder alone"),
         "pooling": ENCODER_POOLING,
         "mask_type": Carries(("random",), "--set mask_type=random, or --to vit for the encoder alone"),
     },
@@ -155,7 +160,7 @@ def to_ours(official: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             value = value.permute(0, 2, 3, 1).flatten(1)  # (width, patch height * patch width * channels)
         for our_prefix, official_prefix in PREFIXES.items():
             if key.startswith(official_prefix):
-                key = our_prefix + key.removeprefix(official_prefix).replace(".attn.", ".attention.")
+                key = our_prefix + re.sub(r"\.(cross_)?attn\.", r".\1attention.", key.removeprefix(official_prefix))
                 break
         ours[key] = value.contiguous()
     return ours
@@ -173,7 +178,7 @@ def to_official(model: MAEPreTrainedModel) -> dict[str, torch.Tensor]:
             value = value.unflatten(1, patch).permute(0, 3, 1, 2)  # (width, channels, patch height, patch width)
         for our_prefix, official_prefix in PREFIXES.items():
             if key.startswith(our_prefix):
-                key = official_prefix + key.removeprefix(our_prefix).replace(".attention.", ".attn.")
+                key = official_prefix + re.sub(r"\.(cross_)?attention\.", r".\1attn.", key.removeprefix(our_prefix))
                 break
         official[key] = value.detach().cpu().contiguous()
     return official

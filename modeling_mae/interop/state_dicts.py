@@ -19,7 +19,7 @@ from .layouts import DECODER, IMAGENET_MEAN, IMAGENET_STD, MAE_CODE_NAMES, PUBLI
 # What the shapes of the tensors tell.
 TENSOR_FIELDS = (
     "hidden_size num_channels patch_size num_hidden_layers intermediate_size qkv_bias decoder_hidden_size "
-    "decoder_num_hidden_layers decoder_intermediate_size"
+    "decoder_num_hidden_layers decoder_intermediate_size decoder_reads"
 ).split()
 
 logger = logging.get_logger(__name__)
@@ -99,12 +99,17 @@ def from_state_dict(
             f"{', '.join(list(state)[:4])}. Rename its tensors as timm's VisionTransformer does"
         )
     state = dict(state)
-    if any(".cross_attn." in key for key in state):
-        leave_out(state, rf"{DECODER}|dec_norms|wfm", "CrossMAE's decoder cannot be read", notes)
+    unread = _unread_cross_decoder(state)
+    if unread:
+        leave_out(state, DECODER, f"CrossMAE's decoder {unread} cannot be read", notes)
     leave_out(state, r"attn_pool\.", "timm's attention pooling (global_pool='map') cannot be read", notes)
     values = {**_encoder_sizes(state, fields, name, image_size, notes), **_classifier(state, fields, notes)}
     if "decoder_pred.weight" in state:
         values |= _decoder_sizes(state, fields, name, notes)
+    if values.get("decoder_type") == "cross" and {"kept_mask_ratio", "mask_ratio"} <= saved_arguments.keys():
+        values |= {"prediction_ratio": saved_arguments["kept_mask_ratio"], "mask_ratio": saved_arguments["mask_ratio"]}
+    if "wfm.linear.weight" in state and "norm.weight" not in state:
+        notes.append("it has no final norm, because its decoder does not read one: the encoder's norm starts anew")
     if saved_arguments.get("norm_pix_loss") is not None:
         values["norm_pix_loss"] = bool(saved_arguments["norm_pix_loss"])
     elif "decoder_pred.weight" in state and "norm_pix_loss" not in fields:
@@ -174,10 +179,34 @@ def _encoder_sizes(state: dict, fields: dict, name: str, image_size, notes: list
     }
 
 
+def _is_cross(state: dict) -> bool:
+    return any(".cross_attn." in key for key in state)
+
+
+def _unread_cross_decoder(state: dict) -> str | None:
+    """What CrossMAE's code can give its decoder and ours lacks."""
+    if not _is_cross(state):
+        return None
+    if any(re.match(r"decoder_blocks\.\d+\.(self_attn|norm0)\.", key) for key in state):
+        return "with self-attention"
+    if "wfm.linear.weight" in state:
+        maps, depth = state["wfm.linear.weight"].shape[1], _depth(state, "blocks.")
+        if maps not in (depth, depth + 1):
+            return f"over {maps} of {depth} encoder blocks"
+    return None
+
+
 def _decoder_sizes(state: dict, fields: dict, name: str, notes: list[str]) -> dict:
-    width, depth = state["decoder_embed.weight"].shape[0], _depth(state, "decoder_blocks.")
+    width, depth = state["mask_token"].shape[-1], _depth(state, "decoder_blocks.")
+    reads = {}
+    if _is_cross(state):
+        reads["decoder_reads"] = "last"
+        if "wfm.linear.weight" in state:
+            with_patches = state["wfm.linear.weight"].shape[1] > _depth(state, "blocks.")
+            reads["decoder_reads"] = "stages" if with_patches else "blocks"
     return {
-        "decoder_type": "self",
+        **reads,
+        "decoder_type": "cross" if reads else "self",
         "decoder_hidden_size": width,
         "decoder_num_hidden_layers": depth,
         "decoder_intermediate_size": state["decoder_blocks.0.mlp.fc1.weight"].shape[0],
@@ -253,8 +282,9 @@ def _classifier(state: dict, fields: dict, notes: list[str]) -> dict:
 
 def finish(config: MAEConfig, state: dict, notes: list[str], name: str, processor) -> Foreign:
     """Take the tensors that our models have, and tell the user what was assumed and left out."""
-    if config.decoder_type != "self":
-        leave_out(state, DECODER, f"the decoder is decoder_type='self', not {config.decoder_type!r}", notes)
+    decoder_type = "cross" if _is_cross(state) else "self"
+    if config.decoder_type != decoder_type:
+        leave_out(state, DECODER, f"the decoder is decoder_type={decoder_type!r}, not {config.decoder_type!r}", notes)
     ours = to_ours(state)
     known = {key for model_class in (MAEForPreTraining, EvalNet) for key in _tensor_names(model_class, config)}
     unknown = sorted(set(ours) - known)
