@@ -9,7 +9,6 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same_run, run_in_turn, start
 from PIL import Image
 from shard_server import serve
 
@@ -38,7 +37,7 @@ def picture(i: int) -> tuple[np.ndarray, bytes]:
     return pixels, file.getvalue()
 
 
-def make_shards(folder, kind: str, counts=UNEVEN):
+def make_shards(folder, kind: str, counts=UNEVEN, name: str = "part"):
     """Image i of all has the label i % 10. Parquet files hold row groups of 4 images."""
     folder.mkdir(exist_ok=True)
     ends = np.cumsum(counts).tolist()
@@ -48,10 +47,10 @@ def make_shards(folder, kind: str, counts=UNEVEN):
             features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(10)})
             rows = {"image": [{"bytes": picture(i)[1], "path": None} for i in numbers]}
             rows["label"] = [i % 10 for i in numbers]
-            path = folder / f"part-{shard:03}.parquet"
+            path = folder / f"{name}-{shard:03}.parquet"
             datasets.Dataset.from_dict(rows, features=features).to_parquet(path, batch_size=4)
             continue
-        with tarfile.open(folder / f"part-{shard:03}.tar", "w") as tar:
+        with tarfile.open(folder / f"{name}-{shard:03}.tar", "w") as tar:
             for i in numbers:
                 for ending, data in (("png", picture(i)[1]), ("cls", str(i % 10).encode())):
                     member = tarfile.TarInfo(f"a.b/{i:05}.{ending}")
@@ -181,22 +180,3 @@ def test_what_is_no_stream_is_refused(tmp_path):
     with pytest.raises(NoSplit):
         load_source(data_dir=str(mixed), split="test", streaming=True, cache_dir=str(tmp_path))
     assert expand_braces("s-{08..10}.tar") == ["s-08.tar", "s-09.tar", "s-10.tar"]
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, recipe):
-    folder = make_shards(tmp_path / "shards", "parquet", (50, 3, 90, 17))
-    recipe.write_text(recipe.read_text().replace("max_train_samples: 160\n", ""))
-    options = [recipe, "--train_dir", folder, "--streaming", "true", "--cache_dir", tmp_path / "cache"]
-    options += ["--dataloader_num_workers"]
-    killed = start(*options, "1", "--output_dir", tmp_path / "killed")
-    for line in killed.stdout:
-        if line.startswith("update 9/"):
-            break
-    killed.kill()
-    killed.communicate()
-    goes_on = [*options, "2", "--output_dir", tmp_path / "killed", "--resume_from_checkpoint", "auto"]
-    (code, output), whole = run_in_turn(goes_on, [*options, "0", "--output_dir", tmp_path / "whole"])
-    assert (code, whole[0]) == (0, 0), (output, whole)
-    assert ", from update 7 of" in output and "streamed" in output
-    assert_same_run(tmp_path / "whole", tmp_path / "killed")
