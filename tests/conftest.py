@@ -113,6 +113,20 @@ def run(*arguments, code=0, **options) -> str:
     return output
 
 
+def processes_of(folder) -> list[int]:
+    """Those that train into `folder`: the script's, without the launcher and without loading workers."""
+    pids = []
+    for path in (path for path in os.scandir("/proc") if path.name.isdecimal()):
+        try:
+            with open(f"{path.path}/cmdline", "rb") as file:
+                words = file.read().decode().split("\0")
+        except OSError:
+            continue
+        if str(folder) in words and any(word.endswith("run_pretrain.py") for word in words[:3]):
+            pids.append(int(path.name))
+    return pids
+
+
 def run_in_turn(*commands, script="run_pretrain.py") -> list[tuple[int, str]]:
     """(exit code, output) of each command, all in one process.
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from modeling_mae.data.bit_depth import BadImage
 from modeling_mae.data.images import MemoryImages
 from modeling_mae.errors import UserError
 from modeling_mae.training.checkpoints import choose_checkpoint
@@ -369,16 +370,74 @@ def test_a_crafted_optimizer_runs_nothing(tmp_path, module):
     assert not (tmp_path / "exploded").exists()
 
 
-def test_a_dead_loading_worker_is_one_line(tmp_path):
+@pytest.mark.parametrize("micro_batch", [4, 2])
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (RuntimeError("DataLoader worker (pid(s) 77) exited unexpectedly"), "a loading worker died, mostly because"),
+        (BadImage("a.png cannot be read: mend it"), "a.png cannot be read: mend it"),
+        # as a loading worker's error arrives
+        (
+            BadImage("Caught BadImage in 0.\n  File x\nBadImage: a.png is cut off: mend it"),
+            "a.png is cut off: mend it",
+        ),
+    ],
+)
+def test_a_run_without_images_stops_with_a_checkpoint_and_goes_on_exactly(tmp_path, micro_batch, error, words):
+    whole, loss_of, _ = start(tmp_path / "whole", micro_batch)
+    train(whole, loss_of)
+    run, loss_of, _ = start(tmp_path / "parts", micro_batch)
+
+    def fail_after(batches):
+        yield from batches
+        raise error
+
+    # With two micro-batches an update, the first one of update 6 is there.
+    run.batches, run.batches_can_fail = fail_after(list(run.batches)[: 5 if micro_batch == 4 else 11]), True
+    run.model.register_buffer("seen", torch.zeros(1), persistent=False)
+
+    def counted(batch, update, micro):
+        run.model.seen += 1
+        return loss_of(batch, update, micro)
+
+    message = f"stopped after update 5 of 15: {words}.*Then --resume_from_checkpoint auto goes on from .*checkpoint-5"
+    with pytest.raises(TrainingStopped, match=message) as stop:
+        train(run, counted)
+    assert stop.value.code == 1 and "\n" not in str(stop.value)
+    assert run.model.seen == 5 * BATCH // micro_batch  # the micro-batches of whole updates
+    run, loss_of, notes = start(tmp_path / "parts", micro_batch, resume="auto")
+    train(run, loss_of)
+    assert sum(notes.labels, []) == sum(images_by_hand()[5:], [])
+    assert all(torch.equal(run.model.state_dict()[k], v) for k, v in whole.model.state_dict().items())
+    assert run.history.read() == whole.history.read()
+
+
+def test_a_run_without_its_first_images_starts_again(tmp_path):
     run, loss_of, _ = start(tmp_path)
 
-    def die_after(batches):
-        yield from batches
-        raise RuntimeError("DataLoader worker (pid(s) 77) exited unexpectedly")
+    def fail():
+        raise BadImage("a.png cannot be read: mend it")
+        yield
 
-    run.batches = die_after(list(run.batches)[:5])
-    with pytest.raises(TrainingStopped, match="a loading worker died before update 6.*checkpoint-4 with --resume"):
+    run.batches = fail()
+    with pytest.raises(TrainingStopped, match="after update 0 of 15: a.png cannot be read: mend it. Then start again"):
         train(run, loss_of)
+    assert checkpoints_in(tmp_path) == []
+
+
+def test_going_on_with_another_accumulation_is_the_same_training(tmp_path):
+    run, loss_of, _ = start(tmp_path, micro_batch=4)
+
+    def interrupted(batch, update, micro):
+        if update == 6:
+            signal.raise_signal(signal.SIGTERM)
+        return loss_of(batch, update, micro)
+
+    with pytest.raises(TrainingStopped):  # after update 7: an odd number of micro-batches
+        train(run, interrupted)
+    run, loss_of, _ = start(tmp_path, micro_batch=2, resume="auto")
+    train(run, loss_of)
+    assert_same_weights(trained_by_hand()[0], run.model)
 
 
 def test_a_finished_run_has_nothing_left_to_do(tmp_path):

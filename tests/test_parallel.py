@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import RECIPE, ROOT, TWO_PROCESSES, assert_same_weights, run, start, weights_and_history
+from conftest import RECIPE, ROOT, TWO_PROCESSES, assert_same_weights, processes_of, run, start, weights_and_history
 from safetensors.torch import load_file
 
 from modeling_mae import MAEConfig, MAEForPreTraining
@@ -128,20 +128,6 @@ def test_where_sharding_was_asked_for_and_does_not_run_the_header_says_so(tmp_pa
     output = run(recipe, "--output_dir", tmp_path / "run", "--max_train_steps", 1, **SHARDED)
     assert "parallel   2 processes (MULTI_CPU) x 1 thread" in output
     assert "note       FSDP was asked for, and Accelerate runs MULTI_CPU" in output
-
-
-def processes_of(folder) -> list[int]:
-    """Those that train into `folder`: the script's, without the launcher and without loading workers."""
-    pids = []
-    for path in (path for path in os.scandir("/proc") if path.name.isdecimal()):
-        try:
-            with open(f"{path.path}/cmdline", "rb") as file:
-                words = file.read().decode().split("\0")
-        except OSError:
-            continue
-        if str(folder) in words and any(word.endswith("run_pretrain.py") for word in words[:3]):
-            pids.append(int(path.name))
-    return pids
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")

@@ -1,13 +1,14 @@
 """Streams of real shards, local and over HTTP, against the images that were put into them."""
 
 import io
+import pickle
+import shutil
 import tarfile
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same_run, run, start
 from PIL import Image
 from shard_server import serve
 
@@ -27,7 +28,7 @@ UNEVEN = (5, 1, 17, 9, 30, 2)  # images of each shard
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     monkeypatch.setattr(shard_cache, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(shard_cache, "SILENCE", 0.5)
+    monkeypatch.setattr(shard_cache, "SILENCE", 0.2)
 
 
 def picture(i: int) -> tuple[np.ndarray, bytes]:
@@ -36,7 +37,7 @@ def picture(i: int) -> tuple[np.ndarray, bytes]:
     return pixels, file.getvalue()
 
 
-def make_shards(folder, kind: str, counts=UNEVEN):
+def make_shards(folder, kind: str, counts=UNEVEN, name: str = "part"):
     """Image i of all has the label i % 10. Parquet files hold row groups of 4 images."""
     folder.mkdir(exist_ok=True)
     ends = np.cumsum(counts).tolist()
@@ -46,10 +47,10 @@ def make_shards(folder, kind: str, counts=UNEVEN):
             features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(10)})
             rows = {"image": [{"bytes": picture(i)[1], "path": None} for i in numbers]}
             rows["label"] = [i % 10 for i in numbers]
-            path = folder / f"part-{shard:03}.parquet"
+            path = folder / f"{name}-{shard:03}.parquet"
             datasets.Dataset.from_dict(rows, features=features).to_parquet(path, batch_size=4)
             continue
-        with tarfile.open(folder / f"part-{shard:03}.tar", "w") as tar:
+        with tarfile.open(folder / f"{name}-{shard:03}.tar", "w") as tar:
             for i in numbers:
                 for ending, data in (("png", picture(i)[1]), ("cls", str(i % 10).encode())):
                     member = tarfile.TarInfo(f"a.b/{i:05}.{ending}")
@@ -94,7 +95,7 @@ def test_batches_do_not_depend_on_processes_workers_and_start(tmp_path, kind):
     assert len(alone) == 32
     seen = {image.numpy().tobytes() for batch in alone[:16] for image in batch}
     assert seen == {picture(i)[0].tobytes() for i in range(64)}  # 64 images are four whole updates
-    for processes, workers in ((1, 1), (1, 3), (2, 0), (2, 1), (4, 0)):
+    for processes, workers in ((1, 3), (2, 1), (4, 0)):
         shares = [batches(range(8), p, processes, workers) for p in range(processes)]
         dealt = [batch for turn in zip(*shares, strict=True) for batch in turn]
         assert all(torch.equal(one, other) for one, other in zip(dealt, alone, strict=True))
@@ -109,20 +110,24 @@ def test_a_fault_that_passes_changes_nothing(tmp_path, kind, fault):
         faults[f"part-002.{kind}"] = [fault]
         _, images = open_stream(address(server, kind), tmp_path)
         faults[f"part-004.{kind}"] = [fault, fault]
+        shutil.rmtree(tmp_path / "cache" / "streams" / "units")
+        images = pickle.loads(pickle.dumps(images))  # as in a loading worker, with nothing open
         for i in range(64):
             assert np.array_equal(images.read(i)[0].numpy(), picture(i)[0])
+    assert not any(faults.values())  # each was met
 
 
 def test_a_fault_that_stays_makes_bad_images(tmp_path):
     folder, faults = make_shards(tmp_path / "shards", "parquet"), {}
     with serve(folder, faults) as server:
         _, images = open_stream(address(server, "parquet"), tmp_path, on_bad_image="skip", white=255)
-        faults["part-001.parquet"] = ["500"] * 100  # the shard of image 5
-        assert np.array_equal(images.read(5)[0].numpy(), picture(6)[0])
-        assert images.skipped.nonzero().flatten().tolist() == [5]
+        faults["part-002.parquet"] = ["500"] * 100  # images 10 to 13 are its only row group not read when it opened
+        assert np.array_equal(images.read(10)[0].numpy(), picture(14)[0])
+        assert images.skipped.nonzero().flatten().tolist() == [10, 11, 12, 13]
+        assert len(faults["part-002.parquet"]) == 100 - shard_cache.ATTEMPTS
         _, strict = open_stream(address(server, "tar").replace("tar", "parquet"), tmp_path, white=255)
-        with pytest.raises(BadImage, match=r"part-001.parquet cannot be read .*on_bad_image skip"):
-            strict.read(5)
+        with pytest.raises(BadImage, match=r"part-002.parquet cannot be read .*on_bad_image skip"):
+            strict.read(10)
 
 
 def test_a_truncated_tar_and_a_corrupt_row_group(tmp_path):
@@ -175,20 +180,3 @@ def test_what_is_no_stream_is_refused(tmp_path):
     with pytest.raises(NoSplit):
         load_source(data_dir=str(mixed), split="test", streaming=True, cache_dir=str(tmp_path))
     assert expand_braces("s-{08..10}.tar") == ["s-08.tar", "s-09.tar", "s-10.tar"]
-
-
-def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, recipe):
-    folder = make_shards(tmp_path / "shards", "parquet", (50, 3, 90, 17))
-    recipe.write_text(recipe.read_text().replace("max_train_samples: 160\n", ""))
-    options = [recipe, "--train_dir", folder, "--streaming", "true", "--cache_dir", tmp_path / "cache"]
-    options += ["--dataloader_num_workers"]
-    run(*options, "0", "--output_dir", tmp_path / "whole")
-    killed = start(*options, "1", "--output_dir", tmp_path / "killed")
-    for line in killed.stdout:
-        if line.startswith("update 9/"):
-            break
-    killed.kill()
-    killed.communicate()
-    output = run(*options, "2", "--output_dir", tmp_path / "killed", "--resume_from_checkpoint", "auto")
-    assert ", from update 7 of" in output and "streamed" in output
-    assert_same_run(tmp_path / "whole", tmp_path / "killed")

@@ -108,10 +108,15 @@ class Images(Dataset, ABC):
         total = len(self.skipped)
         return np.linspace(0, total - 1, min(count, total)).astype(int).tolist()
 
+    @property
+    def can_fail(self) -> bool:
+        """Whether a batch takes files or loading workers, either of which can fail."""
+        # What lies in memory is cropped on the device: a worker would only copy it.
+        return self.decodes or self._augment is not None
+
     def loader(self, batches: Sampler | Iterable[tuple[int, list[int]]], num_workers: int) -> DataLoader:
         """The given batches, each (epoch, indices), in order."""
-        # What lies in memory is cropped on the device: a worker would only copy it.
-        workers = num_workers if self.decodes or self._augment is not None else 0
+        workers = num_workers if self.can_fail else 0
         return DataLoader(
             self,
             batch_size=None,  # the sampler makes the batches

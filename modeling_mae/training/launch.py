@@ -239,8 +239,12 @@ class StopRequest:
 
     def agreed(self) -> int:
         """The number of the signal that any process got, or 0."""
+        return self.largest(self.signal)
+
+    def largest(self, number: int) -> int:
+        """The largest `number` that any process gives. All must ask, at the same place of the training."""
         if self.group is None:
-            return self.signal
-        flag = torch.tensor(self.signal)
+            return number
+        flag = torch.tensor(number)
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self.group)
         return int(flag)

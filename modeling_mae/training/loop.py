@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import send_to_device
 from tqdm import tqdm
 
+from ..errors import UserError
 from .launch import StopRequest, TrainingStopped
 from .sharded import local_tensors
 from .state import Run
@@ -65,8 +66,8 @@ def train(
     the last update. The loss is read from the device only for a log entry and before a checkpoint.
 
     Raises:
-        TrainingStopped: after a signal, with a checkpoint written; or when the loss or the weights are not finite,
-            without one.
+        TrainingStopped: after a signal, or without the images of an update, with a checkpoint written; or when the
+            loss or the weights are not finite, without one.
     """
     accelerator, model, optimizer = run.accelerator, run.model, run.optimizer
     progress, schedule = run.progress, run.schedule
@@ -92,8 +93,15 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = schedule.rate(update) * group.get("lr_scale", 1.0)
                 loss = 0.0
+                buffers = [buffer.clone() for buffer in model.buffers()] if run.batches_can_fail else []
                 for micro in range(micro_steps):
-                    batch = send_to_device(next_batch(run, batches), accelerator.device, non_blocking=True)
+                    batch = next_batch(run, batches, stop)
+                    if isinstance(batch, str):
+                        # The update is given up. Its gradients are lost, and BatchNorm must not remember it.
+                        for buffer, before in zip(model.buffers(), buffers, strict=True):
+                            buffer.copy_(before)
+                        raise stopped_without_images(run, batch, save_checkpoint(run, unread) if update else None)
+                    batch = send_to_device(batch, accelerator.device, non_blocking=True)
                     with accelerator.accumulate(model):
                         micro_loss = loss_of(batch, update, micro)
                         accelerator.backward(micro_loss)
@@ -112,26 +120,35 @@ def train(
                 if not signal_number:
                     end_epoch()
                 if done % run.checkpointing_steps == 0 or last or signal_number:
-                    read_losses(run, unread)
-                    check_finite(run)
-                    folder = run.checkpoints.save(progress)
-                    run.after_checkpoint(folder)
+                    folder = save_checkpoint(run, unread)
                     if signal_number:
                         raise stopped_by_signal(run, signal_number, folder)
     finally:
         display.close()
 
 
-def next_batch(run: Run, batches: Iterator[dict]) -> dict:
+def next_batch(run: Run, batches: Iterator[dict], stop: StopRequest) -> dict | str:
+    """The next batch, or why there is none for this process or another one."""
+    batch, reason = None, ""
     try:
-        return next(batches)
+        batch = next(batches)
+    except UserError as error:
+        # A loading worker's error arrives inside the text of its traceback, which ends with the message itself.
+        reason = " ".join(str(error).rpartition(f"{type(error).__name__}: ")[2].split())
     except RuntimeError as error:
         if "DataLoader worker" not in str(error) or "exited unexpectedly" not in str(error):
             raise
-        raise TrainingStopped(
-            f"a loading worker died before update {run.progress.update + 1}, mostly because the memory was full: "
-            f"{how_to_go_on(run)}, and fewer --dataloader_num_workers"
-        ) from error
+        reason = "a loading worker died, mostly because the memory was full: give fewer --dataloader_num_workers"
+    failed = stop.largest(int(batch is None)) if run.batches_can_fail else batch is None
+    return (reason or "another process has no images, and says why") if failed else batch
+
+
+def save_checkpoint(run: Run, unread: list[torch.Tensor]) -> Path:
+    read_losses(run, unread)
+    check_finite(run)
+    folder = run.checkpoints.save(run.progress)
+    run.after_checkpoint(folder)
+    return folder
 
 
 def how_to_go_on(run: Run) -> str:
@@ -180,6 +197,12 @@ def not_finite(run: Run, reason: str, update: int) -> TrainingStopped:
         f"{reason} (learning rate {run.schedule.rate(update - 1):.3e}): {how_to_go_on(run)}, and --allow_changes true "
         "with a lower --base_learning_rate, a longer --warmup_epochs, or bf16 or full precision in place of fp16"
     )
+
+
+def stopped_without_images(run: Run, reason: str, checkpoint: Path | None) -> TrainingStopped:
+    done = run.progress.update
+    go_on = f"--resume_from_checkpoint auto goes on from {checkpoint}" if checkpoint else "start again"
+    return TrainingStopped(f"stopped after update {done} of {run.schedule.updates}: {reason}. Then {go_on}")
 
 
 def stopped_by_signal(run: Run, signal_number: int, checkpoint: Path) -> TrainingStopped:

@@ -65,6 +65,7 @@ class Run:
     checkpoints: Checkpoints
     resumed_from: Path | None
     batches: object  # this process's micro-batches, from where the run stands
+    batches_can_fail: bool
     images_per_update: int
     logging_steps: int
     checkpointing_steps: int
@@ -139,6 +140,7 @@ def open_run(
         checkpoints,
         checkpoint,
         batches,
+        images.can_fail,
         images_per_update=total_batch_size,
         logging_steps=logging_steps,
         checkpointing_steps=checkpointing_steps,
@@ -157,6 +159,8 @@ def _load_state(accelerator: Accelerator, model: torch.nn.Module, checkpoint: Pa
             f"checkpoint {str(checkpoint)!r} cannot be loaded ({reason[:200]}): give another, or start anew with "
             "--overwrite_output_dir"
         ) from error
+    # It counts micro-batches. Those of a checkpoint are of another length where the accumulation has changed.
+    accelerator.step = 0
 
 
 def _new_length(checkpoint: Path, schedule: Schedule, update: int) -> list[str]:
