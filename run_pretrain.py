@@ -23,7 +23,7 @@ from modeling_mae.data.labelled_sets import labels_for_knn
 from modeling_mae.data.order import split_batch
 from modeling_mae.data.processor import image_processor
 from modeling_mae.data.sources import load_source
-from modeling_mae.data.statistics import measure_mean_std
+from modeling_mae.data.statistics import check_mean_std, measure_mean_std
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.features import K, frozen_table
 from modeling_mae.evaluation.growth import FeatureGrowth
@@ -81,6 +81,7 @@ def main(args: PretrainArguments) -> None:
         mean, std = before["mean"], before["std"]
     else:
         mean, std = measure_mean_std(images, accelerator.print)
+    check_mean_std(images, mean, std)
     transform = BatchTransform(mean, std, size).to(accelerator.device)
 
     # Model and optimizer
@@ -167,7 +168,9 @@ def main(args: PretrainArguments) -> None:
         processor = image_processor(size, mean, std, config.num_channels, white=images.white, bands=args.bands)
         processor.save_pretrained(output_dir)
     picture(output_dir / "reconstruction.png", schedule.updates)
-    skipped = launch.count_over_processes(accelerator, images.skipped)
+    skipped, incomplete = (
+        launch.count_over_processes(accelerator, flags) for flags in (images.skipped, images.incomplete)
+    )
     knn = {}
     if args.knn and evaluation is not None:
         sets = {"train": images, "evaluation": evaluation, "transform": transform}
@@ -192,6 +195,7 @@ def main(args: PretrainArguments) -> None:
         seconds=seconds,
         **launch.hardware(accelerator),
         skipped=skipped,
+        incomplete=incomplete,
         knn=knn,
         knn_split=knn_labels.split if knn else None,
         k=K,
