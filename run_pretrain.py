@@ -20,13 +20,13 @@ from modeling_mae.data.fingerprint import fingerprint
 from modeling_mae.data.order import split_batch
 from modeling_mae.data.pretraining_sets import load_pretraining_sets
 from modeling_mae.data.processor import image_processor
-from modeling_mae.data.statistics import measure_mean_std
+from modeling_mae.data.statistics import check_mean_std, measure_mean_std
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.features import K, frozen_table
 from modeling_mae.evaluation.growth import FeatureGrowth
 from modeling_mae.hub import Hub, local_checkpoint
 from modeling_mae.report.pretraining import describe_features, describe_model, report_pretraining
-from modeling_mae.report.reconstruction import ReconstructionSheet, save_reconstruction
+from modeling_mae.report.reconstruction import ReconstructionSheet, describe_shown, save_reconstruction
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform
 from modeling_mae.training.checkpoints import choose_checkpoint
@@ -78,6 +78,7 @@ def main(args: PretrainArguments) -> None:
         mean, std = before["mean"], before["std"]
     else:
         mean, std = measure_mean_std(images, accelerator.print)
+    check_mean_std(images, mean, std)
     transform = BatchTransform(mean, std, size).to(accelerator.device)
 
     # Model and optimizer
@@ -165,7 +166,9 @@ def main(args: PretrainArguments) -> None:
         processor = image_processor(size, mean, std, config.num_channels, white=images.white, bands=args.bands)
         processor.save_pretrained(output_dir)
     picture(output_dir / "reconstruction.png", schedule.updates)
-    skipped = launch.count_over_processes(accelerator, images.skipped)
+    skipped, incomplete = (
+        launch.count_over_processes(accelerator, flags) for flags in (images.skipped, images.incomplete)
+    )
     knn = {}
     if args.knn and sets.evaluation is not None:
         encoder, loading = MAEModel.from_pretrained(output_dir), {"batch_size": EVAL_BATCH, "num_workers": workers}
@@ -190,6 +193,8 @@ def main(args: PretrainArguments) -> None:
         seconds=seconds,
         **launch.hardware(accelerator),
         skipped=skipped,
+        incomplete=incomplete,
+        shown=describe_shown(config.num_channels, args.bands),
         knn=knn,
         knn_split=sets.eval_split,
         k=K,
