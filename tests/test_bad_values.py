@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY_GRAY
 
 from configuration import EvalArguments, PretrainArguments, parse_arguments
 from configuration import memory as memory_module
@@ -18,19 +19,7 @@ from modeling_mae.interop import convert
 from modeling_mae.training.state import load_model
 
 
-SMALL = {
-    "image_size": 16,
-    "patch_size": 4,
-    "num_channels": 3,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "decoder_hidden_size": 16,
-    "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 2,
-    "decoder_intermediate_size": 32,
-}
+SMALL = {**TINY_GRAY, "image_size": 16, "patch_size": 4, "num_channels": 3}
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from conftest import TINY_GRAY
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
@@ -19,19 +20,7 @@ from modeling_mae.problems import MULTI_LABEL, REGRESSION
 
 
 ROOT = Path(__file__).parents[1]
-SMALL = {
-    "image_size": 16,
-    "patch_size": 4,
-    "num_channels": 1,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "decoder_hidden_size": 16,
-    "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 2,
-    "decoder_intermediate_size": 32,
-}
+SMALL = {**TINY_GRAY, "image_size": 16, "patch_size": 4}
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import pytest
 import sklearn.metrics
 import torch
 import torch.nn.functional as F
+from conftest import TINY_GRAY
 from timm.data import Mixup
 from transformers import (
     ViTConfig,
@@ -24,19 +25,7 @@ from modeling_mae.training.augment import Mix
 from modeling_mae.training.optim import make_optimizer
 
 
-SMALL = {
-    "image_size": 16,
-    "patch_size": 4,
-    "num_channels": 1,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "decoder_hidden_size": 16,
-    "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 2,
-    "decoder_intermediate_size": 32,
-}
+SMALL = {**TINY_GRAY, "image_size": 16, "patch_size": 4}
 
 
 # --- losses ---

@@ -312,8 +312,8 @@ def open_images(
     if bands and len(bands) != num_channels:
         raise UserError(f"bands {bands} are {len(bands)}, the model takes {num_channels} channels: set num_channels")
     labels = None if labels is None else torch.from_numpy(labels)
-    kind = StreamedImages if isinstance(source.dataset, ShardedRows) else FileImages
-    files = kind(source, size, num_channels, crop_fraction, labels, on_bad_image, white or WHITE, bands)
+    images_class = StreamedImages if isinstance(source.dataset, ShardedRows) else FileImages
+    files = images_class(source, size, num_channels, crop_fraction, labels, on_bad_image, white or WHITE, bands)
     ranges = files.try_files(files.spread(WHITE_SAMPLE), partial(value_range, num_channels=num_channels, bands=bands))
     if white is None:
         files.white, _ = common_white(ranges)
@@ -336,8 +336,7 @@ def _read_all(files: FileImages, shape: torch.Size, crop_fraction: float) -> Mem
     labels = None if files.labels is None else files.labels.clone()
     rows = files.source.dataset.select_columns([files.source.image_column])
     for start in range(0, len(files), 1000):
-        for i, cell in enumerate(rows[start : start + 1000][files.source.image_column], start):
-            cell = cell_of(cell)
+        for i, cell in enumerate(map(cell_of, rows[start : start + 1000][files.source.image_column]), start):
             try:
                 image, gone = files.decode(cell["bytes"], cell["path"])
                 files.incomplete[i] = gone is not None
