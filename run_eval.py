@@ -31,7 +31,7 @@ from modeling_mae import EvalNet
 from modeling_mae.data.labelled_sets import LabelledSets, load_labelled_sets
 from modeling_mae.data.order import MicroBatches, Order, split_batch
 from modeling_mae.data.processor import Processing, choose_processing, image_processor
-from modeling_mae.data.statistics import measure_mean_std
+from modeling_mae.data.statistics import check_mean_std, measure_mean_std
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.classifier import (
     describe_resizing,
@@ -100,6 +100,7 @@ def main(args: EvalArguments) -> None:
     mean, std = processing.mean, processing.std
     if mean is None:
         mean, std = measure_mean_std(sets.all()[0], say)
+    check_mean_std(sets.all()[0], mean, std)
     transform = BatchTransform(mean, std, config.image_height_width).to(accelerator.device)
     say(f"data       {sets}, mean {mean}, std {std}{sets.remarks}")
     say(f"parallel   {launch.describe_parallelism(accelerator)}")
@@ -121,6 +122,7 @@ def main(args: EvalArguments) -> None:
         for training in trainings:
             rows.append(train_classifier(training, sets, transform, hub, resume))
     skipped = sum(launch.count_over_processes(accelerator, images.skipped) for images in sets.all())
+    incomplete = sum(launch.count_over_processes(accelerator, images.incomplete) for images in sets.all())
     accelerator.end_training()
     if not accelerator.is_main_process:
         return
@@ -131,6 +133,7 @@ def main(args: EvalArguments) -> None:
         folders=[training.name for training in trainings],
         dataset_name=sets.eval_name,
         skipped=skipped,
+        incomplete=incomplete,
         k=K,
         problem=sets.problem,
     )

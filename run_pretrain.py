@@ -20,7 +20,7 @@ from modeling_mae.data.fingerprint import fingerprint
 from modeling_mae.data.order import split_batch
 from modeling_mae.data.pretraining_sets import load_pretraining_sets
 from modeling_mae.data.processor import image_processor
-from modeling_mae.data.statistics import measure_mean_std
+from modeling_mae.data.statistics import check_mean_std, measure_mean_std
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.features import K, frozen_table
 from modeling_mae.evaluation.growth import FeatureGrowth
@@ -78,6 +78,7 @@ def main(args: PretrainArguments) -> None:
         mean, std = before["mean"], before["std"]
     else:
         mean, std = measure_mean_std(images, accelerator.print)
+    check_mean_std(images, mean, std)
     transform = BatchTransform(mean, std, size).to(accelerator.device)
 
     # Model and optimizer
@@ -166,6 +167,7 @@ def main(args: PretrainArguments) -> None:
         processor.save_pretrained(output_dir)
     picture(output_dir / "reconstruction.png", schedule.updates)
     skipped = launch.count_over_processes(accelerator, images.skipped)
+    incomplete = launch.count_over_processes(accelerator, images.incomplete)
     knn = {}
     if args.knn and sets.evaluation is not None:
         encoder, loading = MAEModel.from_pretrained(output_dir), {"batch_size": EVAL_BATCH, "num_workers": workers}
@@ -190,6 +192,7 @@ def main(args: PretrainArguments) -> None:
         seconds=seconds,
         **launch.hardware(accelerator),
         skipped=skipped,
+        incomplete=incomplete,
         knn=knn,
         knn_split=sets.eval_split,
         k=K,

@@ -160,8 +160,8 @@ def check_data(args) -> None:
             f"image_mean {join(mean)} and image_std {join(std)} do not fit: give one number a channel in each, or "
             "neither to have them measured"
         )
-    require(args, "image_mean", lambda x: 0 <= x <= 1, "numbers in 0 to 1, where white is 1 (divide by 255)")
-    require(args, "image_std", lambda x: 0 < x <= 1, "numbers in (0, 1], where white is 1 (divide by 255)")
+    require(args, "image_mean", lambda x: True, "finite numbers, where white is 1")
+    require(args, "image_std", lambda x: x > 0, "numbers above 0, where white is 1")
     require(args, "white_value", lambda x: x > 0, "the value of a white pixel, as 4095 of 12 bits")
     require(args, "bands", lambda x: x >= 1, "numbers of bands, counted from 1")
     require(args, "crop_scale", lambda x: 0 < x <= 1, "two parts of the area in (0, 1], as in 0.2 1.0")

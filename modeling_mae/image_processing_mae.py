@@ -8,7 +8,19 @@ from transformers.processing_utils import ImagesKwargs
 
 
 EIGHT_BITS = 255
-MOST_MISSING = 0.5  # of a channel
+MOST_MISSING = 0.5  # of a band; an image with more is bad
+
+
+def band_axis(shape: tuple[int, int, int], num_channels: int, bands: list[int] | None) -> int | None:
+    """Which axis of an array holds the bands, 0 or 2. None where both may.
+
+    It is the one as long as `num_channels`; where `bands` are chosen, the shorter one. The last where neither fits.
+    """
+    first, last = shape[0], shape[2]
+    fits = (first < last, last < first) if bands else (first == num_channels, last == num_channels)
+    if all(fits) or (bands and first == last):
+        return None
+    return 0 if fits[0] else 2
 
 
 def scaled(values: np.ndarray, white: float) -> np.ndarray:
@@ -27,15 +39,41 @@ def scaled(values: np.ndarray, white: float) -> np.ndarray:
     return (values.astype(np.float64) * (EIGHT_BITS / white)).astype(np.float32)
 
 
-def filled(array: np.ndarray) -> np.ndarray:
-    """Every NaN of ``(channels, height, width)`` becomes its channel's mean, as in the training."""
+def filled(array: np.ndarray, bands: list[int] | None = None) -> np.ndarray:
+    """Every NaN of ``(channels, height, width)`` becomes its channel's mean, as in the training.
+
+    `bands` are the channels' numbers in the file, for messages."""
     gone = np.isnan(array)
     if not gone.any():
         return array
-    if gone.mean((1, 2)).max() > MOST_MISSING:
-        raise ValueError("an image with a channel of which more than half is missing (NaN)")
+    shares = gone.mean((1, 2))
+    if shares.max() > MOST_MISSING:
+        band = (bands or range(1, len(shares) + 1))[int(shares.argmax())]
+        raise ValueError(f"an image with more than half of band {band} missing ({shares.max():.0%})")
     means = np.nanmean(array, (1, 2), dtype=np.float64, keepdims=True)
     return np.where(gone, means.astype(array.dtype), array)
+
+
+def bands_first(array: np.ndarray, num_channels: int, bands: list[int] | None, layout: str | None) -> np.ndarray:
+    """``(bands, height, width)``, of which `bands` are chosen. `layout` is `channels_first`, `channels_last`, or None:
+    then `band_axis` finds it, but for gray and RGB arrays, which may be brought to `num_channels` later."""
+    if array.ndim == 2:
+        array, layout = array[None], "channels_first"
+    if layout is None and array.ndim == 3:
+        axis = band_axis(array.shape, num_channels, bands)
+        if not bands and num_channels not in (array.shape[0], array.shape[2]):
+            axis = 2 if array.shape[2] in (1, 3) else 0
+        if axis is None:
+            raise ValueError(
+                f"an array of shape {array.shape}, whose bands may be first or last: give "
+                'input_data_format="channels_first" or "channels_last"'
+            )
+        layout = "channels_last" if axis == 2 else "channels_first"
+    if layout == "channels_last":
+        array = np.moveaxis(array, -1, 0)
+    if bands and max(bands) > len(array):
+        raise ValueError(f"an image of {len(array)} bands has no band {max(bands)}, which this model sees")
+    return array[[band - 1 for band in bands]] if bands else array
 
 
 class MAEImageProcessorKwargs(ImagesKwargs, total=False):
@@ -74,10 +112,10 @@ class MAEImageProcessor(PilBackend):
     crop_fraction = None
 
     def process_image(
-        self, image, *args, num_channels: int = 1, white: float | None = None, bands=None, **kwargs
+        self, image, *args, num_channels=1, white: float | None = None, bands=None, input_data_format=None, **kwargs
     ) -> np.ndarray:
-        deep = white not in (None, EIGHT_BITS)
-        if hasattr(image, "getbands") and (num_channels in (1, 3) or bands):
+        deep, is_picture = white not in (None, EIGHT_BITS), hasattr(image, "getbands")
+        if is_picture and (num_channels in (1, 3) or bands):
             if image.mode.startswith(("I", "F")):  # PIL would clip them to 255
                 image = scaled(np.asarray(image), white or (65535 if image.mode.startswith("I") else 1))
                 deep = False
@@ -86,18 +124,9 @@ class MAEImageProcessor(PilBackend):
         array = np.asarray(image)
         if deep:
             array = scaled(array, white)
-        if array.ndim == 2:
-            array = array[None]
-        elif bands:
-            array = np.moveaxis(array, -1, 0) if array.shape[-1] < array.shape[0] else array
-        elif array.shape[0] != num_channels and array.shape[-1] in (1, 3, num_channels):
-            array = np.moveaxis(array, -1, 0)  # (channels, height, width)
-        if bands:
-            if max(bands) > len(array):
-                raise ValueError(f"an image of {len(array)} bands has no band {max(bands)}, which this model sees")
-            array = array[[band - 1 for band in bands]]
+        array = bands_first(array, num_channels, bands, "channels_last" if is_picture else input_data_format)
         if array.dtype.kind == "f":
-            array = filled(array)
+            array = filled(array, bands)
         if len(array) == 3 and num_channels == 1:
             luminance = np.tensordot([0.299, 0.587, 0.114], array, 1)[None]  # ITU-R 601, as PIL's "L"
             array = luminance.round().astype(np.uint8) if array.dtype == np.uint8 else luminance.astype(array.dtype)

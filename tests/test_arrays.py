@@ -7,11 +7,11 @@ import tifffile
 import torch
 from transformers import AutoImageProcessor
 
-from modeling_mae.data.decode import BadImage, decode, file_size
+from modeling_mae.data.decode import BadImage, decode, file_size, value_range
 from modeling_mae.data.images import FileImages, MemoryImages, open_images
 from modeling_mae.data.processor import image_processor
 from modeling_mae.data.sources import load_source
-from modeling_mae.data.statistics import measure_mean_std
+from modeling_mae.data.statistics import check_mean_std, measure_mean_std
 from modeling_mae.errors import UserError
 from modeling_mae.training.augment import BatchTransform
 
@@ -85,6 +85,72 @@ def test_missing_values_become_the_mean(tmp_path):
     tags = [(42113, "s", 0, "-9999", True)]
     tifffile.imwrite(path, np.array([[1, -9999], [2, 6]], np.int16), extratags=tags)
     assert (decode(None, path, 1, 1)[0] / 255).flatten().tolist() == pytest.approx([1, 3, 2, 6])
+
+
+@pytest.mark.parametrize("budget", [0, 1 << 20])
+@pytest.mark.parametrize("dtype", ["f4", "u2", "u1"])
+def test_missing_values_are_counted_and_left_out_of_the_statistics(tmp_path, budget, dtype):
+    """Mean and deviation over the values that are there, by NumPy."""
+    values = RANDOM.integers(1, 256, (3, 2, 4, 6)).astype(dtype)  # three images
+    values[0, 0, 0, 0] = 255
+    gone = np.zeros(values.shape, bool)
+    gone[1, 0, :2] = gone[1, 1, 3, 5] = True
+    (tmp_path / "images").mkdir()
+    for i, (image, absent) in enumerate(zip(values, gone, strict=True)):
+        image = np.where(absent, 0 if dtype[0] == "u" else np.nan, image).astype(dtype)
+        path, tags = tmp_path / "images" / f"{i}.tif", [(42113, "s", 0, "0", True)]
+        tifffile.imwrite(path, image, photometric="minisblack", planarconfig="separate", extratags=tags)
+    images = open_images(load_source(data_dir=str(tmp_path / "images")), (4, 6), 2, memory_budget=budget)
+    white = 1 if dtype == "f4" else 255
+    assert images.white == white and images.dtype == (torch.uint8 if dtype == "u1" else torch.float32)
+    present = [values[:, band][~gone[:, band]].astype(np.float64) / white for band in (0, 1)]
+    mean, std = measure_mean_std(images)
+    np.testing.assert_allclose(mean, [band.mean() for band in present], rtol=1e-5, atol=5e-5)
+    np.testing.assert_allclose(std, [band.std() for band in present], rtol=1e-5, atol=5e-5)
+    images.batch(0, [0, 1, 2, 1])
+    assert images.incomplete.tolist() == [False, True, False] and not images.skipped.any()
+    filled = images.read(1)[0, :2].unique()
+    assert len(filled) == 1 and filled.item() * white / 255 == pytest.approx(values[1, 0, 2:].mean(), abs=0.5)
+
+
+def test_bands_that_were_not_chosen_decide_nothing(tmp_path):
+    """Neither their missing values nor their brightness."""
+    values = np.stack([np.full((4, 6), np.nan), np.ones((4, 6)), np.full((4, 6), np.inf)]).astype(np.float32)
+    path = saved(tmp_path, values)
+    images = open_images(load_source(data_dir=str(tmp_path / "images")), (4, 6), 1, memory_budget=0, bands=[2])
+    assert images.read(0).unique().tolist() == [255] and not images.incomplete.any()
+    with pytest.raises(BadImage, match=r"more than half of band 1 missing \(100%\)"):
+        value_range(None, path, 2, [2, 1])
+    np.save(path, np.stack([np.full((4, 6), 60000), np.full((4, 6), 900)]).astype(np.uint16))
+    source = load_source(data_dir=str(tmp_path / "images"))
+    assert open_images(source, (4, 6), 1, memory_budget=0, bands=[2]).white == 1023
+
+
+def test_the_processor_asks_where_the_bands_are():
+    """As the training does, where both the first and the last axis may hold them."""
+    for shape, bands in (((2, 4, 2), None), ((5, 4, 5), [1, 2])):
+        values = RANDOM.random(shape, np.float32)
+        processor = image_processor((4, 4), [0.0] * 2, [1.0] * 2, 2, white=1, bands=bands)
+        with pytest.raises(ValueError, match="may be first or last: give input_data_format"):
+            processor(values, return_tensors="np")
+        for layout, first in (("channels_first", values), ("channels_last", np.moveaxis(values, -1, 0))):
+            as_they_are = {"do_resize": False, "do_center_crop": False, "return_tensors": "np"}
+            given = processor(values, input_data_format=layout, **as_they_are).pixel_values[0]
+            np.testing.assert_allclose(given, first[:2], rtol=1e-6)
+
+
+def test_mean_and_deviation_of_decimals_may_be_any(tmp_path):
+    source = {}
+    for name, dtype in (("whole", np.uint8), ("decimals", np.float32)):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "a.npy", np.ones((2, 4, 6), dtype))
+        source[name] = open_images(load_source(data_dir=str(tmp_path / name)), (4, 6), 2, memory_budget=0)
+    check_mean_std(source["decimals"], [-500.0, 2000.0], [300.0, 1e-3])
+    check_mean_std(source["whole"], [0.0, 1.0], [1.0, 0.5])
+    with pytest.raises(UserError, match="image_mean 120 does not work: these images have 8 bits, whose white is 1"):
+        check_mean_std(source["whole"], [0.5, 120.0], [0.5, 0.5])
+    with pytest.raises(UserError, match="image_std 60 does not work.*divide by 255"):
+        check_mean_std(source["whole"], [0.5, 0.5], [0.5, 60.0])
 
 
 @pytest.mark.parametrize("planar", ["contig", "separate"])

@@ -203,10 +203,10 @@ def test_bands_that_would_be_lost(tmp_path):
 def test_bytes_of_a_table():
     """As in a parquet file or on the Hub, where images are bytes and need no name."""
     data = png16((RAMP * 60)[..., None].astype(np.uint16))
-    assert value_range(data, None)[1:] == ("whole numbers", 3780)
+    assert value_range(data, None, 1)[1:] == ("whole numbers", 3780)
     np.testing.assert_allclose(decode(data, None, 1, 4095)[0], RAMP * 60 * 255 / 4095, rtol=1e-6)
     with pytest.raises(BadImage, match="an image without a name is not a readable image"):
-        value_range(data[:60], None)
+        value_range(data[:60], None, 1)
     features = datasets.Features({"image": datasets.Image(decode=False)})
     table = datasets.Dataset.from_dict({"image": [{"bytes": data, "path": None}]}, features)
     assert table[0]["image"]["bytes"] == data

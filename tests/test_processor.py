@@ -72,7 +72,7 @@ def test_pipelines_refuse_what_the_training_refuses():
     for image, message in (
         (Image.fromarray(RAMP * 1000), "values from 0 to 63000, while 0 is black and 4095 is white"),
         (Image.fromarray(RAMP.astype(np.int32) - 5), "values from -5 to 58"),
-        (Image.fromarray(np.full((8, 8), np.nan, np.float32)), "more than half is missing"),
+        (Image.fromarray(np.full((8, 8), np.nan, np.float32)), r"more than half of band 1 missing \(100%\)"),
         (Image.fromarray(RAMP.astype(np.uint8)), "8 bits a channel, while white is 4095"),
         (RAMP.astype(np.uint8)[None], "8 bits a channel, while white is 4095"),
     ):
@@ -106,7 +106,7 @@ def test_both_sets_have_one_white(tmp_path):
         say=print,
     )
     assert sets.train.white == sets.evaluation.white == 4095
-    assert np.array_equal(sets.evaluation.read(0)[0], np.round(RAMP * 10 * (255 / 4095)))
+    np.testing.assert_allclose(sets.evaluation.read(0)[0], RAMP * 10 * (255 / 4095), rtol=1e-6)
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_testing_sees_what_the_checkpoint_saw(tmp_path, classifier):
 
 def test_a_run_tells_its_scale_and_what_it_leaves_out(tmp_path):
     put(tmp_path / "images", (f"{name}/{i}.png" for name in "ab" for i in range(4)), RAMP * 65)
-    for name in ("a/x.heic", "a/y.heic", "b/z.npy", "b/.hidden.png"):
+    for name in ("a/x.heic", "a/y.heic", "b/z.txt", "b/.hidden.png"):
         (tmp_path / "images" / name).write_bytes(b"?")
     model = ("image_size=8", "patch_size=4", "num_channels=1", "hidden_size=16", "num_hidden_layers=1")
     model += ("num_attention_heads=2", "decoder_hidden_size=16", "decoder_num_attention_heads=2")
@@ -150,7 +150,7 @@ def test_a_run_tells_its_scale_and_what_it_leaves_out(tmp_path):
     command += ("--per_device_train_batch_size", 4, "--report_to", "none", "--dataloader_num_workers", 0)
     output = run(*command, "--output_dir", tmp_path / "run", "--config_overrides", *model)
     line = next(line for line in output.splitlines() if line.startswith("data "))
-    assert "8 images" in line and "values 0..4095 are scaled to 0..255" in line
+    assert "8 images" in line and "values 0..4095 are kept, 4095 is white" in line
     assert "; 4 files left out: 2 .heic (not readable here), " in line
-    assert "1 .npy (not an image)" in line and "1 hidden" in line
+    assert "1 .txt (not an image)" in line and "1 hidden" in line
     assert checkpoint_processing(str(tmp_path / "run")).white == 4095

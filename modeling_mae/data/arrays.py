@@ -10,13 +10,13 @@ import zipfile
 
 import numpy as np
 
+from ..image_processing_mae import MOST_MISSING, band_axis
 from .bit_depth import BadImage
 
 
 NUMPY = b"\x93NUMPY"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 NODATA_TAG = 42113  # GDAL's: the value, as text, of pixels without one
-MOST_MISSING = 0.5  # of a band; an image with more is bad
 EXACT = 1 << 24  # whole numbers up to this are exact in float32
 
 
@@ -135,10 +135,9 @@ def _dicom(data: bytes | None, path: str | None, name: str) -> tuple[np.ndarray,
 
 
 def bands_first(values: np.ndarray, axis: int | None, num_channels: int, bands: list[int] | None, name: str):
-    """``(num_channels, height, width)`` of an array, whose bands are in `axis` or in the axis that this rule finds.
+    """``(num_channels, height, width)`` of an array, whose bands are in `axis` or in the axis that `band_axis` finds.
 
-    Two axes are height and width; a model of three channels gets the one band three times. Of three axes the first or
-    the last holds the bands: the one as long as `num_channels`; with `bands` the shorter one. `bands` count from 1.
+    Two axes are height and width; a model of three channels gets the one band three times. `bands` count from 1.
 
     Raises:
         BadImage: the axes or the number of bands do not fit; the message says what to do.
@@ -151,11 +150,9 @@ def bands_first(values: np.ndarray, axis: int | None, num_channels: int, bands: 
     if not values.size:
         raise BadImage(f"{name} has the shape {shape}, no pixels: remove it")
     if axis is None:
-        first, last = values.shape[0], values.shape[2]
-        fits = (first < last, last < first) if bands else (first == num_channels, last == num_channels)
-        if all(fits) or (bands and first == last):
+        axis = band_axis(values.shape, num_channels, bands)
+        if axis is None:
             raise BadImage(f"{name} has the shape {shape}, whose bands may be first or last: save it in another shape")
-        axis = 0 if fits[0] else 2
     values = np.moveaxis(values, axis, 0)  # (bands, height, width)
     if bands:
         lacking = [band for band in bands if band > len(values)]
@@ -172,14 +169,21 @@ def bands_first(values: np.ndarray, axis: int | None, num_channels: int, bands: 
     return values
 
 
-def plain_numbers(values: np.ndarray, name: str, missing: float | None = None) -> np.ndarray:
-    """``(bands, height, width)`` as uint8, as an unsigned type (scaled by its range), or as float32 (taken as it is).
+def plain_numbers(
+    values: np.ndarray,
+    name: str,
+    missing: float | None = None,
+    most_missing: float = MOST_MISSING,
+    bands: list[int] | None = None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """``(bands, height, width)`` as uint8, as an unsigned type (scaled by its range), or as float32 (taken as it is);
+    and bool of the same shape where values were missing, None where none were.
 
     Yes and no become 255 and 0. Values with a sign are float32. What is NaN or equal to `missing` gets the mean of its
-    band in this image.
+    band in this image. `bands` are the bands' numbers in the file, for messages.
 
     Raises:
-        BadImage: other kinds of values, infinite ones, or a band of which more than half is missing.
+        BadImage: other kinds of values, infinite ones, or a band with more than `most_missing` of it missing, or all.
     """
     if values.dtype.kind not in "buif":
         raise BadImage(f"{name} has values of the type {values.dtype}: save whole numbers or decimals")
@@ -195,11 +199,13 @@ def plain_numbers(values: np.ndarray, name: str, missing: float | None = None) -
     kept = values.dtype.newbyteorder("=") if values.dtype.kind == "u" else np.float32
     with np.errstate(over="ignore"):
         numbers = values.astype(kept)
-    if gone is not None and gone.any():
-        _fill(numbers, gone, name)
+    if gone is not None:
+        gone = gone if gone.any() else None
+    if gone is not None:
+        _fill(numbers, gone, name, most_missing, bands or range(1, len(numbers) + 1))
     if numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
         raise BadImage(f"{name} has values that are infinite")
-    return numbers
+    return numbers, gone
 
 
 def _present(values: np.ndarray, gone: np.ndarray | None) -> np.ndarray:
@@ -207,11 +213,11 @@ def _present(values: np.ndarray, gone: np.ndarray | None) -> np.ndarray:
     return present.astype(np.float64) if present.size else np.zeros(1)
 
 
-def _fill(numbers: np.ndarray, gone: np.ndarray, name: str) -> None:
+def _fill(numbers: np.ndarray, gone: np.ndarray, name: str, most_missing: float, bands) -> None:
     """Put each band's mean in place of its missing values."""
-    for number, (band, absent) in enumerate(zip(numbers, gone, strict=True), 1):
+    for number, band, absent in zip(bands, numbers, gone, strict=True):
         share = absent.mean()
-        if share > MOST_MISSING:
+        if share > most_missing or share == 1:
             raise BadImage(f"{name} has more than half of band {number} missing ({share:.0%})")
         if share:
             mean = band[~absent].mean(dtype=np.float64)

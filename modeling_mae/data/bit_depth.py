@@ -86,8 +86,8 @@ def kind_and_highest(values: np.ndarray) -> tuple[str, float]:
     return "decimals" if values.dtype.kind == "f" else "whole numbers", float(values.max())
 
 
-def highest_value(data: bytes | None, path: str | None, name: str) -> tuple[str, float]:
-    """As `kind_and_highest`, of a file that Pillow reads. Only the deep are decoded.
+def deep_file_values(data: bytes | None, path: str | None, name: str) -> np.ndarray | None:
+    """The values of a file that Pillow reads, as `deep_values`; None of 8 bits, which is not decoded.
 
     Raises:
         OSError and others: the file cannot be read.
@@ -95,16 +95,11 @@ def highest_value(data: bytes | None, path: str | None, name: str) -> tuple[str,
     """
     with Image.open(io.BytesIO(data) if data is not None else path) as opened:
         if not is_deep(opened):
-            return "8 bits", WHITE
+            return None
         if data is None:
             with open(path, "rb") as file:
                 data = file.read()
-        values = deep_values(opened, data, name)[0]
-    if np.isinf(values).any():
-        raise BadImage(f"{name} has values that are infinite")
-    if np.isnan(values).mean() > 0.5:
-        raise BadImage(f"{name} has more than half of band 1 missing ({np.isnan(values).mean():.0%})")
-    return kind_and_highest(values)
+        return deep_values(opened, data, name)[0]
 
 
 def common_white(sample: Iterable[tuple[str, str, float]]) -> tuple[float, bool]:
@@ -124,3 +119,7 @@ def common_white(sample: Iterable[tuple[str, str, float]]) -> tuple[float, bool]
         examples = " and ".join(f"{kind} up to {value:g} ({name})" for kind, (value, name) in highest.items())
         raise UserError(f"the images have no common scale, but {examples}: convert them to one kind")
     return whites.popitem()[1], True
+
+
+def describe_scale(white: float) -> str:
+    return "values are taken as they are" if white == 1 else f"values 0..{white:g} are kept, {white:g} is white"

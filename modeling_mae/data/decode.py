@@ -14,11 +14,12 @@ from PIL import Image, ImageOps
 from torchvision.io import ImageReadMode, decode_image
 
 from ..errors import UserError
+from ..image_processing_mae import MOST_MISSING
 from .arrays import array_pixels, bands_first, plain_numbers, read_array
-from .bit_depth import WHITE, BadImage, check_8_bits, deep_values, highest_value, is_deep, kind_and_highest, scaled
+from .bit_depth import WHITE, BadImage, check_8_bits, deep_file_values, deep_values, is_deep, kind_and_highest, scaled
 
 
-__all__ = ["BadImage", "decode", "file_size", "value_range"]
+__all__ = ["BadImage", "decode", "decode_present", "file_size", "value_range"]
 
 # The decoder only reads the bytes. A writable copy of every file would cost a thirtieth of the decoding.
 warnings.filterwarnings("ignore", message="The given buffer is not writable")
@@ -60,6 +61,18 @@ def decode(
         BadImage: the data cannot be decoded, or its values do not fit `white`; the message names the file.
         UserError: another number of channels.
     """
+    return decode_present(data, path, num_channels, white, enough_pixels, bands)[0]
+
+
+def decode_present(
+    data: bytes | None,
+    path: str | None,
+    num_channels: int,
+    white: float | None = None,
+    enough_pixels: int | None = None,
+    bands: list[int] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """As `decode`, and bool of the same shape where values were missing; None where none were."""
     name = name_of(path)
     try:
         array = read_array(data, path, name)
@@ -73,27 +86,31 @@ def decode(
                 data = file.read()
         if data[:2] == b"\xff\xd8":
             check_8_bits(white, name)
-            image = _decode_jpeg(data, channels, enough_pixels)
+            image, gone = _decode_jpeg(data, channels, enough_pixels), None
         else:
-            image = _decode_with_pil(data, channels, white, name)
+            image, gone = _decode_with_pil(data, channels, white, name)
         if bands:
             image = torch.from_numpy(bands_first(image.numpy(), 0, num_channels, bands, name))
+            gone = None if gone is None else gone[:1].expand_as(image)  # only pictures of one channel have such
     except ERRORS as error:
         raise _bad(error, path) from error
     step = math.isqrt(image[0].numel() // enough_pixels) if enough_pixels else 1
-    return image if step <= 1 else image[:, ::step, ::step]
+    if step <= 1:
+        return image, gone
+    return image[:, ::step, ::step], None if gone is None else gone[:, ::step, ::step]
 
 
-def _from_array(values, axis, missing, num_channels, white, bands, name, enough_pixels) -> torch.Tensor:
-    """As `decode`, of what `read_array` gives."""
+def _from_array(values, axis, missing, num_channels, white, bands, name, enough_pixels):
+    """As `decode_present`, of what `read_array` gives."""
     values = bands_first(values, axis, num_channels, bands, name)
-    step = math.isqrt(values[0].size // enough_pixels) if enough_pixels else 1
-    numbers = plain_numbers(values[:, :: max(1, step), :: max(1, step)], name, missing)
+    step = max(1, math.isqrt(values[0].size // enough_pixels)) if enough_pixels else 1
+    most = MOST_MISSING if step == 1 else 1  # what is left of a good image may have more missing
+    numbers, gone = plain_numbers(values[:, ::step, ::step], name, missing, most, bands)
     if numbers.dtype == np.uint8:
         check_8_bits(white, name)
     else:
         numbers = scaled(numbers, white, name)
-    return torch.from_numpy(np.ascontiguousarray(numbers))
+    return torch.from_numpy(np.ascontiguousarray(numbers)), None if gone is None else torch.from_numpy(gone)
 
 
 def file_size(data: bytes | None, path: str | None) -> tuple[int, str]:
@@ -107,20 +124,25 @@ def file_size(data: bytes | None, path: str | None) -> tuple[int, str]:
         raise _bad(error, path) from error
 
 
-def value_range(data: bytes | None, path: str | None) -> tuple[str, str, float]:
-    """(name, kind of values, highest value) of an encoded image, as `common_white` takes them.
+def value_range(
+    data: bytes | None, path: str | None, num_channels: int, bands: list[int] | None = None
+) -> tuple[str, str, float]:
+    """(name, kind of values, highest value) of what `decode` gives of an encoded image, as `common_white` takes them.
 
     Raises:
         BadImage: the image cannot be read.
     """
+    name = name_of(path)
     try:
-        array = read_array(data, path, name_of(path))
+        array = read_array(data, path, name)
         if array is not None:
-            values, _, missing = array
-            if values.dtype == np.uint8:
-                return name_of(path), *kind_and_highest(values)
-            return name_of(path), *kind_and_highest(plain_numbers(values[None], name_of(path), missing))
-        return name_of(path), *highest_value(data, path, name_of(path))
+            values, axis, missing = array
+            values = bands_first(values, axis, num_channels, bands, name)
+            return name, *kind_and_highest(plain_numbers(values, name, missing, bands=bands)[0])
+        values = deep_file_values(data, path, name)
+        if values is None:
+            return name, "8 bits", WHITE
+        return name, *kind_and_highest(_plain_picture(values, name)[0])
     except ERRORS as error:
         raise _bad(error, path) from error
 
@@ -146,14 +168,16 @@ def _decode_jpeg(data: bytes, num_channels: int, enough_pixels: int | None) -> t
             header.draft("L" if num_channels == 1 else "RGB", size)
             return _to_tensor(header, num_channels)
         if header.mode == "CMYK":
-            return _decode_with_pil(data, num_channels, None, "CMYK")
+            return _decode_with_pil(data, num_channels, None, "CMYK")[0]
         may_be_turned = "exif" in header.info  # looking for an orientation costs a fifteenth of the decoding
     mode = ImageReadMode.GRAY if num_channels == 1 else ImageReadMode.RGB
     encoded = torch.frombuffer(data, dtype=torch.uint8)
     return decode_image(encoded, mode, apply_exif_orientation=may_be_turned)
 
 
-def _decode_with_pil(data: bytes, num_channels: int, white: float | None, name: str) -> torch.Tensor:
+def _decode_with_pil(
+    data: bytes, num_channels: int, white: float | None, name: str
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     with Image.open(io.BytesIO(data)) as opened:
         if is_deep(opened):
             return _deep_tensor(*deep_values(opened, data, name), num_channels, white, name)
@@ -164,20 +188,28 @@ def _decode_with_pil(data: bytes, num_channels: int, white: float | None, name: 
         image = image.convert("RGBA")
         background = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(background, image)
-    return _to_tensor(image, num_channels)
+    return _to_tensor(image, num_channels), None
 
 
-def _deep_tensor(values: np.ndarray, alpha, num_channels: int, white: float | None, name: str) -> torch.Tensor:
-    """float32 ``(num_channels, height, width)`` of deep values, where 255 is white; transparency is shown on white."""
-    values = values if values.ndim == 3 else values[..., None]
-    pixels = scaled(np.moveaxis(plain_numbers(np.moveaxis(values, -1, 0), name), 0, -1), white, name)
+def _plain_picture(values: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """As `plain_numbers`, of ``(height, width)`` or ``(height, width, 3)``. Whole numbers stay what they are."""
+    values = np.moveaxis(values, -1, 0) if values.ndim == 3 else values[None]
+    return plain_numbers(values, name) if values.dtype.kind == "f" else (values, None)
+
+
+def _deep_tensor(values: np.ndarray, alpha, num_channels: int, white: float | None, name: str):
+    """float32 ``(num_channels, height, width)`` of deep values, where 255 is white, and what was missing, or None.
+    Transparency is shown on white."""
+    values, gone = _plain_picture(values, name)
+    pixels = scaled(values, white, name)  # (1 or 3, height, width)
     if alpha is not None:
-        opaque = alpha[..., None].astype(np.float32) / WHITE
+        opaque = alpha.astype(np.float32) / WHITE
         pixels = pixels * opaque + WHITE * (1 - opaque)
-    image = torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 0)))  # (1 or 3, height, width)
-    if len(image) == num_channels:
-        return image
-    return image.repeat(3, 1, 1) if num_channels == 3 else torch.tensordot(LUMINANCE, image, 1)[None]
+    image = torch.from_numpy(np.ascontiguousarray(pixels))
+    gone = None if gone is None else torch.from_numpy(gone.any(0, keepdims=True)).repeat(num_channels, 1, 1)
+    if len(image) != num_channels:
+        image = image.repeat(3, 1, 1) if num_channels == 3 else torch.tensordot(LUMINANCE, image, 1)[None]
+    return image, gone
 
 
 def _to_tensor(image: Image.Image, num_channels: int) -> torch.Tensor:

@@ -4,6 +4,7 @@ import copy
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,9 +14,9 @@ from torchvision.transforms.v2 import functional as F
 
 from ..errors import UserError
 from .arrays import cell_of
-from .bit_depth import WHITE, common_white
+from .bit_depth import WHITE, common_white, describe_scale
 from .crops import CenterCrop, RandomResizedCrop, finish_crop
-from .decode import BadImage, decode, value_range
+from .decode import BadImage, decode_present, value_range
 from .lanes import LaneOrder
 from .order import MicroBatches, Order
 from .shards import ShardedRows
@@ -47,6 +48,7 @@ class Images(Dataset, ABC):
         self.size = size  # (height, width) in pixels, as the model takes them
         self.crop: CenterCrop | RandomResizedCrop = CenterCrop(size, crop_fraction)
         self.skipped = torch.zeros(num_images, dtype=torch.bool)  # unreadable images that another one stands in for
+        self.incomplete = torch.zeros(num_images, dtype=torch.bool)  # whose missing values were filled
         self._labels = labels  # (num_images,) class numbers, or (num_images, n) floats
         self._rows: np.ndarray | None = None  # of a view: its images' positions in the whole set
         self._augment: Callable | None = None
@@ -163,7 +165,8 @@ class MemoryImages(Images):
         self.pixels, self.dtype = pixels, pixels.dtype
         self.files = files  # that the pixels were read from
         if files is not None:
-            self.white, self.bands, self.remarks, self.skipped = files.white, files.bands, files.remarks, files.skipped
+            self.white, self.bands, self.remarks = files.white, files.bands, files.remarks
+            self.skipped, self.incomplete = files.skipped, files.incomplete
 
     def read(self, index: int) -> torch.Tensor:
         return self.pixels[index]
@@ -194,7 +197,8 @@ class FileImages(Images):
         super().__init__(len(source), size, crop_fraction, labels)
         self.bands = bands
         self.source, self.num_channels, self.on_bad_image, self.white = source, num_channels, on_bad_image, white
-        self.skipped.share_memory_()  # loading workers write into it
+        for flags in (self.skipped, self.incomplete):
+            flags.share_memory_()  # loading workers write into them
 
     def read(self, index: int) -> torch.Tensor:
         return self.read_or_next(index)[0]
@@ -202,25 +206,26 @@ class FileImages(Images):
     def read_or_next(self, index: int, enough_pixels: int | None = None) -> tuple[torch.Tensor, int]:
         """(image, its index): image `index`, or the next readable one where bad images are skipped.
 
-        `enough_pixels` as in `decode`.
+        `enough_pixels` is for statistics, as in `decode`. Missing values are NaN then.
 
         Raises:
             BadImage: the image is bad and bad images are errors, or there is no readable one.
         """
-
-        def read(data, path):
-            return self.decode(data, path, enough_pixels)
-
         for step in range(len(self.skipped)):
             i = (index + step) % len(self.skipped)
-            image = self.try_file(i, read)
-            if image is not None:
+            decoded = self.try_file(i, partial(self.decode, enough_pixels=enough_pixels))
+            if decoded is not None:
+                image, gone = decoded
+                if gone is not None:
+                    self.incomplete[i] = True
+                    image = image.float().masked_fill(gone, torch.nan) if enough_pixels else image
                 return image, i
         raise BadImage(f"none of the {len(self.skipped)} images of {self.source.name} can be read")
 
-    def decode(self, data: bytes | None, path: str | None, enough_pixels: int | None = None) -> torch.Tensor:
-        """As `decode`, under the rules of this set."""
-        return decode(data, path, self.num_channels, self.white, enough_pixels, self.bands).to(self.dtype)
+    def decode(self, data: bytes | None, path: str | None, enough_pixels: int | None = None):
+        """As `decode_present`, under the rules of this set."""
+        image, gone = decode_present(data, path, self.num_channels, self.white, enough_pixels, self.bands)
+        return image.to(self.dtype), gone
 
     def try_file(self, index: int, read: Callable):
         """``read(data, path)`` of file `index`; None where it is bad and bad images are skipped.
@@ -304,12 +309,12 @@ def open_images(
     labels = None if labels is None else torch.from_numpy(labels)
     kind = StreamedImages if isinstance(source.dataset, ShardedRows) else FileImages
     files = kind(source, size, num_channels, crop_fraction, labels, on_bad_image, white or WHITE, bands)
-    ranges = files.try_files(files.spread(WHITE_SAMPLE), value_range)
+    ranges = files.try_files(files.spread(WHITE_SAMPLE), partial(value_range, num_channels=num_channels, bands=bands))
     if white is None:
         files.white, _ = common_white(ranges)
     if any(kind != "8 bits" for _, kind, _ in ranges):
         files.dtype = torch.float32
-    remarks = [_scale(files.white)] * (files.dtype != torch.uint8) + [source.left_out] * bool(source.left_out)
+    remarks = [describe_scale(files.white)] * (files.dtype != torch.uint8) + [source.left_out] * bool(source.left_out)
     files.remarks = "".join(f"; {remark}" for remark in remarks)
     if isinstance(files, StreamedImages):
         return files
@@ -318,10 +323,6 @@ def open_images(
     if len(shapes) > 1 or len(files) * sample[0].nbytes > memory_budget:
         return files
     return _read_all(files, sample[0].shape, crop_fraction) or files
-
-
-def _scale(white: float) -> str:
-    return "values are taken as they are" if white == 1 else f"values 0..{white:g} are kept, {white:g} is white"
 
 
 def _read_all(files: FileImages, shape: torch.Size, crop_fraction: float) -> MemoryImages | None:
@@ -333,7 +334,8 @@ def _read_all(files: FileImages, shape: torch.Size, crop_fraction: float) -> Mem
         for i, cell in enumerate(rows[start : start + 1000][files.source.image_column], start):
             cell = cell_of(cell)
             try:
-                image = files.decode(cell["bytes"], cell["path"])
+                image, gone = files.decode(cell["bytes"], cell["path"])
+                files.incomplete[i] = gone is not None
             except BadImage:
                 image, stand_in = files.read_or_next(i)
                 if labels is not None:

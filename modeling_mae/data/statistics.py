@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 
+from ..errors import UserError
 from .bit_depth import WHITE
 from .decode import file_size
 from .images import SHAPE_SAMPLE, FileImages, Images, MemoryImages
@@ -21,21 +22,21 @@ SECONDS_BETWEEN_NEWS = 2
 def measure_mean_std(images: Images, say: Callable[[str], None] | None = None) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel over evenly spaced images, where white is 1.
 
-    Large images are thinned out, and fewer are read. How many depends on their sizes alone: the numbers are the same
-    on every machine. `say` prints how far it is, where it takes more than a moment.
+    Missing values do not count. Large images are thinned out, and fewer are read. How many depends on their sizes
+    alone: the numbers are the same on every machine. `say` prints how far it is, where it takes more than a moment.
     """
     counts, moments, told = 0, _Moments(), time.monotonic()
     sample = images.spread(_statistics_sample(images))
     for done, index in enumerate(sample, 1):
         image = _enough_of(images, index)
-        if image.dtype != torch.uint8:
+        if images.dtype != torch.uint8:
             moments.add(image)
         else:
-            counts = counts + torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in image])
+            counts = counts + torch.stack([torch.bincount(_present(channel), minlength=256) for channel in image])
         if say is not None and time.monotonic() - told > SECONDS_BETWEEN_NEWS:
             told = time.monotonic()
             say(f"statistics {done} of {len(sample)} images read for mean and deviation")
-    if moments.count:
+    if images.dtype != torch.uint8:
         return moments.mean_std()
     values, counts = torch.arange(256, dtype=torch.float64) / 255, counts.double()  # (256,), (channels, 256)
     total = counts.sum(1)
@@ -45,20 +46,37 @@ def measure_mean_std(images: Images, say: Callable[[str], None] | None = None) -
     return [round(v, 4) for v in mean.tolist()], [round(v, 4) or 1.0 for v in std.tolist()]
 
 
+def _present(channel: torch.Tensor) -> torch.Tensor:
+    """The values of a channel of 8 bits, flat, without NaN."""
+    return channel.flatten() if channel.dtype == torch.uint8 else channel[~channel.isnan()].byte()
+
+
+def check_mean_std(images: Images, mean: list[float], std: list[float]) -> None:
+    """UserError for numbers that images of 8 bits cannot have: they are not divided by 255. Decimals have any."""
+    for name, values in (("image_mean", mean), ("image_std", std)):
+        wrong = [value for value in values if not 0 <= value <= 1]
+        if wrong and images.dtype == torch.uint8:
+            raise UserError(
+                f"{name} {wrong[0]:g} does not work: these images have 8 bits, whose white is 1; give numbers in 0 to "
+                "1 (divide by 255)"
+            )
+
+
 class _Moments:
     """Sums over the pixels of images that are not 8 bits, in float64."""
 
     def __init__(self):
-        self.count, self.sum, self.squares = 0, 0.0, 0.0
+        self.count, self.sum, self.squares = 0, 0.0, 0.0  # (channels,) each, after the first image
 
     def add(self, image: torch.Tensor) -> None:
         values = image.flatten(1).double() / WHITE  # (channels, pixels)
-        count, total, mean = values.shape[1], self.count + values.shape[1], values.mean(1)
-        before = self.sum / self.count if self.count else mean
+        count, mean = (~values.isnan()).sum(1), values.nanmean(1)
+        total = self.count + count
+        before = self.sum / self.count if torch.is_tensor(self.count) else mean
         # Deviations from the mean, joined as Chan et al. do: sums of squares would cancel.
-        self.squares = self.squares + (values - mean[:, None]).square().sum(1)
+        self.squares = self.squares + (values - mean[:, None]).square().nansum(1)
         self.squares = self.squares + (mean - before).square() * (self.count * count / total)
-        self.sum, self.count = self.sum + values.sum(1), total
+        self.sum, self.count = self.sum + values.nansum(1), total
 
     def mean_std(self) -> tuple[list[float], list[float]]:
         """Six digits of each: decimals may be far from 1."""
@@ -81,6 +99,6 @@ def _enough_of(images: Images, index: int) -> torch.Tensor:
     """Image `index`, uncropped, thinned out where it is large. Images in memory and their files give the same."""
     files = getattr(images, "files", images)
     small = isinstance(images, MemoryImages) and images.pixels[0, 0].numel() <= STATISTICS_PIXELS
-    if small or not isinstance(files, FileImages):
+    if (small and not images.incomplete.any()) or not isinstance(files, FileImages):
         return images.read(index)
     return files.read_or_next(index, STATISTICS_PIXELS)[0]

@@ -127,13 +127,15 @@ def report_evaluation(
     skipped: int,
     k: int,
     problem: Problem = PROBLEMS[SINGLE_LABEL],
+    incomplete: int = 0,
 ) -> None:
     """Writes results.json, results.txt, partial.png and README.md, and prints the results.
 
     `rows` are the results of frozen features and of classifiers, see `results_table`. `folders` are the folders of
     the trained classifiers in `output_dir`: with fewer than two, README.md is the classifier's own and stays as it
     is. `dataset_name` is what they were evaluated on. partial.png is drawn if more than one number of blocks was
-    tuned. `skipped` images, of training and evaluation together, could not be decoded."""
+    tuned. `skipped` images, of training and evaluation together, could not be decoded; `incomplete` had missing
+    values."""
     write_json(output_dir / "results.json", rows)
     tuned = {row["n_partial"]: row[problem.metric] for row in rows if row.get("n_partial") is not None}
     has_picture = len(tuned) > 1
@@ -147,6 +149,8 @@ def report_evaluation(
     write_text(output_dir / "results.txt", table + "\n")
     if skipped:
         print(f"skipped    {skipped} images, which cannot be decoded")
+    if incomplete:
+        print(f"filled     {incomplete} images, whose missing values became the mean of their band")
     print(f"\n{table}\n\nresults    {output_dir / 'results.json'}")
 
 

@@ -52,13 +52,15 @@ def report_pretraining(
     knn: dict[str, float],
     knn_split: str | None,
     k: int,
+    incomplete: int = 0,
 ) -> None:
     """Writes arguments.json, trainer_state.json, loss.png, knn.json and README.md, and prints the results.
     features.png is written where `log` has entries of `FeatureGrowth`.
 
     `repo_id` is the Hub repository that users load the model from, None if there is none. `log` has one entry for
-    each reading of the loss. `skipped` of the `images` could not be decoded. `knn` is the accuracy in 0..1 of each
-    kind of features, with `k` neighbours; it is empty if there is no k-NN evaluation, and then there is no knn.json.
+    each reading of the loss. `skipped` of the `images` could not be decoded, `incomplete` had missing values. `knn`
+    is the accuracy in 0..1 of each kind of features, with `k` neighbours; it is empty if there is no k-NN evaluation,
+    and then there is no knn.json.
     """
     write_run(output_dir, arguments=arguments, updates=updates, updates_per_epoch=updates_per_epoch, log=log)
     loss_curve(output_dir / "loss.png", log, normalised=normalised)
@@ -75,6 +77,8 @@ def report_pretraining(
     }
     if skipped:
         results["bad images skipped"] = f"{skipped:,}"
+    if incomplete:
+        results["images with missing values"] = f"{incomplete:,}, each filled with the mean of its band"
     write_pretraining_card(
         output_dir,
         name=name,
@@ -90,7 +94,7 @@ def report_pretraining(
         k=k,
         repo_id=repo_id,
     )
-    _print_results(output_dir, images, skipped, knn)
+    _print_results(output_dir, images, skipped, incomplete, knn)
     if growth:
         print(f"features   {output_dir / 'features.png'}: {judge_growth(growth)}")
 
@@ -120,9 +124,11 @@ def judge_growth(log: list[dict]) -> str:
     return f"{sentence}; no longer rising: longer training at these settings will bring little"
 
 
-def _print_results(output_dir: Path, images: int, skipped: int, knn: dict[str, float]) -> None:
+def _print_results(output_dir: Path, images: int, skipped: int, incomplete: int, knn: dict) -> None:
     if skipped:
         print(f"skipped    {skipped} of {images} images, which cannot be decoded")
+    if incomplete:
+        print(f"filled     {incomplete} of {images} images, whose missing values became the mean of their band")
     for features, accuracy in knn.items():
         print(f"k-NN accuracy, {features:18} {100 * accuracy:5.1f} %")
     print(f"pictures   {output_dir / 'reconstruction.png'}  {output_dir / 'loss.png'}")
