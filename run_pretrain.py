@@ -26,7 +26,7 @@ from modeling_mae.evaluation.features import K, frozen_table
 from modeling_mae.evaluation.growth import FeatureGrowth
 from modeling_mae.hub import Hub, local_checkpoint
 from modeling_mae.report.pretraining import describe_features, describe_model, report_pretraining
-from modeling_mae.report.reconstruction import ReconstructionSheet, save_reconstruction
+from modeling_mae.report.reconstruction import ReconstructionSheet, describe_shown, save_reconstruction
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform
 from modeling_mae.training.checkpoints import choose_checkpoint
@@ -193,6 +193,7 @@ def main(args: PretrainArguments) -> None:
         **launch.hardware(accelerator),
         skipped=skipped,
         incomplete=incomplete,
+        shown=describe_shown(config.num_channels, args.bands),
         knn=knn,
         knn_split=sets.eval_split,
         k=K,

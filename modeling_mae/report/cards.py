@@ -54,11 +54,13 @@ def write_pretraining_card(
     knn_split: str | None = None,
     k: int | None = None,
     repo_id: str | None = None,
+    shown: str = "",
 ) -> None:
     """Writes README.md of a pre-trained checkpoint.
 
     `knn` is the k-NN accuracy in 0..1 of each kind of features, measured on `knn_split` with `k` neighbours. That of
-    "trained encoder" also goes into the metadata that the Hub reads."""
+    "trained encoder" also goes into the metadata that the Hub reads. `shown` says what the picture shows of
+    images that are neither gray nor RGB."""
     metrics = []
     if knn:
         metrics = [("accuracy", f"k-NN accuracy of frozen features (k = {k})", knn["trained encoder"])]
@@ -68,6 +70,8 @@ def write_pretraining_card(
             " The model predicts normalised patches: in the picture, each prediction gets the mean and deviation of "
             "the hidden patch."
         )
+    if shown:
+        caption += f" {shown}"
     sections = [
         f"A masked autoencoder ({PAPER}) pre-trained on {data}. {architecture}.",
         "## Results",

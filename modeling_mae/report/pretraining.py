@@ -53,6 +53,7 @@ def report_pretraining(
     knn_split: str | None,
     k: int,
     incomplete: int = 0,
+    shown: str = "",
 ) -> None:
     """Writes arguments.json, trainer_state.json, loss.png, knn.json and README.md, and prints the results.
     features.png is written where `log` has entries of `FeatureGrowth`.
@@ -61,6 +62,7 @@ def report_pretraining(
     each reading of the loss. `skipped` of the `images` could not be decoded, `incomplete` had missing values. `knn`
     is the accuracy in 0..1 of each kind of features, with `k` neighbours; it is empty if there is no k-NN evaluation,
     and then there is no knn.json.
+    `shown` is what `describe_shown` says.
     """
     write_run(output_dir, arguments=arguments, updates=updates, updates_per_epoch=updates_per_epoch, log=log)
     loss_curve(output_dir / "loss.png", log, normalised=normalised)
@@ -93,6 +95,7 @@ def report_pretraining(
         knn_split=knn_split,
         k=k,
         repo_id=repo_id,
+        shown=shown,
     )
     _print_results(output_dir, images, skipped, incomplete, knn)
     if growth:

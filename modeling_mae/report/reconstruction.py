@@ -82,6 +82,20 @@ def reconstruction_grid(
     return sheet
 
 
+def describe_shown(channels: int, bands: list[int] | None = None) -> str:
+    """Which of more than three channels, or of two, the picture shows; empty of gray and RGB. `bands` are the
+    channels' numbers in the files."""
+    if channels in (1, 3):
+        return ""
+    numbers = (bands or list(range(1, channels + 1)))[: 3 if channels > 3 else 1]
+    if channels == 2:
+        return f"The picture shows band {numbers[0]} in gray."
+    return (
+        f"The picture shows bands {numbers[0]}, {numbers[1]} and {numbers[2]} of {channels} as red, green and blue, "
+        f"each stretched: its percentile {STRETCH[0]} is black, its percentile {STRETCH[1]} is white."
+    )
+
+
 def _shown(images: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
     """Normalised images as ``(batch, 3, height, width)`` on the CPU, where white is 1."""
     images = images.cpu().float() * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
