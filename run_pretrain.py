@@ -166,9 +166,8 @@ def main(args: PretrainArguments) -> None:
         processor = image_processor(size, mean, std, config.num_channels, white=images.white, bands=args.bands)
         processor.save_pretrained(output_dir)
     picture(output_dir / "reconstruction.png", schedule.updates)
-    skipped, incomplete = (
-        launch.count_over_processes(accelerator, flags) for flags in (images.skipped, images.incomplete)
-    )
+    skipped = launch.count_over_processes(accelerator, images.skipped)
+    incomplete = launch.count_over_processes(accelerator, images.incomplete)
     knn = {}
     if args.knn and sets.evaluation is not None:
         encoder, loading = MAEModel.from_pretrained(output_dir), {"batch_size": EVAL_BATCH, "num_workers": workers}

@@ -7,7 +7,12 @@ from PIL import Image
 
 from modeling_mae import MAEConfig, MAEForPreTraining
 from modeling_mae.report import charts
-from modeling_mae.report.reconstruction import reconstruct_images, reconstruction_grid, save_reconstruction
+from modeling_mae.report.reconstruction import (
+    describe_shown,
+    reconstruct_images,
+    reconstruction_grid,
+    save_reconstruction,
+)
 
 
 @pytest.fixture
@@ -133,3 +138,10 @@ def test_a_chart_becomes_a_file(tmp_path):
     with Image.open(tmp_path / "partial.png") as image:
         assert image.format == "PNG" and np.asarray(image.convert("L")).std() > 1
     assert [path.name for path in tmp_path.iterdir()] == ["partial.png"]
+
+
+def test_the_card_says_which_bands_are_shown():
+    assert describe_shown(1) == describe_shown(3) == ""
+    assert describe_shown(2) == describe_shown(1, [1]) == "The picture shows band 1 in gray."
+    assert describe_shown(3, [3, 2, 1]) == "The picture shows bands 3, 2 and 1 as red, green and blue."
+    assert "bands 8, 4 and 3 as red" in describe_shown(4, [8, 4, 3, 2]) and "98 is white" in describe_shown(13)

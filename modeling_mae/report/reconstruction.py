@@ -83,17 +83,17 @@ def reconstruction_grid(
 
 
 def describe_shown(channels: int, bands: list[int] | None = None) -> str:
-    """Which of more than three channels, or of two, the picture shows; empty of gray and RGB. `bands` are the
-    channels' numbers in the files."""
-    if channels in (1, 3):
+    """Which bands the picture shows, and how; empty of gray and RGB images. `bands` are the channels' numbers in the
+    files."""
+    if channels in (1, 3) and not bands:
         return ""
-    numbers = (bands or list(range(1, channels + 1)))[: 3 if channels > 3 else 1]
-    if channels == 2:
+    numbers = bands or list(range(1, channels + 1))
+    if channels < 3:
         return f"The picture shows band {numbers[0]} in gray."
-    return (
-        f"The picture shows bands {numbers[0]}, {numbers[1]} and {numbers[2]} of {channels} as red, green and blue, "
-        f"each stretched: its percentile {STRETCH[0]} is black, its percentile {STRETCH[1]} is white."
-    )
+    sentence = f"The picture shows bands {numbers[0]}, {numbers[1]} and {numbers[2]} as red, green and blue"
+    if channels == 3:
+        return f"{sentence}."
+    return f"{sentence}, each stretched: its percentile {STRETCH[0]} is black, its percentile {STRETCH[1]} is white."
 
 
 def _shown(images: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
