@@ -402,11 +402,11 @@ def test_linear_overrides_are_for_linear_probing_alone():
 @pytest.mark.parametrize("words", [("--config_overrides", "pooling=attention"),
                                    ("--linear_overrides", "config_overrides={pooling: attention}")])  # fmt: skip
 def test_attentive_probing_has_its_own_settings(words):
-    probe, tuned = (run.arguments for run in parse_eval(*words, "--n_partial", "0", "1").runs())
+    probe, tuned = (run.arguments for run in parse_eval(*words, "--n_partial", "0", "1").trainings())
     assert (probe.optimizer, probe.base_learning_rate, probe.total_batch_size) == ("lars", 0.1, 4096)
     assert (model_config(probe).pooling, model_config(probe).head_norm) == ("attention", "batch")
     assert (tuned.optimizer, tuned.total_batch_size) == ("adamw", 1024)
-    given = parse_eval(*words, "--total_batch_size", "512").runs()[0].arguments
+    given = parse_eval(*words, "--total_batch_size", "512").trainings()[0].arguments
     assert given.total_batch_size == 512
 
 

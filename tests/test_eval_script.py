@@ -177,6 +177,8 @@ def test_own_folders(tmp_path, recipe):
         1,
         "--max_train_samples",
         32,
+        "--auto_augment",
+        "none",
         "--resume_from_checkpoint",
         "auto",
     )
