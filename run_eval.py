@@ -49,6 +49,7 @@ from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform, Mix
 from modeling_mae.training.checkpoints import choose_checkpoint
 from modeling_mae.training.loop import train
+from modeling_mae.training.manifest import made_with_before
 from modeling_mae.training.optim import Schedule, make_optimizer
 from modeling_mae.training.run_folder import claim_folder
 from modeling_mae.training.state import load_model, open_run, save_model
@@ -66,6 +67,9 @@ def main(args: EvalArguments) -> None:
     hub.start()
     resume = local_checkpoint(accelerator, output_dir, args.resume_from_checkpoint, LOG_AND_BEST)
 
+    auto = trainings if resume == "auto" else []
+    finished = {training.name: training.finished_results(accelerator.print) for training in auto}
+
     # Images with labels, and everything that can be wrong with one of the trainings
     config, say = model_config(args), accelerator.print
     tests_classifier = is_classifier(config) and not args.do_train
@@ -77,7 +81,8 @@ def main(args: EvalArguments) -> None:
     if args.model_name_or_path:
         say(describe_resizing(config, args.model_name_or_path), end="")
     given = Processing(**args.processing_options())
-    options = {"keeps_crop": tests_classifier, "crop_fraction": EVAL_CROP_FRACTION, "say": say}
+    options = {"keeps_crop": not args.do_train, "keeps_white": tests_classifier}
+    options |= {"crop_fraction": EVAL_CROP_FRACTION, "say": say}
     processing = choose_processing(args.model_name_or_path, given, **options)
     # Training decides on the classes. A classifier that is only tested has its own.
     sets = load_labelled_sets(
@@ -98,6 +103,9 @@ def main(args: EvalArguments) -> None:
         say=say,
     )
     mean, std = processing.mean, processing.std
+    if mean is None:
+        before = made_with_before(args.run_folders(), resume)
+        mean, std = before.get("mean"), before.get("std")
     if mean is None:
         mean, std = measure_mean_std(sets.all()[0], say)
     check_mean_std(sets.all()[0], mean, std)
@@ -120,7 +128,7 @@ def main(args: EvalArguments) -> None:
         )
     with hub.finishing_uploads(accelerator):
         for training in trainings:
-            rows.append(train_classifier(training, sets, transform, hub, resume))
+            rows.append(finished.get(training.name) or train_classifier(training, sets, transform, hub, resume))
     skipped = sum(launch.count_over_processes(accelerator, images.skipped) for images in sets.all())
     incomplete = sum(launch.count_over_processes(accelerator, images.incomplete) for images in sets.all())
     accelerator.end_training()
@@ -146,8 +154,6 @@ def train_classifier(
 ) -> dict:
     """Train a classifier, keep the best epoch and the last, and test the best. Gives its row of the results."""
     args, folder, problem = training.arguments, training.folder, sets.problem
-    if resume == "auto" and (row := training.finished_results()):
-        return row
     accelerator = launch.make_accelerator(folder, args.trackers)
     total_batch, micro_batch = args.total_batch_size, args.per_device_train_batch_size
     accelerator.gradient_accumulation_steps = split_batch(total_batch, micro_batch, accelerator.num_processes)

@@ -81,7 +81,9 @@ def check_model(args, decoder: bool = False) -> None:
     # A configuration on the Hub would need the network. It is checked when it is loaded.
     if args.model_name_or_path is None or Path(args.model_name_or_path).is_dir():
         config = model_config(args)
-        check_batch(config, args.per_device_train_batch_size, "per_device_train_batch_size")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+            if hasattr(args, name):
+                check_batch(config, getattr(args, name), name)
         trained = None if decoder else getattr(args, "n_partial", None)
         if trained is None or config.num_hidden_layers in trained:
             check_training_fits(config, decoder)

@@ -7,6 +7,7 @@ is taken.
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
     eval_crop_fraction: float | None = option(
         None,
         "Part of the shorter side that evaluation keeps. By default 0.875 (224 of 256, as in the paper), or the "
-        "checkpoint's own where a classifier is only tested. Small images: 1.",
+        "checkpoint's own where nothing is trained. Small images: 1.",
     )
     eval_epochs: int = option(1, "Epochs between two evaluations.")
     per_device_eval_batch_size: int = option(256, "Images at a time on each process in evaluation.")
@@ -215,11 +216,15 @@ class EvalTraining:
     n_partial: float | None  # blocks tuned; None: from scratch, all of them
     arguments: EvalArguments  # nothing is left open
 
-    def finished_results(self) -> dict | None:
-        """The row of results that an earlier call of the same training left in the folder; None where it left none.
+    def finished_results(self, say: Callable[[str], None]) -> dict | None:
+        """The row of results that an earlier call of the same training left in the folder; None where there is
+        something to do.
+
+        A finished training goes on from its last checkpoint where its length is another, or `allow_changes` is given;
+        `say` prints that.
 
         Raises:
-            ArgumentError: they are those of another training, or of one with other settings.
+            ArgumentError: the results are those of another training, or of one with other settings.
         """
         finished = self.folder / RESULTS
         if not finished.exists():
@@ -232,10 +237,14 @@ class EvalTraining:
         before = json.loads((self.folder / "arguments.json").read_text())
         now = json.loads(json.dumps(dataclasses.asdict(self.arguments)))
         names = [name for name in self.arguments.result_options() if before.get(name) != now[name]]
-        if names:
-            changes = "; ".join(f"{name} {before.get(name)} -> {now[name]}" for name in names)
+        if not names:
+            return row
+        changes = "; ".join(f"{name} {before.get(name)} -> {now[name]}" for name in names)
+        if not self.arguments.allow_changes and not {"num_train_epochs", "max_train_steps"}.issuperset(names):
             raise ArgumentError(
                 f"{self.folder} holds the finished results of other settings ({changes}): give another --output_dir, "
-                "the same settings, or --overwrite_output_dir to start anew"
+                "the same settings, --allow_changes true to go on from its last checkpoint with these, or "
+                "--overwrite_output_dir to start anew"
             )
-        return row
+        say(f"note       {self.name} was finished with other settings ({changes}): it goes on, for new results")
+        return None

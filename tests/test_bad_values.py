@@ -1,5 +1,6 @@
 """Values that cannot work end in one line before any long work: the value, the reason, the remedy."""
 
+import dataclasses
 import json
 import math
 import re
@@ -131,6 +132,8 @@ def test_evaluation(capsys, checkpoint):
         (("--problem_type", "multilabel"), "give single_label_classification, multi_label_classification, regression"),
         (("--linear_overrides", "warmup_epochs=1e308"), "warmup_epochs 1e+308 does not work"),
         (("--model_name_or_path", ""), "model_name_or_path '' is empty"),
+        (("--per_device_eval_batch_size", 10**12), "per_device_eval_batch_size 1000000000000 images of 16x16 pixels"),
+        (("--do_train", "false", "--knn", "true", "--per_device_eval_batch_size", 10**12), "GiB, this machine has"),
     ):
         assert message in refused(capsys, *words, *more, cls=EvalArguments)
 
@@ -228,6 +231,37 @@ def test_home_is_expanded(checkpoint, tmp_path):
     assert parse_arguments(PretrainArguments, [str(recipe)]).output_dir == str(tmp_path / "other")
     arguments = parse_arguments(PretrainArguments, ["--resume_from_checkpoint=hub://me/run", "--output_dir", "new"])
     assert arguments.resume_from_checkpoint == "hub://me/run"
+
+
+PATHS = {
+    "output_dir": (PretrainArguments, EvalArguments),
+    "model_name_or_path": (PretrainArguments, EvalArguments),
+    "config_name": (PretrainArguments, EvalArguments),
+    "resume_from_checkpoint": (PretrainArguments, EvalArguments),
+    "train_dir": (PretrainArguments, EvalArguments),
+    "cache_dir": (PretrainArguments, EvalArguments),
+    "validation_dir": (EvalArguments,),
+}
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_home_is_expanded_in_every_path(tmp_path, monkeypatch, name):
+    for cls in PATHS[name]:
+        monkeypatch.setattr(cls, "check", lambda arguments: None)  # none of the paths exists
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(f"{name}: ~/some/where\n")
+        for words in ([f"--{name}=~/some/where"], [f"--{name}", "~/some/where"], [str(recipe)], ["~/recipe.yaml"]):
+            assert getattr(parse_arguments(cls, words), name) == str(tmp_path / "some" / "where")
+
+
+@pytest.mark.parametrize("cls", [PretrainArguments, EvalArguments])
+def test_every_option_that_says_folder_is_among_these_paths(cls):
+    about_folders = {
+        field.name
+        for field in dataclasses.fields(cls)
+        if "str" in str(field.type) and re.search(r"folder|a JSON file", field.metadata["help"], re.IGNORECASE)
+    }
+    assert about_folders == {name for name, classes in PATHS.items() if cls in classes}
 
 
 def test_a_classifier_checks_its_labels_and_images():

@@ -101,6 +101,48 @@ def test_all_strategies_in_one_call(tmp_path, recipe):
     assert "update" not in again and f"{100 * rows['from-scratch']['accuracy']:.1f}" in again
 
 
+def test_going_on_with_what_is_finished(tmp_path, recipe):
+    """Results of other settings are never shown as those that were asked for."""
+    words = (recipe, "--output_dir", tmp_path / "run", "--resume_from_checkpoint", "auto")
+    first, *ends = run_in_turn(
+        (*words, "--n_partial", 1),
+        (*words, "--n_partial", 1),
+        (*words, "--n_partial", 1, "--eval_crop_fraction", 0.5),
+        (*words, "--n_partial", 2),
+        (*words, "--n_partial", 1, "--num_train_epochs", 1),
+        (*words, "--n_partial", 1, "--num_train_epochs", 3),
+        (*words, "--n_partial", 1, "--num_train_epochs", 3, "--eval_crop_fraction", 0.5, "--allow_changes", "true"),
+        script="run_eval.py",
+    )
+    codes, (same, crop, blocks, shorter, longer, allowed) = zip(*ends, strict=True)
+    assert first[0] == 0 and codes == (0, 1, 1, 1, 0, 0)
+    assert "update" not in same and same.splitlines()[-1] == first[1].splitlines()[-1]
+    assert "finished results of other settings (eval_crop_fraction 1.0 -> 0.5)" in crop and "--allow_changes" in crop
+    assert "holds the results of n_partial-1, not of n_partial-2: give another --output_dir" in blocks
+    assert "stands at update 20, and the run has only 10" in shorter
+    assert "goes on, for new results" in longer and "length 20 -> 30 updates: the rate follows" in longer
+    assert "update 21/30" in longer and "update 20/30" not in longer and "update 30/30" in longer
+    note = "n_partial-1 was finished with other settings (eval_crop_fraction 1.0 -> 0.5): it goes on, for new results"
+    assert note in allowed and "update " not in allowed.replace("from update 30 of", "")
+    (row,) = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert row["epochs"] == 3
+    tested = ("--model_name_or_path", tmp_path / "run", "--do_train", "false", "--output_dir", tmp_path / "test")
+    run(recipe, *tested, "--eval_crop_fraction", 0.5)
+    assert json.loads((tmp_path / "test" / "results.json").read_text())[0]["accuracy"] == row["accuracy"]
+
+
+def test_going_on_from_scratch_keeps_mean_and_deviation(tmp_path, recipe):
+    """They are written into the checkpoint by hand, as no image would give them."""
+    words = (recipe, "--output_dir", tmp_path / "run", "--from_scratch", "true", "--config_overrides", "image_size=28")
+    run(*words, "--num_train_epochs", 1)
+    for manifest in (tmp_path / "run").glob("checkpoint-*/manifest.json"):
+        content = json.loads(manifest.read_text())
+        content["made_with"] |= {"mean": [0.125], "std": [0.375]}
+        manifest.write_text(json.dumps(content))
+    output = run(*words, "--num_train_epochs", 2, "--resume_from_checkpoint", "auto")
+    assert "mean [0.125], std [0.375]" in output and "update 20/20" in output
+
+
 def test_a_killed_run_goes_on_exactly(tmp_path, recipe):
     """With everything that draws random numbers: RandAugment, erasing, mixup, cutmix, drop path."""
     command = (recipe, "--n_partial", 2, "--config_overrides", "drop_path_rate=0.5")

@@ -103,6 +103,29 @@ def test_bad_files_are_skipped_or_refused(tmp_path, capsys):
         FileImages(source, (16, 16), 3, on_bad_image="skip").read(0)
 
 
+def test_stacks_are_counted(tmp_path):
+    """A stack shows its first page. Pages of other sizes are previews, and frames are animations: no word of them."""
+    pages = [Image.fromarray(COLOURS), Image.fromarray(COLOURS[::-1] // 2)]
+    for i in range(3):
+        pages[0].save(tmp_path / f"stack-{i}.tif", save_all=True, append_images=pages[1:])
+    pages[0].save(tmp_path / "one.tif")
+    pages[0].save(tmp_path / "preview.tif", save_all=True, append_images=[pages[1].resize((4, 4))])
+    pages[0].save(tmp_path / "moving.gif", save_all=True, append_images=pages[1:])
+    for white in (None, 255):
+        images = open_images(load_source(data_dir=str(tmp_path)), (8, 8), 3, memory_budget=PLENTY, white=white)
+        assert images.remarks == "; 3 of 6 files looked at have several pages: only the first is seen"
+        assert all(np.array_equal(images.read(i).permute(1, 2, 0), COLOURS) for i in range(1, 6))  # 0 has a palette
+    whole = (tmp_path / "stack-0.tif").read_bytes()
+    for path in tmp_path.glob("stack-*"):
+        path.unlink()
+    (tmp_path / "broken.tif").write_bytes(whole[:40])
+    source = load_source(data_dir=str(tmp_path))
+    skipping = open_images(source, (8, 8), 3, memory_budget=PLENTY, on_bad_image="skip")
+    assert skipping.remarks == "" and skipping.skipped.tolist() == [True, False, False, False]
+    (tmp_path / "broken.tif").unlink()
+    assert open_images(load_source(data_dir=str(tmp_path)), (8, 8), 3, memory_budget=PLENTY).remarks == ""
+
+
 def test_labels_are_not_needed(tmp_path):
     """Pre-training takes images whose labels cannot be read."""
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})

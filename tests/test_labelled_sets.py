@@ -73,6 +73,20 @@ def test_test_images_are_matched_to_the_training_classes_by_name(tmp_path):
     assert accuracies == {"knn": {1: 1.0, 3: 1.0}}
 
 
+def test_a_folder_of_one_class_to_evaluate_on(tmp_path):
+    make_folder(tmp_path / "pictures" / "train", "abc")
+    make_folder(tmp_path / "pictures" / "test", "b", count=2)
+    told = []
+    sets = load(tmp_path, say=told.append)
+    assert sets.evaluation.labels.tolist() == [1, 1] and sets.class_names == ["a", "b", "c"]
+    assert len(told) == 1 and told[0].startswith("note       2 of 3 classes have no evaluation image: a, c")
+    alone = load(tmp_path, train_split=None, class_names=["c", "b"])  # a classifier that is only tested
+    assert alone.evaluation.labels.tolist() == [1, 1]
+    (tmp_path / "pictures" / "test" / "b").rename(tmp_path / "pictures" / "test" / "birds")
+    with pytest.raises(UserError, match=r"one folder, 'birds', .* one of the 3 classes \(a, b, c\): name the folder"):
+        load(tmp_path)
+
+
 def test_given_class_names_win(tmp_path):
     make_folder(tmp_path / "pictures" / "train", "bc")
     make_folder(tmp_path / "pictures" / "test", "ca")

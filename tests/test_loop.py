@@ -258,9 +258,10 @@ def test_a_signal_that_nohup_ignores_stops_nothing(tmp_path):
     assert len(notes.places) == 15
 
 
-@pytest.mark.parametrize("last", [2, 5, 8, 11, 12])
+@pytest.mark.parametrize("last", [2, 5, 8, 11, 12, 14])
 def test_going_on_is_exact(tmp_path, last):
-    """Updates 5 and 11 end an epoch, and 12 comes before an entry of the log that spans the stop."""
+    """Updates 5 and 11 end an epoch, 12 comes before an entry of the log that spans the stop, and 14 is the last: the
+    run that goes on has only the end of an epoch left to do."""
     whole, loss_of, _ = start(tmp_path / "whole", logging_steps=3)
     epochs_of_whole, epochs_of_parts = [], []
     train(whole, loss_of, lambda *epoch: epochs_of_whole.append(epoch))

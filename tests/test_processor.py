@@ -1,10 +1,12 @@
 """The image processor beside a model: it sees what the model was trained on, and run_eval.py reads it again."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from conftest import RECIPE, run
 from PIL import Image
-from test_scripts import run
 from transformers import AutoImageProcessor, BitImageProcessor, ViTImageProcessor
 
 from modeling_mae import EvalNet, MAEConfig
@@ -107,6 +109,35 @@ def test_both_sets_have_one_white(tmp_path):
     )
     assert sets.train.white == sets.evaluation.white == 4095
     np.testing.assert_allclose(sets.evaluation.read(0)[0], RAMP * 10 * (255 / 4095), rtol=1e-6)
+
+
+def test_both_sets_of_a_pre_training_have_one_white(tmp_path):
+    """All evaluation images are dark, in one folder. With 1023 for white they would look like the light ones."""
+    generator = np.random.default_rng(0)
+    for folder, top in (("train/dark", 1000), ("train/light", 4000), ("test/dark", 1000)):
+        for i in range(20):
+            put(tmp_path / folder, [f"{i}.png"], generator.integers(top - 50, top, (12, 12), dtype=np.uint16))
+    model = ("image_size=8", "patch_size=4", "num_channels=1", "hidden_size=16", "num_hidden_layers=1")
+    model += ("num_attention_heads=2", "decoder_hidden_size=16", "decoder_num_attention_heads=2")
+    command = ("--train_dir", tmp_path, "--max_train_steps", 1, "--total_batch_size", 4, "--knn", "true")
+    command += ("--per_device_train_batch_size", 4, "--report_to", "none", "--dataloader_num_workers", 0)
+    run(*command, "--output_dir", tmp_path / "run", "--config_overrides", *model)
+    assert json.loads((tmp_path / "run" / "knn.json").read_text())["raw pixels"] == 1
+
+
+def test_features_keep_the_crop_of_their_pre_training(tmp_path):
+    """The k-NN accuracy that run_pretrain.py prints, measured again by run_eval.py; and under another crop."""
+    small = tmp_path / "small.yaml"
+    small.write_text(RECIPE)
+    run(small, "--knn", "true", "--output_dir", tmp_path / "run")
+    command = ("--model_name_or_path", tmp_path / "run", "--do_train", "false", "--knn", "true", "--report_to", "none")
+    command += ("--max_train_samples", 160)
+    accuracies = []
+    for name, words in (("own", ()), ("paper", ("--eval_crop_fraction", 0.875))):
+        run(*command, *words, "--output_dir", tmp_path / name, script="run_eval.py")
+        rows = {row["name"]: row["knn"]["20"] for row in json.loads((tmp_path / name / "results.json").read_text())}
+        accuracies.append(rows["pre-trained encoder"])
+    assert accuracies[0] == json.loads((tmp_path / "run" / "knn.json").read_text())["trained encoder"] != accuracies[1]
 
 
 @pytest.fixture

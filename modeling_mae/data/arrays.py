@@ -103,6 +103,26 @@ def _tiff(data: bytes | None, path: str | None) -> tuple[np.ndarray, int | None,
     return values, {"YX": None, "YXS": 2}.get(axes, 0), missing
 
 
+def is_stack(data: bytes | None, path: str | None) -> bool:
+    """Whether a TIFF has pages as large as the first, which is the one that is read. Smaller ones are previews."""
+    if kind_of(data, path) != "tiff":
+        return False
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(io.BytesIO(data) if data is not None else path) as file:
+            bands = file.series[0].axes == "CYX"
+            return not bands and len(file.pages) > 1 and file.pages[1].shape == file.pages[0].shape
+    except Exception:  # whatever a broken file raises: reading the image names it
+        return False
+
+
+def describe_stacks(stacks: list[bool]) -> str:
+    """How many of the files that were looked at are stacks; empty where none is."""
+    pages = f"{sum(stacks)} of {len(stacks)} files looked at have several pages: only the first is seen"
+    return pages if any(stacks) else ""
+
+
 def _pillow_reads(page) -> bool:
     """Whether Pillow reads all bits and bands of a TIFF page: one band, or colours of 8 bits with or without alpha."""
     if page.samplesperpixel == 1:

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ..errors import UserError
-from .arrays import cell_of
+from .arrays import cell_of, describe_stacks, is_stack
 from .bit_depth import WHITE, common_white, describe_scale
 from .crops import CenterCrop, RandomResizedCrop, finish_crop
 from .decode import BadImage, decode_present, value_range
@@ -25,7 +25,7 @@ from .sources import Source
 
 SAMPLED_UNITS = 16  # of a stream, that samples are taken from
 SHAPE_SAMPLE = 16  # images that tell whether all have the same shape
-WHITE_SAMPLE = 64  # images that tell which value is white
+FILE_SAMPLE = 64  # files that tell which value is white, and whether they are stacks
 PREFETCHED_BATCHES = 4  # of each loading worker
 
 
@@ -314,18 +314,19 @@ def open_images(
     labels = None if labels is None else torch.from_numpy(labels)
     images_class = StreamedImages if isinstance(source.dataset, ShardedRows) else FileImages
     files = images_class(source, size, num_channels, crop_fraction, labels, on_bad_image, white or WHITE, bands)
-    ranges = files.try_files(files.spread(WHITE_SAMPLE), partial(value_range, num_channels=num_channels, bands=bands))
+    looked_at = files.spread(FILE_SAMPLE)
+    ranges = files.try_files(looked_at, partial(value_range, num_channels=num_channels, bands=bands))
     if white is None:
         files.white, _ = common_white(ranges)
     if any(kind != "8 bits" for _, kind, _ in ranges):
         files.dtype = torch.float32
-    remarks = [describe_scale(files.white)] * (files.dtype != torch.uint8) + [source.left_out] * bool(source.left_out)
-    files.remarks = "".join(f"; {remark}" for remark in remarks)
+    stacks = describe_stacks(files.try_files(looked_at, is_stack))
+    remarks = [describe_scale(files.white) if files.dtype != torch.uint8 else "", stacks, source.left_out]
+    files.remarks = "".join(f"; {remark}" for remark in remarks if remark)
     if isinstance(files, StreamedImages):
         return files
     sample = [files.read(i) for i in files.spread(SHAPE_SAMPLE)]
-    shapes = {tuple(image.shape) for image in sample}
-    if len(shapes) > 1 or len(files) * sample[0].nbytes > memory_budget:
+    if len({image.shape for image in sample}) > 1 or len(files) * sample[0].nbytes > memory_budget:
         return files
     return _read_all(files, sample[0].shape, crop_fraction) or files
 

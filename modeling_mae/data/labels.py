@@ -18,6 +18,8 @@ def problem_of(source: Source) -> str:
 
     A list of fractions is several targets. Where all of them are 0 and 1, it is several labels.
     """
+    if source.label_column is None and source.only_folder:
+        return SINGLE_LABEL
     feature = _label_feature(source)
     if holds_lists(feature):
         if not str(getattr(feature.feature, "dtype", "")).startswith("float"):
@@ -40,6 +42,8 @@ def read_labels(
         UserError: no label column or several, a column that does not hold such labels, images without a label, or a
             class that is not among the `known_names`.
     """
+    if source.label_column is None and problem_type == SINGLE_LABEL and known_names and source.only_folder:
+        return _one_class(source, known_names), known_names
     feature = _label_feature(source)
     if problem_type == REGRESSION:
         return read_targets(source, feature, known_names)
@@ -60,6 +64,21 @@ def read_labels(
         )
     positions = np.array([position_of.get(name, -1) for name in names])
     return positions[numbers], known_names
+
+
+def _one_class(source: Source, known_names: list[str]) -> np.ndarray:
+    """The class numbers of images that all lie in one folder.
+
+    Raises:
+        UserError: the folder's name is not a class.
+    """
+    name = source.only_folder
+    if name not in known_names:
+        raise UserError(
+            f"{source.name} has images in one folder, {name!r}, which is not one of the {len(known_names)} classes "
+            f"({', '.join(known_names[:5])}): name the folder after a class, or put the images into one for each"
+        )
+    return np.full(len(source), known_names.index(name), np.int64)
 
 
 def _label_feature(source: Source):

@@ -84,17 +84,24 @@ def checkpoint_processing(name_or_path: str | None) -> Processing:
 
 
 def choose_processing(
-    checkpoint: str | None, given: Processing, *, keeps_crop: bool, crop_fraction: float, say: Callable[[str], None]
+    checkpoint: str | None,
+    given: Processing,
+    *,
+    keeps_crop: bool,
+    keeps_white: bool,
+    crop_fraction: float,
+    say: Callable[[str], None],
 ) -> Processing:
     """How images are brought to the model: as `given`, else as the checkpoint's image processor does.
 
     Features mean what they meant in pre-training only under its mean and deviation. The checkpoint's crop holds where
-    `keeps_crop`, as for a classifier that is only tested; else `crop_fraction` takes its place where none is given.
+    `keeps_crop`, as where nothing is trained; else `crop_fraction` takes its place where none is given. Without
+    `keeps_white` an encoder of ordinary images may be given others.
     """
     processing = checkpoint_processing(checkpoint)
     if not keeps_crop:
         processing = replace(processing, crop_fraction=None)
-        if processing.white == WHITE:  # an encoder of ordinary images may be trained on others
-            processing = replace(processing, white=None)
+    if not keeps_white and processing.white == WHITE:
+        processing = replace(processing, white=None)
     processing = processing.replaced_by(given, say)
     return replace(processing, crop_fraction=processing.crop_fraction or crop_fraction)

@@ -48,6 +48,18 @@ class Source:
         label = self.dataset.features[self.label_column] if self.label_column else None
         return list(label.names) if isinstance(label, datasets.ClassLabel) and label.names else None
 
+    @property
+    def only_folder(self) -> str | None:
+        """Name of the folder that all images lie in, where nothing is known of them but their paths."""
+        if list(self.dataset.features) != [self.image_column]:
+            return None
+        names = set()
+        for row in self.dataset:
+            names.add(os.path.basename(os.path.dirname((row[self.image_column] or {}).get("path") or "")))
+            if len(names) > 1 or "" in names:
+                return None
+        return names.pop()
+
 
 def load_source(
     dataset_name: str | None = None,

@@ -5,6 +5,7 @@ This is the only place that reads the launcher's environment, but for LOCAL_RANK
 
 import ctypes
 import os
+import re
 import signal
 import sys
 import time
@@ -23,6 +24,7 @@ from ..files import is_full
 
 MAX_LOADING_WORKERS = 8
 MAX_IMAGE_MEMORY = 8 << 30  # bytes of decoded images that the processes of a machine keep in memory
+DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) ([^.]*)")  # in torch's message
 PR_SET_PDEATHSIG = 1  # of Linux' prctl
 
 
@@ -73,6 +75,12 @@ def run_script(main: Callable, arguments, mendable: tuple[type[Exception], ...] 
         message = str(error).rpartition(f"{type(error).__name__}: ")[2]
         sys.exit(f"{script}: error: {' '.join(message.split())}")
     except RuntimeError as error:
+        end = DEAD_WORKER.search(str(error))
+        if end:  # torch notices it in the middle of anything, as a signal
+            sys.exit(
+                f"{script}: error: a loading worker died ({end[1]}), mostly because the memory was full: go on with "
+                "--resume_from_checkpoint auto and fewer --dataloader_num_workers"
+            )
         if not lost_process(error):
             raise
         # Not sys.exit: leaving in order would wait for the process that is gone.

@@ -12,7 +12,7 @@ from accelerate.utils import send_to_device
 from tqdm import tqdm
 
 from ..errors import UserError
-from .launch import StopRequest, TrainingStopped
+from .launch import DEAD_WORKER, StopRequest, TrainingStopped
 from .sharded import local_tensors
 from .state import Run
 
@@ -136,7 +136,7 @@ def next_batch(run: Run, batches: Iterator[dict], stop: StopRequest) -> dict | s
         # A loading worker's error arrives inside the text of its traceback, which ends with the message itself.
         reason = " ".join(str(error).rpartition(f"{type(error).__name__}: ")[2].split())
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error) or "exited unexpectedly" not in str(error):
+        if not DEAD_WORKER.search(str(error)):
             raise
         reason = "a loading worker died, mostly because the memory was full: give fewer --dataloader_num_workers"
     failed = stop.largest(int(batch is None)) if run.batches_can_fail else batch is None

@@ -53,6 +53,20 @@ def read_manifest(checkpoint: Path) -> dict:
     return json.loads((checkpoint / MANIFEST).read_text())
 
 
+def made_with_before(folders: list[Path], resume: str | None) -> dict:
+    """What the checkpoint to go on from was made with: the folder `resume`, or for auto the newest in `folders` whose
+    manifest can be read. Empty where there is none."""
+    paths = [Path(resume)] if resume not in (None, "auto") else []
+    if resume == "auto":
+        paths = [path for folder in folders for path in reversed(checkpoints_in(folder))]
+    for path in paths:
+        try:
+            return read_manifest(path)["made_with"]
+        except (OSError, ValueError, KeyError):
+            continue  # choose_checkpoint says what is wrong with it
+    return {}
+
+
 def _size_and_checksum(path: Path) -> dict:
     checksum = hashlib.sha256()
     with path.open("rb") as file:
