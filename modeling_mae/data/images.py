@@ -282,9 +282,8 @@ class StreamedImages(FileImages):
         filled = [unit for unit, images in enumerate(counts) if images]
         units = [filled[i] for i in np.unique(np.linspace(0, len(filled) - 1, SAMPLED_UNITS).astype(int))]
         each = max(1, count // len(units))
-        chosen = [
-            offsets[unit] + np.unique(np.linspace(0, counts[unit] - 1, each).astype(int)) for unit in units[:count]
-        ]
+        sizes = [(offsets[unit], counts[unit]) for unit in units[:count]]
+        chosen = [start + np.unique(np.linspace(0, images - 1, each).astype(int)) for start, images in sizes]
         return np.concatenate(chosen).tolist()
 
 
