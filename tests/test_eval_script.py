@@ -131,10 +131,10 @@ def test_going_on_with_what_is_finished(tmp_path, recipe):
     assert json.loads((tmp_path / "test" / "results.json").read_text())[0]["accuracy"] == row["accuracy"]
 
 
-def test_going_on_from_scratch_keeps_mean_and_deviation(tmp_path, recipe):
+def test_going_on_from_scratch_keeps_mean_and_deviation(tmp_path, recipe, checkpoint):
     """They are written into the checkpoint by hand, as no image would give them."""
-    words = (recipe, "--output_dir", tmp_path / "run", "--from_scratch", "true", "--config_overrides", "image_size=28")
-    run(*words, "--num_train_epochs", 1)
+    words = (recipe, "--output_dir", tmp_path / "run", "--from_scratch", "true", "--config_name", checkpoint)
+    assert "mean [0.125]" not in run(*words, "--num_train_epochs", 1)
     for manifest in (tmp_path / "run").glob("checkpoint-*/manifest.json"):
         content = json.loads(manifest.read_text())
         content["made_with"] |= {"mean": [0.125], "std": [0.375]}

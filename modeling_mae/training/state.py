@@ -211,7 +211,10 @@ def save_model(accelerator: Accelerator, model: torch.nn.Module, folder: Path) -
             shutil.rmtree(partial, ignore_errors=True)
             if not is_full(error):
                 raise
-            raise TrainingStopped(f"no space left on device: the model could not be written into {folder}") from error
+            raise TrainingStopped(
+                f"no space left on device: the model could not be written into {folder}. Free some space, then "
+                "--resume_from_checkpoint auto goes on from the newest checkpoint"
+            ) from error
         for file in partial.iterdir():
             os.replace(file, folder / file.name)
         partial.rmdir()
