@@ -75,6 +75,21 @@ def test_the_error_of_a_loading_worker_is_one_line():
     assert stop.value.code == "run_pretrain.py: error: cat.jpg is not a readable image (truncated): mend it"
 
 
+def test_a_dead_loading_worker_is_one_line_whatever_it_interrupts():
+    """torch raises in the middle of anything; here a library that was interrupted raises an error of its own."""
+
+    def main(arguments):
+        try:
+            raise RuntimeError("DataLoader worker (pid 17) is killed by signal: Killed. ")
+        except RuntimeError:
+            raise SystemError("returned a result with an exception set")  # noqa: B904
+
+    with pytest.raises(SystemExit) as stop:
+        run_script(main, None)
+    assert "a loading worker died (is killed by signal: Killed)" in stop.value.code
+    assert "--resume_from_checkpoint auto" in stop.value.code
+
+
 def test_a_loading_worker_for_each_core_of_the_machine(monkeypatch):
     for cores, processes, expected in (
         (6, 1, 6),

@@ -74,12 +74,17 @@ def run_script(main: Callable, arguments, mendable: tuple[type[Exception], ...] 
         # A loading worker's error arrives inside the text of its traceback, which ends with the message itself.
         message = str(error).rpartition(f"{type(error).__name__}: ")[2]
         sys.exit(f"{script}: error: {' '.join(message.split())}")
-    except RuntimeError as error:
-        end = DEAD_WORKER.search(str(error))
-        if end:  # torch notices it in the middle of anything, as a signal
+    except Exception as error:
+        if end := dead_worker(error):
             sys.exit(
-                f"{script}: error: a loading worker died ({end[1]}), mostly because the memory was full: go on with "
+                f"{script}: error: a loading worker died ({end}), mostly because the memory was full: go on with "
                 "--resume_from_checkpoint auto and fewer --dataloader_num_workers"
+            )
+        if isinstance(error, OSError) and is_full(error):
+            place = getattr(error, "filename", None) or arguments.output_dir
+            sys.exit(
+                f"{script}: error: no space left on device ({place}): free some space, then go on with "
+                "--resume_from_checkpoint auto"
             )
         if not lost_process(error):
             raise
@@ -91,17 +96,22 @@ def run_script(main: Callable, arguments, mendable: tuple[type[Exception], ...] 
             flush=True,
         )
         os._exit(1)
-    except OSError as error:
-        if not is_full(error):
-            raise
-        sys.exit(
-            f"{script}: error: no space left on device ({error.filename or arguments.output_dir}): free some space, "
-            "then go on with --resume_from_checkpoint auto"
-        )
 
 
-def lost_process(error: RuntimeError) -> bool:
+def dead_worker(error: BaseException | None) -> str | None:
+    """How a loading worker has ended, if this is behind `error`. torch notices it as a signal, in the middle of
+    anything, and what is interrupted may raise an error of its own."""
+    while error is not None:
+        if found := DEAD_WORKER.search(str(error)):
+            return found[1]
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def lost_process(error: Exception) -> bool:
     """Whether a collective failed because another process is gone."""
+    if not isinstance(error, RuntimeError):
+        return False
     words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
     return isinstance(error, torch.distributed.DistError) or any(text in str(error) for text in words)
 
