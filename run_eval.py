@@ -29,7 +29,7 @@ from accelerate.utils import set_seed
 
 from modeling_mae import EvalNet
 from modeling_mae.data.labelled_sets import LabelledSets, load_labelled_sets
-from modeling_mae.data.order import MicroBatches, Order, split_batch
+from modeling_mae.data.order import MicroBatches, split_batch
 from modeling_mae.data.processor import Processing, choose_processing, image_processor
 from modeling_mae.data.statistics import check_mean_std, measure_mean_std
 from modeling_mae.errors import UserError
@@ -66,9 +66,9 @@ def main(args: EvalArguments) -> None:
     hub = Hub(output_dir, **args.hub_options(), main_process=accelerator.is_main_process, beside=LOG_AND_BEST)
     hub.start()
     resume = local_checkpoint(accelerator, output_dir, args.resume_from_checkpoint, LOG_AND_BEST)
-
-    auto = trainings if resume == "auto" else []
-    finished = {training.name: training.finished_results(accelerator.print) for training in auto}
+    finished = {}  # the results of trainings that need not be done again
+    if resume == "auto":
+        finished = {training.name: training.finished_results(accelerator.print) for training in trainings}
 
     # Images with labels, and everything that can be wrong with one of the trainings
     config, say = model_config(args), accelerator.print
@@ -274,7 +274,7 @@ def check_training(training: EvalTraining, depth: int, sets: LabelledSets, mean:
     try:
         check_blocks(training.n_partial, depth)
         images = training_view(sets.train, mean=mean, **args.view_options())
-        order = Order(len(images), args.total_batch_size, args.seed)
+        order = images.order(args.total_batch_size, args.seed)
         MicroBatches(order, args.per_device_train_batch_size, range(1), num_processes=processes)
     except (ArgumentError, UserError) as error:
         raise UserError(f"{training.name}: {error}") from None

@@ -34,6 +34,7 @@ from modeling_mae.training.loop import train
 from modeling_mae.training.manifest import read_manifest
 from modeling_mae.training.optim import Schedule, make_optimizer
 from modeling_mae.training.run_folder import claim_folder
+from modeling_mae.training.sharded import whole_weights
 from modeling_mae.training.state import load_model, open_run, save_model
 
 
@@ -141,7 +142,8 @@ def main(args: PretrainArguments) -> None:
     growth = FeatureGrowth(accelerator, images, sets.evaluation, transform, **options)
 
     def look_at_features(epoch: float, update: int) -> None:
-        values = growth.measure(unwrapped.mae.eval()) if update else growth.baselines(config, args.seed)
+        with whole_weights(unwrapped):
+            values = growth.measure(unwrapped.mae.eval()) if update else growth.baselines(config, args.seed)
         run.history.add({"step": update, "epoch": epoch, **values})
         accelerator.log(values, step=update)
         accelerator.print(f"features   epoch {epoch:g}  {describe_features(values)}", flush=True)
@@ -153,7 +155,7 @@ def main(args: PretrainArguments) -> None:
             picture(output_dir / "pictures" / f"reconstruction-epoch-{epoch:04d}.png", update)
 
     launch.init_trackers(accelerator, dataclasses.asdict(args))
-    if args.eval_every_epochs and not run.progress.update:
+    if args.eval_every_epochs and not run.history.has("rank_untrained"):
         look_at_features(0.0, 0)
     began = time.perf_counter()
     with hub.finishing_uploads(accelerator):

@@ -22,7 +22,7 @@ SIDE = 28
 SHARDS, IMAGES_PER_SHARD = 1000, 100
 BATCH = 512
 EVERY = 1.0  # seconds between two samples
-SETTLED = 30  # samples until all loading workers have begun
+SETTLED = 30  # samples, about a second each, until all loading workers have begun
 BYTES_PER_MIB = 1 << 20
 
 
@@ -86,8 +86,10 @@ def main() -> None:
     for name, column in (("resident", 1), ("of which not shared", 2)):
         sizes = [each[column] for each in samples]
         settled = sizes[min(SETTLED, len(sizes) - 1)]
-        figures = f"{sizes[0]:.0f} first, {settled:.0f} after {SETTLED} s, {sizes[-1]:.0f} last, {max(sizes):.0f} most"
-        print(f"MiB {name}: {figures}")
+        figures = (
+            f"{sizes[0]:.0f} first, {settled:.0f} after {SETTLED} samples, {sizes[-1]:.0f} last, {max(sizes):.0f} most"
+        )
+        print(f"MiB {name}: {figures}, {max(sizes):.0f} most")
     draw(samples, args.plot)
 
 

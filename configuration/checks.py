@@ -28,6 +28,7 @@ def check_pretraining(args) -> None:
     check_optimizer(args)
     check_run(args)
     check_output_dir(args)
+    require(args, "eval_every_epochs", lambda x: x >= 0, "a number of epochs, 0 for none")
     require(args, "picture_epochs", lambda x: x >= 0, "a number of epochs, 0 for none on the way")
     check_hub(args)
 

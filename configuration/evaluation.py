@@ -169,7 +169,7 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         ]
 
     def run_folders(self) -> list[Path]:
-        return [run.folder for run in self.trainings()]
+        return [training.folder for training in self.trainings()]
 
     def resolved(self, n_partial: float | None) -> "EvalArguments":
         """The arguments of one training, with nothing left open. None: from scratch, all blocks."""

@@ -114,3 +114,7 @@ def test_the_weights_are_the_same_with_and_without_a_look(recipe, tmp_path):
     assert [entry["epoch"] for entry in log if "knn" in entry] == [1, 2]
     assert "knn_raw_pixels" in log[0] and (watched / "features.png").exists()
     assert output.count("features   epoch") == 3 and "raw pixels (" in output
+    # asked for when there is nothing left to train
+    output = run(recipe, "--max_train_steps", "10", "--output_dir", quiet, "--resume_from_checkpoint", "auto",
+                 "--eval_every_epochs", "1")  # fmt: skip
+    assert output.count("features   epoch") == 1 and not (quiet / "features.png").exists()

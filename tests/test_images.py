@@ -8,6 +8,7 @@ from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from modeling_mae.data import images as images_module
 from modeling_mae.data.crops import CenterCrop, RandomResizedCrop
 from modeling_mae.data.decode import BadImage
 from modeling_mae.data.images import FileImages, MemoryImages, open_images
@@ -227,3 +228,20 @@ def test_workers_load_what_is_work(numbered, photographs):
     assert photographs.loader(batches, 2).num_workers == 2
     assert numbered.loader(batches, 2).num_workers == 0
     assert numbered.view(augment=lambda images, epoch, indices: images).loader(batches, 2).num_workers == 2
+
+
+def test_a_late_file_of_decimals_among_8_bits_is_bad(tmp_path, monkeypatch):
+    """The sample sees files of 8 bits alone. 0.5 cut off to 0, or -1 wrapped to 255, would be wrong in silence."""
+    for name in ("FILE_SAMPLE", "SHAPE_SAMPLE"):
+        monkeypatch.setattr(images_module, name, 2)
+    for i in range(5):
+        Image.fromarray(COLOURS[..., 0] + np.uint8(i)).save(tmp_path / f"{i}.png")
+    (tmp_path / "2.png").unlink()
+    Image.fromarray(np.linspace(-1, 0.5, 96, dtype=np.float32).reshape(8, 12)).save(tmp_path / "2.tif")
+    options = {"size": (8, 8), "num_channels": 1, "memory_budget": PLENTY}
+    source = load_source(data_dir=str(tmp_path))
+    with pytest.raises(BadImage, match="2.tif has values that 8 bits do not hold"):
+        open_images(source, **options)
+    images = open_images(source, on_bad_image="skip", **options)
+    assert images.dtype == torch.uint8 and images.skipped.tolist() == [False, False, True, False, False]
+    assert torch.equal(images.read(2), images.read(3))

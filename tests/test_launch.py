@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from modeling_mae.data.decode import BadImage
 from modeling_mae.errors import UserError
@@ -88,6 +89,23 @@ def test_a_dead_loading_worker_is_one_line_whatever_it_interrupts():
         run_script(main, None)
     assert "a loading worker died (is killed by signal: Killed)" in stop.value.code
     assert "--resume_from_checkpoint auto" in stop.value.code
+
+
+def test_a_batch_whose_loading_worker_is_gone_is_one_line():
+    """The connection to the worker breaks before torch notices its death. Other broken connections are no worker's."""
+
+    def _try_get_data(arguments):
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    def reaches_a_server(arguments):
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    assert hasattr(_MultiProcessingDataLoaderIter, _try_get_data.__name__)
+    with pytest.raises(SystemExit) as stop:
+        run_script(_try_get_data, None)
+    assert "a loading worker died (its connection is lost)" in stop.value.code
+    with pytest.raises(ConnectionResetError):
+        run_script(reaches_a_server, None)
 
 
 def test_a_loading_worker_for_each_core_of_the_machine(monkeypatch):

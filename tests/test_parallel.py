@@ -54,8 +54,9 @@ def load_elsewhere(folder, auto: str) -> str:
 
 
 def test_sharded_pre_training_leaves_what_one_process_does(tmp_path, recipe):
-    run(recipe, "--output_dir", tmp_path / "one")
-    output = run_sharded("run_pretrain.py", recipe, "--output_dir", tmp_path / "sharded")
+    looks = ("--eval_every_epochs", 2)
+    run(recipe, "--output_dir", tmp_path / "one", *looks)
+    output = run_sharded("run_pretrain.py", recipe, "--output_dir", tmp_path / "sharded", *looks)
     assert "parallel   2 processes (FSDP) x 1 thread" in output
     names = [{path.name for path in (tmp_path / name).iterdir()} for name in ("one", "sharded")]
     assert names[0] == names[1]
@@ -65,14 +66,18 @@ def test_sharded_pre_training_leaves_what_one_process_does(tmp_path, recipe):
         assert (tmp_path / "sharded" / name).read_bytes() == (ROOT / "modeling_mae" / name).read_bytes()
     weights, history = weights_and_history(tmp_path / "one")
     sharded_weights, sharded_history = weights_and_history(tmp_path / "sharded")
-    losses = [[entry["loss"] for entry in log] for log in (history, sharded_history)]
+    losses = [[entry["loss"] for entry in log if "loss" in entry] for log in (history, sharded_history)]
     np.testing.assert_allclose(*losses, rtol=1e-4)
+    for key, tolerance in (("knn", 0.01), ("rank", 0.05)):
+        figures = [[entry[key] for entry in log if key in entry] for log in (history, sharded_history)]
+        assert len(figures[0]) == 2
+        np.testing.assert_allclose(*figures, atol=tolerance)
     for name, value in weights.items():
         torch.testing.assert_close(value, sharded_weights[name], atol=3e-4, rtol=1e-3, msg=name)
     assert load_elsewhere(tmp_path / "sharded", "AutoModelForPreTraining") == "MAEForPreTraining True"
     # going on is exact
     words = ("--output_dir", tmp_path / "again", "--resume_from_checkpoint", tmp_path / "sharded" / "checkpoint-14")
-    run_sharded("run_pretrain.py", recipe, *words)
+    run_sharded("run_pretrain.py", recipe, *words, *looks)
     assert_same_weights(*(load_file(tmp_path / name / "model.safetensors") for name in ("sharded", "again")))
 
 

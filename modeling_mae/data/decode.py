@@ -15,11 +15,11 @@ from torchvision.io import ImageReadMode, decode_image
 
 from ..errors import UserError
 from ..image_processing_mae import MOST_MISSING
-from .arrays import array_pixels, bands_first, plain_numbers, read_array
+from .arrays import array_pixels, bands_first, is_stack, plain_numbers, read_array
 from .bit_depth import WHITE, BadImage, check_8_bits, deep_file_values, deep_values, is_deep, kind_and_highest, scaled
 
 
-__all__ = ["BadImage", "decode", "decode_present", "file_size", "value_range"]
+__all__ = ["BadImage", "decode", "decode_present", "file_size", "look_at", "value_range"]
 
 # The decoder only reads the bytes. A writable copy of every file would cost a thirtieth of the decoding.
 warnings.filterwarnings("ignore", message="The given buffer is not writable")
@@ -37,15 +37,21 @@ ERRORS = (
 )
 
 
-def decode(
+def decode(data: bytes | None, path: str | None, num_channels: int, *rules, **named_rules) -> torch.Tensor:
+    """The image that `decode_present` gives, without what was missing."""
+    return decode_present(data, path, num_channels, *rules, **named_rules)[0]
+
+
+def decode_present(
     data: bytes | None,
     path: str | None,
     num_channels: int,
     white: float | None = None,
     enough_pixels: int | None = None,
     bands: list[int] | None = None,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """``(channels, height, width)`` of an encoded image: uint8 of a file with 8 bits, else float32 where 255 is white.
+    And bool of the same shape, true where a value was missing; None where none was.
 
     Of pictures 1 channel is luminance, 3 are RGB. Arrays have any number; see `bands_first` and `plain_numbers`.
     `bands`, counted from 1, chooses `num_channels` of an array's bands, or of a picture's red, green and blue.
@@ -61,20 +67,11 @@ def decode(
         BadImage: the data cannot be decoded, or its values do not fit `white`; the message names the file.
         UserError: another number of channels.
     """
-    return decode_present(data, path, num_channels, white, enough_pixels, bands)[0]
-
-
-def decode_present(
-    data: bytes | None,
-    path: str | None,
-    num_channels: int,
-    white: float | None = None,
-    enough_pixels: int | None = None,
-    bands: list[int] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """As `decode`, and bool of the same shape where values were missing; None where none were."""
     name = name_of(path)
     try:
+        if data is None and not path.lower().endswith(".npy"):  # of a large array perhaps only a part is read
+            with open(path, "rb") as file:
+                data = file.read()
         array = read_array(data, path, name)
         if array is not None:
             return _from_array(*array, num_channels, white, bands, name, enough_pixels)
@@ -145,6 +142,11 @@ def value_range(
         return name, *kind_and_highest(_plain_picture(values, name)[0])
     except ERRORS as error:
         raise _bad(error, path) from error
+
+
+def look_at(data: bytes | None, path: str | None, num_channels: int, bands: list[int] | None = None):
+    """What `open_images` wants to know of a file: (its `value_range`, whether it is a stack of pages)."""
+    return value_range(data, path, num_channels, bands), is_stack(data, path)
 
 
 def name_of(path: str | None) -> str:

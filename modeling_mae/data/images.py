@@ -13,17 +13,16 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ..errors import UserError
-from .arrays import cell_of, describe_stacks, is_stack
+from .arrays import cell_of, describe_stacks
 from .bit_depth import WHITE, common_white, describe_scale
 from .crops import CenterCrop, RandomResizedCrop, finish_crop
-from .decode import BadImage, decode_present, value_range
+from .decode import BadImage, decode_present, look_at, name_of
 from .lanes import LaneOrder
 from .order import MicroBatches, Order
 from .shards import ShardedRows
 from .sources import Source
 
 
-SAMPLED_UNITS = 16  # of a stream, that samples are taken from
 SHAPE_SAMPLE = 16  # images that tell whether all have the same shape
 FILE_SAMPLE = 64  # files that tell which value is white, and whether they are stacks
 PREFETCHED_BATCHES = 4  # of each loading worker
@@ -230,6 +229,8 @@ class FileImages(Images):
     def decode(self, data: bytes | None, path: str | None, enough_pixels: int | None = None):
         """As `decode_present`, under the rules of this set."""
         image, gone = decode_present(data, path, self.num_channels, self.white, enough_pixels, self.bands)
+        if self.dtype == torch.uint8 and image.dtype != torch.uint8 and not torch.equal(image, image.to(torch.uint8)):
+            raise BadImage(f"{name_of(path)} has values that 8 bits do not hold, as the other files do: convert it")
         return image.to(self.dtype), gone
 
     def try_file(self, index: int, read: Callable):
@@ -277,14 +278,7 @@ class StreamedImages(FileImages):
         return LaneOrder(self.source.dataset.counts, total_batch_size, seed)
 
     def spread(self, count: int) -> list[int]:
-        """At most `count` images, evenly spaced within evenly spaced units: few shards need to be read."""
-        offsets, counts = self.source.dataset.offsets, self.source.dataset.counts
-        filled = [unit for unit, images in enumerate(counts) if images]
-        units = [filled[i] for i in np.unique(np.linspace(0, len(filled) - 1, SAMPLED_UNITS).astype(int))]
-        each = max(1, count // len(units))
-        sizes = [(offsets[unit], counts[unit]) for unit in units[:count]]
-        chosen = [start + np.unique(np.linspace(0, images - 1, each).astype(int)) for start, images in sizes]
-        return np.concatenate(chosen).tolist()
+        return self.source.dataset.spread(count)
 
 
 def open_images(
@@ -313,14 +307,14 @@ def open_images(
     labels = None if labels is None else torch.from_numpy(labels)
     images_class = StreamedImages if isinstance(source.dataset, ShardedRows) else FileImages
     files = images_class(source, size, num_channels, crop_fraction, labels, on_bad_image, white or WHITE, bands)
-    looked_at = files.spread(FILE_SAMPLE)
-    ranges = files.try_files(looked_at, partial(value_range, num_channels=num_channels, bands=bands))
+    looks = files.try_files(files.spread(FILE_SAMPLE), partial(look_at, num_channels=num_channels, bands=bands))
+    ranges, stacks = [look[0] for look in looks], [look[1] for look in looks]
     if white is None:
         files.white, _ = common_white(ranges)
     if any(kind != "8 bits" for _, kind, _ in ranges):
         files.dtype = torch.float32
-    stacks = describe_stacks(files.try_files(looked_at, is_stack))
-    remarks = [describe_scale(files.white) if files.dtype != torch.uint8 else "", stacks, source.left_out]
+    scale = describe_scale(files.white) if files.dtype != torch.uint8 else ""
+    remarks = [scale, describe_stacks(stacks), source.left_out]
     files.remarks = "".join(f"; {remark}" for remark in remarks if remark)
     if isinstance(files, StreamedImages):
         return files

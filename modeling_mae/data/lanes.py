@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..errors import UserError
+from .order import check_total_batch
 
 
 LANES = 16  # whatever the number of processes: it decides the order
@@ -37,11 +37,7 @@ class LaneOrder:
     _kept: dict = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self):
-        if self.total_batch_size > self.num_images:
-            raise UserError(
-                f"total_batch_size {self.total_batch_size} is more than the {self.num_images} images there are: "
-                "give a smaller one"
-            )
+        check_total_batch(self.total_batch_size, self.num_images)
 
     @cached_property
     def num_images(self) -> int:

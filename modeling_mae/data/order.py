@@ -33,11 +33,7 @@ class Order:
     seed: int
 
     def __post_init__(self):
-        if self.total_batch_size > self.num_images:
-            raise UserError(
-                f"total_batch_size {self.total_batch_size} is more than the {self.num_images} images there are: "
-                "give a smaller one"
-            )
+        check_total_batch(self.total_batch_size, self.num_images)
 
     @property
     def updates_per_epoch(self) -> int:
@@ -72,6 +68,12 @@ class MicroBatches(Sampler):
                 self.process_index * self.batch_size, len(indices), self.num_processes * self.batch_size
             ):
                 yield epoch, indices[first : first + self.batch_size].tolist()
+
+
+def check_total_batch(total: int, num_images: int) -> None:
+    """UserError where an epoch of `num_images` has no whole update."""
+    if total > num_images:
+        raise UserError(f"total_batch_size {total} is more than the {num_images} images there are: give a smaller one")
 
 
 def split_batch(total: int, per_device: int, processes: int) -> int:

@@ -67,9 +67,9 @@ def attempt(action: Callable, url: str):
 
 
 class ShardCache:
-    """Files made once, under `folder`, and thrown away again when they take more than `limit` bytes: the least
-    recently used first. Processes that make the same file at once do not disturb each other, and a file that is open
-    stays readable after it was thrown away."""
+    """Files under `folder`, each made once. Together they take at most `limit` bytes: then the least recently used are
+    removed. Processes may make the same file at the same time. A file that is open stays readable after its removal.
+    """
 
     def __init__(self, folder: Path, limit: int = CACHE_BYTES):
         self.folder, self.limit = folder, limit

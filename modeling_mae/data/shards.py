@@ -20,6 +20,7 @@ from .shard_index import Shard, fingerprint_of, local_file
 
 
 OPEN_UNITS = 128  # that a process keeps mapped; the pages belong to the system's file cache
+SAMPLED_UNITS = 16  # that samples are taken from
 REST = 60  # seconds that a unit which could not be read is left alone
 TAR_IMAGE, TAR_LABEL = "image", "label"
 
@@ -52,6 +53,15 @@ class ShardedRows:
             return [label for shard in self.shards for label in self._labels(shard, key)]
         unit = bisect.bisect_right(self.offsets, key) - 1
         return {self.image_column: self._reader(unit)(key - self.offsets[unit])}
+
+    def spread(self, count: int) -> list[int]:
+        """At most `count` rows, evenly spaced within evenly spaced units: few shards need to be read."""
+        filled = [unit for unit, rows in enumerate(self.counts) if rows]
+        units = [filled[i] for i in np.unique(np.linspace(0, len(filled) - 1, SAMPLED_UNITS).astype(int))]
+        each = max(1, count // len(units))
+        sizes = [(self.offsets[unit], self.counts[unit]) for unit in units[:count]]
+        chosen = [start + np.unique(np.linspace(0, rows - 1, each).astype(int)) for start, rows in sizes]
+        return np.concatenate(chosen).tolist()
 
     def _reader(self, unit: int) -> Callable[[int], dict]:
         if unit in self._open:

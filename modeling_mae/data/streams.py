@@ -54,11 +54,11 @@ def stream_of_hub(
     if split not in files:
         raise NoSplit(f"data set {hub_id!r} has no split {split!r}: it has {', '.join(files) or 'none'}")
     urls = [str(file) for file in files[split]]
-    other = [url for url in urls if not url.endswith(ENDINGS)]
-    if other:
+    unreadable = [url for url in urls if not url.endswith(ENDINGS)]
+    if unreadable:
         raise UserError(
-            f"data set {hub_id!r} has {os.path.basename(other[0])!r}, which is no parquet or tar file: go without "
-            "--streaming"
+            f"data set {hub_id!r} has {os.path.basename(unreadable[0])!r}, which is no parquet or tar file: go "
+            "without --streaming"
         )
     return _open(urls, hub_id, find_column, cache_dir, builder.info.features)
 
@@ -72,24 +72,24 @@ def list_shards(place: str) -> list[str]:
     if not is_remote(place) and os.path.isdir(os.path.expanduser(place)):
         folder = os.path.abspath(os.path.expanduser(place))
         return sorted(str(path) for path in Path(folder).rglob("*") if path.name.endswith(ENDINGS) and path.is_file())
-    found = []
+    shards = []
     for pattern in expand_braces(place):
         if not is_remote(pattern):
-            found += map(os.path.abspath, glob.glob(os.path.expanduser(pattern), recursive=True))
+            shards += map(os.path.abspath, glob.glob(os.path.expanduser(pattern), recursive=True))
         elif pattern.endswith(ENDINGS) and not any(sign in pattern for sign in "*?["):
-            found.append(pattern)
+            shards.append(pattern)
         else:
-            found += _list_remote(pattern)
-    if not found:
+            shards += _list_remote(pattern)
+    if not shards:
         raise UserError(f"{place!r} is neither a folder nor a pattern of shards that are there: give --train_dir anew")
-    return sorted({shard for shard in found if shard.endswith(ENDINGS)})
+    return sorted({shard for shard in shards if shard.endswith(ENDINGS)})
 
 
 def _list_remote(pattern: str) -> list[str]:
     def read():
         system, path = file_system(pattern)
         whole = path if any(sign in path for sign in "*?[") else f"{path.rstrip('/')}/**"
-        return [system.unstrip_protocol(found) for found in system.glob(whole)]
+        return [system.unstrip_protocol(shard) for shard in system.glob(whole)]
 
     try:
         return attempt(read, pattern)

@@ -107,6 +107,25 @@ def features_of(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     return encode
 
 
+def frozen_features(
+    accelerator: Accelerator,
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    images: Images,
+    transform: Callable[[dict], torch.Tensor],
+    batch_size: int,
+    num_workers: int,
+) -> list[np.ndarray]:
+    """Features ``(images, width)`` and, where the set has them, labels ``(images, ...)``, on every process."""
+
+    def compute(batch: dict) -> dict[str, torch.Tensor]:
+        # The labels come from the batch: an image that stands in for an unreadable one brings its own.
+        labels = {key: batch[key] for key in ("labels",) if key in batch}
+        return {"features": encode(transform(batch)).float(), **labels}
+
+    arrays = compute_over(accelerator, images, batch_size, num_workers, compute)
+    return [arrays[key] for key in ("features", "labels") if key in arrays]
+
+
 def frozen_accuracies(
     accelerator: Accelerator,
     encode: Callable[[torch.Tensor], torch.Tensor],
@@ -123,14 +142,9 @@ def frozen_accuracies(
     """`knn` {k: accuracy} and with `logistic` `logistic_regression` of the features that `encode` gives for
     ``(batch, channels, height, width)``, as in `frozen_table`; on the main process, elsewhere nothing."""
 
-    def compute(batch: dict) -> dict[str, torch.Tensor]:
-        # The labels come from the batch: an image that stands in for an unreadable one brings its own.
-        return {"features": encode(transform(batch)).float(), "labels": batch["labels"]}
-
     features_and_labels = []  # of the training images, then of those to evaluate on
     for images in (train, evaluation):
-        arrays = compute_over(accelerator, images, batch_size, num_workers, compute)
-        features_and_labels += [arrays["features"], arrays["labels"]]
+        features_and_labels += frozen_features(accelerator, encode, images, transform, batch_size, num_workers)
     if not accelerator.is_main_process:
         return {}
     ks = tuple(k for k in ks if k <= len(train))

@@ -9,8 +9,7 @@ from torch import nn
 
 from ..data.images import Images
 from ..modeling_mae import MAEModel
-from .features import RAW_PIXELS_LIMIT, features_of, knn_accuracies
-from .metrics import compute_over
+from .features import RAW_PIXELS_LIMIT, features_of, frozen_features, knn_accuracies
 
 
 TRAIN_SAMPLE, EVAL_SAMPLE = 20_000, 5_000  # images, evenly spaced: enough for a curve, and quick
@@ -52,8 +51,9 @@ class FeatureGrowth:
     def baselines(self, config, seed: int) -> dict[str, float]:
         """`knn_raw_pixels`, `knn_untrained` and `rank_untrained` of a model from `seed`; accuracies are in 0..1. Also
         `knn_images`, the number of images whose class is guessed."""
-        torch.manual_seed(seed)
-        untrained = MAEModel(config).to(self.accelerator.device).eval()
+        with torch.random.fork_rng(devices=[]):  # the training draws on as if nobody had looked
+            torch.manual_seed(seed)
+            untrained = MAEModel(config).to(self.accelerator.device).eval()
         values = {f"{key}_untrained": value for key, value in self.measure(untrained).items()}
         pixels = len(self.train) * config.num_patches * config.patch_dim * 4  # bytes
         if self.evaluation is not None and pixels < RAW_PIXELS_LIMIT:
@@ -65,18 +65,14 @@ class FeatureGrowth:
 
     def measure(self, encoder: nn.Module, rank: bool = True) -> dict[str, float]:
         """`knn` (accuracy in 0..1, where there are labels) and `rank` of the encoder's features."""
-        encode = features_of(encoder)
-
-        def compute(batch: dict) -> dict[str, torch.Tensor]:
-            labels = {key: batch[key] for key in ("labels",) if key in batch}
-            return {"features": encode(self.transform(batch)).float(), **labels}
-
-        sets = [images for images in (self.train, self.evaluation) if images is not None]
-        arrays = [compute_over(self.accelerator, part, self.batch_size, self.num_workers, compute) for part in sets]
+        loading = (self.transform, self.batch_size, self.num_workers)
+        arrays = []  # features of the training images, labels, and where there are labels the same of the evaluation
+        for images in (self.train, self.evaluation):
+            if images is not None:
+                arrays += frozen_features(self.accelerator, features_of(encoder), images, *loading)
         if not self.accelerator.is_main_process:
             return {}
-        tensors = [torch.from_numpy(part[key]) for part in arrays for key in ("features", "labels") if key in part]
-        values = {}
+        tensors, values = list(map(torch.from_numpy, arrays)), {}
         if self.evaluation is not None:
             values["knn"] = knn_accuracies(*tensors, (self.k,), device=self.accelerator.device)[self.k]
         if rank:

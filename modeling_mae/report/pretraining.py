@@ -67,7 +67,8 @@ def report_pretraining(
     write_run(output_dir, arguments=arguments, updates=updates, updates_per_epoch=updates_per_epoch, log=log)
     loss_curve(output_dir / "loss.png", log, normalised=normalised)
     growth = [entry for entry in log if "rank" in entry or "rank_untrained" in entry]
-    if growth:
+    growth.sort(key=lambda entry: entry["step"])  # the baselines are of step 0, whenever they were measured
+    if len(growth) > 1:
         features_curve(output_dir / "features.png", growth, k)
     if knn:
         write_json(output_dir / "knn.json", knn)
@@ -98,7 +99,7 @@ def report_pretraining(
         shown=shown,
     )
     _print_results(output_dir, images, skipped, incomplete, knn)
-    if growth:
+    if len(growth) > 1:
         print(f"features   {output_dir / 'features.png'}: {judge_growth(growth)}")
 
 

@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from ..files import is_full
 MAX_LOADING_WORKERS = 8
 MAX_IMAGE_MEMORY = 8 << 30  # bytes of decoded images that the processes of a machine keep in memory
 DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) ([^.]*)")  # in torch's message
+RECEIVES_BATCH = "_try_get_data"  # the method of torch's loader that gets a batch from a worker
 PR_SET_PDEATHSIG = 1  # of Linux' prctl
 
 
@@ -71,9 +73,7 @@ def run_script(main: Callable, arguments, mendable: tuple[type[Exception], ...] 
         print(stop, file=sys.stderr)
         sys.exit(stop.code)
     except mendable as error:
-        # A loading worker's error arrives inside the text of its traceback, which ends with the message itself.
-        message = str(error).rpartition(f"{type(error).__name__}: ")[2]
-        sys.exit(f"{script}: error: {' '.join(message.split())}")
+        sys.exit(f"{script}: error: {one_line(error)}")
     except Exception as error:
         if end := dead_worker(error):
             sys.exit(
@@ -98,12 +98,23 @@ def run_script(main: Callable, arguments, mendable: tuple[type[Exception], ...] 
         os._exit(1)
 
 
+def one_line(error: Exception) -> str:
+    """The message of an error. A loading worker's arrives inside the text of its traceback, which ends with it."""
+    return " ".join(str(error).rpartition(f"{type(error).__name__}: ")[2].split())
+
+
 def dead_worker(error: BaseException | None) -> str | None:
-    """How a loading worker has ended, if this is behind `error`. torch notices it as a signal, in the middle of
-    anything, and what is interrupted may raise an error of its own."""
+    """How a loading worker has ended, if that caused `error`; else None.
+
+    torch learns of it by a signal, at any moment. The code that the signal interrupts may then raise another error."""
     while error is not None:
-        if found := DEAD_WORKER.search(str(error)):
-            return found[1]
+        if match := DEAD_WORKER.search(str(error)):
+            return match[1]
+        # A batch was on its way: the process that held its memory is gone, and torch has not noticed yet.
+        if isinstance(error, (ConnectionError, EOFError, FileNotFoundError)) and any(
+            frame.name == RECEIVES_BATCH for frame in traceback.extract_tb(error.__traceback__)
+        ):
+            return "its connection is lost"
         error = error.__cause__ or error.__context__
     return None
 

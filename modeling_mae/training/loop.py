@@ -12,7 +12,7 @@ from accelerate.utils import send_to_device
 from tqdm import tqdm
 
 from ..errors import UserError
-from .launch import DEAD_WORKER, StopRequest, TrainingStopped
+from .launch import StopRequest, TrainingStopped, dead_worker, one_line
 from .sharded import local_tensors
 from .state import Run
 
@@ -128,15 +128,14 @@ def train(
 
 
 def next_batch(run: Run, batches: Iterator[dict], stop: StopRequest) -> dict | str:
-    """The next batch, or why there is none for this process or another one."""
+    """The next batch; or the reason, as text, if this process or another one has none."""
     batch, reason = None, ""
     try:
         batch = next(batches)
     except UserError as error:
-        # A loading worker's error arrives inside the text of its traceback, which ends with the message itself.
-        reason = " ".join(str(error).rpartition(f"{type(error).__name__}: ")[2].split())
-    except RuntimeError as error:
-        if not DEAD_WORKER.search(str(error)):
+        reason = one_line(error)
+    except Exception as error:
+        if not dead_worker(error):
             raise
         reason = "a loading worker died, mostly because the memory was full: give fewer --dataloader_num_workers"
     failed = stop.largest(int(batch is None)) if run.batches_can_fail else batch is None

@@ -40,12 +40,26 @@ def share_buffers(accelerator: Accelerator, model: torch.nn.Module) -> None:
             torch.distributed.broadcast(buffer, src=0)
 
 
+@contextmanager
+def whole_weights(model: torch.nn.Module) -> Iterator[None]:
+    """Gathers what FSDP would gather only when the whole model is called. Within, a part of it can be called.
+
+    Blocks gather their own weights; those of the rest, such as the final norm, belong to the whole model."""
+    if isinstance(model, FSDPModule):
+        model.unshard()
+    try:
+        yield
+    finally:
+        if isinstance(model, FSDPModule):
+            model.reshard()
+
+
 def settle_gradient_groups(model: torch.nn.Module) -> None:
     """Have DDP group the gradients for good, before the first update.
 
-    DDP adds up gradients in groups, and forms the groups anew after its first backward pass. With three processes or
-    more, the groups decide the order of the summands. A run that goes on would have the first groups for one update
-    where the run that was never stopped has the second, and end with other weights."""
+    DDP adds up gradients in groups. It forms other groups after its first backward pass. With three processes or more
+    the groups decide in which order values are added. So a run that goes on would do its first update with other
+    groups than a run that was never stopped, and its weights would differ in their last bits."""
     model = getattr(model, "_orig_mod", model)  # of a compiled one
     if isinstance(model, DistributedDataParallel):
         model.reducer.prepare_for_backward([])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
@@ -41,6 +42,10 @@ class History:
         if self.main:
             with self.path.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
+
+    def has(self, key: str) -> bool:
+        """Whether an entry has `key`; the same on every process."""
+        return bool(broadcast_object_list([self.main and any(key in entry for entry in self.read())])[0])
 
     def read(self) -> list[dict]:
         entries = []
