@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import datasets
@@ -14,6 +15,7 @@ from modeling_mae.data.decode import BadImage
 from modeling_mae.data.images import FileImages, MemoryImages, open_images
 from modeling_mae.data.sources import Source, load_source
 from modeling_mae.data.statistics import measure_mean_std
+from modeling_mae.data.worker import prepare_worker
 
 
 COLOURS = np.zeros((8, 12, 3), np.uint8)
@@ -245,3 +247,12 @@ def test_a_late_file_of_decimals_among_8_bits_is_bad(tmp_path, monkeypatch):
     images = open_images(source, on_bad_image="skip", **options)
     assert images.dtype == torch.uint8 and images.skipped.tolist() == [False, False, True, False, False]
     assert torch.equal(images.read(2), images.read(3))
+
+
+def test_a_loading_worker_prints_no_lost_connections(monkeypatch):
+    printed = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: printed.append(kind))
+    prepare_worker(0)
+    for kind in (ConnectionResetError, EOFError, KeyError):
+        sys.excepthook(kind, kind(), None)
+    assert printed == [KeyError]

@@ -21,6 +21,7 @@ from .lanes import LaneOrder
 from .order import MicroBatches, Order
 from .shards import ShardedRows
 from .sources import Source
+from .worker import prepare_worker
 
 
 SHAPE_SAMPLE = 16  # images that tell whether all have the same shape
@@ -123,6 +124,7 @@ class Images(Dataset, ABC):
             batch_size=None,  # the sampler makes the batches
             sampler=batches,
             num_workers=workers,
+            worker_init_fn=prepare_worker,
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=PREFETCHED_BATCHES if workers else None,
             generator=torch.Generator(),  # of its own: the global one must stand where a checkpoint left it

@@ -69,25 +69,30 @@ def run_script(main: Callable, arguments, mendable: tuple[type[Exception], ...] 
     script = Path(sys.argv[0]).name
     try:
         main(arguments)
-    except TrainingStopped as stop:
-        print(stop, file=sys.stderr)
-        sys.exit(stop.code)
-    except mendable as error:
-        sys.exit(f"{script}: error: {one_line(error)}")
     except Exception as error:
-        if end := dead_worker(error):
-            sys.exit(
-                f"{script}: error: a loading worker died ({end}), mostly because the memory was full: go on with "
-                "--resume_from_checkpoint auto and fewer --dataloader_num_workers"
-            )
-        if isinstance(error, OSError) and is_full(error):
-            place = getattr(error, "filename", None) or arguments.output_dir
-            sys.exit(
-                f"{script}: error: no space left on device ({place}): free some space, then go on with "
-                "--resume_from_checkpoint auto"
-            )
-        if not lost_process(error):
-            raise
+        ignore_loading_workers()
+        _end_in_one_line(error, script, arguments, mendable)
+        raise
+
+
+def _end_in_one_line(error: Exception, script: str, arguments, mendable: tuple[type[Exception], ...]) -> None:
+    """End the process with one line, if the error is one that a user can understand; else do nothing."""
+    if isinstance(error, TrainingStopped):
+        print(error, file=sys.stderr)
+        sys.exit(error.code)
+    if isinstance(error, mendable):
+        sys.exit(f"{script}: error: {one_line(error)}")
+    if end := dead_worker(error):
+        sys.exit(
+            f"{script}: error: a loading worker died ({end}), mostly because the memory was full: go on with "
+            "--resume_from_checkpoint auto and fewer --dataloader_num_workers"
+        )
+    if isinstance(error, OSError) and is_full(error):
+        sys.exit(
+            f"{script}: error: no space left on device ({error.filename or arguments.output_dir}): free some space, "
+            "then go on with --resume_from_checkpoint auto"
+        )
+    if lost_process(error):
         # Not sys.exit: leaving in order would wait for the process that is gone.
         print(
             f"{script}: error: another process of this run has ended ({' '.join(str(error).split())[:120]}): its own "
@@ -96,6 +101,12 @@ def run_script(main: Callable, arguments, mendable: tuple[type[Exception], ...] 
             flush=True,
         )
         os._exit(1)
+
+
+def ignore_loading_workers() -> None:
+    """From here on the death of a loading worker raises nothing: the run is ending, and may still have to write."""
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def one_line(error: Exception) -> str:

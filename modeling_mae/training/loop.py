@@ -12,7 +12,7 @@ from accelerate.utils import send_to_device
 from tqdm import tqdm
 
 from ..errors import UserError
-from .launch import StopRequest, TrainingStopped, dead_worker, one_line
+from .launch import StopRequest, TrainingStopped, dead_worker, ignore_loading_workers, one_line
 from .sharded import local_tensors
 from .state import Run
 
@@ -132,12 +132,14 @@ def next_batch(run: Run, batches: Iterator[dict], stop: StopRequest) -> dict | s
     batch, reason = None, ""
     try:
         batch = next(batches)
-    except UserError as error:
-        reason = one_line(error)
     except Exception as error:
-        if not dead_worker(error):
+        ignore_loading_workers()  # the checkpoint must be written in peace
+        if isinstance(error, UserError):
+            reason = one_line(error)
+        elif dead_worker(error):
+            reason = "a loading worker died, mostly because the memory was full: give fewer --dataloader_num_workers"
+        else:
             raise
-        reason = "a loading worker died, mostly because the memory was full: give fewer --dataloader_num_workers"
     failed = stop.largest(int(batch is None)) if run.batches_can_fail else batch is None
     return (reason or "another process has no images, and says why") if failed else batch
 
