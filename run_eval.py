@@ -30,13 +30,15 @@ from accelerate.utils import set_seed
 from modeling_mae import EvalNet
 from modeling_mae.data.labelled_sets import LabelledSets, load_labelled_sets
 from modeling_mae.data.order import MicroBatches, split_batch
-from modeling_mae.data.processor import Processing, choose_processing, image_processor
-from modeling_mae.data.statistics import check_mean_std, measure_mean_std
+from modeling_mae.data.processor import Processing, choose_processing, processor_of
+from modeling_mae.data.statistics import choose_mean_std
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.classifier import (
+    class_names_of,
     describe_resizing,
     evaluate_classifier,
     is_classifier,
+    keep_if_best,
     make_classifier,
     problem_notes,
     training_view,
@@ -78,37 +80,33 @@ def main(args: EvalArguments) -> None:
             f"model_name_or_path {args.model_name_or_path!r} has no classifier to test: train one with --do_train "
             "true, or give --knn true"
         )
-    if args.model_name_or_path:
-        say(describe_resizing(config, args.model_name_or_path), end="")
-    given = Processing(**args.processing_options())
-    options = {"keeps_crop": not args.do_train, "keeps_white": tests_classifier}
-    options |= {"crop_fraction": EVAL_CROP_FRACTION, "say": say}
-    processing = choose_processing(args.model_name_or_path, given, **options)
+    say(describe_resizing(config, args.model_name_or_path), end="")
+    processing = choose_processing(
+        args.model_name_or_path,
+        Processing(**args.processing_options()),
+        keeps_crop=not args.do_train,
+        keeps_white=tests_classifier,
+        crop_fraction=EVAL_CROP_FRACTION,
+        say=say,
+    )
     # Training decides on the classes. A classifier that is only tested has its own.
     sets = load_labelled_sets(
         args.source_options(),
         **args.set_options(),
-        class_names=[config.id2label[i] for i in range(config.num_labels)] if tests_classifier else None,
+        class_names=class_names_of(config) if tests_classifier else None,
         problem_type=args.problem_type or (config.problem_type if tests_classifier else None),
         open_options={
             "size": config.image_height_width,
             "num_channels": config.num_channels,
-            "crop_fraction": processing.crop_fraction,
-            "white": processing.white,
-            "bands": processing.bands,
             "memory_budget": launch.image_memory(),
             "on_bad_image": args.on_bad_image,
+            **processing.open_options(),
         },
         main_process_first=accelerator.main_process_first,
         say=say,
     )
-    mean, std = processing.mean, processing.std
-    if mean is None:
-        before = made_with_before(args.run_folders(), resume)
-        mean, std = before.get("mean"), before.get("std")
-    if mean is None:
-        mean, std = measure_mean_std(sets.all()[0], say)
-    check_mean_std(sets.all()[0], mean, std)
+    before = made_with_before(args.run_folders(), resume)
+    mean, std = choose_mean_std(sets.all()[0], (processing.mean, processing.std), before, say)
     transform = BatchTransform(mean, std, config.image_height_width).to(accelerator.device)
     say(f"data       {sets}, mean {mean}, std {std}{sets.remarks}")
     say(f"parallel   {launch.describe_parallelism(accelerator)}")
@@ -123,14 +121,12 @@ def main(args: EvalArguments) -> None:
         options["problem_type"] = sets.problem.problem_type
         rows += frozen_table(accelerator, encoder, sets.train, sets.evaluation, transform, **options)
     if tests_classifier:
-        rows.append(
-            test_classifier("checkpoint", args.model_name_or_path, output_dir, args, sets, transform, hub, accelerator)
-        )
+        checkpoint = ("checkpoint", args.model_name_or_path, output_dir)
+        rows.append(test_classifier(*checkpoint, args, sets, transform, hub, accelerator))
     with hub.finishing_uploads(accelerator):
         for training in trainings:
             rows.append(finished.get(training.name) or train_classifier(training, sets, transform, hub, resume))
-    skipped = sum(launch.count_over_processes(accelerator, images.skipped) for images in sets.all())
-    incomplete = sum(launch.count_over_processes(accelerator, images.incomplete) for images in sets.all())
+    faults = launch.count_faults(accelerator, sets.all())
     accelerator.end_training()
     if not accelerator.is_main_process:
         return
@@ -140,10 +136,9 @@ def main(args: EvalArguments) -> None:
         rows=rows,
         folders=[training.name for training in trainings],
         dataset_name=sets.eval_name,
-        skipped=skipped,
-        incomplete=incomplete,
         k=K,
         problem=sets.problem,
+        **faults,
     )
     if not hub.push():
         sys.exit(1)
@@ -201,15 +196,7 @@ def train_classifier(
         if epoch % args.eval_epochs and update != schedule.updates:
             return
         results, _ = evaluate_classifier(accelerator, model, sets, transform, **loading(args))
-        values = {f"eval_{key}": value for key, value in results.items() if isinstance(value, float)}
-        run.history.add({"step": update, "epoch": schedule.epoch(update), **values})
-        accelerator.log(values, step=update)
-        better = run.progress.best is None or problem.score(results) > run.progress.best
-        best = "  (best so far)" if better else ""
-        accelerator.print(f"epoch {schedule.epoch(update):g}  {problem.progress(results)}{best}", flush=True)
-        if better:
-            run.progress.best = problem.score(results)
-            save_model(accelerator, model, folder)
+        keep_if_best(run, folder, problem, results)
 
     launch.init_trackers(accelerator, dataclasses.asdict(args))
     train(run, loss_of, after_epoch)
@@ -251,18 +238,14 @@ def test_classifier(
         accelerator, prepared, sets, transform, with_auroc=True, **loading(args)
     )
     if accelerator.is_main_process:
-        channels, mean, std = model.config.num_channels, transform.channel_mean, transform.channel_std
-        options = {"crop_fraction": sets.evaluation.crop.fraction, "white": sets.evaluation.white}
-        options["bands"] = sets.evaluation.bands
-        image_processor(transform.size, mean, std, channels, **options).save_pretrained(folder)
+        processor_of(sets.evaluation, transform.channel_mean, transform.channel_std).save_pretrained(folder)
         report_training(
             folder=folder,
-            name=hub.card_name(folder),
-            repo_id=hub.repo_id if hub.active and folder == hub.folder else None,
             arguments=dataclasses.asdict(args),
             results=results,
-            **sets.about_evaluation,
             predictions=predictions if args.save_predictions else None,
+            **hub.about(folder),
+            **sets.about_evaluation,
             **about,
         )
     return {"name": name, **results}

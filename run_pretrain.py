@@ -14,18 +14,18 @@ from pathlib import Path
 import torch
 from accelerate.utils import send_to_device, set_seed
 
-from modeling_mae import MAEForPreTraining, MAEModel, mask_noise
+from modeling_mae import MAEForPreTraining, mask_noise
 from modeling_mae.data.crops import training_crop
 from modeling_mae.data.fingerprint import fingerprint
 from modeling_mae.data.order import split_batch
 from modeling_mae.data.pretraining_sets import load_pretraining_sets
-from modeling_mae.data.processor import image_processor
-from modeling_mae.data.statistics import check_mean_std, measure_mean_std
+from modeling_mae.data.processor import processor_of
+from modeling_mae.data.statistics import choose_mean_std
 from modeling_mae.errors import UserError
-from modeling_mae.evaluation.features import K, frozen_table
+from modeling_mae.evaluation.features import K, knn_of_saved
 from modeling_mae.evaluation.growth import FeatureGrowth
 from modeling_mae.hub import Hub, local_checkpoint
-from modeling_mae.report.pretraining import describe_features, describe_model, report_pretraining
+from modeling_mae.report.pretraining import describe_model, report_pretraining
 from modeling_mae.report.reconstruction import ReconstructionSheet, describe_shown, save_reconstruction
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform
@@ -34,7 +34,6 @@ from modeling_mae.training.loop import train
 from modeling_mae.training.manifest import read_manifest
 from modeling_mae.training.optim import Schedule, make_optimizer
 from modeling_mae.training.run_folder import claim_folder
-from modeling_mae.training.sharded import whole_weights
 from modeling_mae.training.state import load_model, open_run, save_model
 
 
@@ -73,21 +72,12 @@ def main(args: PretrainArguments) -> None:
         say=accelerator.print,
     )
     source, images = sets.source, sets.images
-    if args.image_mean:
-        mean, std = args.image_mean, args.image_std
-    elif before:
-        mean, std = before["mean"], before["std"]
-    else:
-        mean, std = measure_mean_std(images, accelerator.print)
-    check_mean_std(images, mean, std)
+    mean, std = choose_mean_std(images, (args.image_mean, args.image_std), before, accelerator.print)
     transform = BatchTransform(mean, std, size).to(accelerator.device)
 
     # Model and optimizer
     set_seed(args.seed)
-    if args.model_name_or_path:
-        model = load_model(MAEForPreTraining, args.model_name_or_path, config=config)
-    else:
-        model = MAEForPreTraining(config)
+    model = load_model(MAEForPreTraining, args.model_name_or_path, config=config)
     architecture = describe_model(config, sum(p.numel() for p in model.parameters()))
     betas = (args.adam_beta1, args.adam_beta2)
     optimizer = make_optimizer("adamw", model, weight_decay=args.weight_decay, betas=betas)
@@ -138,25 +128,18 @@ def main(args: PretrainArguments) -> None:
             save_reconstruction(path, sheet)
             launch.log_image(accelerator, "reconstruction", sheet, update)
 
-    options = {"k": K, "batch_size": EVAL_BATCH, "num_workers": workers}
-    growth = FeatureGrowth(accelerator, images, sets.evaluation, transform, **options)
-
-    def look_at_features(epoch: float, update: int) -> None:
-        with whole_weights(unwrapped):
-            values = growth.measure(unwrapped.mae.eval()) if update else growth.baselines(config, args.seed)
-        run.history.add({"step": update, "epoch": epoch, **values})
-        accelerator.log(values, step=update)
-        accelerator.print(f"features   epoch {epoch:g}  {describe_features(values)}", flush=True)
+    loading = {"batch_size": EVAL_BATCH, "num_workers": workers}
+    growth = FeatureGrowth(accelerator, images, sets.evaluation, transform, k=K, **loading)
 
     def after_epoch(epoch: int, update: int) -> None:
         if args.eval_every_epochs and (epoch % args.eval_every_epochs == 0 or update == schedule.updates):
-            look_at_features(schedule.epoch(update), update)
+            growth.look(run.history, unwrapped, schedule.epoch(update), update)
         if args.picture_epochs and epoch % args.picture_epochs == 0:
             picture(output_dir / "pictures" / f"reconstruction-epoch-{epoch:04d}.png", update)
 
     launch.init_trackers(accelerator, dataclasses.asdict(args))
-    if args.eval_every_epochs and not run.history.has("rank_untrained"):
-        look_at_features(0.0, 0)
+    if args.eval_every_epochs:
+        growth.look_at_baselines(run.history, config, args.seed)
     began = time.perf_counter()
     with hub.finishing_uploads(accelerator):
         train(run, loss_of, after_epoch)
@@ -165,40 +148,29 @@ def main(args: PretrainArguments) -> None:
     # What the run leaves: the model first, whatever may fail after it
     save_model(accelerator, model, output_dir)
     if main_process:
-        processor = image_processor(size, mean, std, config.num_channels, white=images.white, bands=args.bands)
-        processor.save_pretrained(output_dir)
+        processor_of(images, mean, std).save_pretrained(output_dir)
     picture(output_dir / "reconstruction.png", schedule.updates)
-    skipped = launch.count_over_processes(accelerator, images.skipped)
-    incomplete = launch.count_over_processes(accelerator, images.incomplete)
-    knn = {}
-    if args.knn and sets.evaluation is not None:
-        encoder, loading = MAEModel.from_pretrained(output_dir), {"batch_size": EVAL_BATCH, "num_workers": workers}
-        options = {"name": "trained encoder", "seed": args.seed, "ks": (K,), **loading}
-        rows = frozen_table(accelerator, encoder, images, sets.evaluation, transform, **options)
-        knn = {row["name"]: row["knn"][K] for row in rows} if main_process else {}
+    faults = launch.count_faults(accelerator, [images])
+    evaluation = sets.evaluation if args.knn else None
+    knn = knn_of_saved(accelerator, output_dir, images, evaluation, transform, seed=args.seed, **loading)
     accelerator.end_training()
     if not main_process:
         return
     report_pretraining(
         output_dir=output_dir,
-        name=hub.card_name(output_dir),
-        repo_id=hub.repo_id if hub.active else None,
         arguments=dataclasses.asdict(args),
-        **schedule.length,
         log=run.history.read(),
-        images=len(images),
-        source_name=source.name,
-        dataset_id=source.dataset_id or source.name,
         architecture=architecture,
         normalised=config.norm_pix_loss,
         seconds=seconds,
-        **launch.hardware(accelerator),
-        skipped=skipped,
-        incomplete=incomplete,
         shown=describe_shown(config.num_channels, args.bands),
         knn=knn,
-        knn_split=sets.eval_split,
         k=K,
+        **hub.about(output_dir),
+        **schedule.length,
+        **sets.about,
+        **launch.hardware(accelerator),
+        **faults,
     )
     if not hub.push():
         sys.exit(1)

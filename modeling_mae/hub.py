@@ -61,6 +61,12 @@ class Hub:
         """What the model card in `folder` calls the model: the repository, or else the folder."""
         return self.repo_id.split("/")[-1] if self.active else folder.resolve().name
 
+    def about(self, folder: Path) -> dict[str, str | None]:
+        """What the card in `folder` says of the model's place: its `name`, and the `repo_id` that users load it from,
+        None where the model is only in the folder."""
+        in_repository = self.active and folder == self.folder
+        return {"name": self.card_name(folder), "repo_id": self.repo_id if in_repository else None}
+
     def start(self) -> None:
         """Create the repository before any long work. When the Hub cannot be reached, say so and go on.
 

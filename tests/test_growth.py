@@ -11,8 +11,8 @@ from conftest import run
 from modeling_mae import MAEConfig, MAEModel
 from modeling_mae.data.images import MemoryImages
 from modeling_mae.evaluation import growth
-from modeling_mae.evaluation.growth import FeatureGrowth, effective_rank
-from modeling_mae.report.pretraining import describe_features, judge_growth
+from modeling_mae.evaluation.growth import FeatureGrowth, describe_features, effective_rank
+from modeling_mae.report.pretraining import judge_growth
 from modeling_mae.training.augment import BatchTransform
 
 

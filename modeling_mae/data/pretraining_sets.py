@@ -21,6 +21,16 @@ class PretrainingSets:
     evaluation: Images | None = None
     eval_split: str | None = None
 
+    @property
+    def about(self) -> dict:
+        """What a report says of the images."""
+        return {
+            "images": len(self.images),
+            "source_name": self.source.name,
+            "dataset_id": self.source.dataset_id or self.source.name,
+            "knn_split": self.eval_split,
+        }
+
 
 def load_pretraining_sets(
     source_options: dict,

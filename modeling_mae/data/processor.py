@@ -7,6 +7,7 @@ from transformers import AutoImageProcessor, BitImageProcessor, ViTImageProcesso
 
 from ..image_processing_mae import MAEImageProcessor
 from .bit_depth import WHITE
+from .images import Images
 
 
 BICUBIC = 3  # of PIL's resampling filters
@@ -44,6 +45,12 @@ def image_processor(
     return resizing(size={"height": height, "width": width}, **shared)
 
 
+def processor_of(images: Images, mean: list[float], std: list[float]):
+    """The processor that does to an image what evaluation does with these `images`."""
+    crop_fraction = images.crop.fraction
+    return image_processor(images.size, mean, std, len(mean), crop_fraction, images.white, images.bands)
+
+
 @dataclass(frozen=True)
 class Processing:
     """What a checkpoint's image processor does to an image before the model sees it."""
@@ -53,6 +60,10 @@ class Processing:
     crop_fraction: float | None = None  # None: it does not say
     white: float | None = None
     bands: list[int] | None = None
+
+    def open_options(self) -> dict:
+        """What `open_images` takes of it."""
+        return {"crop_fraction": self.crop_fraction, "white": self.white, "bands": self.bands}
 
     def replaced_by(self, given: "Processing", say: Callable[[str], None]) -> "Processing":
         """What `given` has, and this for the rest. `say` prints what differs."""

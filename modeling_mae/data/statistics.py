@@ -46,6 +46,26 @@ def measure_mean_std(images: Images, say: Callable[[str], None] | None = None) -
     return [round(v, 4) for v in mean.tolist()], [round(v, 4) or 1.0 for v in std.tolist()]
 
 
+def choose_mean_std(
+    images: Images,
+    given: tuple[list[float] | None, list[float] | None],
+    before: dict,
+    say: Callable[[str], None],
+) -> tuple[list[float], list[float]]:
+    """Mean and deviation as `given`; else of the run that goes on, whose settings are `before`; else measured.
+
+    Raises:
+        UserError: as `check_mean_std`.
+    """
+    mean, std = given
+    if mean is None:
+        mean, std = before.get("mean"), before.get("std")
+    if mean is None:
+        mean, std = measure_mean_std(images, say)
+    check_mean_std(images, mean, std)
+    return mean, std
+
+
 def _present(channel: torch.Tensor) -> torch.Tensor:
     """The values of a channel of 8 bits, flat, without NaN."""
     return channel.flatten() if channel.dtype == torch.uint8 else channel[~channel.isnan()].byte()

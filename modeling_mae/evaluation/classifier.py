@@ -1,6 +1,7 @@
 """An EvalNet to train or to test, and its results on a labelled set."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from ..data.labels import balanced_part, random_part
 from ..modeling_mae import EvalNet
 from ..problems import REGRESSION, SINGLE_LABEL, Problem
 from ..training.augment import RandAugment
-from ..training.state import load_model
+from ..training.state import Run, load_model, save_model
 from .metrics import class_scores, predict_with
 from .problem_metrics import EVALUATIONS
 
@@ -28,8 +29,14 @@ def is_classifier(config: MAEConfig) -> bool:
     return "EvalNet" in (config.architectures or [])
 
 
-def describe_resizing(config: MAEConfig, checkpoint: str) -> str:
+def class_names_of(config: MAEConfig) -> list[str]:
+    return [config.id2label[i] for i in range(config.num_labels)]
+
+
+def describe_resizing(config: MAEConfig, checkpoint: str | None) -> str:
     """A note where the checkpoint was made for images of another size; else empty."""
+    if checkpoint is None:
+        return ""
     size = MAEConfig.from_pretrained(checkpoint).image_height_width
     if size == config.image_height_width:
         return ""
@@ -96,6 +103,7 @@ def make_classifier(
     class_names: list[str],
     n_partial: float | None,
     say: Callable[[str], None],
+    *,
     problem_type: str = SINGLE_LABEL,
     target_means: torch.Tensor | None = None,
 ) -> EvalNet:
@@ -106,24 +114,34 @@ def make_classifier(
     a regression begins at `target_means (targets,)`: rates that suit the rest of the model would take long to get
     there.
     """
-    checkpoint_names = [config.id2label[i] for i in range(config.num_labels)]
-    other_classes = checkpoint_names != class_names or (config.problem_type or SINGLE_LABEL) != problem_type
+    other_classes = class_names_of(config) != class_names or (config.problem_type or SINGLE_LABEL) != problem_type
     config.id2label = dict(enumerate(class_names))
     config.label2id = {label: i for i, label in config.id2label.items()}
     # transformers refuses a single label with one class.
     config.problem_type = None if problem_type == SINGLE_LABEL and len(class_names) == 1 else problem_type
     keeps_head = checkpoint is not None and is_classifier(config) and not other_classes
-    if checkpoint is None:
-        model = EvalNet(config)
-    else:
-        other_classes = is_classifier(config) and other_classes
-        model = load_model(EvalNet, checkpoint, config=config, ignore_mismatched_sizes=other_classes)
-        if other_classes:
-            say("note       the checkpoint's classifier has other classes: its head starts anew")
-            model.reset_head()
+    other_head = checkpoint is not None and is_classifier(config) and other_classes
+    model = load_model(EvalNet, checkpoint, config=config, ignore_mismatched_sizes=other_head)
+    if other_head:
+        say("note       the checkpoint's classifier has other classes: its head starts anew")
+        model.reset_head()
     if problem_type == REGRESSION and target_means is not None and not keeps_head:
         model.head.bias.data.copy_(target_means)
     return model.freeze(config.num_hidden_layers if n_partial is None else n_partial)
+
+
+def keep_if_best(run: Run, folder: Path, problem: Problem, results: dict) -> None:
+    """Log the `results` of the epoch that has just ended. If they are the best so far, the model goes to `folder`."""
+    update, epoch = run.progress.update, run.schedule.epoch(run.progress.update)
+    values = {f"eval_{key}": value for key, value in results.items() if isinstance(value, float)}
+    run.history.add({"step": update, "epoch": epoch, **values})
+    run.accelerator.log(values, step=update)
+    better = run.progress.best is None or problem.score(results) > run.progress.best
+    best = "  (best so far)" if better else ""
+    run.accelerator.print(f"epoch {epoch:g}  {problem.progress(results)}{best}", flush=True)
+    if better:
+        run.progress.best = problem.score(results)
+        save_model(run.accelerator, run.model, folder)
 
 
 def evaluate_classifier(

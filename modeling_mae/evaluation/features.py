@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -95,6 +96,23 @@ def frozen_table(
         accelerator.print(f"k-NN       {title}: {figures}", flush=True)
     accelerator.wait_for_everyone()
     return rows
+
+
+def knn_of_saved(
+    accelerator: Accelerator,
+    checkpoint: Path,
+    train: Images,
+    evaluation: Images | None,
+    transform: Callable[[dict], torch.Tensor],
+    **options,
+) -> dict[str, float]:
+    """The k-NN accuracy in 0..1 of each row of `frozen_table`, for the encoder in `checkpoint`. Empty where there is
+    nothing to evaluate on, and on all but the main process. `options` are those of `frozen_table`."""
+    if evaluation is None:
+        return {}
+    options |= {"name": "trained encoder", "ks": (K,)}
+    rows = frozen_table(accelerator, load_model(MAEModel, str(checkpoint)), train, evaluation, transform, **options)
+    return {row["name"]: row["knn"][K] for row in rows} if accelerator.is_main_process else {}
 
 
 def features_of(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:

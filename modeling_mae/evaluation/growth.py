@@ -7,8 +7,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from ..configuration_mae import MAEConfig
 from ..data.images import Images
-from ..modeling_mae import MAEModel
+from ..modeling_mae import MAEForPreTraining, MAEModel
+from ..training.sharded import whole_weights
+from ..training.state import History
 from .features import RAW_PIXELS_LIMIT, features_of, frozen_features, knn_accuracies
 
 
@@ -23,6 +26,16 @@ def effective_rank(features: torch.Tensor) -> float:
     values = torch.linalg.svdvals(features.double())
     shares = values / values.sum()
     return float(torch.special.entr(shares).sum().exp())
+
+
+def describe_features(values: dict[str, float]) -> str:
+    """What `FeatureGrowth` has measured, in a line."""
+    figures = []
+    for name, value in values.items():
+        number = f"{100 * value:.1f} %" if name.startswith("knn") and value <= 1 else f"{value:.1f}"
+        if name != "knn_images":
+            figures.append(f"{name.replace('_', ' ').replace('knn', 'k-NN')} {number}")
+    return "  ".join(figures)
 
 
 class FeatureGrowth:
@@ -48,7 +61,22 @@ class FeatureGrowth:
         self.train = _sample(train, TRAIN_SAMPLE)
         self.evaluation = _sample(evaluation, EVAL_SAMPLE) if evaluation is not None else None
 
-    def baselines(self, config, seed: int) -> dict[str, float]:
+    def look(self, history: History, model: MAEForPreTraining, epoch: float, update: int) -> None:
+        """Measure the encoder of `model`, which may be sharded and in training; print, log and keep the values."""
+        with whole_weights(model):
+            self._tell(history, self.measure(model.mae.eval()), epoch, update)
+
+    def look_at_baselines(self, history: History, config: MAEConfig, seed: int) -> None:
+        """The same of the baselines, if that was not done before."""
+        if not history.has("rank_untrained"):
+            self._tell(history, self.baselines(config, seed), 0.0, 0)
+
+    def _tell(self, history: History, values: dict[str, float], epoch: float, update: int) -> None:
+        history.add({"step": update, "epoch": epoch, **values})
+        self.accelerator.log(values, step=update)
+        self.accelerator.print(f"features   epoch {epoch:g}  {describe_features(values)}", flush=True)
+
+    def baselines(self, config: MAEConfig, seed: int) -> dict[str, float]:
         """`knn_raw_pixels`, `knn_untrained` and `rank_untrained` of a model from `seed`; accuracies are in 0..1. Also
         `knn_images`, the number of images whose class is guessed."""
         with torch.random.fork_rng(devices=[]):  # the training draws on as if nobody had looked

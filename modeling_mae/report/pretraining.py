@@ -20,16 +20,6 @@ def describe_model(config, parameters: int) -> str:
     )
 
 
-def describe_features(values: dict[str, float]) -> str:
-    """What `FeatureGrowth` has measured, in a line."""
-    figures = []
-    for name, value in values.items():
-        number = f"{100 * value:.1f} %" if name.startswith("knn") and value <= 1 else f"{value:.1f}"
-        if name != "knn_images":
-            figures.append(f"{name.replace('_', ' ').replace('knn', 'k-NN')} {number}")
-    return "  ".join(figures)
-
-
 def report_pretraining(
     *,
     output_dir: Path,

@@ -235,9 +235,14 @@ def image_memory() -> int:
     return min(MAX_IMAGE_MEMORY, free // 4) // local_processes()
 
 
-def count_over_processes(accelerator: Accelerator, flags: torch.Tensor) -> int:
-    """How many of ``flags (n,)`` are true in any process."""
-    return int((accelerator.reduce(flags.int().to(accelerator.device), "sum") > 0).sum())
+def count_faults(accelerator: Accelerator, sets: list) -> dict[str, int]:
+    """How many images of all `sets` any process has `skipped`, or found `incomplete`. Every process must ask."""
+
+    def count(flags: torch.Tensor) -> int:
+        return int((accelerator.reduce(flags.int().to(accelerator.device), "sum") > 0).sum())
+
+    kinds = ("skipped", "incomplete")
+    return {kind: sum(count(getattr(images, kind)) for images in sets) for kind in kinds}
 
 
 # SIGHUP: the terminal is gone. SIGUSR1: SLURM's warning before the time limit (`--signal USR1@60`).

@@ -188,12 +188,14 @@ def _new_length(checkpoint: Path, schedule: Schedule, update: int) -> list[str]:
     ]
 
 
-def load_model(model_class: type[PreTrainedModel], checkpoint: str, **options) -> PreTrainedModel:
-    """``model_class.from_pretrained(checkpoint, **options)``.
+def load_model(model_class: type[PreTrainedModel], checkpoint: str | None, **options) -> PreTrainedModel:
+    """``model_class.from_pretrained(checkpoint, **options)``; from scratch where `checkpoint` is None.
 
     Raises:
         UserError: there is no such checkpoint, its weights cannot be read, or they do not fit its config.json.
     """
+    if checkpoint is None:
+        return model_class(options["config"])
     try:
         return model_class.from_pretrained(checkpoint, **options)
     except (OSError, SafetensorError, ValueError, RuntimeError, StrictDataclassError) as error:
