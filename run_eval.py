@@ -50,6 +50,7 @@ from modeling_mae.report.evaluation import describe_training, report_evaluation,
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform, Mix
 from modeling_mae.training.checkpoints import choose_checkpoint
+from modeling_mae.training.endings import run_script
 from modeling_mae.training.loop import train
 from modeling_mae.training.manifest import made_with_before
 from modeling_mae.training.optim import Schedule, make_optimizer
@@ -269,4 +270,4 @@ def loading(args: EvalArguments) -> dict:
 
 
 if __name__ == "__main__":
-    launch.run_script(main, ARGUMENTS, mendable=(UserError, ArgumentError))
+    run_script(main, ARGUMENTS, mendable=(UserError, ArgumentError))

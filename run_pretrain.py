@@ -30,6 +30,7 @@ from modeling_mae.report.reconstruction import ReconstructionSheet, describe_sho
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform
 from modeling_mae.training.checkpoints import choose_checkpoint
+from modeling_mae.training.endings import run_script
 from modeling_mae.training.loop import train
 from modeling_mae.training.manifest import read_manifest
 from modeling_mae.training.optim import Schedule, make_optimizer
@@ -177,4 +178,4 @@ def main(args: PretrainArguments) -> None:
 
 
 if __name__ == "__main__":
-    launch.run_script(main, ARGUMENTS, mendable=(UserError, ArgumentError))
+    run_script(main, ARGUMENTS, mendable=(UserError, ArgumentError))

@@ -23,8 +23,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import disable_progress_bars, logging, validate_repo_id
 
-from .errors import UserError
-from .training.launch import TrainingStopped
+from .errors import TrainingStopped, UserError
 from .training.manifest import checkpoint_name, checkpoint_update
 
 

@@ -1,15 +1,18 @@
 """What several test modules share: a tiny model, and the real commands as a user starts them."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from as_script import as_script
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -59,6 +62,11 @@ TWO_PROCESSES = {
     "launcher": ("--multi_gpu", "--num_processes", "2", "--main_process_port", "0"),
     "ACCELERATE_USE_CPU": "true",
 }
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+# A process that has imported the libraries, and has done nothing else. Copies of it run the scripts: importing takes
+# longer than a tiny training.
+PREPARED = multiprocessing.get_context("forkserver")
+PREPARED.set_forkserver_preload(["run_pretrain", "run_eval", "timm", "sklearn.linear_model", "tensorboard"])
 
 
 def pytest_configure(config):
@@ -95,22 +103,44 @@ def start(*arguments, script="run_pretrain.py", launcher=(), **environment) -> s
     return subprocess.Popen(
         [*command, *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, **ENVIRONMENT, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
 
 
-def run(*arguments, code=0, **options) -> str:
-    """What the command prints. It must end with this exit code, and without a traceback."""
+def run(*arguments, code=0, script="run_pretrain.py", **options) -> str:
+    """What the command prints. It must end with this exit code, and without a traceback.
+
+    With `options` of `start` it is that command. Without, a copy of a process with the libraries runs the script."""
+    ended, output = started(*arguments, script=script, **options) if options else copied(script, arguments)
+    assert ended == code and "Traceback" not in output, output
+    return output
+
+
+def started(*arguments, **options) -> tuple[int, str]:
+    """Exit code and output of `start`."""
     process = start(*arguments, **options)
     try:
         output, _ = process.communicate(timeout=300)
     finally:
         process.kill()  # a command that hangs must not outlive its test
-    assert process.returncode == code and "Traceback" not in output, output
-    return output
+    return process.returncode, output
+
+
+def copied(script, arguments) -> tuple[int, str]:
+    """Exit code and output of the script in a copy of the process that has imported the libraries."""
+    with tempfile.NamedTemporaryFile() as output:
+        process = PREPARED.Process(target=as_script, args=(script, list(map(str, arguments)), output.name))
+        with mock.patch.dict(os.environ, ENVIRONMENT):
+            process.start()
+        try:
+            process.join(timeout=300)
+        finally:
+            process.kill()
+            process.join()
+        return process.exitcode, Path(output.name).read_text()
 
 
 def processes_of(folder) -> list[int]:
@@ -128,14 +158,8 @@ def processes_of(folder) -> list[int]:
 
 
 def run_in_turn(*commands, script="run_pretrain.py") -> list[tuple[int, str]]:
-    """(exit code, output) of each command, all in one process.
-
-    Importing the libraries takes longer than a command that is refused. Such commands share the imports here: each
-    runs the script anew from its first line."""
-    words = json.dumps([list(map(str, command)) for command in commands])
-    *pieces, rest = run(script, words, script="tests/in_turn.py").split("\0")
-    assert not rest and len(pieces) == 2 * len(commands), pieces
-    return list(zip(map(int, pieces[1::2]), pieces[::2], strict=True))
+    """(exit code, output) of each command."""
+    return [copied(script, command) for command in commands]
 
 
 def weights_and_history(folder) -> tuple[dict[str, torch.Tensor], list[dict]]:

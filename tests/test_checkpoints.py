@@ -8,9 +8,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from modeling_mae.errors import UserError
+from modeling_mae.errors import TrainingStopped, UserError
 from modeling_mae.training.checkpoints import Checkpoints, Progress, choose_checkpoint
-from modeling_mae.training.launch import TrainingStopped
 from modeling_mae.training.manifest import (
     checkpoint_update,
     checkpoints_in,

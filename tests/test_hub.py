@@ -20,9 +20,8 @@ from transformers import AutoModel, AutoModelForImageClassification
 from configuration import PretrainArguments, parse_arguments
 from modeling_mae import EvalNet, MAEForPreTraining
 from modeling_mae import hub as hub_module
-from modeling_mae.errors import UserError
+from modeling_mae.errors import TrainingStopped, UserError
 from modeling_mae.hub import LOG_AND_BEST, Hub, download_checkpoint, hub_source
-from modeling_mae.training.launch import TrainingStopped
 
 
 # A run of the recipe long enough to be stopped on its way.

@@ -9,9 +9,11 @@ from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from modeling_mae.data.decode import BadImage
-from modeling_mae.errors import UserError
-from modeling_mae.training import launch
-from modeling_mae.training.launch import StopRequest, TrainingStopped, image_memory, loading_workers, run_script
+from modeling_mae.errors import TrainingStopped, UserError
+from modeling_mae.training import signals
+from modeling_mae.training.endings import run_script
+from modeling_mae.training.launch import image_memory, loading_workers
+from modeling_mae.training.signals import StopRequest
 
 
 @pytest.fixture(autouse=True)
@@ -150,7 +152,7 @@ def test_a_signal_is_noted_and_the_handlers_come_back():
 
 def test_the_second_ctrl_c_stops_at_once(monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr(launch.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(signals.time, "monotonic", lambda: clock[0])
     with StopRequest(Accelerator(cpu=True)) as stop:
         signal.raise_signal(signal.SIGINT)
         clock[0] += 0.5

@@ -16,12 +16,12 @@ from accelerate import Accelerator
 
 from modeling_mae.data.bit_depth import BadImage
 from modeling_mae.data.images import MemoryImages
-from modeling_mae.errors import UserError
+from modeling_mae.errors import TrainingStopped, UserError
 from modeling_mae.training.checkpoints import choose_checkpoint
-from modeling_mae.training.launch import STOP_SIGNALS, TrainingStopped
 from modeling_mae.training.loop import Display, train
 from modeling_mae.training.manifest import checkpoints_in, read_manifest, write_manifest
 from modeling_mae.training.optim import Schedule
+from modeling_mae.training.signals import STOP_SIGNALS
 from modeling_mae.training.state import open_run
 
 

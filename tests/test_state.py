@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from conftest import tiny_config
 
 from modeling_mae import MAEModel
-from modeling_mae.training.launch import TrainingStopped
+from modeling_mae.errors import TrainingStopped
 from modeling_mae.training.state import History, save_model
 
 

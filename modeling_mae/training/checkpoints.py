@@ -12,9 +12,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
-from ..errors import UserError
+from ..errors import TrainingStopped, UserError
 from ..files import is_full, share, write_json
-from .launch import TrainingStopped
 from .manifest import PROGRESS, checkpoint_name, checkpoint_update, checkpoints_in, find_fault, write_manifest
 
 

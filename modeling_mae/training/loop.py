@@ -11,9 +11,10 @@ import torch
 from accelerate.utils import send_to_device
 from tqdm import tqdm
 
-from ..errors import UserError
-from .launch import StopRequest, TrainingStopped, dead_worker, ignore_loading_workers, one_line
+from ..errors import TrainingStopped, UserError
+from .endings import dead_worker, ignore_loading_workers, one_line
 from .sharded import local_tensors
+from .signals import StopRequest
 from .state import Run
 
 

@@ -17,10 +17,9 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from ..data.images import Images
-from ..errors import UserError
+from ..errors import TrainingStopped, UserError
 from ..files import is_full, share, write_text
 from .checkpoints import Checkpoints, Progress
-from .launch import TrainingStopped
 from .manifest import check_architecture, check_changes, read_manifest
 from .optim import Schedule
 from .sharded import original_class, settle_gradient_groups

@@ -1,0 +1,117 @@
+"""How a script ends: an error that a user can understand is one line, any other keeps its traceback."""
+
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..errors import TrainingStopped, UserError
+from ..files import is_full
+
+
+DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) ([^.]*)")  # in torch's message
+RECEIVES_BATCH = "_try_get_data"  # the method of torch's loader that gets a batch from a worker
+
+
+class OpenOutput:
+    """A stream that outlives its reader: after `| head` has read enough, what is printed is dropped."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        return self._unless_closed(self.stream.write, text) or len(text)
+
+    def flush(self) -> None:
+        self._unless_closed(self.stream.flush)
+
+    def _unless_closed(self, action: Callable, *values):
+        try:
+            return action(*values)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            return None
+
+
+def run_script(main: Callable, arguments, mendable: tuple[type[Exception], ...] = (UserError,)) -> None:
+    """Run ``main(arguments)``. An error that is `mendable` by the user ends the process with one line."""
+    sys.stdout, sys.stderr = OpenOutput(sys.stdout), OpenOutput(sys.stderr)
+    script = Path(sys.argv[0]).name
+    try:
+        main(arguments)
+    except Exception as error:
+        ignore_loading_workers()
+        _end_in_one_line(error, script, arguments, mendable)
+        raise
+
+
+def _end_in_one_line(error: Exception, script: str, arguments, mendable: tuple[type[Exception], ...]) -> None:
+    """End the process with one line, if the error is one that a user can understand; else do nothing."""
+    if isinstance(error, TrainingStopped):
+        print(error, file=sys.stderr)
+        sys.exit(error.code)
+    if isinstance(error, mendable):
+        sys.exit(f"{script}: error: {one_line(error)}")
+    if end := dead_worker(error):
+        sys.exit(
+            f"{script}: error: a loading worker died ({end}), mostly because the memory was full: go on with "
+            "--resume_from_checkpoint auto and fewer --dataloader_num_workers"
+        )
+    if isinstance(error, OSError) and is_full(error):
+        sys.exit(
+            f"{script}: error: no space left on device ({error.filename or arguments.output_dir}): free some space, "
+            "then go on with --resume_from_checkpoint auto"
+        )
+    if lost_process(error):
+        # Not sys.exit: leaving in order would wait for the process that is gone.
+        print(
+            f"{script}: error: another process of this run has ended ({' '.join(str(error).split())[:120]}): its own "
+            "message says why, or it was killed; go on with --resume_from_checkpoint auto",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
+
+
+def ignore_loading_workers() -> None:
+    """From here on the death of a loading worker raises nothing: the run is ending, and may still have to write."""
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error. A loading worker's arrives inside the text of its traceback, which ends with it."""
+    return " ".join(str(error).rpartition(f"{type(error).__name__}: ")[2].split())
+
+
+def dead_worker(error: BaseException | None) -> str | None:
+    """How a loading worker has ended, if that caused `error`; else None.
+
+    torch learns of it by a signal, at any moment. The code that the signal interrupts may then raise another error."""
+    while error is not None:
+        if match := DEAD_WORKER.search(str(error)):
+            return match[1]
+        # A batch was on its way: the process that held its memory is gone, and torch has not noticed yet.
+        if isinstance(error, (ConnectionError, EOFError, FileNotFoundError)) and any(
+            frame.name == RECEIVES_BATCH for frame in traceback.extract_tb(error.__traceback__)
+        ):
+            return "its connection is lost"
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def lost_process(error: Exception) -> bool:
+    """Whether a collective failed because another process is gone."""
+    if not isinstance(error, RuntimeError):
+        return False
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
+    return isinstance(error, torch.distributed.DistError) or any(text in str(error) for text in words)
