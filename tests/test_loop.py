@@ -106,6 +106,19 @@ def start(folder, micro_batch=BATCH, resume=None, schedule=SCHEDULE, settings=()
     return run, loss_of, notes
 
 
+@pytest.mark.parametrize("micro_batch", [BATCH, BATCH // 2])
+def test_the_trackers_get_the_norm_of_the_gradient(tmp_path, monkeypatch, micro_batch):
+    run, loss_of, notes = start(tmp_path, micro_batch, logging_steps=1)
+    logged = []
+    monkeypatch.setattr(run.accelerator, "log", lambda values, step: logged.append(values))
+    train(run, loss_of)
+    labels = sum(notes.labels[: BATCH // micro_batch], [])
+    x = np.array(labels) / 13 - 1
+    error = (0.5 * x - 0.25) - (2 * x + 1)
+    by_hand = np.hypot(2 * (error * x).mean(), 2 * error.mean())  # of weight and bias
+    assert logged[0]["gradient_norm"] == pytest.approx(by_hand, rel=1e-5)
+
+
 def closed_form(update: int) -> float:
     if update < 4:
         return 0.2 * update / 4

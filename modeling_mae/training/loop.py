@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..errors import TrainingStopped, UserError
 from .endings import dead_worker, ignore_loading_workers, one_line
-from .sharded import local_tensors
+from .sharded import gradient_norm, local_tensors
 from .signals import StopRequest
 from .state import Run
 
@@ -93,7 +93,8 @@ def train(
             for update in range(progress.update, schedule.updates):
                 for group in optimizer.param_groups:
                     group["lr"] = schedule.rate(update) * group.get("lr_scale", 1.0)
-                loss = 0.0
+                loss, norm = 0.0, None
+                logs = (update + 1) % run.logging_steps == 0 or update + 1 == schedule.updates
                 buffers = [buffer.clone() for buffer in model.buffers()] if run.batches_can_fail else []
                 for micro in range(micro_steps):
                     batch = next_batch(run, batches, stop)
@@ -106,6 +107,9 @@ def train(
                     with accelerator.accumulate(model):
                         micro_loss = loss_of(batch, update, micro)
                         accelerator.backward(micro_loss)
+                        if logs and accelerator.sync_gradients:
+                            accelerator.unscale_gradients(optimizer)  # of fp16; else it does nothing
+                            norm = gradient_norm(model)
                         optimizer.step()
                         optimizer.zero_grad()
                     loss = loss + micro_loss.detach() / micro_steps
@@ -114,9 +118,9 @@ def train(
                 last = done == schedule.updates
                 display.advance()
 
-                if done % run.logging_steps == 0 or last:
+                if logs:
                     read_losses(run, unread)
-                    log_entry(run, display)
+                    log_entry(run, display, norm)
                 signal_number = stop.agreed()
                 if not signal_number:
                     end_epoch()
@@ -170,8 +174,8 @@ def read_losses(run: Run, unread: list[torch.Tensor]) -> None:
     run.progress.losses += losses
 
 
-def log_entry(run: Run, display: Display) -> None:
-    """Log the mean loss since the last entry."""
+def log_entry(run: Run, display: Display, norm: torch.Tensor) -> None:
+    """Log the mean loss since the last entry. The trackers also get the norm of the last update's gradient."""
     progress, schedule = run.progress, run.schedule
     entry = {
         "step": progress.update,
@@ -183,6 +187,7 @@ def log_entry(run: Run, display: Display) -> None:
     run.history.add(entry)
     speed = display.show(entry)
     values = {"loss": entry["loss"], "learning_rate": entry["learning_rate"], "images_per_second": speed}
+    values["gradient_norm"] = norm.item()  # the losses have waited for the device already
     run.accelerator.log(values, step=progress.update)
 
 

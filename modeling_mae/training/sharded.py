@@ -16,6 +16,14 @@ def local_tensors(model: torch.nn.Module) -> list[torch.Tensor]:
     return [value.to_local() if isinstance(value, DTensor) else value for value in parameters]
 
 
+def gradient_norm(model: torch.nn.Module) -> torch.Tensor:
+    """The length of the gradient over all parameters and processes, a scalar that stays on the device.
+
+    Without sharding every process has the whole gradient already; its mean over the processes, as DDP makes it."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
 @contextmanager
 def original_class(model: torch.nn.Module) -> Iterator[None]:
     """Give `model` the class that it had before FSDP2 put one of its own in place.
