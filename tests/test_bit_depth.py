@@ -185,7 +185,7 @@ def test_files_without_a_common_scale(tmp_path):
     with pytest.raises(BadImage, match="b.png has values up to 3780, above white, which is 255"):
         open_set(source, white=255)
     # whole numbers up to 255 are on the scale of 8 bits, in whatever type
-    assert common_white([("a.png", "8 bits", 255), ("b.tif", "whole numbers", 200)]) == (255, True)
+    assert common_white([("a.png", "8 bits", 255), ("b.tif", "whole numbers", 200)]) == 255
 
 
 def test_bands_that_would_be_lost(tmp_path):

@@ -224,7 +224,7 @@ def test_a_random_part():
 def test_a_new_head_begins_at_the_mean_of_the_targets(tmp_path):
     def make(checkpoint, names, problem_type, means=None):
         config = MAEConfig.from_pretrained(checkpoint) if checkpoint else MAEConfig(**SMALL)
-        return make_classifier(config, checkpoint, names, 0, print, problem_type, means)
+        return make_classifier(config, checkpoint, names, 0, print, problem_type=problem_type, target_means=means)
 
     first = make(None, ["a", "b"], REGRESSION, torch.tensor([3.0, -2.0]))
     assert first.head.bias.tolist() == [3, -2] and first.config.problem_type == REGRESSION

@@ -102,8 +102,8 @@ def deep_file_values(data: bytes | None, path: str | None, name: str) -> np.ndar
         return deep_values(opened, data, name)[0]
 
 
-def common_white(sample: Iterable[tuple[str, str, float]]) -> tuple[float, bool]:
-    """(white, whether the values are deep) of a data set from its sample of (name, kind, highest value).
+def common_white(sample: Iterable[tuple[str, str, float]]) -> float:
+    """The white of a data set, from its sample of (name, kind, highest value).
 
     Raises:
         UserError: the files have no common scale.
@@ -113,12 +113,12 @@ def common_white(sample: Iterable[tuple[str, str, float]]) -> tuple[float, bool]
         highest[kind] = max(highest.get(kind, (-1.0, "")), (value, name))
     deep = {kind: pair for kind, pair in highest.items() if kind != "8 bits"}
     if not deep:
-        return WHITE, False
+        return WHITE
     whites = {kind: 1 if kind == "decimals" else white_above(value) for kind, (value, _) in highest.items()}
     if len(set(whites.values())) > 1:
         examples = " and ".join(f"{kind} up to {value:g} ({name})" for kind, (value, name) in highest.items())
         raise UserError(f"the images have no common scale, but {examples}: convert them to one kind")
-    return whites.popitem()[1], True
+    return whites.popitem()[1]
 
 
 def describe_scale(white: float) -> str:

@@ -312,7 +312,7 @@ def open_images(
     looks = files.try_files(files.spread(FILE_SAMPLE), partial(look_at, num_channels=num_channels, bands=bands))
     ranges, stacks = [look[0] for look in looks], [look[1] for look in looks]
     if white is None:
-        files.white, _ = common_white(ranges)
+        files.white = common_white(ranges)
     if any(kind != "8 bits" for _, kind, _ in ranges):
         files.dtype = torch.float32
     scale = describe_scale(files.white) if files.dtype != torch.uint8 else ""

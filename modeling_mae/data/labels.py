@@ -5,6 +5,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..problems import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from .class_names import only_one_is_named, refuse_missing, refuse_unknown
 from .multi_labels import holds_lists, read_class_lists, read_targets
 from .sources import Source
 
@@ -52,16 +53,10 @@ def read_labels(
     numbers, names = _numbers_and_names(source, feature)
     if known_names is None:
         return numbers, names
-    numbered = [all(name.isdecimal() for name in either) for either in (names, known_names)]
-    if any(numbered) and not all(numbered) and len(names) <= len(known_names):
-        return numbers, known_names  # only one of the two has names: the numbers are all there is to compare
+    if only_one_is_named(names, known_names):
+        return numbers, known_names
     position_of = {name: i for i, name in enumerate(known_names)}
-    unknown = [names[i] for i in np.unique(numbers) if names[i] not in position_of]
-    if unknown:
-        raise UserError(
-            f"{source.name} has {len(unknown)} classes that the training images do not have "
-            f"({', '.join(unknown[:5])}): evaluate on images of the trained classes, or train on these too"
-        )
+    refuse_unknown(source, [names[i] for i in np.unique(numbers) if names[i] not in position_of])
     positions = np.array([position_of.get(name, -1) for name in names])
     return positions[numbers], known_names
 
@@ -107,11 +102,7 @@ def _numbers_and_names(source: Source, feature) -> tuple[np.ndarray, list[str]]:
         )
     values = source.dataset[source.label_column][:]  # all at once: the column alone reads the file for each element
     unlabelled = sum(value is None or (not isinstance(value, str) and value < 0) for value in values)
-    if unlabelled:
-        raise UserError(
-            f"{unlabelled} of {len(values)} images of {source.name} have no label (empty, or below 0): choose another "
-            "split with --train_split or --eval_split, or another column with --label_column_name"
-        )
+    refuse_missing(source, unlabelled, len(values), "empty, or below 0")
     if source.class_names:
         return np.asarray(values, dtype=np.int64), source.class_names
     if "string" not in kind and max(values) < MAX_NUMBERED_CLASSES:

@@ -4,11 +4,12 @@ import datasets
 import numpy as np
 
 from ..errors import UserError
+from .class_names import OTHER_COLUMN, only_one_is_named, refuse_missing, refuse_unknown
 from .sources import Source
 
 
 MAX_CLASSES = 100_000  # larger numbers are no class numbers: a table with a column for each would fill the memory
-OTHER_COLUMN = "choose another split with --train_split or --eval_split, or another column with --label_column_name"
+NO_NUMBER = "empty, or not finite"
 
 
 def holds_lists(feature) -> bool:
@@ -33,7 +34,8 @@ def read_class_lists(source: Source, feature, known_names: list[str] | None) -> 
             "lists of class numbers or names, or of 0 and 1 for each class"
         )
     lists = source.dataset[source.label_column][:]
-    _refuse_missing(source, sum(row is None or any(value is None for value in row) for row in lists), len(lists))
+    missing = sum(row is None or any(value is None for value in row) for row in lists)
+    refuse_missing(source, missing, len(lists), NO_NUMBER)
     own_names = list(getattr(feature.feature, "names", None) or [])
     if not own_names and "string" not in kind and _are_vectors(lists, kind, known_names):
         matrix, names = _matrix_of_vectors(source, lists, known_names)
@@ -87,18 +89,12 @@ def _matrix_of_lists(
                 f"numbers are 0 ... {MAX_CLASSES - 1}"
             )
         own_names = own_names or [str(i) for i in range(values[-1] + 1)]
-        numbered = [all(name.isdecimal() for name in names) for names in (own_names, known_names or own_names)]
-        if known_names is not None and any(numbered) and not all(numbered) and len(own_names) <= len(known_names):
-            own_names = known_names  # only one of the two has names: the numbers are all there is to compare
+        if known_names is not None and only_one_is_named(own_names, known_names):
+            own_names = known_names
         lists = [[own_names[value] for value in row] for row in lists]
     names = known_names or own_names or values
     positions = {name: i for i, name in enumerate(names)}
-    unknown = sorted({name for row in lists for name in row} - set(positions))
-    if unknown:
-        raise UserError(
-            f"{source.name} has {len(unknown)} classes that the training images do not have "
-            f"({', '.join(unknown[:5])}): evaluate on images of the trained classes, or train on these too"
-        )
+    refuse_unknown(source, sorted({name for row in lists for name in row} - set(positions)))
     matrix = np.zeros((len(lists), len(names)), dtype=np.float32)
     for image, row in enumerate(lists):
         matrix[image, [positions[name] for name in row]] = 1
@@ -123,7 +119,8 @@ def read_targets(source: Source, feature, known_names: list[str] | None) -> tupl
         )
     cells = source.dataset[source.label_column][:]
     rows = cells if holds_lists(feature) else [[cell] for cell in cells]
-    _refuse_missing(source, sum(not row or any(value is None for value in row) for row in rows), len(rows))
+    missing = sum(not row or any(value is None for value in row) for row in rows)
+    refuse_missing(source, missing, len(rows), NO_NUMBER)
     lengths = sorted({len(row) for row in rows})
     if len(lengths) > 1:
         raise UserError(
@@ -131,7 +128,7 @@ def read_targets(source: Source, feature, known_names: list[str] | None) -> tupl
             "image: regression needs as many for each"
         )
     targets = np.asarray(rows, dtype=np.float32)  # (images, targets)
-    _refuse_missing(source, int((~np.isfinite(targets)).any(1).sum()), len(rows))
+    refuse_missing(source, int((~np.isfinite(targets)).any(1).sum()), len(rows), NO_NUMBER)
     column = source.label_column
     names = [column] if lengths == [1] else [f"{column} {i}" for i in range(lengths[0])]
     if known_names is not None and len(names) != len(known_names):
@@ -140,10 +137,3 @@ def read_targets(source: Source, feature, known_names: list[str] | None) -> tupl
             f"({', '.join(known_names[:5])}): evaluate on the trained targets"
         )
     return targets, known_names or names
-
-
-def _refuse_missing(source: Source, missing: int, total: int) -> None:
-    if missing:
-        raise UserError(
-            f"{missing} of {total} images of {source.name} have no label (empty, or not finite): {OTHER_COLUMN}"
-        )
