@@ -21,8 +21,8 @@ from torch import nn
 from transformers import AutoModel
 
 from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining, MAEModel, interop
+from modeling_mae import __main__ as command
 from modeling_mae.errors import UserError
-from modeling_mae.interop import __main__ as command
 
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -605,7 +605,7 @@ def refused(monkeypatch):
     def run(*arguments) -> str:
         monkeypatch.setattr(sys, "argv", ["interop", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            command.main()
+            command.main("convert", program="modeling_mae.interop")
         line = str(ended.value)
         assert line.startswith("modeling_mae.interop: error: ") and "\n" not in line
         return line
@@ -681,10 +681,10 @@ def test_faults_of_the_program_keep_their_traceback(monkeypatch):
     def fail(*arguments, **fields):
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr(command, "convert", fail)
+    monkeypatch.setattr("modeling_mae.interop.conversion.convert", fail)
     monkeypatch.setattr(sys, "argv", ["interop", "source", "target"])
     with pytest.raises(RuntimeError, match="a fault"):
-        command.main()
+        command.main("convert", program="modeling_mae.interop")
 
 
 def test_command(tmp_path):

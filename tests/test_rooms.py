@@ -16,8 +16,11 @@ ARROWS = {
     "training": {"data", *SHARED, "configuration_mae"},
     "evaluation": {"data", "training", *SHARED, "configuration_mae", "modeling_mae"},
     "report": {*SHARED, "configuration_mae", "masking_mae"},
-    "interop": {"errors", *TRAVELLING},
+    "interop": {"__main__", "errors", *TRAVELLING},  # `python -m modeling_mae.interop` is a subcommand
     "hub": {"training", "errors"},
+    "commands": {"data", "training", "evaluation", "report", "interop", *SHARED, "configuration_mae", "modeling_mae"},
+    "__main__": {"errors"},  # it finds the subcommands by name
+    "registration": {"interop", *TRAVELLING},
     "problems": {"configuration_mae"},
     "errors": set(),
     "files": set(),

@@ -1,0 +1,71 @@
+"""The command `mae SUBCOMMAND ...`, also `python -m modeling_mae SUBCOMMAND ...`.
+
+A subcommand is a line in `COMMANDS` and a function `add_arguments(parser)`. The function adds the arguments to an
+`argparse.ArgumentParser` and returns `run(arguments)`, which does the work. `run` imports what is slow to import:
+`--help` must not wait for torch. An error that a user can mend is a UserError.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+
+from .errors import UserError
+
+
+@dataclass(frozen=True)
+class Command:
+    add_arguments: str  # module:function; named as text, so that it is imported only when it is asked for
+    help: str
+    extra: str = "train"  # of setup.cfg: what must be installed; empty where torch and transformers are enough
+
+
+COMMANDS = {
+    "convert": Command(
+        "modeling_mae.commands.convert:add_arguments",
+        "from and to other projects' checkpoints, ONNX and torch.export",
+        extra="",
+    ),
+}
+
+
+def main(subcommand: str | None = None, program: str | None = None) -> None:
+    """Run the command with this process's arguments. `subcommand` is given where the first word is not its name.
+    `program` is then what usage and errors call it."""
+    words = sys.argv[1:]
+    if subcommand is None:
+        subcommand, words = _choose(words), words[1:]
+    program = program or f"mae {subcommand}"
+    command = COMMANDS[subcommand]
+    module, _, function = command.add_arguments.partition(":")
+    parser = argparse.ArgumentParser(prog=program, description=f"{command.help[0].upper()}{command.help[1:]}.")
+    try:
+        run = getattr(import_module(module), function)(parser)
+        arguments = parser.parse_args(words)
+        import_module("modeling_mae.registration")
+        run(arguments)
+    except UserError as error:
+        sys.exit(f"{program}: error: {' '.join(str(error).split())}")
+    except ModuleNotFoundError as error:
+        if not command.extra or error.name is None or error.name.split(".")[0] == "modeling_mae":
+            raise
+        sys.exit(f"{program}: error: {error.name} is not installed: pip install 'modeling-mae[{command.extra}]'")
+
+
+def _choose(words: list[str]) -> str:
+    """The subcommand that the first word names. Ends the process where it names none."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name.ljust(width)}  {command.help}" for name, command in COMMANDS.items()]
+    parser = argparse.ArgumentParser(
+        prog="mae",
+        usage="mae SUBCOMMAND ...",
+        description="subcommands:\n" + "\n".join(lines),
+        epilog="mae SUBCOMMAND --help lists the arguments of one",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("subcommand", choices=COMMANDS, help=argparse.SUPPRESS)
+    return parser.parse_args(words[:1]).subcommand
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""What `import modeling_mae` does: the classes are registered with transformers' Auto classes, and other projects'
+checkpoints with `from_pretrained`."""
+
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+)
+from transformers.utils import is_vision_available
+
+from .configuration_mae import MAEConfig
+from .masking_mae import mask_noise
+from .modeling_mae import (
+    EvalNet,
+    MAEBackbone,
+    MAEForPreTraining,
+    MAEForPreTrainingOutput,
+    MAEModel,
+    MAEModelOutput,
+    MAEPreTrainedModel,
+)
+
+
+# exist_ok: a checkpoint loaded earlier with trust_remote_code=True has registered the type already.
+AutoConfig.register(MAEConfig.model_type, MAEConfig, exist_ok=True)
+for auto_class, model_class in (
+    (AutoModel, MAEModel),
+    (AutoModelForPreTraining, MAEForPreTraining),
+    (AutoModelForImageClassification, EvalNet),
+    (AutoBackbone, MAEBackbone),
+):
+    auto_class.register(MAEConfig, model_class, exist_ok=True)
+    model_class.register_for_auto_class(auto_class.__name__)  # save_pretrained then writes the code beside the weights
+MAEConfig.register_for_auto_class()
+if is_vision_available():  # Pillow; only the image processor needs it
+    from .image_processing_mae import MAEImageProcessor
+
+    AutoImageProcessor.register(MAEConfig, image_processor_classes={"pil": MAEImageProcessor}, exist_ok=True)
+    MAEImageProcessor.register_for_auto_class()
+
+
+def _read_foreign(source, image_size, options):
+    from . import interop  # late: only loading needs it, and it imports more of transformers
+
+    return interop.read(source, image_size, options)
+
+
+MAEPreTrainedModel.read_foreign = staticmethod(_read_foreign)
+
+__all__ = [
+    "EvalNet",
+    "MAEBackbone",
+    "MAEConfig",
+    "MAEForPreTraining",
+    "MAEForPreTrainingOutput",
+    "MAEModel",
+    "MAEModelOutput",
+    "MAEPreTrainedModel",
+    "mask_noise",
+]
+if is_vision_available():
+    __all__.append("MAEImageProcessor")
