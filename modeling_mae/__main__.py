@@ -21,6 +21,18 @@ class Command:
 
 
 COMMANDS = {
+    "features": Command(
+        "modeling_mae.commands.features:add_arguments",
+        "the features of any images, as parquet or npy, with the names of their files",
+    ),
+    "predict": Command(
+        "modeling_mae.commands.predict:add_arguments",
+        "what a classifier says of any images, labelled or not, as parquet or CSV",
+    ),
+    "neighbours": Command(
+        "modeling_mae.commands.neighbours:add_arguments",
+        "the nearest neighbours of given images, and near-duplicates",
+    ),
     "convert": Command(
         "modeling_mae.commands.convert:add_arguments",
         "from and to other projects' checkpoints, ONNX and torch.export",

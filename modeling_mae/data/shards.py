@@ -36,6 +36,7 @@ class ShardedRows:
         self.fingerprint = fingerprint_of(shards)
         self._open: OrderedDict[int, Callable[[int], dict]] = OrderedDict()
         self._failed: dict[int, tuple[float, str]] = {}
+        self._named: tuple[int, list] | None = None  # (unit, its names) that was asked for last
 
     def __len__(self) -> int:
         return self.offsets[-1]
@@ -62,6 +63,31 @@ class ShardedRows:
         sizes = [(self.offsets[unit], self.counts[unit]) for unit in units[:count]]
         chosen = [start + np.unique(np.linspace(0, rows - 1, each).astype(int)) for start, rows in sizes]
         return np.concatenate(chosen).tolist()
+
+    def names(self, start: int, end: int) -> list[str | None]:
+        """File names of the rows `start` to `end` - 1, None where the shards do not say. In a tar file they begin with
+        the shard's own name.
+
+        Raises:
+            ShardError: a shard cannot be read after several attempts.
+        """
+        names = []
+        while start < end:
+            unit = bisect.bisect_right(self.offsets, start) - 1
+            first, stop = start - self.offsets[unit], min(end, self.offsets[unit + 1])
+            names += self._unit_names(unit)[first : stop - self.offsets[unit]]
+            start = stop
+        return names
+
+    def _unit_names(self, unit: int) -> list[str | None]:
+        if self._named is None or self._named[0] != unit:
+            shard, group = self.units[unit]
+            if shard.members:
+                names = [f"{os.path.basename(shard.url)}/{name}" for name, _, _, _ in shard.members]
+            else:
+                names = attempt(lambda: _paths_of_row_group(shard, group, self.image_column), shard.url)
+            self._named = unit, names
+        return self._named[1]
 
     def _reader(self, unit: int) -> Callable[[int], dict]:
         if unit in self._open:
@@ -128,6 +154,15 @@ def _open_tar(shard: Shard, group: int, column: str, cache: ShardCache) -> Calla
         return {"bytes": data, "path": f"{name} of {shard.url}"}
 
     return read
+
+
+def _paths_of_row_group(shard: Shard, group: int, column: str) -> list[str | None]:
+    system, place = file_system(shard.url)
+    with system.open(place, "rb") as file:
+        table = pyarrow.parquet.ParquetFile(file).read_row_group(group, columns=[f"{column}.path"])
+    if column not in table.column_names:
+        return [None] * shard.counts[group]
+    return [(cell or {}).get("path") for cell in table.column(column).to_pylist()]
 
 
 def _open_row_group(shard: Shard, group: int, column: str, cache: ShardCache) -> Callable[[int], dict]:

@@ -14,7 +14,7 @@ from ..errors import UserError
 from .image_folder import image_folder
 from .listing import Listing, NoSplit, choose_parquet, choose_split, list_folder
 from .shards import ShardedRows
-from .streams import stream_of_hub, stream_of_place
+from .streams import only_split, stream_of_hub, stream_of_place
 
 
 NAMED = {
@@ -38,6 +38,7 @@ class Source:
     name: str
     left_out: str = ""  # how many files of the folder are not among the images, and why
     dataset_id: str | None = None  # on the Hub
+    folder: str | None = None  # absolute; what the images' files lie in
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -65,7 +66,7 @@ def load_source(
     dataset_name: str | None = None,
     dataset_config_name: str | None = None,
     data_dir: str | None = None,
-    split: str = "train",
+    split: str | None = "train",
     image_column_name: str | None = None,
     label_column_name: str | None = None,
     max_samples: int | None = None,
@@ -76,6 +77,7 @@ def load_source(
 ) -> Source:
     """One split of `data_dir` (a folder) or `dataset_name` (a known name or a Hub id); the bundled images by default.
 
+    `split` None: all images of a folder, whatever splits it has; of a data set on the Hub its only split.
     `exact_split`: if two folders mean the same split (`val`, `validation`), take the one with exactly this name.
     `listing`: of `data_dir`, if it was listed before.
 
@@ -87,10 +89,10 @@ def load_source(
     if streaming:
         place = (dataset_name, dataset_config_name, data_dir)
         return _load_stream(*place, split, image_column_name, label_column_name, cache_dir)
-    left_out, dataset_id = "", None
+    left_out, dataset_id, folder = "", None, None
     if data_dir is not None:
         listing = listing or _list(data_dir)
-        name = Path(listing.folder).name
+        name, folder = Path(listing.folder).name, listing.folder
         dataset, listing = _load_folder(listing, split, exact_split, cache_dir)
         left_out = str(listing)
     elif dataset_name in (None, "fashion_mnist"):
@@ -106,12 +108,16 @@ def load_source(
         dataset = dataset.select(np.linspace(0, len(dataset) - 1, max_samples).round().astype(int))
     if not len(dataset):
         raise UserError(f"{name}, split {split!r}, has no images: give another split or data set")
+    dataset = still_encoded(dataset, image_column)
+    return Source(dataset, image_column, label_column, name, left_out, dataset_id, folder)
+
+
+def still_encoded(dataset: datasets.Dataset, image_column: str) -> datasets.Dataset:
+    """The data set as a `Source` holds it: images in their files' bytes, arrays in their own type."""
     kind = dataset.features[image_column]
     if isinstance(kind, ARRAYS):
-        dataset = dataset.with_format("numpy", [image_column], output_all_columns=True, dtype=np.dtype(kind.dtype))
-    else:
-        dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
-    return Source(dataset, image_column, label_column, name, left_out, dataset_id)
+        return dataset.with_format("numpy", [image_column], output_all_columns=True, dtype=np.dtype(kind.dtype))
+    return dataset.cast_column(image_column, datasets.Image(decode=False))
 
 
 def load_eval_source(split: str | None, only_for_evaluation: bool = False, **options) -> tuple[Source, str]:
@@ -146,7 +152,7 @@ def _load_stream(
     dataset_name: str | None,
     dataset_config_name: str | None,
     data_dir: str | None,
-    split: str,
+    split: str | None,
     image_column_name: str | None,
     label_column_name: str | None,
     cache_dir: str | None,
@@ -174,7 +180,7 @@ def _list(data_dir: str) -> Listing:
 
 
 def _load_from_hub(
-    dataset_name: str, dataset_config_name: str | None, split: str, cache_dir: str | None
+    dataset_name: str, dataset_config_name: str | None, split: str | None, cache_dir: str | None
 ) -> datasets.Dataset:
     if Path(dataset_name).is_dir():
         raise UserError(f"dataset_name {dataset_name!r} is a folder here: give it as --train_dir")
@@ -184,13 +190,17 @@ def _load_from_hub(
         hint = f"did you mean {near[0]!r}?" if near else f"give {', '.join(NAMED)}, fashion_mnist or a Hub id"
         raise UserError(f"dataset_name {dataset_name!r} is not known: {hint}")
     try:
-        return datasets.load_dataset(hub_id, dataset_config_name, split=split, cache_dir=cache_dir)
+        dataset = datasets.load_dataset(hub_id, dataset_config_name, split=split, cache_dir=cache_dir)
     except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
         kind = NoSplit if "Unknown split" in str(error) else UserError
-        raise kind(f"data set {hub_id!r}, split {split!r}: {' '.join(str(error).split())}") from error
+        part = f", split {split!r}" if split else ""
+        raise kind(f"data set {hub_id!r}{part}: {' '.join(str(error).split())}") from error
+    return dataset if split is not None else dataset[only_split(hub_id, list(dataset))]
 
 
-def _load_folder(listing: Listing, split: str, exact: bool, cache_dir: str | None) -> tuple[datasets.Dataset, Listing]:
+def _load_folder(
+    listing: Listing, split: str | None, exact: bool, cache_dir: str | None
+) -> tuple[datasets.Dataset, Listing]:
     """The data set of a split, and the listing of its files with what is left out."""
     if not listing.parquet and not listing.images:
         nothing = str(listing) or ("only metadata" if listing.metadata else "empty")
@@ -199,7 +209,7 @@ def _load_folder(listing: Listing, split: str, exact: bool, cache_dir: str | Non
         dataset = _load_parquet(listing, split, cache_dir)
         listing.left_out += [(path, "beside parquet files") for path in listing.images + listing.metadata]
         return dataset, listing
-    part = choose_split(listing, split, exact)
+    part = listing if split is None else choose_split(listing, split, exact)
     part.left_out += [(path, ".parquet (no column of images)") for path in part.parquet]
     return image_folder(part), part
 
@@ -218,8 +228,8 @@ def _has_image_column(listing: Listing) -> bool:
     return False
 
 
-def _load_parquet(listing: Listing, split: str, cache_dir: str | None) -> datasets.Dataset:
-    files = [f"{listing.folder}/{path}" for path in choose_parquet(listing, split)]
+def _load_parquet(listing: Listing, split: str | None, cache_dir: str | None) -> datasets.Dataset:
+    files = [f"{listing.folder}/{path}" for path in (choose_parquet(listing, split) if split else listing.parquet)]
     chained = [file for file in files if "::" in file]
     if chained:
         raise UserError(f"{chained[0]!r} cannot be read: `datasets` takes :: for a chain of archives; rename it")

@@ -20,9 +20,10 @@ BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
 
 def stream_of_place(
-    place: str, split: str, find_column: Callable[[datasets.Features], str], cache_dir: str | None
+    place: str, split: str | None, find_column: Callable[[datasets.Features], str], cache_dir: str | None
 ) -> ShardedRows:
-    """The shards of `split` in the folder or under the URL pattern `place`. `find_column` chooses the image column.
+    """The shards of `split` in the folder or under the URL pattern `place`; for None all of them. `find_column`
+    chooses the image column.
 
     Raises:
         NoSplit: no shard is of this split.
@@ -33,12 +34,16 @@ def stream_of_place(
         raise UserError(f"{place!r} has no shards: a stream takes .parquet or .tar files")
     common = os.path.commonprefix([os.path.dirname(shard) + "/" for shard in shards]).rpartition("/")[0]
     paths = [shard[len(common) + 1 :] for shard in shards]
-    chosen = choose_parquet(Listing(common or "/", [], [], paths, [], []), split)
+    chosen = paths if split is None else choose_parquet(Listing(common or "/", [], [], paths, [], []), split)
     return _open([f"{common}/{path}" for path in chosen], place, find_column, cache_dir, None)
 
 
 def stream_of_hub(
-    hub_id: str, config: str | None, split: str, find_column: Callable[[datasets.Features], str], cache_dir: str | None
+    hub_id: str,
+    config: str | None,
+    split: str | None,
+    find_column: Callable[[datasets.Features], str],
+    cache_dir: str | None,
 ) -> ShardedRows:
     """The shards of `split` of a data set on the Hub, as `datasets` finds them.
 
@@ -51,6 +56,7 @@ def stream_of_hub(
     except (OSError, ValueError) as error:
         raise UserError(f"data set {hub_id!r}: {' '.join(str(error).split())}") from error
     files = builder.config.data_files or {}
+    split = only_split(hub_id, list(files)) if split is None else split
     if split not in files:
         raise NoSplit(f"data set {hub_id!r} has no split {split!r}: it has {', '.join(files) or 'none'}")
     urls = [str(file) for file in files[split]]
@@ -61,6 +67,17 @@ def stream_of_hub(
             "without --streaming"
         )
     return _open(urls, hub_id, find_column, cache_dir, builder.info.features)
+
+
+def only_split(hub_id: str, splits: list[str]) -> str:
+    """The split of a data set that has just one.
+
+    Raises:
+        UserError: it has several; names them.
+    """
+    if len(splits) != 1:
+        raise UserError(f"data set {hub_id!r} has the splits {', '.join(splits) or 'none'}: name one with --split")
+    return splits[0]
 
 
 def list_shards(place: str) -> list[str]:

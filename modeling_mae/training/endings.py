@@ -42,19 +42,30 @@ class OpenOutput:
             return None
 
 
-def run_script(main: Callable, arguments, mendable: tuple[type[Exception], ...] = (UserError,)) -> None:
-    """Run ``main(arguments)``. An error that is `mendable` by the user ends the process with one line."""
+def run_script(
+    main: Callable,
+    arguments,
+    mendable: tuple[type[Exception], ...] = (UserError,),
+    script: str | None = None,
+    go_on: str = "go on with --resume_from_checkpoint auto",
+) -> None:
+    """Run ``main(arguments)``. An error that is `mendable` by the user ends the process with one line.
+
+    The line begins with `script`, by default the file's name. `go_on` says how to go on after a fault of the machine.
+    """
     sys.stdout, sys.stderr = OpenOutput(sys.stdout), OpenOutput(sys.stderr)
-    script = Path(sys.argv[0]).name
+    script = script or Path(sys.argv[0]).name
     try:
         main(arguments)
     except Exception as error:
         ignore_loading_workers()
-        _end_in_one_line(error, script, arguments, mendable)
+        _end_in_one_line(error, script, arguments, mendable, go_on)
         raise
 
 
-def _end_in_one_line(error: Exception, script: str, arguments, mendable: tuple[type[Exception], ...]) -> None:
+def _end_in_one_line(
+    error: Exception, script: str, arguments, mendable: tuple[type[Exception], ...], go_on: str
+) -> None:
     """End the process with one line, if the error is one that a user can understand; else do nothing."""
     if isinstance(error, TrainingStopped):
         print(error, file=sys.stderr)
@@ -63,19 +74,17 @@ def _end_in_one_line(error: Exception, script: str, arguments, mendable: tuple[t
         sys.exit(f"{script}: error: {one_line(error)}")
     if end := dead_worker(error):
         sys.exit(
-            f"{script}: error: a loading worker died ({end}), mostly because the memory was full: go on with "
-            "--resume_from_checkpoint auto and fewer --dataloader_num_workers"
+            f"{script}: error: a loading worker died ({end}), mostly because the memory was full: give fewer "
+            f"--dataloader_num_workers; {go_on}"
         )
     if isinstance(error, OSError) and is_full(error):
-        sys.exit(
-            f"{script}: error: no space left on device ({error.filename or arguments.output_dir}): free some space, "
-            "then go on with --resume_from_checkpoint auto"
-        )
+        place = error.filename or getattr(arguments, "output_dir", None) or arguments.output
+        sys.exit(f"{script}: error: no space left on device ({place}): free some space, then {go_on}")
     if lost_process(error):
         # Not sys.exit: leaving in order would wait for the process that is gone.
         print(
             f"{script}: error: another process of this run has ended ({' '.join(str(error).split())[:120]}): its own "
-            "message says why, or it was killed; go on with --resume_from_checkpoint auto",
+            f"message says why, or it was killed; {go_on}",
             file=sys.stderr,
             flush=True,
         )

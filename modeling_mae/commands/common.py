@@ -1,0 +1,51 @@
+"""What several subcommands share: the arguments that name images, and how a run ends."""
+
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+
+
+SOURCE = (
+    "a folder of images or of parquet files; an image, a parquet or a tar file; a URL or pattern of shards "
+    "(https://host/shard-{000..999}.tar); cifar10, cifar100, stl10, imagenet, fashion_mnist; or a Hub id"
+)
+PLACE_OPTIONS = ("split", "dataset_config_name", "image_column_name", "label_column_name", "streaming", "cache_dir")
+GO_ON = "the same command goes on"
+
+
+def add_image_arguments(parser: ArgumentParser) -> None:
+    """The arguments that say which images of the source are meant, and how they are read."""
+    parser.add_argument("--split", help="of the source: train, test, ...; by default all images of a path")
+    parser.add_argument("--dataset_config_name", metavar="NAME", help="of a data set on the Hub")
+    parser.add_argument("--image_column_name", metavar="NAME", help="if there are several columns of images")
+    parser.add_argument("--label_column_name", metavar="NAME", help="the column to keep as the label")
+    parser.add_argument("--streaming", action="store_true", help="read parquet files as a stream, without a copy")
+    parser.add_argument("--cache_dir", metavar="FOLDER", help="where `datasets` keeps what it prepares")
+    parser.add_argument(
+        "--on_bad_image",
+        choices=("error", "skip"),
+        default="error",
+        help="skip: unreadable images are named, counted and left out",
+    )
+    parser.add_argument("--batch_size", type=int, default=64, metavar="N", help="images at once (default 64)")
+    parser.add_argument(
+        "--dataloader_num_workers", type=int, metavar="N", help="processes that read images (default: one a core)"
+    )
+
+
+def image_options(arguments: Namespace) -> dict:
+    """What `add_image_arguments` has read, by the names of the rooms."""
+    options = {name: getattr(arguments, name) for name in (*PLACE_OPTIONS, "on_bad_image", "batch_size")}
+    return {**options, "num_workers": arguments.dataloader_num_workers}
+
+
+def run_to_its_end(work: Callable[[Namespace], None], arguments: Namespace, subcommand: str) -> None:
+    """``work(arguments)``. What a user can mend, a full disk, a killed process and Ctrl-C end in one line."""
+    from ..training.endings import ignore_loading_workers, run_script
+
+    try:
+        run_script(work, arguments, script=f"mae {subcommand}", go_on=GO_ON)
+    except KeyboardInterrupt:
+        ignore_loading_workers()
+        print(f"mae {subcommand}: stopped: {GO_ON}", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,50 @@
+"""`mae features`."""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+from .common import SOURCE, add_image_arguments, image_options, run_to_its_end
+
+
+def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
+    parser.epilog = (
+        "A killed run goes on with the same command. Several processes: accelerate launch -m modeling_mae features ..."
+    )
+    parser.add_argument("checkpoint", help="a folder or a Hub id: a pre-trained model or a classifier")
+    parser.add_argument("source", help=SOURCE)
+    parser.add_argument("output", type=Path, metavar="OUT.parquet", help="or OUT.npy, with OUT.csv beside it")
+    parser.add_argument(
+        "--block",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="encoder blocks, counted from 1; several stand side by side (default: the last)",
+    )
+    parser.add_argument(
+        "--pooling",
+        choices=("mean", "cls", "flatten", "attention"),
+        help="of the tokens: the mean of the patches, the class token, all patches in a row, or the attention that "
+        "the checkpoint has learned (default: the checkpoint's own, mostly the mean)",
+    )
+    parser.add_argument(
+        "--to", choices=("parquet", "npy"), help="npy: an array, and the names as CSV (default: as OUT ends)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an output that is there, finished or not")
+    add_image_arguments(parser)
+    return lambda arguments: run_to_its_end(run, arguments, "features")
+
+
+def run(arguments: Namespace) -> None:
+    from ..evaluation.extraction import write_features
+
+    write_features(
+        arguments.checkpoint,
+        arguments.source,
+        arguments.output,
+        blocks=arguments.block,
+        pooling=arguments.pooling,
+        to=arguments.to,
+        overwrite=arguments.overwrite,
+        **image_options(arguments),
+    )

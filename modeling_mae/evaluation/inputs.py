@@ -1,0 +1,201 @@
+"""A checkpoint and the images that it is applied to, brought to it as its image processor would."""
+
+import hashlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from huggingface_hub.errors import StrictDataclassError
+from tqdm import tqdm
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..configuration_mae import MAEConfig
+from ..data.fingerprint import fingerprint
+from ..data.images import Images, open_images
+from ..data.processor import Processing, choose_processing
+from ..data.row_names import RowNames
+from ..data.sources import Source
+from ..errors import UserError
+from ..training.augment import BatchTransform
+from .classifier import is_classifier
+
+
+LINE_SECONDS = 10  # between two lines of progress outside a terminal
+
+
+def checkpoint_config(checkpoint: str) -> MAEConfig:
+    """The configuration of a checkpoint of ours, in a folder or on the Hub.
+
+    Raises:
+        UserError: there is none, or it is another project's.
+    """
+    try:
+        values, _ = PreTrainedConfig.get_config_dict(checkpoint)
+        kind = values.get("model_type", values.get("architecture"))
+        if kind is None:
+            raise UserError(f"checkpoint {checkpoint!r} has no config.json: give a folder with one, or a Hub id")
+        if kind != MAEConfig.model_type:
+            raise UserError(
+                f"checkpoint {checkpoint!r} is another project's ({kind}): convert it with `mae convert {checkpoint} "
+                "FOLDER` and give FOLDER"
+            )
+        return MAEConfig.from_pretrained(checkpoint)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise UserError(f"checkpoint {checkpoint!r} cannot be loaded: {reason[:300]}") from error
+
+
+@dataclass
+class Inputs:
+    """Images in the crop of a checkpoint's image processor, and what normalises them."""
+
+    source: Source
+    images: Images
+    transform: BatchTransform
+    processing: Processing  # with the white that was found
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def skipped(self) -> int:
+        """How many images were unreadable, of those that were asked for so far."""
+        return int(self.images.skipped.sum())
+
+
+def open_inputs(
+    checkpoint: str,
+    config: MAEConfig,
+    source: Source,
+    *,
+    on_bad_image: str = "error",
+    white: float | None = None,
+    say: Callable[[str], None] = print,
+) -> Inputs:
+    """The images of `source` as run_eval.py shows them to `checkpoint`: its crop, mean and deviation, white and bands.
+
+    `white` is the value in the files that is white; None takes the processor's. An encoder of ordinary images may be
+    given deeper ones: then their white is found from a sample.
+
+    Raises:
+        UserError: the checkpoint has no image processor, or the images do not fit it.
+        BadImage: an image of the sample cannot be read, and bad images are errors.
+    """
+    processing = choose_processing(
+        checkpoint,
+        Processing(white=white),
+        keeps_crop=True,
+        keeps_white=is_classifier(config),
+        crop_fraction=1.0,  # of a processor that names no crop
+        say=say,
+    )
+    if processing.mean is None:
+        raise UserError(
+            f"checkpoint {checkpoint!r} has no image processor, which says how images are normalised: save the one "
+            "that the model was trained with beside it, by its save_pretrained"
+        )
+    if len(processing.mean) != config.num_channels:
+        raise UserError(
+            f"checkpoint {checkpoint!r} has an image processor for {len(processing.mean)} channels and a model for "
+            f"{config.num_channels}: save the one that the model was trained with beside it"
+        )
+    size = config.image_height_width
+    images = open_images(
+        source,
+        size,
+        config.num_channels,
+        memory_budget=0,  # each image is seen once
+        crop_fraction=processing.crop_fraction,
+        on_bad_image=on_bad_image,
+        white=processing.white,
+        bands=processing.bands,
+    )
+    transform = BatchTransform(processing.mean, processing.std, size)
+    processing = Processing(**{**asdict(processing), "white": images.white})
+    return Inputs(source, images, transform, processing)
+
+
+def weights_checksum(model: PreTrainedModel) -> str:
+    """What tells two checkpoints apart, whatever they are called."""
+    checksum = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        checksum.update(name.encode())
+        checksum.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return checksum.hexdigest()[:16]
+
+
+def names_checksum(source: Source) -> str:
+    """A checksum over the number of the images, a sample of their bytes, and the names of their files."""
+    checksum, names = hashlib.sha256(fingerprint(source).encode()), RowNames(source)
+    for start in range(0, len(source), 100_000):
+        checksum.update("\n".join(names.files(start, min(start + 100_000, len(source)))).encode("utf-8", "replace"))
+    return checksum.hexdigest()[:16]
+
+
+def columns_of(
+    accelerator: Accelerator,
+    inputs: Inputs,
+    batches: list[range],
+    compute: Callable[[torch.Tensor], dict[str, torch.Tensor]],
+    num_workers: int,
+) -> Iterator[dict[str, list | np.ndarray]]:
+    """For each of the `batches` of rows: `row`, `file`, `label` where there are labels, and the float arrays
+    ``(images, ...)`` that `compute` gives for ``pixel_values (images, channels, height, width)``. Unreadable images
+    are left out, where bad images are skipped."""
+    inputs.transform.to(accelerator.device)
+    names = RowNames(inputs.source)
+    loader = inputs.images.loader([(0, list(rows)) for rows in batches], num_workers)
+    for batch, rows in zip(loader, batches, strict=True):
+        batch = {key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()}
+        with torch.inference_mode(), accelerator.autocast():
+            values = compute(inputs.transform(batch))
+        # The worker has marked them before it gave the batch. Another image stands in for each.
+        good = np.flatnonzero(~inputs.images.skipped[rows.start : rows.stop].numpy())
+        columns = {"row": list(rows), "file": names.files(rows.start, rows.stop)}
+        labels = names.labels(rows.start, rows.stop)
+        if labels is not None:
+            columns["label"] = labels
+        columns = {key: [column[i] for i in good] for key, column in columns.items()}
+        yield columns | {key: value.float().cpu().numpy()[good] for key, value in values.items()}
+
+
+class ProgressBar:
+    """How many of this process's images are done: on a terminal a bar, elsewhere a line now and then."""
+
+    def __init__(self, total: int, show: bool, processes: int = 1):
+        self.total, self.show, self.of_all = total, show, f" (of one of {processes} processes)" * (processes > 1)
+        self.done, self.began = 0, time.monotonic()
+        self.last_line = self.began
+        is_bar = show and sys.stderr.isatty()
+        self.bar = tqdm(total=total, unit="image", dynamic_ncols=True) if is_bar else None
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        now = time.monotonic()
+        if self.bar is not None:
+            self.bar.update(count)
+        elif self.show and now - self.last_line >= LINE_SECONDS and self.done < self.total:
+            self.last_line, speed = now, self.done / (now - self.began)
+            left = tqdm.format_interval((self.total - self.done) / speed)
+            print(
+                f"images     {self.done:,} of {self.total:,}{self.of_all}  {speed:.0f} images/s  {left} left",
+                flush=True,
+            )
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def describe_crop(inputs: Inputs) -> str:
+    """Size and crop of the images that the model sees, for people."""
+    height, width = inputs.images.size
+    fraction = inputs.processing.crop_fraction
+    crop = f", the central {100 * fraction:.3g}% of the shorter side" if fraction != 1 else ""
+    return f"{height} x {width} pixels{crop}"

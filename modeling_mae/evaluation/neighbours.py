@@ -1,0 +1,163 @@
+"""Which images are alike, by the cosine of their features: nearest neighbours of given ones, and near-duplicates."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import torch
+import torch.nn.functional as F
+
+from ..data.places import Place, open_place
+from ..errors import UserError
+from .extraction import (
+    BATCH,
+    Features,
+    all_columns,
+    choose_readout,
+    extract_features,
+    feature_computer,
+    load_encoder,
+)
+from .inputs import Inputs, checkpoint_config, open_inputs, weights_checksum
+from .parts import FEATURES, KEY, features_array
+
+
+ALIKE = 0.995  # cosine from which two images count as near-duplicates
+CHUNK = 1024  # images compared with all others at once
+
+
+def load_features(path: str | Path) -> Features:
+    """The features in a parquet file of `mae features`.
+
+    Raises:
+        UserError: there is no such file, or it is another kind of file.
+    """
+    path = os.path.expanduser(path)
+    try:
+        table = pyarrow.parquet.read_table(path)
+        about = json.loads((table.schema.metadata or {})[KEY])
+        columns = {name: table.column(name).to_pylist() for name in ("file", "row")}
+        labels = table.column("label").to_pylist() if "label" in table.column_names else None
+        return Features(features_array(table), columns["file"], columns["row"], labels, about)
+    except FileNotFoundError:
+        raise UserError(f"features file {path!r} does not exist: write one with `mae features`") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path!r} is not a features file of `mae features`: write one, or give a folder") from error
+
+
+def is_features_file(path: str) -> bool:
+    """Whether `mae features` has written the file."""
+    try:
+        schema = pyarrow.parquet.read_schema(os.path.expanduser(path))
+    except (OSError, ValueError):
+        return False
+    return FEATURES in schema.names and KEY in (schema.metadata or {})
+
+
+def query_features(
+    features: Features, images: Place, *, checkpoint: str | None = None, batch_size: int = BATCH, **options
+) -> Features:
+    """Features of other `images`, computed as `features` were: by the same checkpoint, of the same blocks and pooling.
+
+    `checkpoint` is where the checkpoint lies now, if not where it lay. `options` are of `extract_features`.
+
+    Raises:
+        UserError: as `extract_features`, and where the checkpoint has other weights than the features were made with.
+    """
+    checkpoint, about = checkpoint or features.about["checkpoint"], features.about
+    config = checkpoint_config(checkpoint)
+    encoder = load_encoder(checkpoint, config)
+    made_with = about.get("settings", {}).get("weights")
+    if made_with not in (None, weights_checksum(encoder)):
+        raise UserError(
+            f"checkpoint {checkpoint!r} has other weights than the features were made with: compute them again, or "
+            "give the old one with --checkpoint"
+        )
+    readout = choose_readout(encoder, about["blocks"], about["pooling"])
+    reading = {key: options.pop(key) for key in ("num_workers", "on_bad_image", "progress") if key in options}
+    source = open_place(images, **options)
+    bad, white = reading.get("on_bad_image", "error"), about.get("settings", {}).get("white")
+    inputs = open_inputs(checkpoint, config, source, on_bad_image=bad, white=white, say=lambda text: None)
+    workers, progress = reading.get("num_workers", 0), reading.get("progress", False)
+    columns = all_columns(inputs, encoder, feature_computer(encoder, readout), batch_size, workers, progress)
+    return Features(columns[FEATURES], columns["file"], columns["row"], columns.get("label"), about)
+
+
+def nearest_neighbours(features: Features, queries: Features, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """(positions in `features`, cosines), both ``(queries, k)``, the nearest first. `k` is at most their number.
+
+    Raises:
+        UserError: k is below 1, or the features are of different widths.
+    """
+    if k < 1:
+        raise UserError(f"k {k} is not at least 1")
+    if features.values.shape[1] != queries.values.shape[1]:
+        widths = features.values.shape[1], queries.values.shape[1]
+        raise UserError(f"features of {widths[0]} and {widths[1]} values cannot be compared: compute both alike")
+    bank, wanted = _normalised(features.values), _normalised(queries.values)
+    found = [(chunk @ bank.T).topk(min(k, len(bank))) for chunk in wanted.split(CHUNK)]
+    cosines, positions = (torch.cat([getattr(part, name) for part in found]) for name in ("values", "indices"))
+    return positions.cpu().numpy(), cosines.cpu().numpy()
+
+
+def near_duplicates(features: Features, threshold: float = ALIKE) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(positions, positions of the earlier image that each is most like, cosines), the most alike first.
+
+    Each image is there that is at least `threshold` like an earlier one. Without those, no two images are so alike.
+
+    Raises:
+        UserError: the threshold is no cosine.
+    """
+    if not -1 <= threshold <= 1:
+        raise UserError(f"threshold {threshold} is not in -1 ... 1: give a cosine, as {ALIKE}")
+    bank, positions, earlier, cosines = _normalised(features.values), [], [], []
+    for start in range(0, len(bank), CHUNK):
+        chunk = bank[start : start + CHUNK]
+        likeness = chunk @ bank[: start + len(chunk)].T  # (chunk, all up to its end)
+        itself = torch.arange(start, start + len(chunk), device=bank.device)
+        later = torch.arange(likeness.shape[1], device=bank.device) >= itself[:, None]
+        most, at = likeness.masked_fill(later, -2.0).max(1)
+        alike = (most >= threshold).nonzero()[:, 0]
+        positions.append(itself[alike])
+        earlier.append(at[alike])
+        cosines.append(most[alike])
+    joined = [torch.cat(parts).cpu().numpy() for parts in (positions, earlier, cosines)]
+    order = np.argsort(-joined[2], kind="stable")
+    return joined[0][order], joined[1][order], joined[2][order]
+
+
+def _normalised(values: np.ndarray) -> torch.Tensor:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return F.normalize(torch.from_numpy(values).to(device), dim=1)
+
+
+def features_of_place(place: str, checkpoint: str, **options) -> Features:
+    """`extract_features` of images on disk, with what `images_of` needs to find them again."""
+    features = extract_features(checkpoint, place, **options)
+    reading = ("batch_size", "num_workers", "on_bad_image", "progress")
+    about = {"place": {"place": place, **{key: value for key, value in options.items() if key not in reading}}}
+    return Features(features.values, features.files, features.rows, features.labels, {**features.about, **about})
+
+
+def images_of(features: Features, checkpoint: str | None = None) -> Inputs:
+    """The images that `features` were made of, for pictures.
+
+    Raises:
+        UserError: they are no longer there, or were Python objects.
+    """
+    place = features.about.get("place")
+    if place is None:
+        raise UserError("the images of these features were not on disk: there is no picture of them")
+    checkpoint = checkpoint or features.about["checkpoint"]
+    source = open_place(**place)
+    count = features.about.get("settings", {}).get("images", "").rpartition(",")[0]
+    if count and count != f"{len(source):,}":
+        raise UserError(f"{place['place']!r} has {len(source):,} images now, {count} when the features were made")
+    return open_inputs(checkpoint, checkpoint_config(checkpoint), source, on_bad_image="skip", say=lambda text: None)
+
+
+def pixels_of(inputs: Inputs, rows: list[int]) -> torch.Tensor:
+    """``(rows, channels, height, width)`` on a scale where white is 1, in the model's crop."""
+    return inputs.images.batch(0, rows)["images"].float() / 255

@@ -1,0 +1,208 @@
+"""Long tables that are computed part by part: a killed run goes on, and any number of processes give the same file.
+
+The parts of `OUT` are numbered parquet files in the folder `OUT.parts`. At the end they are merged and removed.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+from accelerate import Accelerator
+
+from ..errors import UserError
+from ..files import replacing, write_json
+
+
+MOST_PARTS = 1000  # a kill loses at most one of each process
+ROW_GROUP = 8192  # rows of the merged file that a reader takes at once
+KEY = b"modeling_mae"  # of a parquet file's metadata: how it was made, as JSON
+FEATURES = "features"  # the column that becomes the array of a .npy file
+
+
+def batches_of_parts(total: int, batch_size: int) -> list[list[range]]:
+    """The rows of each batch of each part. They depend on nothing else: a row's values may depend on its batch in the
+    last bit."""
+    batches = [range(first, min(first + batch_size, total)) for first in range(0, total, batch_size)]
+    each = -(-len(batches) // MOST_PARTS)
+    return [batches[first : first + each] for first in range(0, len(batches), each)]
+
+
+class Parts:
+    """The parts of the file `target`. `settings` decide what the rows are: parts of other settings are refused."""
+
+    def __init__(self, accelerator: Accelerator, target: Path, settings: dict, parts: list[list[range]]):
+        self.accelerator, self.target, self.settings, self.parts = accelerator, target, settings, parts
+        self.folder = target.with_name(f"{target.name}.parts")
+        self.settings_file = self.folder / "settings.json"
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"part-{number:05d}.parquet"
+
+    def open(self, overwrite: bool) -> list[int]:
+        """Numbers of the parts that this process has to compute, dealt out in turn.
+
+        Raises:
+            UserError: the parts there are of other settings, or the folder cannot be written.
+        """
+        if self.accelerator.is_main_process:
+            try:
+                if overwrite:
+                    self.remove()
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._check_settings()
+            except OSError as error:
+                raise UserError(f"{str(self.folder)!r} cannot be written ({error.strerror}): give another") from error
+        self.accelerator.wait_for_everyone()
+        missing = sorted({*range(len(self.parts))} - {*self.done()})
+        self.accelerator.wait_for_everyone()  # nobody writes before all have looked
+        return missing[self.accelerator.process_index :: self.accelerator.num_processes]
+
+    def _check_settings(self) -> None:
+        if not self.settings_file.exists():
+            if any(self.folder.iterdir()):
+                raise UserError(f"folder {str(self.folder)!r} holds files of others: move it, or give another output")
+            write_json(self.settings_file, self.settings)
+        changes = different(json.loads(self.settings_file.read_text()), self.settings)
+        if changes:
+            raise UserError(
+                f"{str(self.folder)!r} holds parts of a run with {changes}: go on with the same, or begin anew with "
+                "--overwrite"
+            )
+
+    def done(self) -> list[int]:
+        return [number for number in range(len(self.parts)) if self.path(number).exists()]
+
+    def write(self, number: int, table: pyarrow.Table) -> None:
+        with replacing(self.path(number)) as partial:
+            pyarrow.parquet.write_table(table, partial)
+
+    def tables(self) -> Iterator[pyarrow.Table]:
+        for number in range(len(self.parts)):
+            yield pyarrow.parquet.read_table(self.path(number))
+
+    def num_rows(self) -> int:
+        """Rows in all parts together."""
+        return sum(pyarrow.parquet.read_metadata(self.path(i)).num_rows for i in range(len(self.parts)))
+
+    def remove(self) -> None:
+        """Remove what `Parts` has written, and nothing else."""
+        if self.settings_file.exists():
+            for pattern in ("part-*.parquet", ".partial-part-*", "settings.json"):
+                for path in self.folder.glob(pattern):
+                    path.unlink()
+            self.folder.rmdir()
+
+
+def different(old: dict, new: dict) -> str:
+    """`pooling 'mean' (now 'cls')` for each setting that differs; empty where none does."""
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return ", ".join(f"{key} {old.get(key)!r} (now {new.get(key)!r})" for key in keys)
+
+
+def finished_settings(target: Path) -> dict | None:
+    """The settings that a finished parquet file was made with; None of other files."""
+    try:
+        metadata = pyarrow.parquet.read_schema(target).metadata or {}
+        return json.loads(metadata[KEY])["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+# --- the merged file ---
+
+
+def write_parquet(target: Path, parts: Parts, about: dict) -> None:
+    """`about` goes into the file's metadata."""
+
+    def write(table: pyarrow.Table, kept: list) -> None:
+        if not kept:
+            schema = table.schema.with_metadata({KEY: json.dumps(about).encode()})
+            kept.append(pyarrow.parquet.ParquetWriter(partial, schema))
+        kept[0].write_table(table.cast(kept[0].schema), row_group_size=ROW_GROUP)
+
+    with replacing(target) as partial:
+        writers: list[pyarrow.parquet.ParquetWriter] = []
+        waiting: list[pyarrow.Table] = []
+        try:
+            for table in parts.tables():
+                waiting.append(table)
+                if sum(map(len, waiting)) >= ROW_GROUP:
+                    write(pyarrow.concat_tables(waiting), writers)
+                    waiting = []
+            if waiting:
+                write(pyarrow.concat_tables(waiting), writers)
+        finally:
+            for writer in writers:
+                writer.close()
+
+
+def write_csv(target: Path, parts: Parts, about: dict) -> None:
+    """Lists become texts, joined by semicolons."""
+
+    def text(value) -> str:
+        return "; ".join(map(str, value)) if isinstance(value, list) else "" if value is None else value
+
+    with replacing(target) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        for number, table in enumerate(parts.tables()):
+            table = table.drop_columns([FEATURES] if FEATURES in table.column_names else [])
+            if number == 0:
+                writer.writerow(table.column_names)
+            columns = [column.to_pylist() for column in table.columns]
+            writer.writerows([text(value) for value in row] for row in zip(*columns, strict=True))
+
+
+def write_npy(target: Path, parts: Parts, about: dict) -> None:
+    """The features as an array ``(images, width)`` float32, and the other columns as CSV beside it."""
+    width = pyarrow.parquet.read_schema(parts.path(0)).field(FEATURES).type.list_size
+    with replacing(target) as partial:
+        shape = (parts.num_rows(), width)
+        array = np.lib.format.open_memmap(partial, "w+", np.float32, shape) if shape[0] else None
+        if array is None:
+            with partial.open("wb") as file:
+                np.save(file, np.empty(shape, np.float32))
+        first = 0
+        for table in parts.tables():
+            if len(table):
+                array[first : first + len(table)] = features_array(table)
+                first += len(table)
+        if array is not None:
+            array.flush()
+            del array
+        write_csv(target.with_suffix(".csv"), parts, about)
+
+
+WRITERS: dict[str, Callable[[Path, Parts, dict], None]] = {  # by the ending of the file
+    "parquet": write_parquet,
+    "npy": write_npy,
+    "csv": write_csv,
+}
+
+
+def features_column(features: np.ndarray) -> pyarrow.Array:
+    """``(images, width)`` as a column of lists of one length."""
+    flat = pyarrow.array(np.ascontiguousarray(features, np.float32).reshape(-1))
+    return pyarrow.FixedSizeListArray.from_arrays(flat, features.shape[1])
+
+
+def features_array(table: pyarrow.Table) -> np.ndarray:
+    """``(images, width)`` float32 of a table with the column `features`."""
+    column = table.column(FEATURES).combine_chunks()
+    column = column.combine_chunks() if isinstance(column, pyarrow.ChunkedArray) else column
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1).astype(np.float32, copy=False)
+
+
+def table_of(columns: dict, types: dict[str, pyarrow.DataType]) -> pyarrow.Table:
+    """The columns as a table: arrays ``(images, n)`` as lists of one length, other columns of the type that `types`
+    names, or of their array's."""
+    arrays = {}
+    for name, column in columns.items():
+        if isinstance(column, np.ndarray):
+            arrays[name] = features_column(column) if column.ndim == 2 else pyarrow.array(column)
+        else:
+            arrays[name] = pyarrow.array(column, types[name])
+    return pyarrow.table(arrays)
