@@ -17,6 +17,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from modeling_mae import MAEConfig, MAEForPreTraining
 from modeling_mae.data.processor import image_processor
+from modeling_mae.data.sources import load_source
+from modeling_mae.evaluation import predict
 
 
 RECIPE = """
@@ -91,6 +93,17 @@ def test_all_strategies_in_one_call(tmp_path, recipe):
     settings = json.loads((folder / "n_partial-0" / "arguments.json").read_text())
     assert settings["optimizer"] == "lars" and settings["base_learning_rate"] == 5.0 and settings["mixup"] == 0
     assert json.loads((folder / "n_partial-1" / "arguments.json").read_text())["optimizer"] == "adamw"
+    # what `mae predict` says of the same images
+    images = load_source(split="test", max_samples=103).dataset
+    said = predict(folder / "n_partial-2", images, num_workers=0)
+    written = datasets.Dataset.from_parquet(str(folder / "n_partial-2" / "predictions.parquet"))
+    names = images.features["label"].names
+    assert said["prediction"].tolist() == [names[i] for i in written["prediction"]]
+    assert said["label"].tolist() == [names[i] for i in written["label"]]
+    assert (said["prediction"] == said["label"]).mean() == pytest.approx(rows["n_partial-2"]["accuracy"])
+    np.testing.assert_allclose(said["confidence"], written["confidence"], atol=1e-6)
+    for place in range(1, 5):
+        assert said[f"prediction_{place + 1}"].tolist() == [names[top[place]] for top in written["top5"]]
     model = AutoModelForImageClassification.from_pretrained(folder / "n_partial-2").eval()
     assert model.config.id2label[9] == "Ankle boot"
     processor = AutoImageProcessor.from_pretrained(folder / "n_partial-2")

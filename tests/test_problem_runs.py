@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 
 from modeling_mae import MAEConfig, MAEForPreTraining
 from modeling_mae.data.processor import image_processor
+from modeling_mae.evaluation import predict
 from modeling_mae.problems import MULTI_LABEL, REGRESSION
 
 
@@ -114,6 +115,11 @@ def test_several_labels_from_images_to_pipeline(checkpoint, toys, tmp_path):
     scores = np.array(predictions["scores"][:])
     assert scores.shape == (128, 4)
     assert predictions["prediction"][0] == np.flatnonzero(scores[0] > 0.5).tolist()
+    said = predict(folder / "n_partial-2", toys / "test.parquet", label_column_name="quarters", num_workers=0)
+    names = ["north-west", "north-east", "south-west", "south-east"]
+    np.testing.assert_allclose(said[[f"score_{name}" for name in names]], scores, atol=1e-5)
+    assert [[names.index(name) for name in row] for row in said["prediction"]] == predictions["prediction"][:]
+    assert [[names.index(name) for name in row] for row in said["label"]] == truth
     # as anyone opens it: sigmoid scores, with names
     model = AutoModelForImageClassification.from_pretrained(folder / "n_partial-2").eval()
     assert model.config.problem_type == MULTI_LABEL and model.config.id2label[3] == "south-east"
@@ -148,6 +154,9 @@ def test_regression_from_images_to_pipeline(checkpoint, toys, tmp_path):
     assert min(errors) == pytest.approx(best["mean_squared_error"], rel=1e-5)
     predictions = datasets.Dataset.from_parquet(str(folder / "n_partial-2" / "predictions.parquet"))
     np.testing.assert_allclose(predictions["label"][:], truth)
+    said = predict(folder / "n_partial-2", toys / "test.parquet", num_workers=0)
+    np.testing.assert_allclose(said["prediction"], predictions["prediction"][:], atol=1e-5)
+    assert "label" not in said and "confidence" not in said
     error = np.square(np.array(predictions["prediction"][:]) - truth).mean()
     assert error == pytest.approx(best["mean_squared_error"], rel=1e-4)
     table = (folder / "results.txt").read_text()
@@ -172,6 +181,9 @@ def test_several_targets_and_whole_numbers(checkpoint, toys, tmp_path):
     assert "| corners 1 |" in (folder / "README.md").read_text()
     predictions = datasets.Dataset.from_parquet(str(folder / "predictions.parquet"))
     assert np.array(predictions["prediction"][:]).shape == (128, 2)
+    said = predict(folder, toys / "test.parquet", num_workers=0)
+    found = said[["prediction_corners 1", "prediction_corners 2"]]
+    np.testing.assert_allclose(found, predictions["prediction"][:], atol=1e-5)
     # The classifier of another problem as the start: its head goes.
     output = run(*words_for(folder, toys, "quarters", tmp_path / "next"), "--n_partial", 2, "--max_train_steps", 3)
     assert "its head starts anew" in output

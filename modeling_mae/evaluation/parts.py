@@ -193,7 +193,7 @@ def features_array(table: pyarrow.Table) -> np.ndarray:
     """``(images, width)`` float32 of a table with the column `features`."""
     column = table.column(FEATURES).combine_chunks()
     column = column.combine_chunks() if isinstance(column, pyarrow.ChunkedArray) else column
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1).astype(np.float32, copy=False)
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1).astype(np.float32)
 
 
 def table_of(columns: dict, types: dict[str, pyarrow.DataType]) -> pyarrow.Table:
