@@ -199,7 +199,7 @@ def test_a_file_holds_what_the_function_gives(tmp_path, checkpoint, images, caps
     write_features(str(checkpoint), str(images), tmp_path / "a.parquet", **options)
     assert "was there already" in capsys.readouterr().out
     assert (tmp_path / "a.parquet").stat().st_mtime_ns == before
-    with pytest.raises(UserError, match=r"pooling 'mean' \(now 'cls'\): give another name, or --overwrite"):
+    with pytest.raises(UserError, match=r"made with pooling 'mean' \(now 'cls'\): give another name, or --overwrite"):
         write_features(str(checkpoint), str(images), tmp_path / "a.parquet", pooling="cls", **options)
     write_features(str(checkpoint), str(images), tmp_path / "a.parquet", pooling="cls", overwrite=True, **options)
     assert load_features(tmp_path / "a.parquet").about["pooling"] == "cls"
@@ -232,6 +232,23 @@ def test_a_stopped_run_goes_on_to_the_identical_file(tmp_path, checkpoint, image
     assert computed == [4, 5, 6] and "4 of 7 parts" in capsys.readouterr().out
     assert target.read_bytes() == (tmp_path / "straight.parquet").read_bytes()
     assert not (tmp_path / "stopped.parquet.parts").exists()
+    # stopped on its very last step, or after parts that were to replace the file
+    for name in ("last.npy", "last.parquet"):
+        with monkeypatch.context() as patched:
+            patched.setattr(Parts, "remove", lambda parts: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                write_features(str(checkpoint), str(images), tmp_path / name, **options)
+        computed.clear()
+        write_features(str(checkpoint), str(images), tmp_path / name, **options)
+        assert not computed and not (tmp_path / f"{name}.parts").exists()
+    with monkeypatch.context() as patched:
+        patched.setattr(Parts, "write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            write_features(str(checkpoint), str(images), target, overwrite=True, **options)
+    computed.clear()
+    write_features(str(checkpoint), str(images), target, overwrite=True, **options)
+    assert computed == [4, 5, 6]
+    assert target.read_bytes() == (tmp_path / "straight.parquet").read_bytes()
 
 
 def test_parts_that_are_not_ours_stay(tmp_path, checkpoint, images):

@@ -156,7 +156,7 @@ def test_regression_from_images_to_pipeline(checkpoint, toys, tmp_path):
     np.testing.assert_allclose(predictions["label"][:], truth)
     said = predict(folder / "n_partial-2", toys / "test.parquet", num_workers=0)
     np.testing.assert_allclose(said["prediction"], predictions["prediction"][:], atol=1e-5)
-    assert "label" not in said and "confidence" not in said
+    assert "confidence" not in said
     error = np.square(np.array(predictions["prediction"][:]) - truth).mean()
     assert error == pytest.approx(best["mean_squared_error"], rel=1e-4)
     table = (folder / "results.txt").read_text()
@@ -182,7 +182,7 @@ def test_several_targets_and_whole_numbers(checkpoint, toys, tmp_path):
     predictions = datasets.Dataset.from_parquet(str(folder / "predictions.parquet"))
     assert np.array(predictions["prediction"][:]).shape == (128, 2)
     said = predict(folder, toys / "test.parquet", num_workers=0)
-    found = said[["prediction_corners 1", "prediction_corners 2"]]
+    found = said[[name for name in said if name.startswith("prediction_corners ")]]
     np.testing.assert_allclose(found, predictions["prediction"][:], atol=1e-5)
     # The classifier of another problem as the start: its head goes.
     output = run(*words_for(folder, toys, "quarters", tmp_path / "next"), "--n_partial", 2, "--max_train_steps", 3)

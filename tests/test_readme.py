@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY_GRAY
 
-from modeling_mae import MAEConfig, MAEForPreTraining
+from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining
 from modeling_mae.data.processor import image_processor
 
 
@@ -23,7 +23,9 @@ def folder(tmp_path_factory):
     config = MAEConfig(**{**TINY_GRAY, "patch_size": 4, "num_hidden_layers": 4})
     torch.manual_seed(0)
     MAEForPreTraining(config).save_pretrained(folder / "runs" / "demo")
-    image_processor((28, 28), [0.29], [0.36], 1).save_pretrained(folder / "runs" / "demo")
+    EvalNet(config).save_pretrained(folder / "runs" / "demo_eval" / "n_partial-4")
+    for checkpoint in ("demo", "demo_eval/n_partial-4"):
+        image_processor((28, 28), [0.29], [0.36], 1).save_pretrained(folder / "runs" / checkpoint)
     (folder / "data").symlink_to(ROOT / "data")
     return folder
 
@@ -37,7 +39,7 @@ def run(code: str, folder: Path) -> str:
 
 
 def test_neighbours_without_the_package(folder):
-    (script,) = [block for block in BLOCKS if "nearest" in block]
+    (script,) = [block for block in BLOCKS if "is nearest to" in block]
     missing = ("modeling_mae", "datasets", "torchvision", "timm", "accelerate", "matplotlib")
     hidden = f"import sys\nsys.modules.update(dict.fromkeys({missing}))\n"  # None: import fails
     lines = run(hidden + script, folder).splitlines()
@@ -59,6 +61,25 @@ weights = {name: tensor for name, tensor in MAEBackbone.from_pretrained("runs/de
 assert all(torch.equal(tensor, weights[name]) for name, tensor in segmenter.backbone.named_parameters())
 assert all(tensor.grad is not None for name, tensor in segmenter.backbone.named_parameters() if "layers.3" in name)
 """,
+    "extract_features": """
+assert features.values.shape == (10, 32) and positions.shape == (1, 3) and len(table) == 10
+assert features.files[positions[0, 0]] == "bag-1.png" and len(copies) == len(originals) == len(cosines)
+""",
+    "notebook_launcher": """
+import json
+log = json.load(open("runs/notebook/trainer_state.json"))["log_history"]
+assert log[-1]["step"] == 10 and 0 < log[-1]["loss"] < 100
+assert MAEForPreTraining.from_pretrained("runs/notebook").config.hidden_size == 96
+""",
+    "Trainer": """
+from transformers import AutoImageProcessor
+losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+assert len(losses) == 2 and losses[1] < losses[0]
+saved = MAEForPreTraining.from_pretrained("runs/trainer").state_dict()
+biases = {name for name in saved if name.endswith("bias")}  # they begin at 0
+assert len(biases) > 20 and all(saved[name].any() for name in biases)
+assert AutoImageProcessor.from_pretrained("runs/trainer").image_mean == [0.29]
+""",
     "classifier.freeze": """
 assert features.shape == (8, 192) and logits.shape == (8, 10) and picture.shape == images.shape
 """,
@@ -70,11 +91,10 @@ def test_blocks_with_the_package(folder):
     scripts = []
     for part, check in CHECKS.items():
         (script,) = [block for block in BLOCKS if part in block]
-        assert "from modeling_mae import" in script  # which registers the Auto classes for each block anew
-        scripts.append(script + check)
+        scripts.append("from modeling_mae import MAEForPreTraining\n" + script + check)
     output = run(f"for script in {scripts!r}:\n    exec(script, {{}})\n    print('ran to its end')", folder)
-    assert output.count("ran to its end") == len(CHECKS) == 2
+    assert output.count("ran to its end") == len(CHECKS) == 5
 
 
 def test_every_block_is_run():
-    assert len(BLOCKS) == 4  # test_many_bands.py runs the fourth
+    assert len(BLOCKS) == 7  # test_many_bands.py runs the fourth

@@ -42,15 +42,24 @@ class Parts:
     def path(self, number: int) -> Path:
         return self.folder / f"part-{number:05d}.parquet"
 
+    @property
+    def begun(self) -> bool:
+        """Whether there are parts of the same settings."""
+        return self.settings_file.exists() and not self._changes()
+
+    def _changes(self) -> str:
+        return different(json.loads(self.settings_file.read_text()), self.settings)
+
     def open(self, overwrite: bool) -> list[int]:
-        """Numbers of the parts that this process has to compute, dealt out in turn.
+        """Numbers of the parts that this process has to compute, dealt out in turn. With `overwrite`, parts of other
+        settings are removed first.
 
         Raises:
             UserError: the parts there are of other settings, or the folder cannot be written.
         """
         if self.accelerator.is_main_process:
             try:
-                if overwrite:
+                if overwrite and not self.begun:
                     self.remove()
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._check_settings()
@@ -66,8 +75,7 @@ class Parts:
             if any(self.folder.iterdir()):
                 raise UserError(f"folder {str(self.folder)!r} holds files of others: move it, or give another output")
             write_json(self.settings_file, self.settings)
-        changes = different(json.loads(self.settings_file.read_text()), self.settings)
-        if changes:
+        if changes := self._changes():
             raise UserError(
                 f"{str(self.folder)!r} holds parts of a run with {changes}: go on with the same, or begin anew with "
                 "--overwrite"

@@ -89,15 +89,16 @@ def write_rows(
         "precision": f"{accelerator.mixed_precision} on {accelerator.device.type}",
         **job.settings,
     }
-    if job.target.exists() and not overwrite:
+    parts = Parts(accelerator, job.target, settings, batches_of_parts(len(inputs), batch_size))
+    # Parts beside the file: a run that may replace it was stopped, perhaps on its last step.
+    if job.target.exists() and not overwrite and not parts.begun:
         refuse_other_file(job.target, settings)
         say(f"finished   {job.target} was there already, made with the same settings")
         return
     what = f"{inputs.source.name}: {len(inputs):,}, {describe_crop(inputs)}{inputs.images.remarks}"
     say(f"images     {what}", flush=True)
-    parts = Parts(accelerator, job.target, settings, batches_of_parts(len(inputs), batch_size))
     missing = parts.open(overwrite)
-    if accelerator.is_main_process and not overwrite and len(parts.done()):
+    if accelerator.is_main_process and parts.done():
         say(f"goes on    {len(parts.done()):,} of {len(parts.parts):,} parts are in {parts.folder}", flush=True)
     accelerator.wait_for_everyone()  # the count is of before this run
     job.model.to(accelerator.device)
@@ -134,6 +135,6 @@ def refuse_other_file(target: Path, settings: dict) -> None:
         UserError: the finished file `target` was not made with these settings.
     """
     before = finished_settings(target)
-    changes = "of unknown settings" if before is None else different(before, settings)
+    changes = "unknown settings" if before is None else different(before, settings)
     if changes:
-        raise UserError(f"{str(target)!r} is there already, {changes}: give another name, or --overwrite")
+        raise UserError(f"{str(target)!r} is there already, made with {changes}: give another name, or --overwrite")
