@@ -22,6 +22,7 @@ from modeling_mae.evaluation import extract_features, load_features
 from modeling_mae.evaluation.extraction import write_features
 from modeling_mae.evaluation.inputs import open_inputs
 from modeling_mae.evaluation.parts import Parts
+from modeling_mae.training import run_folder
 
 
 @pytest.fixture(scope="module")
@@ -259,6 +260,24 @@ def test_parts_that_are_not_ours_stay(tmp_path, checkpoint, images):
         with pytest.raises(UserError, match="holds files of others"):
             write_features(str(checkpoint), str(images), tmp_path / "a.parquet", num_workers=0, overwrite=overwrite)
     assert (folder / "mine.txt").read_text() == "mine"
+
+
+def test_two_runs_do_not_write_the_same_file(tmp_path, checkpoint, images, monkeypatch):
+    target, options = tmp_path / "a.parquet", {"num_workers": 0, "batch_size": 3}
+    monkeypatch.setattr(run_folder, "_locked", {})
+    with monkeypatch.context() as patched:
+        patched.setattr(Parts, "write", lambda *call: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            write_features(str(checkpoint), str(images), target, **options)
+    held = run_folder._locked.copy()  # as by another process
+    run_folder._locked.clear()
+    for changes in ({}, {"pooling": "cls", "overwrite": True}):
+        with pytest.raises(UserError, match="in use by process"):
+            write_features(str(checkpoint), str(images), target, **options, **changes)
+    for file in held.values():
+        file.close()
+    write_features(str(checkpoint), str(images), target, **options)
+    assert len(load_features(target)) == 20 and not (tmp_path / "a.parquet.parts").exists()
 
 
 def test_labels_and_unreadable_images_in_parts(tmp_path, checkpoint):

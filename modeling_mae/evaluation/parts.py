@@ -15,6 +15,7 @@ from accelerate import Accelerator
 
 from ..errors import UserError
 from ..files import replacing, write_json
+from ..training.run_folder import MARK, lock_folder
 
 
 MOST_PARTS = 1000  # a kill loses at most one of each process
@@ -55,14 +56,17 @@ class Parts:
         settings are removed first.
 
         Raises:
-            UserError: the parts there are of other settings, or the folder cannot be written.
+            UserError: the parts there are of other settings, another run is writing them, or the folder cannot be
+                written.
         """
         if self.accelerator.is_main_process:
             try:
-                if overwrite and not self.begun:
+                if overwrite and self.settings_file.exists() and not self.begun:
+                    lock_folder(self.folder)
                     self.remove()
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._check_settings()
+                lock_folder(self.folder)
             except OSError as error:
                 raise UserError(f"{str(self.folder)!r} cannot be written ({error.strerror}): give another") from error
         self.accelerator.wait_for_everyone()
@@ -72,7 +76,7 @@ class Parts:
 
     def _check_settings(self) -> None:
         if not self.settings_file.exists():
-            if any(self.folder.iterdir()):
+            if any(not path.name.startswith(".partial-") for path in self.folder.iterdir()):
                 raise UserError(f"folder {str(self.folder)!r} holds files of others: move it, or give another output")
             write_json(self.settings_file, self.settings)
         if changes := self._changes():
@@ -99,7 +103,7 @@ class Parts:
     def remove(self) -> None:
         """Remove what `Parts` has written, and nothing else."""
         if self.settings_file.exists():
-            for pattern in ("part-*.parquet", ".partial-part-*", "settings.json"):
+            for pattern in ("part-*.parquet", ".partial-*", MARK, "settings.json"):
                 for path in self.folder.glob(pattern):
                     path.unlink()
             self.folder.rmdir()
