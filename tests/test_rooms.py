@@ -18,6 +18,7 @@ ARROWS = {
     "report": {*SHARED, "configuration_mae", "masking_mae"},
     "interop": {"errors", *TRAVELLING},
     "hub": {"training", "errors"},
+    "app": {"data", "report", "interop", "hub", *SHARED, "masking_mae", "modeling_mae"},
     "problems": {"configuration_mae"},
     "errors": set(),
     "files": set(),

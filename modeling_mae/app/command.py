@@ -1,0 +1,82 @@
+"""The command `mae app`: options, and what they start."""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..errors import UserError
+
+
+HELP = "look at a checkpoint in the browser: reconstructions, attention, features, nearest neighbours, classes"
+MOST_IMAGES = 1000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help="a file, a folder or a Hub id; ours or another project's")
+    parser.add_argument(
+        "--images", metavar="FOLDER", help="show the nearest neighbours among the images of this folder"
+    )
+    parser.add_argument(
+        "--max_images",
+        type=int,
+        default=MOST_IMAGES,
+        help="of a larger folder, so many images are taken, evenly spaced (default %(default)s)",
+    )
+    parser.add_argument("--port", type=int, help="of the page; a free one from 7860 on by default")
+    parser.add_argument(
+        "--to_space",
+        metavar="NAME/SPACE",
+        help="start nothing: write a folder that runs as a Hugging Face Space, and push it when there is a token",
+    )
+    parser.add_argument(
+        "--space_dir", type=Path, help="where --to_space writes; a folder of the Space's name by default"
+    )
+    parser.add_argument("--private", action="store_true", help="with --to_space: only you can see the Space")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """What the command does.
+
+    Raises:
+        UserError: an option does not work, or Gradio is missing.
+    """
+    if arguments.max_images < 1:
+        raise UserError(f"--max_images {arguments.max_images} must be at least 1")
+    if arguments.to_space:
+        from .space import make_space  # late: it imports the Hub's client
+
+        make_space(
+            arguments.checkpoint,
+            arguments.to_space,
+            arguments.space_dir,
+            images=arguments.images,
+            most=arguments.max_images,
+            private=arguments.private,
+        )
+        return
+    serve(arguments.checkpoint, arguments.images, arguments.max_images, arguments.port)
+
+
+def serve(checkpoint: str, images: str | None = None, most: int = MOST_IMAGES, port: int | None = None) -> None:
+    """Show the page of a checkpoint until Ctrl-C. Also what a Space runs.
+
+    Raises:
+        UserError: the checkpoint, the folder or the port does not work, or Gradio is missing.
+    """
+    try:
+        from .page import Page, launch  # late: Gradio takes seconds
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise UserError("the app needs Gradio, which is not installed: pip install gradio") from None
+    from .explorer import Explorer, Folder
+
+    explorer = Explorer(checkpoint)
+    folder = Folder(explorer, images, most, progress) if images else None
+    launch(Page(explorer, folder), port)
+
+
+def progress(batches: list) -> Iterable:
+    return tqdm(batches, desc="reading the folder", unit="batch", leave=False)
