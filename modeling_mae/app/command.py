@@ -59,8 +59,14 @@ def run(arguments: argparse.Namespace) -> None:
     serve(arguments.checkpoint, arguments.images, arguments.max_images, arguments.port)
 
 
-def serve(checkpoint: str, images: str | None = None, most: int = MOST_IMAGES, port: int | None = None) -> None:
-    """Show the page of a checkpoint until Ctrl-C. Also what a Space runs.
+def serve(
+    checkpoint: str,
+    images: str | None = None,
+    most: int = MOST_IMAGES,
+    port: int | None = None,
+    title: str | None = None,
+) -> None:
+    """Show the page of a checkpoint until Ctrl-C. Also what a Space runs. `title` stands above the page.
 
     Raises:
         UserError: the checkpoint, the folder or the port does not work, or Gradio is missing.
@@ -75,7 +81,7 @@ def serve(checkpoint: str, images: str | None = None, most: int = MOST_IMAGES, p
 
     explorer = Explorer(checkpoint)
     folder = Folder(explorer, images, most, progress) if images else None
-    launch(Page(explorer, folder), port)
+    launch(Page(explorer, folder, title), port)
 
 
 def progress(batches: list) -> Iterable:

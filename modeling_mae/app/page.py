@@ -71,12 +71,13 @@ def telling(answer):
 class Page:
     """The components, and the handlers of what is done to them. `blocks` is what Gradio launches."""
 
-    def __init__(self, explorer: Explorer, folder: Folder | None = None):
+    def __init__(self, explorer: Explorer, folder: Folder | None = None, title: str | None = None):
         self.explorer, self.folder = explorer, folder
-        # Nothing is sent home, and the session's data are not kept for ever.
-        with gr.Blocks(title="MAE", analytics_enabled=False, delete_cache=KEPT) as self.blocks:
+        # Nothing is sent home, and what visitors upload is not kept for ever.
+        title = title or explorer.checkpoint
+        with gr.Blocks(title=title, analytics_enabled=False, delete_cache=KEPT) as self.blocks:
             self.session = gr.State()
-            gr.HTML(f"<h2>{html.escape(explorer.checkpoint)}</h2><p>{html.escape(describe(explorer, folder))}</p>")
+            gr.HTML(f"<h2>{html.escape(title)}</h2><p>{html.escape(describe(explorer, folder))}</p>")
             self.message = gr.HTML("<p>Drop an image in to begin.</p>", elem_id="message")
             with gr.Row():
                 with gr.Column(scale=1, min_width=250):
