@@ -2,6 +2,7 @@
 
 import functools
 import html
+import math
 import time
 from dataclasses import dataclass
 
@@ -104,13 +105,12 @@ class Page:
                 elem_id="samples",
                 elem_classes="pane",
             )
-        patches = self.config_patches = explorer.config.num_patches
+        highest = round(1 - math.ceil(100 / explorer.config.num_patches) / 100, 2)  # one patch stays visible
         kind, ratio = explorer.config.mask_type, explorer.config.mask_ratio
         has_decoder = explorer.reconstructs
         self.kind = gr.Radio(KINDS, value=kind, label="Kind of mask", visible=has_decoder, elem_id="kind")
-        lowest, highest = -(-100 // patches) / 100, 1 - -(-100 // patches) / 100
         self.ratio = gr.Slider(
-            lowest, highest, value=ratio, step=0.01, label="Part hidden", visible=has_decoder, elem_id="ratio"
+            0.01, highest, value=ratio, step=0.01, label="Part hidden", visible=has_decoder, elem_id="ratio"
         )
         self.again = gr.Button("Another mask", visible=has_decoder, elem_id="again")
         self.block = gr.Slider(
