@@ -29,6 +29,8 @@ NO_DECODER = (
 )
 # Gradio lays titles over pictures, where they hide patches, and gives galleries a fixed height.
 STYLE = """
+#title h2, #title p {margin: 0}
+#title, #message {padding: 0}
 #message p {margin: 0; padding: .35rem .75rem; border-radius: .4rem; background: #eef2f7; color: #24303f}
 #message p.error {background: #fde8e8; color: #8f1d1d}
 .pane img {image-rendering: pixelated; cursor: default}
@@ -78,7 +80,8 @@ class Page:
         title = title or explorer.checkpoint
         with gr.Blocks(title=title, analytics_enabled=False, delete_cache=KEPT) as self.blocks:
             self.session = gr.State()
-            gr.HTML(f"<h2>{html.escape(title)}</h2><p>{html.escape(describe(explorer, folder))}</p>")
+            heading = f"<h2>{html.escape(title)}</h2><p>{html.escape(describe(explorer, folder))}</p>"
+            gr.HTML(heading, elem_id="title")
             self.message = gr.HTML("<p>Drop an image in to begin.</p>", elem_id="message")
             with gr.Row():
                 with gr.Column(scale=1, min_width=250):
@@ -110,7 +113,13 @@ class Page:
         has_decoder = explorer.reconstructs
         self.kind = gr.Radio(KINDS, value=kind, label="Kind of mask", visible=has_decoder, elem_id="kind")
         self.ratio = gr.Slider(
-            0.01, highest, value=ratio, step=0.01, label="Part hidden", visible=has_decoder, elem_id="ratio"
+            0.01,
+            highest,
+            value=min(ratio, highest),
+            step=0.01,
+            label="Part hidden",
+            visible=has_decoder,
+            elem_id="ratio",
         )
         self.again = gr.Button("Another mask", visible=has_decoder, elem_id="again")
         self.block = gr.Slider(
