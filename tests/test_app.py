@@ -258,7 +258,7 @@ def test_a_bad_file_is_one_line_with_its_name(explorer, data):
 
 
 def test_checkpoints_that_cannot_be_looked_at(tmp_path):
-    with pytest.raises(UserError, match="cannot be loaded.*give a folder"):
+    with pytest.raises(UserError, match="cannot be loaded.*give a file, a folder"):
         Explorer(str(tmp_path / "none"))
     saved(tmp_path / "gray", processor=False, num_channels=1)
     with pytest.raises(UserError, match="has no image processor"):

@@ -14,7 +14,7 @@ from PIL import Image
 from test_app import random_pixels, saved
 
 from modeling_mae import hub as hub_module
-from modeling_mae.app.command import add_arguments, run
+from modeling_mae.app.command import add_arguments
 from modeling_mae.app.explorer import Explorer
 from modeling_mae.errors import UserError
 
@@ -44,7 +44,7 @@ def checkpoint(tmp_path):
 
 def make(*words) -> None:
     parser = argparse.ArgumentParser()
-    add_arguments(parser)
+    run = add_arguments(parser)
     run(parser.parse_args(list(map(str, words))))
 
 
@@ -109,8 +109,9 @@ def test_what_does_not_work_is_one_line(server, checkpoint, tmp_path):
         make(checkpoint, "--to_space", "me/demo", "--space_dir", tmp_path / "other")
     with pytest.raises(UserError, match="not yours.*hf upload you/demo"):
         make(checkpoint, "--to_space", "you/demo", "--space_dir", tmp_path / "space")
-    with pytest.raises(UserError, match="at least 1"):
-        make(checkpoint, "--max_images", 0)
+    for words, message in ((("--max_images", 0), "at least 1"), (("--port", 70000), "65535")):
+        with pytest.raises(UserError, match=message):
+            make(checkpoint, *words)
 
 
 def test_a_space_installs_what_the_app_needs():

@@ -4,12 +4,12 @@ import argparse
 import sys
 
 from ..errors import UserError
-from .command import HELP, add_arguments, run
+from .command import HELP, add_arguments
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m modeling_mae.app", description=HELP)
-    add_arguments(parser)
+    run = add_arguments(parser)
     try:
         run(parser.parse_args())
     except UserError as error:

@@ -1,19 +1,19 @@
 """The command `mae app`: options, and what they start."""
 
-import argparse
-from collections.abc import Iterable
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterable
 from pathlib import Path
-
-from tqdm import tqdm
 
 from ..errors import UserError
 
 
 HELP = "look at a checkpoint in the browser: reconstructions, attention, features, nearest neighbours, classes"
 MOST_IMAGES = 1000
+LAST_PORT = 65535
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
+    """The options of `parser`. Gives what the command does."""
     parser.add_argument("checkpoint", help="a file, a folder or a Hub id; ours or another project's")
     parser.add_argument(
         "--images", metavar="FOLDER", help="show the nearest neighbours among the images of this folder"
@@ -34,9 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--space_dir", type=Path, help="where --to_space writes; a folder of the Space's name by default"
     )
     parser.add_argument("--private", action="store_true", help="with --to_space: only you can see the Space")
+    return run
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: Namespace) -> None:
     """What the command does.
 
     Raises:
@@ -44,6 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
     """
     if arguments.max_images < 1:
         raise UserError(f"--max_images {arguments.max_images} must be at least 1")
+    if arguments.port is not None and not 0 < arguments.port <= LAST_PORT:
+        raise UserError(f"--port {arguments.port} is none: give one of 1 ... {LAST_PORT}, or leave it out")
     if arguments.to_space:
         from .space import make_space  # late: it imports the Hub's client
 
@@ -72,7 +75,8 @@ def serve(
         UserError: the checkpoint, the folder or the port does not work, or Gradio is missing.
     """
     try:
-        from .page import Page, launch  # late: Gradio takes seconds
+        from .page import Page  # late: Gradio takes seconds
+        from .serving import launch
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
@@ -85,4 +89,6 @@ def serve(
 
 
 def progress(batches: list) -> Iterable:
+    from tqdm import tqdm
+
     return tqdm(batches, desc="reading the folder", unit="batch", leave=False)

@@ -177,9 +177,11 @@ def load_any(checkpoint: str) -> MAEPreTrainedModel:
                 return model
         return MAEModel.from_pretrained(checkpoint, dtype=torch.float32)
     except (OSError, SafetensorError, ValueError, RuntimeError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())[:300]
-        hint = "" if Path(checkpoint).exists() else "; give a folder with a config.json, or a Hub id"
-        raise UserError(f"checkpoint {checkpoint!r} cannot be loaded: {reason}{hint}") from error
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        raise UserError(
+            f"checkpoint {checkpoint!r} cannot be loaded: {reason}; give a file, a folder with a config.json and "
+            "weights, or a Hub id"
+        ) from error
 
 
 def _processing(checkpoint: str, channels: int) -> tuple[Processing, bool]:
