@@ -157,6 +157,8 @@ def test_pictures_of_patches():
     assert framed[4, 4].tolist() == list(views.MARK) and framed[5, 5].tolist() == [0, 0, 0]
     assert views.enlarged(torch.zeros(28, 14, 3)).shape == (448, 224, 3)
     assert views.enlarged(torch.zeros(1000, 500, 3)).shape == (1000, 500, 3)
+    assert views.small(torch.full((448, 224, 3), 7, dtype=torch.uint8)).shape == (112, 56, 3)
+    assert views.small(torch.full((150, 150, 3), 7, dtype=torch.uint8)).unique().tolist() == [7]
 
 
 def test_neighbours_by_cosine():
@@ -186,10 +188,11 @@ def test_a_folder_knows_its_images_again(explorer, tmp_path):
     folder = Folder(explorer, str(tmp_path), most=100, batch_size=2)
     assert len(folder) == 5 and folder.total == 6
     look = explorer.open((tmp_path / "3.png").read_bytes(), "3.png")
-    (row, similarity), *rest = folder.neighbours(look, 3)
-    assert folder.name(row) == "3.png" and similarity == pytest.approx(1, abs=1e-4)
+    (place, similarity), *rest = folder.neighbours(look, 3)
+    assert folder.name(place) == "3.png" and similarity == pytest.approx(1, abs=1e-4)
     assert len(rest) == 2 and rest[0][1] < 0.999
-    assert torch.equal(folder.picture(row), torch.from_numpy(random_pixels(3)))
+    assert torch.equal(folder.look(place).picture, torch.from_numpy(random_pixels(3)))
+    assert torch.equal(folder.pictures[place][::4, ::4], torch.from_numpy(random_pixels(3)))  # 128 pixels
     assert len(Folder(explorer, str(tmp_path), most=2)) == 2
 
 

@@ -198,7 +198,7 @@ def _processing(checkpoint: str, channels: int) -> tuple[Processing, bool]:
 
 
 class Folder:
-    """The images of a folder with their features, for nearest neighbours.
+    """The images of a folder with their features, for nearest neighbours. `pictures` are small ones.
 
     Of more than `most` images, that many are taken, evenly spaced. Files that cannot be read are left out.
 
@@ -231,29 +231,32 @@ class Folder:
             white=processing.white,
             bands=processing.bands,
         )
-        self.rows = self.images.spread(most)
-        batches = [self.rows[i : i + batch_size] for i in range(0, len(self.rows), batch_size)]
-        features = [explorer.features(self.images.batch(0, rows)["images"]) for rows in progress(batches)]
+        rows = self.images.spread(most)
+        features, pictures = [], []
+        for batch in progress([rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]):
+            images = self.images.batch(0, batch)["images"]
+            features.append(explorer.features(images))
+            # Opening eight large files for every answer would take seconds.
+            pictures += [views.small(explorer.pictures(image[None])[0]) for image in explorer.normalised(images)]
         # The next image stands in for one that cannot be read.
-        self.rows = torch.tensor(self.rows)
-        readable = ~self.images.skipped[self.rows]
-        self.rows, self.bank = self.rows[readable], torch.cat(features)[readable]
+        readable = (~self.images.skipped[rows]).nonzero()[:, 0].tolist()
+        self.rows, self.pictures = [rows[i] for i in readable], [pictures[i] for i in readable]
+        self.bank = torch.cat(features)[readable]  # (images, width)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def picture(self, row: int) -> torch.Tensor:
-        """Image `row` of the folder as the model sees it, ``(height, width, 3)`` uint8."""
-        pixel_values = self.explorer.normalised(self.images.batch(0, [row])["images"])
-        return self.explorer.pictures(pixel_values)[0]
+    def look(self, place: int) -> Look:
+        """Look at one of the images."""
+        return self.explorer.look(self.images.batch(0, [self.rows[place]])["images"], self.name(place))
 
-    def name(self, row: int) -> str:
-        """The path of image `row` below the folder, or its number."""
-        source = self.images.source
+    def name(self, place: int) -> str:
+        """The file of one of the images, or its number in the folder."""
+        source, row = self.images.source, self.rows[place]
         path = source.dataset[row][source.image_column]["path"]
         return Path(path).name if path else f"image {row}"
 
     def neighbours(self, look: Look, count: int) -> list[tuple[int, float]]:
-        """(row, cosine similarity) of the nearest images, the nearest first."""
+        """(place among the images, cosine similarity) of those nearest to `look`, the nearest first."""
         similarities, places = views.nearest(look.feature, self.bank, count)
-        return list(zip(self.rows[places].tolist(), similarities.tolist(), strict=True))
+        return list(zip(places.tolist(), similarities.tolist(), strict=True))

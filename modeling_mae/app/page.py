@@ -60,7 +60,7 @@ class Page:
         self.explorer, self.folder = explorer, folder
         # Nothing is sent home, and what visitors upload is not kept for ever.
         title = title or explorer.checkpoint
-        with gr.Blocks(title=title, analytics_enabled=False, delete_cache=KEPT) as self.blocks:
+        with gr.Blocks(title=title, fill_width=True, analytics_enabled=False, delete_cache=KEPT) as self.blocks:
             self.session = gr.State()
             heading = f"<h2>{html.escape(title)}</h2><p>{html.escape(describe(explorer, folder))}</p>"
             gr.HTML(heading, elem_id="title")
@@ -77,10 +77,9 @@ class Page:
         self.file = gr.File(label="Image", file_count="single", type="filepath", height=130, elem_id="file")
         self.samples = None
         if self.folder:
-            self.shown_rows = self.folder.rows[:: max(1, len(self.folder) // SAMPLES)][:SAMPLES].tolist()
-            pictures = [views.enlarged(self.folder.picture(row)).numpy() for row in self.shown_rows]
+            self.sampled = range(0, len(self.folder), max(1, len(self.folder) // SAMPLES))[:SAMPLES]
             self.samples = gr.Gallery(
-                pictures,
+                [self.folder.pictures[place].numpy() for place in self.sampled],
                 label="or one of the folder",
                 columns=4,
                 height="auto",
@@ -112,9 +111,7 @@ class Page:
         explorer = self.explorer
         with gr.Row():
             self.original = pane("Image: click to frame a patch", "original", clickable=True)
-            self.masked = pane(
-                "Masked: click to hide or show", "masked", clickable=True, visible=explorer.reconstructs
-            )
+            self.masked = pane("Masked: click to change", "masked", clickable=True, visible=explorer.reconstructs)
             self.reconstruction = pane("Reconstruction", "reconstruction", visible=explorer.reconstructs)
             with gr.Column(visible=not explorer.reconstructs):
                 self.scores = gr.Label(label="Classes", visible=explorer.classifies, elem_id="scores")
@@ -122,8 +119,8 @@ class Page:
                 gr.Markdown(NO_DECODER.format(kind=kind), elem_id="no-decoder")
         with gr.Row():
             self.class_attention = pane("Attention of the class token", "class-attention")
-            self.patch_attention = pane("Attention of the framed patch", "patch-attention")
-            self.components = pane("Principal components of the patch features", "components")
+            self.patch_attention = pane("Attention of the patch", "patch-attention")
+            self.components = pane("Principal components of patches", "components")
         self.neighbours = gr.Gallery(
             label="Nearest in the folder (cosine similarity)",
             columns=NEIGHBOURS,
@@ -166,12 +163,12 @@ class Page:
 
     @telling
     def open_sample(self, kind: str, ratio: float, block: int, event: gr.SelectData):
-        return self._open_row(self.shown_rows[event.index], kind, ratio, block)
+        return self._open(self.folder.look(self.sampled[event.index]), kind, ratio, block)
 
     @telling
     def open_neighbour(self, session: Session, kind: str, ratio: float, block: int, event: gr.SelectData):
-        row, _ = self.folder.neighbours(session.look, NEIGHBOURS)[event.index]
-        return self._open_row(row, kind, ratio, block)
+        place, _ = self.folder.neighbours(opened(session).look, NEIGHBOURS)[event.index]
+        return self._open(self.folder.look(place), kind, ratio, block)
 
     @telling
     def draw(self, session: Session | None, kind: str, ratio: float):
@@ -204,10 +201,6 @@ class Page:
 
     # --- what is shown then ---
 
-    def _open_row(self, row: int, kind: str, ratio: float, block: int):
-        images = self.folder.images.batch(0, [row])["images"]
-        return self._open(self.explorer.look(images, self.folder.name(row)), kind, ratio, block)
-
     def _open(self, look: Look, kind: str, ratio: float, block: int):
         rows, columns = self.explorer.grid
         session = Session(look, torch.zeros(rows * columns, dtype=torch.bool), rows // 2 * columns + columns // 2)
@@ -219,10 +212,9 @@ class Page:
         if look.scores is not None:
             changes[self.scores] = label_of(look.scores, self.explorer.config.problem_type)
         if self.folder:
-            nearest = self.folder.neighbours(look, NEIGHBOURS)
             changes[self.neighbours] = [
-                (views.enlarged(self.folder.picture(row)).numpy(), f"{similarity:.2f}  {self.folder.name(row)}")
-                for row, similarity in nearest
+                (self.folder.pictures[place].numpy(), f"{similarity:.2f}  {self.folder.name(place)}")
+                for place, similarity in self.folder.neighbours(look, NEIGHBOURS)
             ]
         return changes, what
 
@@ -239,7 +231,7 @@ class Page:
         masked = views.enlarged(views.with_hidden(look.picture, mask, grid)).numpy()
         changes = {
             self.session: session,
-            self.masked: gr.Image(masked, label=f"Masked: {hidden} of {patches}; click to hide or show"),
+            self.masked: gr.Image(masked, label=f"Masked, {hidden} of {patches}: click to change"),
         }
         if hidden in (0, patches):
             remedy = "click patches of the masked picture to hide them" if hidden == 0 else "click one to show it"
@@ -264,7 +256,7 @@ class Page:
             ),
             self.patch_attention: gr.Image(
                 views.with_frame(views.with_heat(original, by_patch[1:], grid), patch, grid).numpy(),
-                label=f"Attention of the framed patch ({by_patch[0]:.0%} to class)",
+                label=f"Attention of the patch ({by_patch[0]:.0%} to class)",
             ),
             self.components: views.with_colours(colours, grid, original.shape[:2]).numpy(),
         }

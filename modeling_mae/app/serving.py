@@ -14,7 +14,7 @@ STYLE = """
 #title, #message {padding: 0}
 #message p {margin: 0; padding: .35rem .75rem; border-radius: .4rem; background: #eef2f7; color: #24303f}
 #message p.error {background: #fde8e8; color: #8f1d1d}
-.pane img {image-rendering: pixelated; cursor: default}
+.pane img {cursor: default}
 .pane.clickable img {cursor: crosshair}
 .pane [data-testid=block-label] {position: static; border: none; background: none; padding: .4rem .6rem}
 .pane .empty {min-height: 8rem}

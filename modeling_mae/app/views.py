@@ -11,6 +11,7 @@ from ..problems import MULTI_LABEL, REGRESSION
 
 
 LONGER_SIDE = 448  # pixels of an enlarged picture, about
+SMALL_SIDE = 112  # pixels of a picture in a gallery, about
 HIDDEN = 128  # the gray of hidden patches
 MARK = (255, 64, 32)  # the colour of the frame around a chosen patch
 HEAT = "inferno"  # of matplotlib's colour maps
@@ -120,15 +121,24 @@ def over_pixels(patches: torch.Tensor, grid: tuple[int, int], size: tuple[int, i
     return patches[rows[:, None] * grid[1] + columns]
 
 
-def enlargement(size: tuple[int, int]) -> int:
-    """By how much a picture of `size` (height, width) is enlarged, to about `LONGER_SIDE` pixels."""
-    return max(1, round(LONGER_SIDE / max(size)))
+def enlargement(size: tuple[int, int], longer_side: int = LONGER_SIDE) -> int:
+    """By how much a picture of `size` (height, width) is enlarged, to about `longer_side` pixels."""
+    return max(1, round(longer_side / max(size)))
 
 
-def enlarged(picture: torch.Tensor) -> torch.Tensor:
+def enlarged(picture: torch.Tensor, longer_side: int = LONGER_SIDE) -> torch.Tensor:
     """The picture with each pixel as a square, so that patches stay aligned."""
-    factor = enlargement(picture.shape[:2])
+    factor = enlargement(picture.shape[:2], longer_side)
     return picture.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+
+
+def small(picture: torch.Tensor) -> torch.Tensor:
+    """The picture for a gallery: a large one becomes smaller, by a whole factor."""
+    factor = max(picture.shape[:2]) // SMALL_SIDE
+    if factor <= 1:
+        return enlarged(picture, SMALL_SIDE)
+    planes = F.avg_pool2d(picture.permute(2, 0, 1).float(), factor, ceil_mode=True)  # (3, height, width)
+    return planes.round().to(torch.uint8).permute(1, 2, 0)
 
 
 def with_hidden(picture: torch.Tensor, mask: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
