@@ -21,7 +21,7 @@ REQUIREMENTS = """torch>=2.7.1
 transformers>=5.9
 accelerate>=1.6
 datasets>=3.6
-gradio>=6.0
+gradio>=6.31
 matplotlib>=3.9.4
 numpy>=2.0.2
 pillow>=11.0
