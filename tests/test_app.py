@@ -4,10 +4,13 @@ import io
 
 import numpy as np
 import pytest
+import timm
 import torch
 from conftest import TINY, tiny_config
 from PIL import Image
 from sklearn.decomposition import PCA
+from timm.models import save_for_hf
+from transformers import ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
 
 from modeling_mae import EvalNet, MAEForPreTraining, MAEModel
 from modeling_mae.app import views
@@ -270,12 +273,15 @@ def test_checkpoints_that_cannot_be_looked_at(tmp_path):
     assert Explorer(str(tmp_path / "rgb")).guessed
 
 
-def test_another_projects_checkpoint(tmp_path):
-    from transformers import ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
-
-    ViTMAEForPreTraining(ViTMAEConfig(**TINY)).save_pretrained(tmp_path)
-    ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.1] * 3, image_std=[0.3] * 3).save_pretrained(
-        tmp_path
-    )
-    explorer = Explorer(str(tmp_path))
+def test_other_projects_checkpoints(tmp_path):
+    ViTMAEForPreTraining(ViTMAEConfig(**TINY)).save_pretrained(tmp_path / "vit_mae")
+    processor = ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.1] * 3, image_std=[0.3] * 3)
+    processor.save_pretrained(tmp_path / "vit_mae")
+    explorer = Explorer(str(tmp_path / "vit_mae"))
     assert explorer.reconstructs and explorer.processing.mean == [0.1] * 3
+    size = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=5, **size)
+    save_for_hf(model, tmp_path / "timm", model_args=size, safe_serialization=True)
+    explorer = Explorer(str(tmp_path / "timm"))
+    assert explorer.classifies and explorer.processing.mean == list(model.pretrained_cfg["mean"])
+    assert len(explorer.open(encoded(random_pixels()), "x.png").scores) == 5

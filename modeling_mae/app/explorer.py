@@ -13,8 +13,9 @@ from transformers.utils import logging
 from ..data.bit_depth import WHITE
 from ..data.crops import CenterCrop, crop_and_resize
 from ..data.decode import decode
-from ..data.processor import Processing, checkpoint_processing, image_processor
+from ..data.processor import Processing, checkpoint_processing, image_processor, processing_of
 from ..errors import UserError
+from ..interop.read import read
 from ..interop.state_dicts import IMAGENET_MEAN, IMAGENET_STD
 from ..modeling_mae import EvalNet, MAEForPreTraining, MAEModel, MAEPreTrainedModel
 from ..report.reconstruction import visible_colours
@@ -176,6 +177,8 @@ def load_any(checkpoint: str) -> MAEPreTrainedModel:
             if not any(name.startswith(part) for name in info["missing_keys"]):
                 return model
         return MAEModel.from_pretrained(checkpoint, dtype=torch.float32)
+    except UserError:
+        raise
     except (OSError, SafetensorError, ValueError, RuntimeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:300].rstrip(".")
         raise UserError(
@@ -186,7 +189,11 @@ def load_any(checkpoint: str) -> MAEPreTrainedModel:
 
 def _processing(checkpoint: str, channels: int) -> tuple[Processing, bool]:
     """What is done to an image, and whether mean and deviation are guessed."""
-    processing = checkpoint_processing(checkpoint)
+    foreign = read(checkpoint, None, {})  # None where it is ours
+    if foreign is None:
+        processing = checkpoint_processing(checkpoint)
+    else:
+        processing = processing_of(foreign.processor) if foreign.processor else Processing()
     if processing.mean is not None:
         return processing, False
     if channels != 3:
