@@ -33,6 +33,11 @@ COMMANDS = {
         "modeling_mae.commands.neighbours:add_arguments",
         "the nearest neighbours of given images, and near-duplicates",
     ),
+    "app": Command(
+        "modeling_mae.app.command:add_arguments",
+        "look at a checkpoint in the browser: reconstructions, attention, features, nearest neighbours, classes",
+        extra="app",
+    ),
     "convert": Command(
         "modeling_mae.commands.convert:add_arguments",
         "from and to other projects' checkpoints, ONNX and torch.export",

@@ -276,6 +276,32 @@ def download_checkpoint(source: str, folder: Path, beside=LOG) -> Path:
     return folder / name
 
 
+def push_space(folder: Path, repo_id: str, *, private: bool) -> str:
+    """Upload `folder` as the Gradio Space `repo_id`. Gives its address.
+
+    Raises:
+        UserError: the Hub refuses or does not answer; names the command that pushes later.
+    """
+    logging.set_verbosity_error()
+    disable_progress_bars()
+    api = HfApi()
+    ignored = ["*__pycache__*", ".partial-*"]
+
+    def push() -> str:
+        url = api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private or None, exist_ok=True)
+        api.upload_folder(repo_id=url.repo_id, repo_type="space", folder_path=folder, ignore_patterns=ignored)
+        return str(url)
+
+    try:
+        return _retried(push)
+    except Exception as error:  # whatever the network and its client come up with
+        words = ["hf", "upload", repo_id, str(folder), ".", "--repo-type", "space", *["--private"] * private]
+        raise UserError(
+            f"{repo_id!r} is not pushed ({_reason(error)}): all is in {folder}; push it later with "
+            f"`{shlex.join(words)}`"
+        ) from None
+
+
 def _matching(names: list[str], patterns: tuple[str, ...]) -> list[str]:
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 

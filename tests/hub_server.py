@@ -17,6 +17,7 @@ import yaml
 
 
 LFS = (".safetensors", ".bin", ".pkl", ".pt", ".npy")
+KIND = "(?:models|spaces)"
 REPO = r"(?P<repo>[^/]+/[^/]+)"
 
 
@@ -30,6 +31,7 @@ class Commit:
 @dataclass
 class Repo:
     private: bool
+    sdk: str | None = None  # of a Space
     commits: list[Commit] = field(
         default_factory=lambda: [Commit("0" * 40, "initial commit", {".gitattributes": b""})]
     )
@@ -167,8 +169,9 @@ class Handler(BaseHTTPRequestHandler):
         repo = f"{asked.get('organization') or self.server.user}/{asked['name']}"
         self.check_token(repo)
         status = 409 if repo in self.server.repos else 200
-        self.server.repos.setdefault(repo, Repo(asked.get("visibility") == "private"))
-        raise Answer(status, {"url": f"{self.server.url}/{repo}"})
+        self.server.repos.setdefault(repo, Repo(asked.get("visibility") == "private", asked.get("sdk")))
+        place = "spaces/" if asked.get("type") == "space" else ""
+        raise Answer(status, {"url": f"{self.server.url}/{place}{repo}"})
 
     def may_write(self, body, repo):
         self.check_token(repo)
@@ -262,12 +265,12 @@ ROUTES = [
     ("GET", "/api/whoami-v2", "whoami"),
     ("POST", "/api/validate-yaml", "validate_yaml"),
     ("POST", "/api/repos/create", "create"),
-    ("GET", f"/api/models/{REPO}/auth-check/write", "may_write"),
-    ("GET", f"/api/models/{REPO}(/revision/(?P<revision>.+))?", "info"),
-    ("GET", f"/api/models/{REPO}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", "tree"),
-    ("POST", f"/api/models/{REPO}/preupload/(?P<revision>.+)", "preupload"),
-    ("POST", f"/{REPO}[.]git/info/lfs/objects/batch", "lfs_batch"),
+    ("GET", f"/api/{KIND}/{REPO}/auth-check/write", "may_write"),
+    ("GET", f"/api/{KIND}/{REPO}(/revision/(?P<revision>.+))?", "info"),
+    ("GET", f"/api/{KIND}/{REPO}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", "tree"),
+    ("POST", f"/api/{KIND}/{REPO}/preupload/(?P<revision>.+)", "preupload"),
+    ("POST", f"/(?:spaces/)?{REPO}[.]git/info/lfs/objects/batch", "lfs_batch"),
     ("PUT", "/lfs/(?P<oid>[0-9a-f]{64})", "lfs_put"),
-    ("POST", f"/api/models/{REPO}/commit/(?P<revision>.+)", "commit"),
+    ("POST", f"/api/{KIND}/{REPO}/commit/(?P<revision>.+)", "commit"),
     ("GET", f"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
 ]

@@ -21,6 +21,7 @@ ARROWS = {
     "commands": {"data", "training", "evaluation", "report", "interop", *SHARED, "configuration_mae", "modeling_mae"},
     "__main__": {"errors"},  # it finds the subcommands by name
     "registration": {"interop", *TRAVELLING},
+    "app": {"data", "report", "interop", "hub", *SHARED, "masking_mae", "modeling_mae"},
     "problems": {"configuration_mae"},
     "errors": set(),
     "files": set(),

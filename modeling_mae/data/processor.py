@@ -84,6 +84,11 @@ def checkpoint_processing(name_or_path: str | None) -> Processing:
         processor = AutoImageProcessor.from_pretrained(name_or_path)
     except (OSError, ValueError):
         return Processing()
+    return processing_of(processor)
+
+
+def processing_of(processor) -> Processing:
+    """What an image processor does."""
     fraction = getattr(processor, "crop_fraction", None)  # ours say it; of others it follows from the sizes
     edge = (processor.size or {}).get("shortest_edge")
     if fraction is None and edge and getattr(processor, "do_center_crop", False):

@@ -58,17 +58,10 @@ def reconstruction_grid(
 ) -> torch.Tensor:
     """Puts images side by side: original, masked, reconstruction, one image a row.
 
-    Images with fewer than three channels show the first channel in gray. Images with more show the first three, and
-    they, like values beyond 0..1, are stretched: the 2nd percentile of the originals is black, the 98th white.
-    `mean` and `std` undo the normalisation. `grid` is the number of rows and columns of patches. `gap` is the width
-    of the white lines between images. Returns ``(height, width, 3)`` uint8."""
-    original, reconstructed = _shown(pixel_values, mean, std), _shown(reconstruction, mean, std)
-    sample = original.transpose(0, 1).flatten(1).numpy()  # (3, values)
-    low, high = torch.from_numpy(np.percentile(sample, STRETCH, axis=1)).float()  # (3,) each
-    if pixel_values.shape[1] > 3 or low.min() < 0 or high.max() > 1:
-        low, span = low.view(-1, 1, 1), (high - low).clamp(min=1e-12).view(-1, 1, 1)
-        original, reconstructed = (original - low) / span, (reconstructed - low) / span
-    original, reconstructed = _to_bytes(original), _to_bytes(reconstructed)
+    `mean` and `std` undo the normalisation, and colours are those of `visible_colours`. `grid` is the number of rows
+    and columns of patches. `gap` is the width of the white lines between images. Returns ``(height, width, 3)`` uint8.
+    """
+    original, reconstructed = visible_colours(pixel_values, reconstruction, mean=mean, std=std)
     batch, _, height, width = original.shape
     patch_height, patch_width = height // grid[0], width // grid[1]
     hidden = mask.cpu().bool().view(batch, 1, *grid)
@@ -80,6 +73,22 @@ def reconstruction_grid(
             top, left = row * (height + gap), column * (width + gap)
             sheet[top : top + height, left : left + width] = images[row].permute(1, 2, 0)
     return sheet
+
+
+def visible_colours(
+    originals: torch.Tensor, *others: torch.Tensor, mean: list[float], std: list[float]
+) -> list[torch.Tensor]:
+    """Normalised images ``(batch, channels, height, width)`` as ``(batch, 3, height, width)`` uint8, all alike.
+
+    Images with fewer than three channels show the first channel in gray. Images with more show the first three, and
+    they, like values beyond 0..1, are stretched: the 2nd percentile of the originals is black, the 98th white."""
+    shown = [_shown(images, mean, std) for images in (originals, *others)]
+    sample = shown[0].transpose(0, 1).flatten(1).numpy()  # (3, values)
+    low, high = torch.from_numpy(np.percentile(sample, STRETCH, axis=1)).float()  # (3,) each
+    if originals.shape[1] > 3 or low.min() < 0 or high.max() > 1:
+        low, span = low.view(-1, 1, 1), (high - low).clamp(min=1e-12).view(-1, 1, 1)
+        shown = [(images - low) / span for images in shown]
+    return [_to_bytes(images) for images in shown]
 
 
 def describe_shown(channels: int, bands: list[int] | None = None) -> str:

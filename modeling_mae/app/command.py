@@ -1,0 +1,93 @@
+"""The command `mae app`: options, and what they start."""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from ..errors import UserError
+
+
+MOST_IMAGES = 1000
+LAST_PORT = 65535
+
+
+def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
+    """The options of `parser`. Gives what the command does."""
+    parser.add_argument("checkpoint", help="a file, a folder or a Hub id; ours or another project's")
+    parser.add_argument(
+        "--images", metavar="FOLDER", help="show the nearest neighbours among the images of this folder"
+    )
+    parser.add_argument(
+        "--max_images",
+        type=int,
+        default=MOST_IMAGES,
+        help="of a larger folder, so many images are taken, evenly spaced (default %(default)s)",
+    )
+    parser.add_argument("--port", type=int, help="of the page; a free one from 7860 on by default")
+    parser.add_argument(
+        "--to_space",
+        metavar="NAME/SPACE",
+        help="start nothing: write a folder that runs as a Hugging Face Space, and push it when there is a token",
+    )
+    parser.add_argument(
+        "--space_dir", type=Path, help="where --to_space writes; a folder of the Space's name by default"
+    )
+    parser.add_argument("--private", action="store_true", help="with --to_space: only you can see the Space")
+    return run
+
+
+def run(arguments: Namespace) -> None:
+    """What the command does.
+
+    Raises:
+        UserError: an option does not work, or Gradio is missing.
+    """
+    if arguments.max_images < 1:
+        raise UserError(f"--max_images {arguments.max_images} must be at least 1")
+    if arguments.port is not None and not 0 < arguments.port <= LAST_PORT:
+        raise UserError(f"--port {arguments.port} is none: give one of 1 ... {LAST_PORT}, or leave it out")
+    if arguments.to_space:
+        from .space import make_space  # late: it imports the Hub's client
+
+        make_space(
+            arguments.checkpoint,
+            arguments.to_space,
+            arguments.space_dir,
+            images=arguments.images,
+            most=arguments.max_images,
+            private=arguments.private,
+        )
+        return
+    serve(arguments.checkpoint, arguments.images, arguments.max_images, arguments.port)
+
+
+def serve(
+    checkpoint: str,
+    images: str | None = None,
+    most: int = MOST_IMAGES,
+    port: int | None = None,
+    title: str | None = None,
+) -> None:
+    """Show the page of a checkpoint until Ctrl-C. Also what a Space runs. `title` stands above the page.
+
+    Raises:
+        UserError: the checkpoint, the folder or the port does not work, or Gradio is missing.
+    """
+    try:
+        from .page import Page  # late: Gradio takes seconds
+        from .serving import launch
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise UserError("the app needs Gradio, which is not installed: pip install gradio") from None
+    from .explorer import Explorer, Folder
+
+    explorer = Explorer(checkpoint)
+    folder = Folder(explorer, images, most, progress) if images else None
+    launch(Page(explorer, folder, title), port)
+
+
+def progress(batches: list) -> Iterable:
+    from tqdm import tqdm
+
+    return tqdm(batches, desc="reading the folder", unit="batch", leave=False)

@@ -1,0 +1,269 @@
+"""A checkpoint to look through: from the bytes of an image file to everything that the page shows of it."""
+
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers.utils import logging
+
+from ..data.bit_depth import WHITE
+from ..data.crops import CenterCrop, crop_and_resize
+from ..data.decode import decode
+from ..data.processor import Processing, checkpoint_processing, image_processor, processing_of
+from ..errors import UserError
+from ..interop.read import read
+from ..interop.state_dicts import IMAGENET_MEAN, IMAGENET_STD
+from ..modeling_mae import EvalNet, MAEForPreTraining, MAEModel, MAEPreTrainedModel
+from ..report.reconstruction import visible_colours
+from . import views
+
+
+@dataclass
+class Look:
+    """An image as the model sees it, and what the encoder makes of it."""
+
+    name: str
+    pixel_values: torch.Tensor  # (1, channels, height, width), normalised
+    picture: torch.Tensor  # (height, width, 3) uint8
+    stages: list[torch.Tensor]  # what each block gets, then what the last one gives; (1, 1 + patches, width) each
+    feature: torch.Tensor  # (width,), what the encoder pools
+    scores: list[tuple[str, float]] | None  # of a classifier, as `views.named_scores` gives them
+
+
+class Explorer:
+    """A checkpoint: pre-trained, a classifier, or an encoder alone; ours or another project's.
+
+    Raises:
+        UserError: there is no such checkpoint, or it cannot be read.
+    """
+
+    def __init__(self, checkpoint: str):
+        self.checkpoint = checkpoint
+        with _quiet():
+            self.model = load_any(checkpoint).eval()
+            self.processing, self.guessed = _processing(checkpoint, self.model.config.num_channels)
+        self.encoder: MAEModel = self.model if isinstance(self.model, MAEModel) else self.model.mae
+        self.config = self.model.config
+        self.grid, self.size = self.config.grid, self.config.image_height_width
+
+    @property
+    def reconstructs(self) -> bool:
+        return isinstance(self.model, MAEForPreTraining)
+
+    @property
+    def classifies(self) -> bool:
+        return isinstance(self.model, EvalNet)
+
+    @property
+    def depth(self) -> int:
+        return self.config.num_hidden_layers
+
+    def normalised(self, images: torch.Tensor) -> torch.Tensor:
+        """``(batch, channels, height, width)`` of images where 255 is white."""
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.processing.mean, self.processing.std))
+        return (images.float() / WHITE - mean) / std
+
+    @torch.inference_mode()
+    def open(self, data: bytes, name: str) -> Look:
+        """Look at an encoded image, in the crop of the checkpoint's image processor.
+
+        Raises:
+            UserError: the file is not an image, or it does not have the model's channels.
+        """
+        image = decode(data, name, self.config.num_channels, self.processing.white, bands=self.processing.bands)
+        crop = CenterCrop(self.size, self.processing.crop_fraction or 1.0)
+        boxes, _ = crop(0, [0], *image.shape[1:])
+        return self.look(crop_and_resize(image[None], boxes, None, self.size), name)
+
+    @torch.inference_mode()
+    def look(self, images: torch.Tensor, name: str) -> Look:
+        """Look at ``(1, channels, height, width)`` at the model's size, where 255 is white."""
+        pixel_values = self.normalised(images)
+        encoded = self.encoder(pixel_values, return_stages=True)
+        scores = None
+        if self.classifies:
+            logits = self.model.head(self.model.head_norm(encoded.pooler_output))[0]
+            scores = views.named_scores(logits, self.config.id2label, self.config.problem_type)
+        return Look(
+            name,
+            pixel_values,
+            self.pictures(pixel_values)[0],
+            list(encoded.stages),
+            self._pooled(encoded)[0],
+            scores,
+        )
+
+    def _pooled(self, encoded) -> torch.Tensor:
+        """``(batch, width)``. The mean of the patches stands in for an attention pooling that nothing trained."""
+        pooled = encoded.pooler_output
+        return encoded.last_hidden_state[:, 1:].mean(1) if pooled is None else pooled
+
+    def pictures(self, original: torch.Tensor, *others: torch.Tensor) -> list[torch.Tensor]:
+        """Normalised images ``(1, channels, height, width)`` as ``(height, width, 3)`` uint8, in the same colours."""
+        shown = visible_colours(original, *others, mean=self.processing.mean, std=self.processing.std)
+        return [images[0].permute(1, 2, 0) for images in shown]
+
+    @torch.inference_mode()
+    def reconstruct(self, look: Look, mask: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """The picture that the decoder makes of the patches which ``mask (patches,)`` leaves visible, and the loss.
+
+        Raises:
+            UserError: the mask hides nothing or everything, or the checkpoint has no decoder.
+        """
+        if not self.reconstructs:
+            raise UserError("this checkpoint has no decoder: reconstruction needs one of run_pretrain.py")
+        hidden = int(mask.sum())
+        if hidden in (0, len(mask)):
+            remedy = "click a patch to hide it" if hidden == 0 else "click a patch to show it"
+            raise UserError(f"{hidden} of {len(mask)} patches are hidden, and some must be visible: {remedy}")
+        outputs = self.model(look.pixel_values, bool_masked_pos=mask[None])
+        reconstruction = self.model.reconstruct(look.pixel_values, outputs)
+        return self.pictures(look.pixel_values, reconstruction)[1], float(outputs.loss)
+
+    def attention(self, look: Look, token: int, block: int) -> torch.Tensor:
+        """How much a token takes of each one in block 1 ... depth, ``(1 + patches,)``. Token 0 is the class token."""
+        return views.attention_of(self.encoder.layers[block - 1], look.stages[block - 1], token)
+
+    @torch.inference_mode()
+    def patch_features(self, look: Look, block: int) -> torch.Tensor:
+        """The patches ``(patches, width)`` after block 1 ... depth, under the encoder's final norm."""
+        return self.encoder.layernorm(look.stages[block])[0, 1:]
+
+    @torch.inference_mode()
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """``(batch, width)`` of images at the model's size, where 255 is white."""
+        return self._pooled(self.encoder(self.normalised(images)))
+
+    def processor(self):
+        """The image processor that does what this class does to an image."""
+        processing, channels = self.processing, self.config.num_channels
+        return image_processor(
+            self.size,
+            processing.mean,
+            processing.std,
+            channels,
+            processing.crop_fraction or 1.0,
+            processing.white,
+            processing.bands,
+        )
+
+
+@contextmanager
+def _quiet():
+    """transformers would tell of every weight that is not there, and of processors that it does not find."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        logging.enable_progress_bar()
+
+
+def load_any(checkpoint: str) -> MAEPreTrainedModel:
+    """The checkpoint as what it holds: a classifier, encoder and decoder, or the encoder alone.
+
+    Raises:
+        UserError: there is no such checkpoint, or it cannot be read.
+    """
+    try:
+        for model_class, part in ((EvalNet, "head."), (MAEForPreTraining, "decoder.")):
+            model, info = model_class.from_pretrained(checkpoint, output_loading_info=True, dtype=torch.float32)
+            if not any(name.startswith(part) for name in info["missing_keys"]):
+                return model
+        return MAEModel.from_pretrained(checkpoint, dtype=torch.float32)
+    except UserError:
+        raise
+    except (OSError, SafetensorError, ValueError, RuntimeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        raise UserError(
+            f"checkpoint {checkpoint!r} cannot be loaded: {reason}; give a file, a folder with a config.json and "
+            "weights, or a Hub id"
+        ) from error
+
+
+def _processing(checkpoint: str, channels: int) -> tuple[Processing, bool]:
+    """What is done to an image, and whether mean and deviation are guessed."""
+    foreign = read(checkpoint, None, {})  # None where it is ours
+    if foreign is None:
+        processing = checkpoint_processing(checkpoint)
+    else:
+        processing = processing_of(foreign.processor) if foreign.processor else Processing()
+    if processing.mean is not None:
+        return processing, False
+    if channels != 3:
+        raise UserError(
+            f"checkpoint {checkpoint!r} has no image processor, and no usual mean and deviation of {channels} "
+            "channels: save one beside it (modeling_mae.data.processor.image_processor)"
+        )
+    return Processing(list(IMAGENET_MEAN), list(IMAGENET_STD), 1.0, WHITE), True
+
+
+class Folder:
+    """The images of a folder with their features, for nearest neighbours. `pictures` are small ones.
+
+    Of more than `most` images, that many are taken, evenly spaced. Files that cannot be read are left out.
+
+    Raises:
+        UserError: the folder does not exist, or it has no image that can be read.
+    """
+
+    def __init__(
+        self,
+        explorer: Explorer,
+        folder: str,
+        most: int,
+        progress: Callable[[Iterable], Iterable] = iter,
+        batch_size: int = 16,
+    ):
+        from ..data.images import open_images  # late: a page without a folder needs no data sets
+        from ..data.sources import load_source
+
+        self.explorer = explorer
+        processing = explorer.processing
+        source = load_source(data_dir=folder)
+        self.total = len(source)
+        self.images = open_images(
+            source,
+            explorer.size,
+            explorer.config.num_channels,
+            memory_budget=0,
+            crop_fraction=processing.crop_fraction or 1.0,
+            on_bad_image="skip",
+            white=processing.white,
+            bands=processing.bands,
+        )
+        rows = self.images.spread(most)
+        features, pictures = [], []
+        for batch in progress([rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]):
+            images = self.images.batch(0, batch)["images"]
+            features.append(explorer.features(images))
+            # Opening eight large files for every answer would take seconds.
+            pictures += [views.small(explorer.pictures(image[None])[0]) for image in explorer.normalised(images)]
+        # The next image stands in for one that cannot be read.
+        readable = (~self.images.skipped[rows]).nonzero()[:, 0].tolist()
+        self.rows, self.pictures = [rows[i] for i in readable], [pictures[i] for i in readable]
+        self.bank = torch.cat(features)[readable]  # (images, width)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def look(self, place: int) -> Look:
+        """Look at one of the images."""
+        return self.explorer.look(self.images.batch(0, [self.rows[place]])["images"], self.name(place))
+
+    def name(self, place: int) -> str:
+        """The file of one of the images, or its number in the folder."""
+        source, row = self.images.source, self.rows[place]
+        path = source.dataset[row][source.image_column]["path"]
+        return Path(path).name if path else f"image {row}"
+
+    def neighbours(self, look: Look, count: int) -> list[tuple[int, float]]:
+        """(place among the images, cosine similarity) of those nearest to `look`, the nearest first."""
+        similarities, places = views.nearest(look.feature, self.bank, count)
+        return list(zip(places.tolist(), similarities.tolist(), strict=True))

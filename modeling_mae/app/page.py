@@ -1,0 +1,319 @@
+"""The page of the app in Gradio: what stands where, and what a click does."""
+
+import functools
+import html
+import math
+import time
+from dataclasses import dataclass
+
+import gradio as gr
+import torch
+
+from ..errors import UserError
+from ..problems import REGRESSION
+from ..report.reconstruction import describe_shown
+from . import views
+from .explorer import Explorer, Folder, Look
+
+
+CLICKED = "clicked"  # the kind of mask that a person chooses
+KINDS = ("random", "block", "grid", CLICKED)
+NEIGHBOURS = 8
+SAMPLES = 8  # images of the folder to choose from
+KEPT = (3600, 24 * 3600)  # seconds: how often uploaded files are looked through, and how long they stay
+NO_DECODER = (
+    "No reconstruction: this checkpoint is {kind} and has no decoder. Give one that `run_pretrain.py` wrote to see "
+    "what the model makes of hidden patches."
+)
+
+
+@dataclass
+class Session:
+    """What one visitor looks at."""
+
+    look: Look
+    mask: torch.Tensor  # bool (patches,), true = hidden
+    patch: int  # whose attention is shown
+    seed: int = 0  # of the drawn masks
+
+
+def telling(answer):
+    """Times a handler of `Page`. What a person can mend becomes the message of the page, and nothing else changes."""
+
+    @functools.wraps(answer)
+    def handler(self, *args):
+        start = time.perf_counter()
+        try:
+            changes, what = answer(self, *args)
+        except UserError as error:
+            return {self.message: f'<p class="error">{html.escape(" ".join(str(error).split()))}</p>'}
+        seconds = time.perf_counter() - start
+        return {**changes, self.message: f"<p>{html.escape(what)} ({seconds:.1f} s)</p>"}
+
+    return handler
+
+
+class Page:
+    """The components, and the handlers of what is done to them. `blocks` is what Gradio launches."""
+
+    def __init__(self, explorer: Explorer, folder: Folder | None = None, title: str | None = None):
+        self.explorer, self.folder = explorer, folder
+        # Nothing is sent home, and what visitors upload is not kept for ever.
+        title = title or explorer.checkpoint
+        with gr.Blocks(title=title, fill_width=True, analytics_enabled=False, delete_cache=KEPT) as self.blocks:
+            self.session = gr.State()
+            heading = f"<h2>{html.escape(title)}</h2><p>{html.escape(describe(explorer, folder))}</p>"
+            gr.HTML(heading, elem_id="title")
+            self.message = gr.HTML("<p>Drop an image in to begin.</p>", elem_id="message")
+            with gr.Row():
+                with gr.Column(scale=1, min_width=250):
+                    self._controls()
+                with gr.Column(scale=4):
+                    self._panes()
+            self._connect()
+
+    def _controls(self) -> None:
+        explorer = self.explorer
+        self.file = gr.File(label="Image", file_count="single", type="filepath", height=130, elem_id="file")
+        self.samples = None
+        if self.folder:
+            self.sampled = range(0, len(self.folder), max(1, len(self.folder) // SAMPLES))[:SAMPLES]
+            self.samples = gr.Gallery(
+                [self.folder.pictures[place].numpy() for place in self.sampled],
+                label="or one of the folder",
+                columns=4,
+                height="auto",
+                allow_preview=False,
+                format="png",
+                buttons=[],
+                elem_id="samples",
+                elem_classes="pane",
+            )
+        highest = round(1 - math.ceil(100 / explorer.config.num_patches) / 100, 2)  # one patch stays visible
+        kind, ratio = explorer.config.mask_type, explorer.config.mask_ratio
+        has_decoder = explorer.reconstructs
+        self.kind = gr.Radio(KINDS, value=kind, label="Kind of mask", visible=has_decoder, elem_id="kind")
+        self.ratio = gr.Slider(
+            0.01,
+            highest,
+            value=min(ratio, highest),
+            step=0.01,
+            label="Part hidden",
+            visible=has_decoder,
+            elem_id="ratio",
+        )
+        self.again = gr.Button("Another mask", visible=has_decoder, elem_id="again")
+        self.block = gr.Slider(
+            1, explorer.depth, value=explorer.depth, step=1, label="Block of the encoder", elem_id="block"
+        )
+
+    def _panes(self) -> None:
+        explorer = self.explorer
+        with gr.Row():
+            self.original = pane("Image: click to frame a patch", "original", clickable=True)
+            self.masked = pane("Masked: click to change", "masked", clickable=True, visible=explorer.reconstructs)
+            self.reconstruction = pane("Reconstruction", "reconstruction", visible=explorer.reconstructs)
+            with gr.Column(visible=not explorer.reconstructs):
+                self.scores = gr.Label(label="Classes", visible=explorer.classifies, elem_id="scores")
+                kind = "a classifier" if explorer.classifies else "an encoder"
+                gr.Markdown(NO_DECODER.format(kind=kind), elem_id="no-decoder")
+        with gr.Row():
+            self.class_attention = pane("Attention of the class token", "class-attention")
+            self.patch_attention = pane("Attention of the patch", "patch-attention")
+            self.components = pane("Principal components of patches", "components")
+        self.neighbours = gr.Gallery(
+            label="Nearest in the folder (cosine similarity)",
+            columns=NEIGHBOURS,
+            height="auto",
+            allow_preview=False,
+            format="png",
+            buttons=[],
+            visible=self.folder is not None,
+            elem_id="neighbours",
+            elem_classes="pane",
+        )
+
+    def _connect(self) -> None:
+        shown = [self.original, self.class_attention, self.patch_attention, self.components]
+        masked = [self.masked, self.reconstruction]
+        everything = [self.session, self.message, self.kind, *shown, *masked, self.scores, self.neighbours]
+        settings = [self.kind, self.ratio, self.block]
+        quiet = {"show_progress": "hidden", "trigger_mode": "always_last", "concurrency_id": "model"}
+        opening = {"show_progress": "minimal", "trigger_mode": "always_last", "concurrency_id": "model"}
+        self.file.upload(self.open_file, [self.file, *settings], everything, **opening)
+        if self.samples:
+            self.samples.select(self.open_sample, settings, everything, **opening)
+        self.neighbours.select(self.open_neighbour, [self.session, *settings], everything, **opening)
+        drawing = [self.session, self.message, *masked]
+        for event in (self.kind.input, self.ratio.input):
+            event(self.draw, [self.session, self.kind, self.ratio], drawing, **quiet)
+        self.again.click(self.draw_again, [self.session, self.kind, self.ratio], [*drawing, self.kind], **quiet)
+        self.masked.select(self.click_masked, [self.session], [*drawing, self.kind], **quiet)
+        looking = [self.session, self.message, *shown]
+        self.original.select(self.click_original, [self.session, self.block], looking, **quiet)
+        self.block.input(self.choose_block, [self.session, self.block], looking, **quiet)
+
+    # --- what a person does ---
+
+    @telling
+    def open_file(self, path: str, kind: str, ratio: float, block: int):
+        with open(path, "rb") as file:
+            data = file.read()
+        return self._open(self.explorer.open(data, path.replace("\\", "/").split("/")[-1]), kind, ratio, block)
+
+    @telling
+    def open_sample(self, kind: str, ratio: float, block: int, event: gr.SelectData):
+        return self._open(self.folder.look(self.sampled[event.index]), kind, ratio, block)
+
+    @telling
+    def open_neighbour(self, session: Session, kind: str, ratio: float, block: int, event: gr.SelectData):
+        place, _ = self.folder.neighbours(opened(session).look, NEIGHBOURS)[event.index]
+        return self._open(self.folder.look(place), kind, ratio, block)
+
+    @telling
+    def draw(self, session: Session | None, kind: str, ratio: float):
+        return self._draw(opened(session), kind, ratio)
+
+    @telling
+    def draw_again(self, session: Session | None, kind: str, ratio: float):
+        session = opened(session)
+        session.seed += 1
+        drawn = self.explorer.config.mask_type if kind == CLICKED else kind
+        changes, what = self._draw(session, drawn, ratio)
+        return {**changes, self.kind: drawn}, what
+
+    @telling
+    def click_masked(self, session: Session | None, event: gr.SelectData):
+        session = opened(session)
+        session.mask = views.toggled(session.mask, self._patch(event))
+        changes, what = self._masked(session)
+        return {**changes, self.kind: CLICKED}, what
+
+    @telling
+    def click_original(self, session: Session | None, block: int, event: gr.SelectData):
+        session = opened(session)
+        session.patch = self._patch(event)
+        return {self.session: session, **self._encoded(session, block)}, self._place(session.patch)
+
+    @telling
+    def choose_block(self, session: Session | None, block: int):
+        return self._encoded(opened(session), block), f"block {block} of {self.explorer.depth}"
+
+    # --- what is shown then ---
+
+    def _open(self, look: Look, kind: str, ratio: float, block: int):
+        rows, columns = self.explorer.grid
+        session = Session(look, torch.zeros(rows * columns, dtype=torch.bool), rows // 2 * columns + columns // 2)
+        changes = {self.session: session, **self._encoded(session, block)}
+        what = look.name
+        if self.explorer.reconstructs:
+            drawn, hidden = self._draw(session, kind, ratio)
+            changes, what = {**changes, **drawn}, f"{what}: {hidden}"
+        if look.scores is not None:
+            changes[self.scores] = label_of(look.scores, self.explorer.config.problem_type)
+        if self.folder:
+            changes[self.neighbours] = [
+                (self.folder.pictures[place].numpy(), f"{similarity:.2f}  {self.folder.name(place)}")
+                for place, similarity in self.folder.neighbours(look, NEIGHBOURS)
+            ]
+        return changes, what
+
+    def _draw(self, session: Session, kind: str, ratio: float):
+        if kind == CLICKED:
+            session.mask = torch.zeros_like(session.mask)
+        else:
+            session.mask = views.drawn_mask(kind, ratio, self.explorer.grid, session.seed)
+        return self._masked(session)
+
+    def _masked(self, session: Session):
+        look, mask, grid = session.look, session.mask, self.explorer.grid
+        hidden, patches = int(mask.sum()), len(mask)
+        masked = views.enlarged(views.with_hidden(look.picture, mask, grid)).numpy()
+        changes = {
+            self.session: session,
+            self.masked: gr.Image(masked, label=f"Masked, {hidden} of {patches}: click to change"),
+        }
+        if hidden in (0, patches):
+            remedy = "click patches of the masked picture to hide them" if hidden == 0 else "click one to show it"
+            changes[self.reconstruction] = gr.Image(None, label="Reconstruction")
+            return changes, f"{hidden} of {patches} patches hidden: {remedy}"
+        picture, loss = self.explorer.reconstruct(look, mask)
+        changes[self.reconstruction] = gr.Image(
+            views.enlarged(picture).numpy(), label=f"Reconstruction: loss {loss:.3f}"
+        )
+        return changes, f"{hidden} of {patches} patches hidden"
+
+    def _encoded(self, session: Session, block: int) -> dict:
+        look, grid, patch, explorer = session.look, self.explorer.grid, session.patch, self.explorer
+        original = views.enlarged(look.picture)
+        by_class, by_patch = (explorer.attention(look, token, block) for token in (0, 1 + patch))
+        colours = views.as_colours(views.principal_components(explorer.patch_features(look, block)))
+        return {
+            self.original: views.with_frame(original, patch, grid).numpy(),
+            self.class_attention: gr.Image(
+                views.with_heat(original, by_class[1:], grid).numpy(),
+                label=f"Attention of the class token ({by_class[0]:.0%} to itself)",
+            ),
+            self.patch_attention: gr.Image(
+                views.with_frame(views.with_heat(original, by_patch[1:], grid), patch, grid).numpy(),
+                label=f"Attention of the patch ({by_patch[0]:.0%} to class)",
+            ),
+            self.components: views.with_colours(colours, grid, original.shape[:2]).numpy(),
+        }
+
+    def _patch(self, event: gr.SelectData) -> int:
+        """The patch of a click, which comes in pixels of the picture as it was sent."""
+        factor = views.enlargement(self.explorer.size)
+        height, width = (side * factor for side in self.explorer.size)
+        return views.patch_at(*event.index, (height, width), self.explorer.grid)
+
+    def _place(self, patch: int) -> str:
+        columns = self.explorer.grid[1]
+        return f"patch in row {patch // columns + 1}, column {patch % columns + 1}"
+
+
+def pane(label: str, name: str, clickable: bool = False, visible: bool = True) -> gr.Image:
+    return gr.Image(
+        label=label,
+        format="png",
+        interactive=False,
+        buttons=[],
+        visible=visible,
+        elem_id=name,
+        elem_classes=["pane", "clickable"] if clickable else ["pane"],
+    )
+
+
+def opened(session: Session | None) -> Session:
+    """The session, where an image has been opened."""
+    if session is None:
+        raise UserError("there is no image yet: drop one in")
+    return session
+
+
+def label_of(scores: list[tuple[str, float]], problem_type: str | None):
+    """What `gr.Label` shows: bars for shares, plain text for numbers."""
+    if problem_type == REGRESSION:
+        return "\n".join(f"{name}: {value:.4g}" for name, value in scores)
+    return dict(scores)
+
+
+def describe(explorer: Explorer, folder: Folder | None) -> str:
+    """What is looked at, in a line."""
+    config = explorer.config
+    kind = "classifier" if explorer.classifies else "encoder and decoder" if explorer.reconstructs else "encoder"
+    (height, width), (patch_height, patch_width) = explorer.size, config.patch_height_width
+    channels = f"{config.num_channels} channel{'s' * (config.num_channels > 1)}"
+    parts = [
+        f"{kind}, {config.num_hidden_layers} blocks of width {config.hidden_size}",
+        f"images of {height} x {width} pixels, {channels}, patches of {patch_height} x {patch_width}",
+    ]
+    if explorer.guessed:
+        parts.append("no image processor, so ImageNet's mean and deviation are used")
+    if folder:
+        part = f"{len(folder):,} of {folder.total:,}" if len(folder) < folder.total else f"{len(folder):,}"
+        parts.append(f"neighbours among {part} images")
+    sentence = "; ".join(parts) + "."
+    return " ".join(
+        [sentence[0].upper() + sentence[1:], describe_shown(config.num_channels, explorer.processing.bands)]
+    )

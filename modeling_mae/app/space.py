@@ -1,0 +1,149 @@
+"""The app as a Hugging Face Space: a folder with everything that it needs, and its way to the Hub."""
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import gradio
+from huggingface_hub import get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from ..errors import UserError
+from .explorer import Explorer
+
+
+PACKAGE = Path(__file__).parents[1]
+PYTHON = "3.12"
+# As in setup.cfg: what the package needs, and its extra `app`. A test compares them.
+REQUIREMENTS = """torch>=2.7.1
+transformers>=5.9
+accelerate>=1.6
+datasets>=3.6
+gradio>=6.31
+matplotlib>=3.9.4
+numpy>=2.0.2
+pillow>=11.0
+safetensors>=0.5
+tifffile>=2024.8.10
+torchvision>=0.22.1
+tqdm
+"""
+APP = '''"""The page of this Space, written by `mae app --to_space`."""
+
+from modeling_mae.app.command import serve
+
+
+serve({checkpoint!r}, {images!r}, {most}, title={title!r})
+'''
+CARD = """---
+title: {title}
+emoji: 🧩
+sdk: gradio
+sdk_version: {gradio}
+python_version: "{python}"
+app_file: app.py
+{models}---
+
+# {name}
+
+Look at the masked autoencoder {what}: hide patches of an image and see what it reconstructs, what its tokens attend
+to, and the principal components of its patch features.
+"""
+
+
+def make_space(
+    checkpoint: str, space: str, folder: Path | None, *, images: str | None, most: int, private: bool
+) -> Path:
+    """Write the app of `checkpoint` into `folder` (by default one of the Space's name) and push it where there is a
+    token. A checkpoint on this machine goes into the folder. One on the Hub is named, and the Space loads it.
+
+    Of the folder `images` at most `most` files go with it, evenly spaced.
+
+    Raises:
+        UserError: `space` is no name/space, the checkpoint or the images cannot be read, `folder` holds something
+            else, or the Hub refuses.
+    """
+    try:
+        validate_repo_id(space)
+    except HFValidationError:
+        space = ""
+    if "/" not in space:
+        raise UserError("--to_space needs the name of a Space, as in me/demo: your name on the Hub, and the Space's")
+    folder = folder or Path(space.split("/")[1])
+    _claim(folder)
+    explorer = Explorer(checkpoint)  # also of the Hub: what it cannot show is said here, not in the Space
+    is_local = Path(checkpoint).exists()
+    title = Path(checkpoint).resolve().name if is_local else checkpoint
+    write_app(folder, space, "model" if is_local else checkpoint, title, "images" if images else None, most)
+    if is_local:
+        explorer.model.save_pretrained(folder / "model")
+        explorer.processor().save_pretrained(folder / "model")
+    if images:
+        count = _copy_images(images, folder / "images", most)
+        seen = "you alone" if private else "everybody"
+        print(f"images     {count:,} go into the Space, where {seen} can see them")
+    print(f"written    {folder}; try it with `cd {shlex.quote(str(folder))} && python app.py`")
+    if get_token() is None:
+        command = f"hf upload {space} {shlex.quote(str(folder))} . --repo-type space" + " --private" * private
+        print(f"not pushed: there is no token. Run `hf auth login`, then `{command}`")
+        return folder
+    from ..hub import push_space  # late: it imports the training's libraries
+
+    print(f"pushed     {push_space(folder, space, private=private)}")
+    return folder
+
+
+def _claim(folder: Path) -> None:
+    """Make `folder`, or empty it where it holds a Space of ours.
+
+    Raises:
+        UserError: it holds anything else.
+    """
+    if folder.exists():
+        app = folder / "app.py"
+        is_ours = app.is_file() and "mae app --to_space" in app.read_text(encoding="utf-8", errors="replace")
+        if not is_ours and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{str(folder)!r} is there already and no Space written here: give another --space_dir")
+        for name in ("model", "images", PACKAGE.name):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def write_app(folder: Path, space: str, checkpoint: str, title: str, images: str | None, most: int) -> None:
+    """Everything but the checkpoint and the images: the page, the card, the requirements, and this package."""
+    name = space.split("/")[1]
+    on_hub = checkpoint == title
+    card = CARD.format(
+        title=json.dumps(name),  # YAML reads JSON's strings
+        gradio=gradio.__version__,
+        python=PYTHON,
+        models=f"models:\n- {checkpoint}\n" if on_hub else "",
+        name=name,
+        what=f"[{title}](https://huggingface.co/{title})" if on_hub else f"`{title}`",
+    )
+    app = APP.format(checkpoint=checkpoint, images=images, most=most, title=title)
+    for file, text in (("app.py", app), ("README.md", card), ("requirements.txt", REQUIREMENTS)):
+        (folder / file).write_text(text, encoding="utf-8")
+    for source in PACKAGE.rglob("*.py"):
+        target = folder / PACKAGE.name / source.relative_to(PACKAGE)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+
+def _copy_images(images: str, folder: Path, most: int) -> int:
+    """How many images of the folder `images` were copied, evenly spaced; parquet files give theirs too."""
+    from ..data.arrays import cell_of  # late: it imports `datasets`
+    from ..data.decode import file_size
+    from ..data.sources import load_source
+
+    source = load_source(data_dir=images)
+    rows = sorted({round(i * (len(source) - 1) / max(1, most - 1)) for i in range(min(most, len(source)))})
+    folder.mkdir()
+    for row in rows:
+        cell = cell_of(source.dataset[row][source.image_column])
+        data = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+        name = Path(cell["path"] or "").name or f"image.{file_size(data, None)[1].lower()}"
+        (folder / f"{row:06d}-{name}").write_bytes(data)
+    return len(rows)

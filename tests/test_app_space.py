@@ -1,0 +1,121 @@
+"""What `mae app --to_space` writes and pushes."""
+
+import argparse
+import ast
+import configparser
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from conftest import ROOT
+from hub_server import HubServer
+from huggingface_hub import constants
+from PIL import Image
+from test_app import random_pixels, saved
+
+from modeling_mae import hub as hub_module
+from modeling_mae.app.command import add_arguments
+from modeling_mae.app.explorer import Explorer
+from modeling_mae.errors import UserError
+
+
+pytest.importorskip("gradio", reason="the app needs gradio")
+
+from modeling_mae.app import space as space_module  # noqa: E402
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    with HubServer() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None))
+        monkeypatch.setattr(hub_module, "WAITS", (0, 0))
+        monkeypatch.setenv("HF_TOKEN", server.token)
+        yield server
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    saved(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def make(*words) -> None:
+    parser = argparse.ArgumentParser()
+    run = add_arguments(parser)
+    run(parser.parse_args(list(map(str, words))))
+
+
+def card_of(text: str) -> dict:
+    return yaml.safe_load(text.split("---")[1])
+
+
+def test_a_space_is_pushed_and_is_complete(server, checkpoint, tmp_path, capsys):
+    pictures = tmp_path / "pictures" / "sub"
+    pictures.mkdir(parents=True)
+    for i in range(5):
+        Image.fromarray(random_pixels(i)).save(pictures / f"{i}.png")
+    folder = tmp_path / "space"
+    options = ("--images", pictures.parent, "--max_images", 2, "--private")
+    make(checkpoint, "--to_space", "me/demo", "--space_dir", folder, *options)
+    assert "pushed" in capsys.readouterr().out
+    repo, files = server.repos["me/demo"], server.files("me/demo")
+    assert repo.sdk == "gradio" and repo.private
+    written = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert written.items() <= files.items()
+    assert sorted(name for name in written if name.startswith("images/")) == [
+        "images/000000-0.png",
+        "images/000004-4.png",
+    ]
+    package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "modeling_mae").rglob("*.py")}
+    assert {name for name in written if name.startswith("modeling_mae/")} == package
+    card = card_of(files["README.md"].decode())
+    assert (card["sdk"], card["app_file"], card["title"]) == ("gradio", "app.py", "demo")
+    assert "models" not in card  # the checkpoint is in the Space
+    calls = [node for node in ast.walk(ast.parse(files["app.py"])) if isinstance(node, ast.Call)]
+    assert [ast.literal_eval(word) for word in calls[0].args] == ["model", "images", 2]
+    ours, theirs = Explorer(str(checkpoint)), Explorer(str(folder / "model"))
+    assert ours.processing == theirs.processing and theirs.reconstructs
+    assert all((theirs.model.state_dict()[key] == value).all() for key, value in ours.model.state_dict().items())
+
+
+def test_without_a_token_the_command_is_printed(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(space_module, "get_token", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    make("run", "--to_space", "me/demo")
+    assert "hf upload me/demo demo . --repo-type space" in capsys.readouterr().out
+    assert (tmp_path / "demo" / "app.py").exists()
+    (tmp_path / "demo" / "model" / "old.bin").write_bytes(b"")
+    make("run", "--to_space", "me/demo")  # over its own
+    assert not (tmp_path / "demo" / "model" / "old.bin").exists()
+
+
+def test_a_checkpoint_of_the_hub_is_named(tmp_path):
+    space_module.write_app(tmp_path, "me/demo", "you/mae", "you/mae", None, 10)
+    card = card_of((tmp_path / "README.md").read_text())
+    assert card["models"] == ["you/mae"]
+    assert "serve('you/mae', None, 10, title='you/mae')" in (tmp_path / "app.py").read_text()
+
+
+def test_what_does_not_work_is_one_line(server, checkpoint, tmp_path):
+    for name in ("demo", "me/", "a/b/c", "me/de mo"):
+        with pytest.raises(UserError, match="--to_space needs"):
+            make(checkpoint, "--to_space", name, "--space_dir", tmp_path / "space")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "diary.txt").write_text("mine")
+    with pytest.raises(UserError, match="no Space written here"):
+        make(checkpoint, "--to_space", "me/demo", "--space_dir", tmp_path / "other")
+    with pytest.raises(UserError, match="not yours.*hf upload you/demo"):
+        make(checkpoint, "--to_space", "you/demo", "--space_dir", tmp_path / "space")
+    for words, message in ((("--max_images", 0), "at least 1"), (("--port", 70000), "65535")):
+        with pytest.raises(UserError, match=message):
+            make(checkpoint, *words)
+
+
+def test_a_space_installs_what_the_app_needs():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    lines = config["options"]["install_requires"] + config["options.extras_require"]["app"]
+    assert sorted(space_module.REQUIREMENTS.split()) == sorted(lines.split())
