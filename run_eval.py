@@ -139,6 +139,9 @@ def main(args: EvalArguments) -> None:
         dataset_name=sets.eval_name,
         k=K,
         problem=sets.problem,
+        images=len(sets.evaluation),
+        class_names=sets.class_names,
+        license=args.license,
         **faults,
     )
     if not hub.push():
@@ -245,6 +248,7 @@ def test_classifier(
             arguments=dataclasses.asdict(args),
             results=results,
             predictions=predictions if args.save_predictions else None,
+            license=args.license,
             **hub.about(folder),
             **sets.about_evaluation,
             **about,

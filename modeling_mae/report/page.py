@@ -1,0 +1,75 @@
+"""Pages that hold all they show: written in one file, read without network. `page.html` is how they look."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jinja2
+
+from ..files import write_text
+
+
+TEMPLATE = Path(__file__).with_name("page.html")
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph, and below it what to type, if there is something."""
+
+    text: str
+    command: str = ""
+    kind: str = "text"
+
+
+@dataclass(frozen=True)
+class Table:
+    """The first cell of a row is its title. `numbers` stand right. `marked` are (row, column) to stand out, counted
+    from 0; column 0 is the titles'."""
+
+    rows: list[list[str]]
+    head: list[str] = field(default_factory=list)
+    numbers: bool = False
+    marked: frozenset[tuple[int, int]] = frozenset()
+    kind: str = "table"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """`address` holds the picture itself (`chart_uri`, `picture_uri`). `on_paper`: its background is white."""
+
+    address: str
+    alt: str
+    caption: str = ""
+    on_paper: bool = False
+    kind: str = "picture"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Parts side by side, where there is room."""
+
+    parts: list
+    kind: str = "row"
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Parts that a click on the title shows."""
+
+    title: str
+    parts: list
+    kind: str = "folded"
+
+
+@dataclass(frozen=True)
+class Section:
+    """Without parts it is left out."""
+
+    title: str
+    parts: list
+
+
+def write_page(path: Path, title: str, lead: str, sections: list[Section]) -> None:
+    """Writes the page. All texts are plain: what would be markup in them is shown as it is."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    write_text(path, template.render(title=title, lead=lead, sections=sections) + "\n")
