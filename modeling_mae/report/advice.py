@@ -83,6 +83,14 @@ def _unfinished_business(run: RunFiles) -> list[Text]:
                 "the model has learnt nothing yet. Train longer, or with another --base_learning_rate."
             )
         )
+    trained, untrained = (run.knn.get(f"{name} encoder") for name in ("trained", "untrained"))
+    if trained is not None and untrained is not None and trained <= untrained:
+        advice.append(
+            Text(
+                f"The features are no better than those of an untrained encoder (k-NN accuracy {100 * trained:.1f} % "
+                f"and {100 * untrained:.1f} %). Train longer, on more images, or with smaller patches."
+            )
+        )
     if summary.get("updates_per_epoch", FEW_UPDATES) < FEW_UPDATES:
         updates = summary["updates_per_epoch"]
         advice.append(
@@ -98,7 +106,7 @@ def _troubles_with_images(summary: dict) -> list[Text]:
     advice = []
     if summary.get("skipped"):
         text = f"{summary['skipped']:,} images could not be decoded and were left out: the lines that begin with"
-        advice.append(Text(f"{text} `skipped` name them. Mend or remove them."))
+        advice.append(Text(f"{text} skipped name them. Mend or remove them."))
     if summary.get("waited", 0) > WAITS:
         advice.append(
             Text(
@@ -114,7 +122,7 @@ def _length_of_pretraining(run: RunFiles) -> Text:
     longer = f"--num_train_epochs {max(1, math.ceil(2 * epochs))} --resume_from_checkpoint auto"
     if len(run.training.growth) > 1:
         verdict = judge_growth(run.training.growth)
-        sentence = f"{verdict[0].upper()}{verdict[1:]}."
+        sentence = f"Features: {verdict}."
         if "no longer rising" in verdict:
             return Text(sentence)
         return Text(f"{sentence} The same command goes on from here with:", longer)
@@ -244,4 +252,4 @@ def _launch(script: str, *words: str) -> str:
 def _export(checkpoint: str) -> Text:
     target = f"{Path(checkpoint).name}.onnx"
     words = shlex.join(["python", "-m", "modeling_mae.interop", checkpoint, target, "--to", "onnx"])
-    return Text("Export it, here as an ONNX graph; `--help` lists the other formats:", words)
+    return Text("Export it, here as an ONNX graph; --help lists the other formats:", words)

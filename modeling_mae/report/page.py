@@ -34,20 +34,23 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """`address` holds the picture itself (`chart_uri`, `picture_uri`). `on_paper`: its background is white."""
+    """`address` holds the picture itself (`chart_uri`, `picture_uri`). `on_paper`: its background is white. `tall`: it
+    is higher than wide, and is to fit a screen."""
 
     address: str
     alt: str
     caption: str = ""
     on_paper: bool = False
+    tall: bool = False
     kind: str = "picture"
 
 
 @dataclass(frozen=True)
 class Row:
-    """Parts side by side, where there is room."""
+    """Parts side by side, where there is room. `charts` take more of it than other pictures."""
 
     parts: list
+    charts: bool = False
     kind: str = "row"
 
 

@@ -26,7 +26,7 @@ def results_cells(rows: list[dict], *, k: int, problem: Problem = PROBLEMS[SINGL
     for row in rows:
         values = [row.get("knn", {}).get(k), *map(row.get, columns), row.get(f"last_{problem.metric}")]
         images = f"{row['images']:,}" if "images" in row else ""
-        lines.append([_row_title(row), images, *map(problem.shown, values)])
+        lines.append([row_title(row), images, *map(problem.shown, values)])
     filled = [True, *(any(column[1:]) for column in list(zip(*lines, strict=True))[1:])]
     return [[cell for cell, kept in zip(line, filled, strict=True) if kept] for line in lines]
 
@@ -37,7 +37,7 @@ def _is_imbalanced(row: dict) -> bool:
     return bool(present) and max(present) > 2 * min(present)
 
 
-def _row_title(row: dict) -> str:
+def row_title(row: dict) -> str:
     n_partial = row.get("n_partial")
     if n_partial is None:
         return row["name"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from ..problems import PROBLEMS, SINGLE_LABEL, Problem
-from .advice import evaluation_advice, judge_growth, pretraining_advice
+from .advice import evaluation_advice, pretraining_advice
 from .charts import features_curve, loss_curve, partial_curve, training_curve
 from .figures import chart_uri, picture_uri
 from .page import Folded, Picture, Row, Section, Table, Text, write_page
@@ -58,7 +58,7 @@ def _pretraining_sections(run: RunFiles) -> list[Section]:
     return [
         Section("Results", [Table(list(map(list, pretraining_figures(run).items())))]),
         Section("What to do next", pretraining_advice(run)),
-        Section("Curves", charts),
+        Section("Curves", [Row(charts, charts=True)] if charts else []),
         Section("Reconstructions", _reconstructions(run)),
         Section("Nearest neighbours", neighbours),
         Section("Settings", [_settings_table({"": training})]),
@@ -74,8 +74,11 @@ def pretraining_figures(run: RunFiles) -> dict[str, str]:
         figures["length"] = f"{training.losses[-1]['step']:,} updates, {training.losses[-1]['epoch']:g} epochs"
     for name, accuracy in run.knn.items():
         figures[f"k-NN accuracy (k = {summary.get('k', '?')}), {name}"] = f"{100 * accuracy:.1f} %"
-    if len(training.growth) > 1:
-        figures["features"] = judge_growth(training.growth)
+    ranks = [entry["rank"] for entry in training.growth if "rank" in entry]
+    if ranks:
+        untrained = training.growth[0].get("rank_untrained")
+        before = f", untrained {untrained:.1f}" if untrained else ""
+        figures["effective rank of the features"] = f"{ranks[-1]:.1f}{before}"
     return figures | run_figures(summary)
 
 
@@ -96,9 +99,8 @@ def run_figures(summary: dict) -> dict[str, str]:
 
 
 def _reconstructions(run: RunFiles) -> list:
-    final = _picture(
-        run.folder / "reconstruction.png", "Images, masked and reconstructed", run.summary.get("picture", "")
-    )
+    caption = run.summary.get("picture", "")
+    final = _picture(run.folder / "reconstruction.png", "Images, masked and reconstructed", caption, tall=True)
     earlier = sorted((run.folder / "pictures").glob("reconstruction-epoch-*.png"))
     if not earlier:
         return final
@@ -108,8 +110,8 @@ def _reconstructions(run: RunFiles) -> list:
     return [*final, Folded("The same images during the training", [Row(pictures)])]
 
 
-def _picture(path: Path, alt: str, caption: str) -> list[Picture]:
-    return [Picture(picture_uri(path), alt, caption, on_paper=True)] if path.exists() else []
+def _picture(path: Path, alt: str, caption: str, tall: bool = False) -> list[Picture]:
+    return [Picture(picture_uri(path), alt, caption, on_paper=True, tall=tall)] if path.exists() else []
 
 
 # --- evaluation ---
@@ -143,7 +145,7 @@ def _evaluation_charts(run: RunFiles, problem: Problem) -> list:
         for name, training in run.trainings.items()
         if training.losses
     ]
-    return [*charts, Row(curves)] if curves else charts
+    return [*charts, Row(curves, charts=True)] if curves else charts
 
 
 def _classes(run: RunFiles) -> list:

@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 
 
-# Folders of one machine, what becomes of the run's files, and the licence, which stands where the Hub looks for it.
-HIDDEN_ARGUMENTS = ("output_dir", "cache_dir", "resume_from_checkpoint", "license")
+# Folders of one machine, how a run was started, where its files went, and the licence, which has a place of its own.
+HIDDEN_ARGUMENTS = (
+    *("output_dir", "cache_dir", "overwrite_output_dir", "resume_from_checkpoint", "allow_changes", "report_to"),
+    *("push_to_hub", "hub_model_id", "hub_private_repo", "license"),
+)
 # Of these the last part is shown alone. It says which images or weights they were. What stands before it says how
 # somebody's machine is arranged, and often who that is; and cards and pages are made to be passed on.
 NAMED_FOLDERS = ("train_dir", "validation_dir", "model_name_or_path", "config_name")
