@@ -44,8 +44,8 @@ def nearest_images(
     """`QUERIES` images of `evaluation`, and the training images with the most similar features, by cosine. Without
     `evaluation` the queries are training images; they are no neighbours then.
 
-    `model` is not wrapped. All processes compute the features. The main process has the result, the others get None, as it does where there
-    are too few images.
+    `model` is not wrapped. All processes compute the features. The main process has the result, the others get None,
+    as it does where there are too few images.
     """
     rows = np.unique(train.spread(COMPARED))
     query_rows = np.unique((train if evaluation is None else evaluation).spread(QUERIES))

@@ -107,7 +107,7 @@ def _troubles_with_images(summary: dict) -> list[Text]:
     if summary.get("skipped"):
         text = f"{summary['skipped']:,} images could not be decoded and were left out: the lines that begin with"
         advice.append(Text(f"{text} skipped name them. Mend or remove them."))
-    if summary.get("waited", 0) > WAITS:
+    if (summary.get("waited") or 0) > WAITS:
         advice.append(
             Text(
                 f"The training waited {100 * summary['waited']:.0f} % of its time for images. More "

@@ -6,11 +6,10 @@ from ..errors import UserError
 from ..problems import PROBLEMS, SINGLE_LABEL, Problem
 from .charts import runs_curve
 from .figures import chart_uri, picture_uri
-from .page import Folded, Picture, Row, Section, Table, Text, write_page
+from .page import Picture, Row, Section, Table, write_page
 from .results import row_title
-from .run import PRETRAINING, RunFiles, read_run
-from .run_pages import pretraining_figures, run_figures, settings_rows
-from .settings import shown_settings
+from .run import EVALUATION, PRETRAINING, RunFiles, read_run
+from .run_pages import pretraining_figures, run_figures, settings_parts
 
 
 def compare_runs(folders: list[Path], out: Path) -> None:
@@ -30,7 +29,8 @@ def compare_runs(folders: list[Path], out: Path) -> None:
     sections = [
         *_results(runs),
         Section("Curves", [Row(_charts(runs), charts=True)]),
-        Section("Settings", _settings(runs)),
+        Section("Settings of pre-training", _settings(runs, PRETRAINING)),
+        Section("Settings of evaluation", _settings(runs, EVALUATION)),
         Section("Reconstructions", _reconstructions(runs)),
     ]
     try:
@@ -144,20 +144,12 @@ def _chart(logs: dict[str, list], key: str, title: str, scale: float = 1, settle
 # --- settings and pictures ---
 
 
-def _settings(runs: dict[str, RunFiles]) -> list:
-    columns = {}
+def _settings(runs: dict[str, RunFiles], kind: str) -> list:
+    trainings = {}
     for name, run in runs.items():
-        for training_name, training in run.trainings.items():
-            title = name if len(run.trainings) == 1 else f"{name}, {training_name}"
-            columns[title] = shown_settings(training.arguments)
-    unknown = [title for title, settings in columns.items() if not settings]
-    columns = {title: settings for title, settings in columns.items() if settings}
-    rows = settings_rows(list(columns.values()))
-    differ = [row for row in rows if len(set(row[1:])) > 1]
-    same = [row[:2] for row in rows if len(set(row[1:])) == 1]
-    parts = [Table(differ, ["", *columns])] if differ else [Text("No setting differs.")] if len(columns) > 1 else []
-    parts += [Text(f"Not known of {', '.join(unknown)}, which has not ended.")] if unknown else []
-    return [*parts, *([Folded(f"{len(same)} settings that all have alike", [Table(same)])] if same else [])]
+        for training_name, training in run.trainings.items() if run.kind == kind else ():
+            trainings[name if len(run.trainings) == 1 else f"{name}, {training_name}"] = training
+    return settings_parts(trainings)
 
 
 def _reconstructions(runs: dict[str, RunFiles]) -> list:

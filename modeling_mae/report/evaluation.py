@@ -133,8 +133,10 @@ def report_evaluation(
     k: int,
     problem: Problem = PROBLEMS[SINGLE_LABEL],
     incomplete: int = 0,
-    images: int = 0,
+    eval_images: int = 0,
     class_names: list[str] | None = None,
+    dataset_id: str | None = None,
+    split: str | None = None,
     repo_id: str | None = None,
     license: str | None = None,
 ) -> None:
@@ -142,10 +144,9 @@ def report_evaluation(
 
     `rows` are the results of frozen features and of classifiers, see `results_table`. `folders` are the folders of
     the trained classifiers in `output_dir`: with fewer than two, README.md is the classifier's own and stays as it
-    is. `dataset_name` is what they were evaluated on, `images` images of the classes `class_names`. partial.png is
-    drawn if more than one number of blocks was tuned. `skipped` images, of training and evaluation together, could
-    not be decoded; `incomplete` had missing values. `repo_id` is the Hub repository of `output_dir`, None if there is
-    none."""
+    is. They were evaluated on `eval_images` images, of the classes `class_names`. partial.png is drawn if more than
+    one number of blocks was tuned. `skipped` images, of training and evaluation together, could not be decoded;
+    `incomplete` had missing values. `repo_id` is the Hub repository of `output_dir`, None if there is none."""
     write_json(output_dir / "results.json", rows)
     tuned, from_scratch = tuned_accuracies(rows, problem)
     has_picture = len(tuned) > 1
@@ -158,7 +159,8 @@ def report_evaluation(
         options = {"picture": has_picture, "problem": problem, "license": license}
         write_overview_card(output_dir, name, cells, folders, dataset_name, **options)
     write_text(output_dir / "results.txt", table + "\n")
-    summary = {"kind": EVALUATION, "name": name, "data": dataset_name, "images": images, "repo_id": repo_id}
+    summary = {"kind": EVALUATION, "name": name, "data": dataset_name, "repo_id": repo_id}
+    summary |= {"images": eval_images, "dataset_id": dataset_id, "split": split}
     summary |= {"problem": problem.problem_type, "k": k, "class_names": class_names}
     write_json(output_dir / "summary.json", summary | {"skipped": skipped, "incomplete": incomplete})
     page = write_run_page(output_dir)

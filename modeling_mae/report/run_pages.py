@@ -61,7 +61,7 @@ def _pretraining_sections(run: RunFiles) -> list[Section]:
         Section("Curves", [Row(charts, charts=True)] if charts else []),
         Section("Reconstructions", _reconstructions(run)),
         Section("Nearest neighbours", neighbours),
-        Section("Settings", [_settings_table({"": training})]),
+        Section("Settings", settings_parts({"": training})),
     ]
 
 
@@ -130,7 +130,7 @@ def _evaluation_sections(run: RunFiles) -> list[Section]:
         Section("What to do next", evaluation_advice(run)),
         Section("Curves", _evaluation_charts(run, problem)),
         Section("Classes", _classes(run)),
-        Section("Settings", [_settings_table(run.trainings)] if run.trainings else []),
+        Section("Settings", settings_parts(run.trainings)),
     ]
 
 
@@ -161,19 +161,25 @@ def _classes(run: RunFiles) -> list:
     known = [(value, name) for value, name in zip(accuracies, names, strict=False) if value is not None]
     table = [Table([[name, f"{100 * value:.1f} %"] for value, name in sorted(known)[:WORST]])] if known else []
     caption = [Text(f"Accuracy of {best['name']} on the classes that it does worst on:")] if known else []
-    return [*([Row(parts)] if parts else []), *caption, *table]
+    return [*([Row(parts, charts=True)] if parts else []), *caption, *table]
 
 
 # --- what both share ---
 
 
-def _settings_table(trainings: dict[str, Training]) -> Table:
-    """The settings of each training. What they have in common stands once, in the first column."""
-    columns = [shown_settings(training.arguments) for training in trainings.values()]
-    rows = settings_rows(columns)
-    if len(columns) > 1:
-        return Table([row if len(set(row[1:])) > 1 else row[:2] for row in rows], ["", *trainings])
-    return Table(rows)
+def settings_parts(trainings: dict[str, Training]) -> list:
+    """The settings of each training. Those of which all have the same stand below the others."""
+    columns = {name: shown_settings(training.arguments) for name, training in trainings.items()}
+    unknown = [name for name, settings in columns.items() if not settings]
+    columns = {name: settings for name, settings in columns.items() if settings}
+    rows = settings_rows(list(columns.values()))
+    if len(columns) < 2:
+        return [Table(rows)] if rows else []
+    differ = [row for row in rows if len(set(row[1:])) > 1]
+    same = [row[:2] for row in rows if len(set(row[1:])) == 1]
+    parts = [Table(differ, ["", *columns]) if differ else Text("No setting differs.")]
+    parts += [Text(f"The settings of {', '.join(unknown)} are not known yet.")] if unknown else []
+    return [*parts, *([Folded(f"{len(same)} settings that all have alike", [Table(same)])] if same else [])]
 
 
 def settings_rows(columns: list[dict]) -> list[list[str]]:
