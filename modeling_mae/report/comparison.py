@@ -16,7 +16,7 @@ def compare_runs(folders: list[Path], out: Path) -> None:
     """Writes the page `out` about the runs in `folders`, pre-trainings and evaluations.
 
     Raises:
-        UserError: a folder holds no run, is given twice, or there is only one; or `out` cannot be written.
+        UserError: a folder holds no run, is given twice, or there is only one; or as `write_page`.
     """
     folders = [Path(folder) for folder in folders]
     places = [folder.resolve() for folder in folders]
@@ -33,10 +33,7 @@ def compare_runs(folders: list[Path], out: Path) -> None:
         Section("Settings of evaluation", _settings(runs, EVALUATION)),
         Section("Reconstructions", _reconstructions(runs)),
     ]
-    try:
-        write_page(Path(out), f"{len(runs)} runs compared", ", ".join(runs), sections)
-    except OSError as error:
-        raise UserError(f"{str(out)!r} cannot be written ({error.strerror}): give another --out") from error
+    write_page(Path(out), f"{len(runs)} runs compared", ", ".join(runs), sections)
 
 
 def _names(places: list[Path]) -> list[str]:

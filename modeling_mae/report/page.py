@@ -5,7 +5,8 @@ from pathlib import Path
 
 import jinja2
 
-from ..files import write_text
+from ..errors import UserError
+from ..files import is_full, write_text
 
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -72,7 +73,18 @@ class Section:
 
 
 def write_page(path: Path, title: str, lead: str, sections: list[Section]) -> None:
-    """Writes the page. All texts are plain: what would be markup in them is shown as it is."""
+    """Writes the page. All texts are plain: what would be markup in them is shown as it is.
+
+    Raises:
+        UserError: `path` cannot be written.
+    """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    write_text(path, template.render(title=title, lead=lead, sections=sections) + "\n")
+    html = template.render(title=title, lead=lead, sections=sections) + "\n"
+    html = html.encode("ascii", "xmlcharrefreplace").decode()  # the same in whatever encoding the system writes
+    try:
+        write_text(path, html)
+    except OSError as error:
+        if is_full(error):
+            raise
+        raise UserError(f"{str(path)!r} cannot be written ({error.strerror}): give another --out") from error

@@ -19,16 +19,17 @@ EARLIER = 3  # pictures of reconstructions during the training
 WORST = 10  # classes, of those the classifier does worst on
 
 
-def write_run_page(folder: Path) -> Path:
-    """Writes report.html into the folder of a run: results, what to do next, curves, pictures, settings.
+def write_run_page(folder: Path, out: Path | None = None) -> Path:
+    """Writes the page of the run in `folder`: results, what to do next, curves, pictures, settings. Gives its path,
+    `out` or report.html in the folder.
 
     Raises:
-        UserError: as `read_run`.
+        UserError: as `read_run` and `write_page`.
     """
     run = read_run(folder)
     name = run.summary.get("name") or run.name
     sections = _pretraining_sections(run) if run.kind == PRETRAINING else _evaluation_sections(run)
-    path = Path(folder) / PAGE
+    path = Path(out or Path(folder) / PAGE)
     write_page(path, name, _lead(run), sections)
     return path
 
