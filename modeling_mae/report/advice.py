@@ -84,7 +84,7 @@ def _unfinished_business(run: RunFiles) -> list[Text]:
             )
         )
     trained, untrained = (run.knn.get(f"{name} encoder") for name in ("trained", "untrained"))
-    if trained is not None and untrained is not None and trained <= untrained:
+    if trained is not None and untrained is not None and trained <= untrained < 1:
         advice.append(
             Text(
                 f"The features are no better than those of an untrained encoder (k-NN accuracy {100 * trained:.1f} % "
