@@ -111,8 +111,8 @@ def main(args: EvalArguments) -> None:
     transform = BatchTransform(mean, std, config.image_height_width).to(accelerator.device)
     say(f"data       {sets}, mean {mean}, std {std}{sets.remarks}")
     say(f"parallel   {launch.describe_parallelism(accelerator)}")
-    for training in trainings:
-        check_training(training, config.num_hidden_layers, sets, mean, accelerator.num_processes)
+    check = (config.num_hidden_layers, sets, mean, accelerator.num_processes)
+    work = {training.name: check_training(training, *check) for training in trainings}
 
     # Frozen features, the checkpoint as it is, and every training
     rows = []
@@ -125,20 +125,25 @@ def main(args: EvalArguments) -> None:
         checkpoint = ("checkpoint", args.model_name_or_path, output_dir)
         rows.append(test_classifier(*checkpoint, args, sets, transform, hub, accelerator))
     with hub.finishing_uploads(accelerator):
+        to_do = sum(amount for name, amount in work.items() if not finished.get(name))
         for training in trainings:
-            rows.append(finished.get(training.name) or train_classifier(training, sets, transform, hub, resume))
+            if finished.get(training.name):
+                rows.append(finished[training.name])
+                continue
+            to_do -= work[training.name]
+            rows.append(train_classifier(training, sets, transform, hub, resume, later=to_do / work[training.name]))
     faults = launch.count_faults(accelerator, sets.all())
     accelerator.end_training()
     if not accelerator.is_main_process:
         return
     report_evaluation(
         output_dir=output_dir,
-        name=hub.card_name(output_dir),
         rows=rows,
         folders=[training.name for training in trainings],
-        dataset_name=sets.eval_name,
         k=K,
-        problem=sets.problem,
+        license=args.license,
+        **hub.about(output_dir),
+        **sets.about_evaluation,
         **faults,
     )
     if not hub.push():
@@ -146,9 +151,10 @@ def main(args: EvalArguments) -> None:
 
 
 def train_classifier(
-    training: EvalTraining, sets: LabelledSets, transform: BatchTransform, hub: Hub, resume: str | None
+    training: EvalTraining, sets: LabelledSets, transform: BatchTransform, hub: Hub, resume: str | None, later: float
 ) -> dict:
-    """Train a classifier, keep the best epoch and the last, and test the best. Gives its row of the results."""
+    """Train a classifier, keep the best epoch and the last, and test the best. Gives its row of the results. `later`
+    is as in `train`."""
     args, folder, problem = training.arguments, training.folder, sets.problem
     accelerator = launch.make_accelerator(folder, args.trackers)
     total_batch, micro_batch = args.total_batch_size, args.per_device_train_batch_size
@@ -200,7 +206,7 @@ def train_classifier(
         keep_if_best(run, folder, problem, results)
 
     launch.init_trackers(accelerator, dataclasses.asdict(args))
-    train(run, loss_of, after_epoch)
+    train(run, loss_of, after_epoch, later)
     for tracker in accelerator.trackers:
         tracker.finish()
 
@@ -245,6 +251,7 @@ def test_classifier(
             arguments=dataclasses.asdict(args),
             results=results,
             predictions=predictions if args.save_predictions else None,
+            license=args.license,
             **hub.about(folder),
             **sets.about_evaluation,
             **about,
@@ -252,16 +259,21 @@ def test_classifier(
     return {"name": name, **results}
 
 
-def check_training(training: EvalTraining, depth: int, sets: LabelledSets, mean: list[float], processes: int) -> None:
-    """Raise before any long work what the last of several trainings would raise after the others."""
+def check_training(training: EvalTraining, depth: int, sets: LabelledSets, mean: list[float], processes: int) -> float:
+    """Raise before any long work what the last of several trainings would raise after the others. Gives about how much
+    work the training is, in forward passes of an image: a backward pass through a block takes twice its forward pass.
+    """
     args = training.arguments
     try:
         check_blocks(training.n_partial, depth)
         images = training_view(sets.train, mean=mean, **args.view_options())
         order = images.order(args.total_batch_size, args.seed)
         MicroBatches(order, args.per_device_train_batch_size, range(1), num_processes=processes)
+        updates = Schedule.from_epochs(len(images), **args.schedule_options()).updates
     except (ArgumentError, UserError) as error:
         raise UserError(f"{training.name}: {error}") from None
+    tuned = depth if training.n_partial is None else training.n_partial
+    return updates * args.total_batch_size * (1 + 2 * tuned / depth)
 
 
 def loading(args: EvalArguments) -> dict:

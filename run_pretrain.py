@@ -24,9 +24,11 @@ from modeling_mae.data.statistics import choose_mean_std
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.features import K, knn_of_saved
 from modeling_mae.evaluation.growth import FeatureGrowth
+from modeling_mae.evaluation.nearest import nearest_images
 from modeling_mae.hub import Hub, local_checkpoint
+from modeling_mae.report.neighbours import save_nearest
 from modeling_mae.report.pretraining import describe_model, report_pretraining
-from modeling_mae.report.reconstruction import ReconstructionSheet, describe_shown, save_reconstruction
+from modeling_mae.report.reconstruction import ReconstructionSheet, save_reconstruction
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform
 from modeling_mae.training.checkpoints import choose_checkpoint
@@ -151,6 +153,8 @@ def main(args: PretrainArguments) -> None:
     if main_process:
         processor_of(images, mean, std).save_pretrained(output_dir)
     picture(output_dir / "reconstruction.png", schedule.updates)
+    nearest = nearest_images(accelerator, unwrapped, images, sets.evaluation, transform, **loading)
+    neighbours = save_nearest(output_dir / "neighbours.png", nearest, mean, std)
     faults = launch.count_faults(accelerator, [images])
     evaluation = sets.evaluation if args.knn else None
     knn = knn_of_saved(accelerator, output_dir, images, evaluation, transform, seed=args.seed, **loading)
@@ -164,7 +168,11 @@ def main(args: PretrainArguments) -> None:
         architecture=architecture,
         normalised=config.norm_pix_loss,
         seconds=seconds,
-        shown=describe_shown(config.num_channels, args.bands),
+        waited=run.waited / max(seconds, 1e-9),
+        picture=reconstructions.describe(args.bands),
+        neighbours=neighbours,
+        depth=config.num_hidden_layers,
+        license=args.license,
         knn=knn,
         k=K,
         **hub.about(output_dir),

@@ -146,6 +146,11 @@ class RunArguments:
     )
     hub_private_repo: bool = option(False, "Make the Hub repository private when it is created.")
 
+    license: str | None = option(
+        None,
+        "Licence of the weights for the model card, in the Hub's words, as in apache-2.0. By default none is named.",
+    )
+
     def run_folders(self) -> list[Path]:
         """Where the run, or each of its trainings, keeps model and checkpoints."""
         return [Path(self.output_dir)]

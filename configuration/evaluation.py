@@ -150,7 +150,7 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         harmless = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "allow_changes", "cache_dir"}
         harmless |= {"logging_steps", "checkpointing_steps", "checkpoints_kept", "dataloader_num_workers", "report_to"}
         harmless |= {"push_to_hub", "hub_model_id", "hub_private_repo", "save_predictions", "knn", "from_scratch"}
-        harmless |= {"per_device_train_batch_size", "per_device_eval_batch_size", "linear_overrides"}
+        harmless |= {"per_device_train_batch_size", "per_device_eval_batch_size", "linear_overrides", "license"}
         return [field.name for field in dataclasses.fields(self) if field.name not in harmless]
 
     def trainings(self) -> list["EvalTraining"]:

@@ -38,6 +38,10 @@ COMMANDS = {
         "look at a checkpoint in the browser: reconstructions, attention, features, nearest neighbours, classes",
         extra="app",
     ),
+    "report": Command(
+        "modeling_mae.report.command:add_arguments",
+        "the page of a run, or one page that compares several runs",
+    ),
     "convert": Command(
         "modeling_mae.commands.convert:add_arguments",
         "from and to other projects' checkpoints, ONNX and torch.export",

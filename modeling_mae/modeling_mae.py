@@ -1,7 +1,8 @@
 """The masked autoencoder, top to bottom: positions, blocks, encoder, decoder and loss, classifier, backbone."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from transformers.backbone_utils import BackboneMixin, filter_output_hidden_stat
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -766,6 +767,29 @@ def patch_statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     return mean, (variance + 1e-6).sqrt()
 
 
+@contextmanager
+def loading_report() -> Iterator[list[str]]:
+    """transformers' table of what a checkpoint lacks waits until the end. Sentences put into the list take its
+    place."""
+    logger, held = logging.get_logger("transformers.modeling_utils"), []
+    sentences: list[str] = []
+
+    def hold(record) -> bool:
+        held.append(record)
+        return False
+
+    logger.addFilter(hold)
+    try:
+        yield sentences
+    finally:
+        logger.removeFilter(hold)
+        for record in held:
+            if not (sentences and "LOAD REPORT" in record.getMessage()):
+                logger.handle(record)
+        for sentence in sentences:
+            logger.warning(sentence)
+
+
 class MAEHead(nn.Linear):
     """The classifier. It is a class of its own because its weights start differently from other linears'."""
 
@@ -774,7 +798,8 @@ class EvalNet(MAEPreTrainedModel):
     """The encoder and a linear classifier: probing, partial and end-to-end fine-tuning (paper, Sections 4.3, A.1).
 
     `EvalNet.from_pretrained(<pre-trained or EvalNet checkpoint>, num_labels=...)` takes the encoder. What is missing
-    starts anew, and transformers says what. Pooling, norm, drop path and label smoothing are set in the config.
+    starts anew. One line says so, or transformers' table where more is missing than the classifier. Pooling, norm,
+    drop path and label smoothing are set in the config.
     """
 
     def __init__(self, config: MAEConfig):
@@ -795,6 +820,18 @@ class EvalNet(MAEPreTrainedModel):
     # The decoder stays behind. So does the final norm where head_norm="layer" takes its place, and a pooling that the
     # configuration has not.
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^(mae\.)?(layernorm|pooler)\."]
+
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        with loading_report() as in_its_place:
+            model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+            missing, others = info["missing_keys"], info["mismatched_keys"] or info["unexpected_keys"]
+            new = ("head.", "head_norm.", "mae.pooler.")
+            if missing and not others and all(name.startswith(new) for name in missing):
+                in_its_place.append(
+                    f"EvalNet: a new classifier with {model.config.num_labels} outputs, yet to be trained"
+                )
+        return (model, info) if output_loading_info else model
 
     @torch.no_grad()
     def reset_head(self) -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -17,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from modeling_mae import MAEConfig
+from modeling_mae.training.state import History
 
 
 ROOT = Path(__file__).parents[1]
@@ -155,6 +157,13 @@ def processes_of(folder) -> list[int]:
         if str(folder) in words and any(word.endswith("run_pretrain.py") for word in words[:3]):
             pids.append(int(path.name))
     return pids
+
+
+def wait_for_update(process: subprocess.Popen, folder: Path, update: int) -> None:
+    """Wait until the run in `folder` has logged this update or a later one, or has ended."""
+    log = History(folder / "history.jsonl", main=False)
+    while process.poll() is None and not any(entry["step"] >= update for entry in log.read()):
+        time.sleep(0.01)
 
 
 def run_in_turn(*commands, script="run_pretrain.py") -> list[tuple[int, str]]:

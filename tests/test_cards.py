@@ -4,6 +4,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from modeling_mae.report.cards import write_classifier_card, write_overview_card, write_pretraining_card
+from modeling_mae.report.settings import folder_name
 
 
 def metadata(folder):
@@ -17,9 +18,16 @@ def test_pretraining_card(tmp_path):
         name="small",
         data="10 images of pets",
         architecture="Two blocks",
-        arguments={"seed": 3, "knn": False, "train_dir": "/home/me/pets", "cache_dir": None},
+        arguments={
+            "config_overrides": ["patch_size=4", "mask_ratio=0.5", "patch_size=7"],
+            "seed": 3,
+            "knn": False,
+            "train_dir": "/home/me/my|pets",
+            "cache_dir": "/home/me/cache",
+        },
         results={"final loss": "0.4321"},
-        normalised=True,
+        picture="Made so and so.",
+        license="cc-by-4.0",
         dataset_id="me/pets",
         dataset_name="Pets",
         knn={"raw pixels": 0.5, "trained encoder": 0.755},
@@ -31,7 +39,7 @@ def test_pretraining_card(tmp_path):
     (entry,) = header.pop("model-index")
     (result,) = entry["results"]
     assert header == {
-        "license": "apache-2.0",
+        "license": "cc-by-4.0",
         "library_name": "transformers",
         "pipeline_tag": "image-feature-extraction",
         "tags": ["mae", "masked-autoencoder", "self-supervised", "vision"],
@@ -48,15 +56,17 @@ def test_pretraining_card(tmp_path):
         "| final loss | 0.4321 |",
         "k-NN (k = 7)",
         "| raw pixels | 50.0 % |\n| trained encoder | 75.5 % |",
-        "mean and deviation of the hidden patch",
-        "| seed | `3` |\n| knn | `false` |",
+        "(reconstruction.png)\n\nMade so and so.\n",
+        # fields of the model once each, the later value; of a folder its name
+        "| setting | value |\n|--|--|\n| patch_size | `7` |\n| mask_ratio | `0.5` |\n| seed | `3` |\n"
+        "| knn | `false` |\n| train_dir | `my\\|pets` |\n\n",
         "(reconstruction.png)",
         "(loss.png)",
         'AutoModel.from_pretrained("me/small", trust_remote_code=True)',
         "@inproceedings{he2022masked,",
     ):
         assert part in text, part
-    assert "/home/me" not in text and "cache_dir" not in text
+    assert "/home/me" not in text and "cache" not in text and "neighbours" not in text
 
 
 def test_pretraining_card_without_knn(tmp_path):
@@ -67,14 +77,17 @@ def test_pretraining_card_without_knn(tmp_path):
         architecture="Two blocks",
         arguments={},
         results={"final loss": "0.4321"},
-        normalised=False,
+        picture="",
+        neighbours="Six images.",
         dataset_id="photos",
         dataset_name="photos",
     )
     header, text = metadata(tmp_path), (tmp_path / "README.md").read_text()
     # the Hub refuses a data set without an owner and results without a data set
     assert "datasets" not in header and "model-index" not in header
-    assert "k-NN" not in text and "normalised" not in text and 'from_pretrained("PATH_OR_HUB_ID"' in text
+    assert "license" not in header  # nobody has said one
+    assert "(neighbours.png)\n\nSix images.\n" in text
+    assert "k-NN" not in text and 'from_pretrained("PATH_OR_HUB_ID"' in text
 
 
 CLASSIFIER = {
@@ -131,12 +144,27 @@ def test_card_of_a_classifier_that_was_only_tested(tmp_path):
 
 
 def test_overview_card(tmp_path):
+    cells = [["", "images", "accuracy"], ["raw pixels", "", "62.5"], ["linear probing", "1,500", "85.0"]]
     for picture in (True, False):
-        write_overview_card(
-            tmp_path, "small", "n_partial 0  0.5", ["n_partial-0", "n_partial-1"], "Pets", picture=picture
-        )
+        write_overview_card(tmp_path, "small", cells, ["n_partial-0", "n_partial-1"], "Pets", picture=picture)
         card = ModelCard.load(tmp_path / "README.md")
-        assert card.data.license == "apache-2.0" and "# small" in card.text and "evaluated on Pets" in card.text
-        assert "```\nn_partial 0  0.5\n```" in card.text
+        assert card.data.license is None and "# small" in card.text and "evaluated on Pets" in card.text
+        table = "|  | images | accuracy |\n|--|--:|--:|\n| raw pixels |  | 62.5 |\n| linear probing | 1,500 | 85.0 |"
+        assert table in card.text
         assert "[n_partial-0](n_partial-0/README.md), [n_partial-1](n_partial-1/README.md)." in card.text
         assert ("(partial.png)" in card.text) == picture
+
+
+def test_names_of_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    for place, name in (
+        ("/home/me/pets", "pets"),
+        ("/home/me/pets/", "pets"),
+        ("runs/demo", "demo"),
+        ("me/demo", "me/demo"),  # there is no such folder: it is on the Hub
+        ("./me/demo", "demo"),
+        ("https://host/all/shard-{000..999}.tar", "shard-{000..999}.tar"),
+        (".", tmp_path.name),
+    ):
+        assert folder_name(place) == name

@@ -1,5 +1,7 @@
 """EvalNet: what is frozen, what the head sees, what is loaded."""
 
+import logging
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -222,3 +224,26 @@ def test_transformers_trainer_trains_it(tmp_path):
     assert trainer.evaluate(Images())["eval_loss"] > 0
     again = EvalNet.from_pretrained(tmp_path / "checkpoint-2").eval()
     torch.testing.assert_close(again(IMAGES).logits, model.eval()(IMAGES).logits)
+
+
+def test_a_new_classifier_is_told_in_one_line_and_more_in_a_table(tmp_path, monkeypatch):
+    MAEForPreTraining(tiny_config()).save_pretrained(tmp_path / "mae")
+    logger, records = logging.getLogger("transformers.modeling_utils"), []
+    monkeypatch.setattr(logger, "callHandlers", lambda record: records.append(record.getMessage()))
+
+    def said(folder, **options) -> list[str]:
+        records.clear()
+        EvalNet.from_pretrained(tmp_path / folder, **options)
+        return list(records)
+
+    new = ["EvalNet: a new classifier with 7 outputs, yet to be trained"]
+    assert said("mae", num_labels=7) == said("mae", num_labels=7, head_norm="batch", pooling="attention") == new
+    (table,) = said("mae", num_labels=7, num_hidden_layers=3)
+    assert "LOAD REPORT" in table and "layers.2" in table
+    EvalNet(tiny_config(num_labels=7)).save_pretrained(tmp_path / "classifier")
+    assert said("classifier") == []
+    (table,) = said("classifier", num_labels=3, ignore_mismatched_sizes=True)
+    assert "MISMATCH" in table
+    with pytest.raises(RuntimeError):
+        said("classifier", num_labels=3)
+    assert "MISMATCH" in records[-1] and not logger.filters

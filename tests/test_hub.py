@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import assert_same_run, assert_same_weights, run, start, tiny_config
+from conftest import assert_same_run, assert_same_weights, run, start, tiny_config, wait_for_update
 from hub_server import HubServer, Repo
 from huggingface_hub import constants
 from transformers import AutoModel, AutoModelForImageClassification
@@ -352,12 +352,10 @@ def test_a_run_goes_on_elsewhere_from_what_it_pushed(server, tmp_path, recipe):
 
     source = ("--resume_from_checkpoint", f"hub://me/whole@{first.sha}")
     stopped = start(*command, tmp_path / "stopped", *source, *push, "me/stopped", **client)
-    lines = []
-    for line in stopped.stdout:
-        lines.append(line)
-        if line.startswith("update 12/"):
-            stopped.send_signal(signal.SIGTERM)
-    assert stopped.wait() == 128 + signal.SIGTERM, "".join(lines)
+    wait_for_update(stopped, tmp_path / "stopped", 12)
+    stopped.send_signal(signal.SIGTERM)
+    output, _ = stopped.communicate()
+    assert stopped.returncode == 128 + signal.SIGTERM, output
     (update,) = {int(name.split("/")[0][11:]) for name in server.files("me/stopped") if "checkpoint-" in name}
     assert 12 <= update < 40 and (tmp_path / "stopped" / f"checkpoint-{update}").is_dir()
 

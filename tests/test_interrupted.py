@@ -118,7 +118,7 @@ def test_a_loading_worker_is_killed(tmp_path, command, photos):
     lines = []
     for line in process.stdout:
         lines.append(line)
-        if line.startswith("update 6/"):
+        if line.startswith("update 3/"):
             workers = [child for child in psutil.Process(process.pid).children() if script in child.cmdline()]
             assert len(workers) == 2
             workers[0].kill()

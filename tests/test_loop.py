@@ -172,7 +172,25 @@ def test_the_log_holds_the_means_since_the_entry_before(tmp_path, capsys):
         assert entry["loss"] == pytest.approx(sum(since) / len(since), rel=1e-5)
         assert entry["epoch"] == pytest.approx(entry["step"] / 6)
         assert entry["learning_rate"] == pytest.approx(closed_form(entry["step"] - 1))
-    assert capsys.readouterr().out.count("update ") == 8
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("update ")]
+    assert [line.split()[1] for line in lines] == ["2/15", "15/15"]  # the run takes no ten seconds
+
+
+def test_lines_come_by_time_and_the_time_of_all_trainings_is_told(monkeypatch, capsys):
+    """Entries each 4 s of a clock of ours: the first, one each ten seconds or a little more, and the last."""
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    display = Display(True, 0, 40, images_per_update=2, later=1.5)
+    for step in range(4, 41, 4):
+        now[0] += 4
+        speed = display.show({**ENTRY, "step": step})
+        assert speed == pytest.approx(2)  # also of an entry without a line
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == ["4/40", "16/40", "28/40", "40/40"]
+    # A second an update: 36 are to come, and 1.5 x 40 of the other trainings.
+    assert lines[0].endswith("00:36 left, 01:36 for all trainings")
+    assert lines[-1].endswith("00:00 left, 01:00 for all trainings")
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2])

@@ -12,6 +12,7 @@ from PIL import Image
 from modeling_mae.files import replacing, write_json
 from modeling_mae.report.evaluation import describe_training, report_evaluation, report_training, results_table
 from modeling_mae.report.pretraining import report_pretraining
+from modeling_mae.training.run_folder import WRITTEN
 
 
 def read_json(path):
@@ -78,7 +79,16 @@ def report_small_pretraining(folder, **changes):
 def test_report_of_pretraining(tmp_path, capsys):
     folder = tmp_path / "run"
     report_small_pretraining(folder)
-    assert names(folder) == {"arguments.json", "trainer_state.json", "loss.png", "knn.json", "README.md"}
+    files = {
+        "arguments.json",
+        "trainer_state.json",
+        "summary.json",
+        "loss.png",
+        "knn.json",
+        "README.md",
+        "report.html",
+    }
+    assert names(folder) == files and set(WRITTEN) >= files  # what the next run may remove
     assert read_json(folder / "arguments.json") == {"seed": 3, "betas": [0.9, 0.95]}
     state = read_json(folder / "trainer_state.json")
     assert state == {"global_step": 15, "epoch": 1.5, "log_history": PRETRAINING_LOG}
@@ -101,6 +111,7 @@ def test_report_of_pretraining(tmp_path, capsys):
         "k-NN accuracy, trained encoder     75.5 %",
         f"pictures   {folder}/reconstruction.png  {folder}/loss.png",
         f"model      {folder}: MAEModel.from_pretrained('{folder}')",
+        f"report     {folder}/report.html",
     ]
 
 
@@ -109,7 +120,7 @@ def test_report_of_pretraining_without_labels(tmp_path, capsys):
     assert "knn.json" not in names(tmp_path)
     text, output = (tmp_path / "README.md").read_text(), capsys.readouterr().out
     assert "k-NN" not in text + output and "skipped" not in text + output
-    assert len(output.splitlines()) == 2
+    assert len(output.splitlines()) == 3
 
 
 # --- evaluation: one classifier ---
@@ -205,6 +216,7 @@ def test_the_sentence_on_a_training():
 # --- evaluation: the whole call ---
 
 
+EVALUATION_FILES = {"results.json", "results.txt", "summary.json", "report.html"}
 FROZEN = [
     {"name": "raw pixels", "knn": {10: 0.5, 20: 0.625}, "logistic_regression": 0.8125},
     {"name": "pre-trained encoder", "knn": {10: 0.75}},  # too few images for k = 20
@@ -271,14 +283,14 @@ def test_report_of_an_evaluation(tmp_path, capsys):
         skipped=4,
         k=20,
     )
-    assert names(tmp_path) == {"results.json", "results.txt", "partial.png", "README.md"}
+    assert names(tmp_path) == {*EVALUATION_FILES, "partial.png", "README.md"} and set(WRITTEN) >= EVALUATION_FILES
     rows = read_json(tmp_path / "results.json")
     assert rows[0]["knn"] == {"10": 0.5, "20": 0.625} and rows[2:] == TRAINED  # JSON's keys are text
     assert stripped((tmp_path / "results.txt").read_text()) == TABLE.splitlines()
     assert_picture(tmp_path / "partial.png")
     card = ModelCard.load(tmp_path / "README.md")
     assert "# small" in card.text and "(partial.png)" in card.text and "(from-scratch/README.md)" in card.text
-    assert "fine-tuned blocks: 0.5   1,500" in card.text
+    assert "| fine-tuned blocks: 0.5 | 1,500 |  |  | 87.5 | 6.2 |" in card.text
     assert stripped(capsys.readouterr().out) == [
         f"picture    {tmp_path}/partial.png",
         "skipped    4 images, which cannot be decoded",
@@ -286,6 +298,7 @@ def test_report_of_an_evaluation(tmp_path, capsys):
         *TABLE.splitlines(),
         "",
         f"results    {tmp_path}/results.json",
+        f"report     {tmp_path}/report.html",
     ]
 
 
@@ -300,7 +313,7 @@ def test_report_of_one_classifier_leaves_its_card_alone(tmp_path, capsys):
         skipped=0,
         k=20,
     )
-    assert names(tmp_path) == {"results.json", "results.txt", "README.md"}
+    assert names(tmp_path) == {*EVALUATION_FILES, "README.md"}
     assert (tmp_path / "README.md").read_text() == "the classifier's own"
     assert stripped(capsys.readouterr().out) == [
         "",
@@ -308,4 +321,5 @@ def test_report_of_one_classifier_leaves_its_card_alone(tmp_path, capsys):
         "linear probing   1,500      85.0        84.0",
         "",
         f"results    {tmp_path}/results.json",
+        f"report     {tmp_path}/report.html",
     ]

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import numpy as np
 import pyarrow.parquet
 import pytest
-from conftest import TWO_PROCESSES, assert_same_run, processes_of, run, run_in_turn, start
+from conftest import TWO_PROCESSES, assert_same_run, processes_of, run, run_in_turn, start, wait_for_update
 from shard_server import serve
 from test_streams import make_shards
 
@@ -28,18 +28,16 @@ def stream(recipe):
 
 
 def kill_after(update: int, folder, *words, **options) -> str:
-    """Start the command and kill all its processes once it shows a later update. Gives what it has printed."""
-    process, lines = start(*words, "--output_dir", folder, **options), []
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith("update ") and int(line.split()[1].split("/")[0]) > update:
-            break
-    assert process.poll() is None, "".join(lines)
+    """Start the command and kill all its processes once it has logged a later update. Gives what it has printed."""
+    process = start(*words, "--output_dir", folder, **options)
+    wait_for_update(process, folder, update + 1)
+    ended = process.poll()
     for pid in processes_of(folder):
         os.kill(pid, signal.SIGKILL)
     process.kill()
-    process.communicate()
-    return "".join(lines)
+    output, _ = process.communicate()
+    assert ended is None, output
+    return output
 
 
 def a_thousand_shards(folder):

@@ -98,7 +98,7 @@ def draw(arguments: Namespace, features, images, queries, positions, cosines) ->
     from ..data.places import open_place
     from ..evaluation.inputs import checkpoint_config, open_inputs
     from ..evaluation.neighbours import images_of, pixels_of
-    from ..report.neighbours import neighbours_picture, shortened
+    from ..report.alike import neighbours_picture, shortened
 
     bank, rows = images_of(features, arguments.checkpoint), []
     if queries is not None:

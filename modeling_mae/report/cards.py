@@ -1,13 +1,13 @@
 """Model cards: of a pre-trained checkpoint, of a classifier, and of several classifiers together."""
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..files import replacing
 from ..problems import MULTI_LABEL, PROBLEMS, REGRESSION, SINGLE_LABEL, Problem
+from .settings import setting_text, shown_settings
 
 
 PAPER = "[arXiv 2111.06377](https://arxiv.org/abs/2111.06377)"
@@ -18,15 +18,6 @@ CITATION = """@inproceedings{he2022masked,
   booktitle = {CVPR},
   year      = {2022}
 }"""
-# These name folders of one machine, which mean nothing to the reader of a card.
-HIDDEN_ARGUMENTS = (
-    "output_dir",
-    "train_dir",
-    "validation_dir",
-    "cache_dir",
-    "resume_from_checkpoint",
-    "model_name_or_path",
-)
 # What to do with a classifier's `model` and `inputs`, by problem.
 USAGE = {
     SINGLE_LABEL: "logits = model(**inputs).logits  # (1, classes)\n"
@@ -47,42 +38,37 @@ def write_pretraining_card(
     architecture: str,
     arguments: dict,
     results: dict[str, str],
-    normalised: bool,
+    picture: str,
     dataset_id: str,
     dataset_name: str,
     knn: dict[str, float] | None = None,
     knn_split: str | None = None,
     k: int | None = None,
     repo_id: str | None = None,
-    shown: str = "",
+    license: str | None = None,
+    neighbours: str = "",
 ) -> None:
     """Writes README.md of a pre-trained checkpoint.
 
     `knn` is the k-NN accuracy in 0..1 of each kind of features, measured on `knn_split` with `k` neighbours. That of
-    "trained encoder" also goes into the metadata that the Hub reads. `shown` says what the picture shows of
-    images that are neither gray nor RGB."""
+    "trained encoder" also goes into the metadata that the Hub reads. `picture` and `neighbours` say how
+    reconstruction.png and neighbours.png were made; without the second there is no such picture."""
     metrics = []
     if knn:
         metrics = [("accuracy", f"k-NN accuracy of frozen features (k = {k})", knn["trained encoder"])]
-    caption = "The visible patches of the reconstruction are copied from the image."
-    if normalised:
-        caption += (
-            " The model predicts normalised patches: in the picture, each prediction gets the mean and deviation of "
-            "the hidden patch."
-        )
-    if shown:
-        caption += f" {shown}"
     sections = [
         f"A masked autoencoder ({PAPER}) pre-trained on {data}. {architecture}.",
         "## Results",
         _table(("", ""), results.items()),
         "![Original, masked and reconstructed images](reconstruction.png)",
-        caption,
+        picture,
         "![Loss by epoch](loss.png)",
     ]
     if knn:
         rows = [(features, _percent(accuracy)) for features, accuracy in knn.items()]
         sections += [f"Weighted k-NN (k = {k}) on frozen features:", _table(("features", "accuracy"), rows)]
+    if neighbours:
+        sections += ["![Images and their nearest neighbours](neighbours.png)", neighbours]
     sections += [
         _usage(
             repo_id,
@@ -97,6 +83,7 @@ def write_pretraining_card(
         output_dir,
         name,
         sections,
+        license=license,
         pipeline_tag="image-feature-extraction",
         tags=["mae", "masked-autoencoder", "self-supervised", "vision"],
         model_name=name,
@@ -119,6 +106,7 @@ def write_classifier_card(
     problem: Problem = PROBLEMS[SINGLE_LABEL],
     arguments: dict,
     repo_id: str | None = None,
+    license: str | None = None,
 ) -> None:
     """Writes README.md of a classifier.
 
@@ -159,6 +147,7 @@ def write_classifier_card(
         output_dir,
         name,
         sections,
+        license=license,
         pipeline_tag="image-classification",
         tags=["mae", "masked-autoencoder", "vision"],
         model_name=name,
@@ -186,33 +175,37 @@ def _each_class(results: dict, names: list[str]) -> list[str]:
 def write_overview_card(
     output_dir: Path,
     name: str,
-    results: str,
+    results: list[list[str]],
     folders: list[str],
     data: str,
     picture: bool,
     problem: Problem = PROBLEMS[SINGLE_LABEL],
+    license: str | None = None,
 ) -> None:
     """Writes README.md over several classifiers, each of which has its own folder and card.
 
-    `results` is a table of all of them. `picture` says whether there is a partial.png to show."""
+    `results` are the cells of a table of all of them, the head first. `picture` says whether there is a partial.png
+    to show."""
     links = ", ".join(f"[{folder}]({folder}/README.md)" for folder in folders)
     unit = " Accuracies are in %." if problem.problem_type == SINGLE_LABEL else " Figures are in %." * problem.is_share
     title = problem.metric_title.capitalize()
     sections = [
         f"Classifiers on the encoder of a masked autoencoder, evaluated on {data}.{unit}",
-        f"```\n{results}\n```",
+        _table(results[0], results[1:]),
         *([f"![{title} by blocks tuned](partial.png)"] if picture else []),
         f"Each classifier has its own folder with its weights and its card: {links}.",
     ]
-    _save_card(output_dir, name, sections, tags=["mae", "vision"])
+    _save_card(output_dir, name, sections, license=license, tags=["mae", "vision"])
 
 
 # --- what the cards share ---
 
 
 def _save_card(output_dir: Path, name: str, sections: list[str], **metadata) -> None:
-    """Puts the metadata and the title before the sections. `metadata` are keywords of ModelCardData."""
-    header = ModelCardData(license="apache-2.0", library_name="transformers", **metadata).to_yaml()
+    """Puts the metadata and the title before the sections. `metadata` are keywords of ModelCardData.
+
+    Without a `license` the card names none: weights may be used as their owner says, and only the owner can say it."""
+    header = ModelCardData(library_name="transformers", **metadata).to_yaml()
     card = ModelCard("\n\n".join([f"---\n{header}\n---", f"# {name}", *sections]) + "\n")
     with replacing(Path(output_dir) / "README.md") as partial:
         card.save(partial)
@@ -261,15 +254,19 @@ inputs = processor(Image.open("photograph.jpg"), return_tensors="pt")
 
 
 def _settings_and_citation(arguments: dict) -> list[str]:
-    shown = {
-        key: value for key, value in arguments.items() if key not in HIDDEN_ARGUMENTS and value not in (None, [], "")
-    }
-    settings = _table(("argument", "value"), ((key, f"`{json.dumps(value)}`") for key, value in shown.items()))
-    return ["## Settings", settings, "## Citation", f"```bibtex\n{CITATION}\n```"]
+    rows = [(name, f"`{setting_text(value)}`") for name, value in shown_settings(arguments).items()]
+    return ["## Settings", _table(("setting", "value"), rows), "## Citation", f"```bibtex\n{CITATION}\n```"]
 
 
-def _table(head: tuple[str, str], rows: Iterable[tuple[str, str]]) -> str:
-    return "\n".join([f"| {head[0]} | {head[1]} |", "|--|--|", *(f"| {key} | {value} |" for key, value in rows)])
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table. Columns after the first stand right where there are several of them."""
+    rule = "|--|" + ("--:|" if len(head) > 2 else "--|") * (len(head) - 1)
+    lines = [f"| {' | '.join(map(_cell, cells))} |" for cells in (head, *rows)]
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
 
 
 def _percent(accuracy: float | None, digits: int = 1) -> str:

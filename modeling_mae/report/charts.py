@@ -1,18 +1,18 @@
-"""Charts of a run: loss, accuracy by epoch, accuracy by tuned blocks, confusion matrix."""
-
-from pathlib import Path
+"""Charts of a run: loss, accuracy by epoch, accuracy by tuned blocks, confusion matrix. Each function gives a figure;
+`figures.py` makes files and parts of pages of them."""
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from ..problems import PROBLEMS, SINGLE_LABEL, Problem
-from .figures import save_figure
 
 
+COLOURS = 10  # that matplotlib draws one line after the other in
+LINE_STYLES = ("-", "--", ":", "-.")
 BEGINNING = 0.1  # of a run: its losses are far above all others, and would flatten the rest of the curve
 
 
-def loss_curve(path: Path, log_history: list[dict], *, normalised: bool = False) -> None:
+def loss_curve(log_history: list[dict], *, normalised: bool = False) -> Figure:
     """Loss and learning rate against epochs. The learning rate has its own axis.
 
     The loss's axis leaves out what only the beginning reaches. With `normalised` patches a line at 1 shows the loss of
@@ -26,22 +26,20 @@ def loss_curve(path: Path, log_history: list[dict], *, normalised: bool = False)
     rates = [entry["learning_rate"] for entry in log_history]
     axes.plot(epochs, losses, color="tab:blue", marker=_marker(losses))
     axes.set(xlabel="epoch", ylabel="loss on masked patches")
-    later = losses[int(BEGINNING * len(losses)) :]
-    margin = 0.05 * (max(later) - min(later)) or 0.05 * abs(later[0]) or 0.05
-    low, high = min(later) - margin, max(later) + margin
+    low, high = _without_beginning([losses])
     axes.set_ylim(low, high)
     if normalised:
         place = "" if low < 1 < high else " (above)" if high <= 1 else " (below)"
         axes.axhline(1, color="tab:red", linestyle=":", linewidth=1, label=f"loss of the patch's mean: 1{place}")
-        axes.legend(loc="upper right", fontsize="small")
+        axes.legend(loc="upper right", fontsize="small", framealpha=0)
     axes.grid(alpha=0.3)
     rate_axes = axes.twinx()
     rate_axes.plot(epochs, rates, color="tab:gray", linestyle="--", linewidth=1)
     rate_axes.set_ylabel("learning rate (dashed)")
-    save_figure(figure, path)
+    return figure
 
 
-def features_curve(path: Path, log_history: list[dict], k: int) -> None:
+def features_curve(log_history: list[dict], k: int) -> Figure:
     """k-NN accuracy (`k` neighbours) of the features against epochs, from the untrained encoder on, and their
     effective rank on an axis of its own. A line shows raw pixels. Entries as `FeatureGrowth` measures them."""
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
@@ -64,10 +62,10 @@ def features_curve(path: Path, log_history: list[dict], k: int) -> None:
         rank_axes = axes.twinx()
     rank_axes.plot(*_columns(ranks), color="tab:orange", linestyle="--")
     rank_axes.set_ylabel("effective rank (dashed)")
-    save_figure(figure, path)
+    return figure
 
 
-def training_curve(path: Path, log_history: list[dict], problem: Problem = PROBLEMS[SINGLE_LABEL]) -> None:
+def training_curve(log_history: list[dict], problem: Problem = PROBLEMS[SINGLE_LABEL]) -> Figure:
     """Training loss and accuracy on the evaluation images against epochs. The accuracy, or the
     problem's own metric, has its own axis."""
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
@@ -81,7 +79,32 @@ def training_curve(path: Path, log_history: list[dict], problem: Problem = PROBL
     accuracy_axes.plot(*_columns(accuracies), color="tab:blue", marker=_marker(accuracies))
     accuracy_axes.set_ylabel(_axis_title(problem))
     accuracy_axes.grid(alpha=0.3)
-    save_figure(figure, path)
+    return figure
+
+
+def runs_curve(series: dict[str, list[tuple[float, float]]], title: str, *, settles: bool = False) -> Figure:
+    """Curves of several runs over each other: `series` are {run: [(epoch, value), ...]}.
+
+    `settles`: the axis of the values leaves out what only the beginning reaches."""
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for number, (name, points) in enumerate(series.items()):
+        style = LINE_STYLES[number // COLOURS % len(LINE_STYLES)]  # where the colours begin anew
+        label = name if not name.startswith("_") else f" {name}"  # matplotlib leaves out names that begin so
+        axes.plot(*_columns(points), color=f"C{number}", linestyle=style, marker=_marker(points), label=label)
+    axes.set(xlabel="epoch", ylabel=title)
+    if settles:
+        axes.set_ylim(*_without_beginning([_columns(points)[1] for points in series.values()]))
+    axes.legend(framealpha=0, fontsize="small")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def _without_beginning(curves: list[list[float]]) -> tuple[float, float]:
+    """The smallest and the largest value that an axis shows."""
+    later = [value for curve in curves for value in curve[int(BEGINNING * len(curve)) :]]
+    margin = 0.05 * (max(later) - min(later)) or 0.05 * abs(later[0]) or 0.05
+    return min(later) - margin, max(later) + margin
 
 
 def _marker(points: list) -> str | None:
@@ -97,11 +120,10 @@ def _columns(points: list[tuple[float, float]]) -> tuple[list[float], list[float
 
 
 def partial_curve(
-    path: Path,
     accuracies: dict[float, float],
     from_scratch: float | None = None,
     problem: Problem = PROBLEMS[SINGLE_LABEL],
-) -> None:
+) -> Figure:
     """Accuracy against the number of tuned blocks (the paper's Figure 9).
 
     `accuracies` is {tuned blocks: accuracy in 0..1, or the problem's own metric}. `from_scratch`, that of
@@ -119,15 +141,15 @@ def partial_curve(
         )
     if from_scratch is not None:
         axes.axhline(scale * from_scratch, color="tab:gray", linestyle="--", label="from scratch, all blocks")
-        axes.legend()
+        axes.legend(framealpha=0)
     axes.set_xticks(places, [f"{n:g}" for n in blocks])
     axes.set(xlabel="blocks tuned", ylabel=_axis_title(problem))
     axes.margins(y=0.15)
     axes.grid(alpha=0.3)
-    save_figure(figure, path)
+    return figure
 
 
-def confusion_picture(path: Path, confusion: list[list[int]], names: list[str]) -> None:
+def confusion_picture(confusion: list[list[int]], names: list[str]) -> Figure:
     """The confusion matrix. Its rows are the true classes, its columns the predicted ones.
 
     A cell's colour is its share of the images of its row. With at most 20 classes there is room for the counts."""
@@ -145,4 +167,4 @@ def confusion_picture(path: Path, confusion: list[list[int]], names: list[str]) 
         for row, column in np.ndindex(counts.shape):
             color = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, counts[row, column], ha="center", va="center", size=7, color=color)
-    save_figure(figure, path)
+    return figure

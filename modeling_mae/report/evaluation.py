@@ -9,7 +9,10 @@ from ..files import replacing, write_json, write_text
 from ..problems import MULTI_LABEL, PROBLEMS, SINGLE_LABEL, THRESHOLD, Problem
 from .cards import MAX_CLASSES_SHOWN, write_classifier_card, write_overview_card
 from .charts import confusion_picture, partial_curve, training_curve
-from .run import write_run
+from .figures import save_figure
+from .results import probe_name, results_cells, results_table, tuned_accuracies
+from .run import EVALUATION, write_run
+from .run_pages import write_run_page
 
 
 # --- one classifier ---
@@ -33,6 +36,7 @@ def report_training(
     log: list[dict] | None = None,
     updates: int = 0,
     updates_per_epoch: int = 1,
+    license: str | None = None,
 ) -> None:
     """Writes confusion.png, predictions.parquet, training.png, README.md, arguments.json and trainer_state.json.
 
@@ -42,11 +46,11 @@ def report_training(
     `updates` and `updates_per_epoch` are for a classifier that was trained: without `log`, training.png and the two
     JSON files are left out."""
     if "confusion_matrix" in results and len(class_names) <= MAX_CLASSES_SHOWN:
-        confusion_picture(folder / "confusion.png", results["confusion_matrix"], class_names)
+        save_figure(confusion_picture(results["confusion_matrix"], class_names), folder / "confusion.png")
     if predictions is not None:
         _write_predictions(folder / "predictions.parquet", predictions, problem)
     if log is not None:
-        training_curve(folder / "training.png", log, problem)
+        save_figure(training_curve(log, problem), folder / "training.png")
         write_run(folder, arguments=arguments, updates=updates, updates_per_epoch=updates_per_epoch, log=log)
     write_classifier_card(
         folder,
@@ -61,6 +65,7 @@ def report_training(
         problem=problem,
         arguments=arguments,
         repo_id=repo_id,
+        license=license,
     )
 
 
@@ -75,7 +80,7 @@ def describe_training(
     if n_partial is None:
         how = "from scratch, with all blocks"
     elif n_partial == 0:
-        how = f"by {_probe(pooling)}"
+        how = f"by {probe_name(pooling)}"
     else:
         how = f"with {n_partial:g} block{'' if n_partial == 1 else 's'} tuned"
     return f"Trained {how}, on {images:,} images of {source_name}{share}."
@@ -128,67 +133,39 @@ def report_evaluation(
     k: int,
     problem: Problem = PROBLEMS[SINGLE_LABEL],
     incomplete: int = 0,
+    eval_images: int = 0,
+    class_names: list[str] | None = None,
+    dataset_id: str | None = None,
+    split: str | None = None,
+    repo_id: str | None = None,
+    license: str | None = None,
 ) -> None:
-    """Writes results.json, results.txt, partial.png and README.md, and prints the results.
+    """Writes results.json, results.txt, partial.png, summary.json, report.html and README.md, and prints the results.
 
     `rows` are the results of frozen features and of classifiers, see `results_table`. `folders` are the folders of
     the trained classifiers in `output_dir`: with fewer than two, README.md is the classifier's own and stays as it
-    is. `dataset_name` is what they were evaluated on. partial.png is drawn if more than one number of blocks was
-    tuned. `skipped` images, of training and evaluation together, could not be decoded; `incomplete` had missing
-    values."""
+    is. They were evaluated on `eval_images` images, of the classes `class_names`. partial.png is drawn if more than
+    one number of blocks was tuned. `skipped` images, of training and evaluation together, could not be decoded;
+    `incomplete` had missing values. `repo_id` is the Hub repository of `output_dir`, None if there is none."""
     write_json(output_dir / "results.json", rows)
-    tuned = {row["n_partial"]: row[problem.metric] for row in rows if row.get("n_partial") is not None}
+    tuned, from_scratch = tuned_accuracies(rows, problem)
     has_picture = len(tuned) > 1
     if has_picture:
-        from_scratch = next((row[problem.metric] for row in rows if row["name"] == "from-scratch"), None)
-        partial_curve(output_dir / "partial.png", tuned, from_scratch, problem)
+        save_figure(partial_curve(tuned, from_scratch, problem), output_dir / "partial.png")
         print(f"picture    {output_dir / 'partial.png'}")
     table = results_table(rows, k=k, problem=problem)
     if len(folders) > 1:
-        write_overview_card(output_dir, name, table, folders, dataset_name, picture=has_picture, problem=problem)
+        cells = results_cells(rows, k=k, problem=problem)
+        options = {"picture": has_picture, "problem": problem, "license": license}
+        write_overview_card(output_dir, name, cells, folders, dataset_name, **options)
     write_text(output_dir / "results.txt", table + "\n")
+    summary = {"kind": EVALUATION, "name": name, "data": dataset_name, "repo_id": repo_id}
+    summary |= {"images": eval_images, "dataset_id": dataset_id, "split": split}
+    summary |= {"problem": problem.problem_type, "k": k, "class_names": class_names}
+    write_json(output_dir / "summary.json", summary | {"skipped": skipped, "incomplete": incomplete})
+    page = write_run_page(output_dir)
     if skipped:
         print(f"skipped    {skipped} images, which cannot be decoded")
     if incomplete:
         print(f"filled     {incomplete} images, whose missing values became the mean of their band")
-    print(f"\n{table}\n\nresults    {output_dir / 'results.json'}")
-
-
-def results_table(rows: list[dict], *, k: int, problem: Problem = PROBLEMS[SINGLE_LABEL]) -> str:
-    """The rows as text, parts of 1 in %. Columns that no row fills are left out.
-
-    A row has a "name" and, where they apply, "n_partial" (blocks tuned), "pooling", "images", "knn" ({k: accuracy}),
-    "logistic_regression" or "ridge_regression", "accuracy" and "last_accuracy"; of other problems than one class an
-    image, their metric in place of the accuracy, and their other figures. Where the largest class to evaluate on has
-    more than twice the images of the smallest, the problem's `imbalanced_columns` are there too."""
-    columns = problem.columns | (problem.imbalanced_columns if any(map(_is_imbalanced, rows)) else {})
-    lines = [["", "images", f"k-NN ({k})", *columns.values(), "last epoch"]]
-    for row in rows:
-        values = [row.get("knn", {}).get(k), *map(row.get, columns), row.get(f"last_{problem.metric}")]
-        images = f"{row['images']:,}" if "images" in row else ""
-        lines.append([_row_title(row), images, *map(problem.shown, values)])
-    titles, *columns = zip(*lines, strict=True)
-    columns = [column for column in columns if any(column[1:])]
-    width = max(map(len, titles))
-    text = [title.ljust(width) for title in titles]
-    for column in columns:
-        width = max(map(len, column))
-        text = [f"{line}  {cell.rjust(width)}" for line, cell in zip(text, column, strict=True)]
-    return "\n".join(text)
-
-
-def _is_imbalanced(row: dict) -> bool:
-    counts = [sum(counts_of_class) for counts_of_class in row.get("confusion_matrix", [])]
-    present = [count for count in counts if count]
-    return bool(present) and max(present) > 2 * min(present)
-
-
-def _row_title(row: dict) -> str:
-    n_partial = row.get("n_partial")
-    if n_partial is None:
-        return row["name"]
-    return _probe(row.get("pooling")) if n_partial == 0 else f"fine-tuned blocks: {n_partial:g}"
-
-
-def _probe(pooling: str | None) -> str:
-    return "attentive probing" if pooling == "attention" else "linear probing"
+    print(f"\n{table}\n\nresults    {output_dir / 'results.json'}\nreport     {page}")

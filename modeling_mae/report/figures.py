@@ -1,11 +1,20 @@
-"""How every picture and chart is saved."""
+"""How pictures and charts are saved, and how they become part of a page."""
 
+import base64
 import gc
+import io
+import re
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from ..files import replacing
+
+
+MATPLOTLIB_INK = "#000000"  # of text and axes
+# A page is dark or light as the reader's system says. In an <img>, this style of the SVG itself follows it too.
+INK_STYLE = "<style>:root{--ink:#222}@media(prefers-color-scheme:dark){:root{--ink:#ddd}}</style>"
+NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -15,3 +24,25 @@ def save_figure(figure: Figure, path: Path) -> None:
     # A figure refers to itself in a cycle, so only the garbage collector frees it. Python runs the collector too
     # rarely for objects this large: without this call, memory grows by 2 MB a figure.
     gc.collect()
+
+
+def chart_uri(figure: Figure) -> str:
+    """`figure` as the address of an SVG picture that holds all of itself, readable on dark and on light pages."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata=NO_METADATA)
+    gc.collect()
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :].replace(MATPLOTLIB_INK, "var(--ink)")
+    svg = re.sub("<svg[^>]*>", lambda match: match[0] + INK_STYLE, svg, count=1)
+    # What has no colour of its own, such as glyphs, is black by default.
+    svg = svg.replace("<g ", '<g style="fill: var(--ink)" ', 1)
+    return _uri("image/svg+xml", svg.encode())
+
+
+def picture_uri(path: Path) -> str:
+    """The PNG file `path` as an address that holds all of it."""
+    return _uri("image/png", path.read_bytes())
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,12 +1,14 @@
 """What pre-training leaves beside the model: its settings, log, loss curve, k-NN accuracies and card."""
 
-import math
 from pathlib import Path
 
 from ..files import write_json
+from .advice import judge_growth
 from .cards import write_pretraining_card
 from .charts import features_curve, loss_curve
-from .run import write_run
+from .figures import save_figure
+from .run import PRETRAINING, Training, write_run
+from .run_pages import run_figures, write_run_page
 
 
 def describe_model(config, parameters: int) -> str:
@@ -43,35 +45,36 @@ def report_pretraining(
     knn_split: str | None,
     k: int,
     incomplete: int = 0,
-    shown: str = "",
+    picture: str = "",
+    neighbours: str = "",
+    depth: int | None = None,
+    waited: float | None = None,
+    license: str | None = None,
 ) -> None:
-    """Writes arguments.json, trainer_state.json, loss.png, knn.json and README.md, and prints the results.
-    features.png is written where `log` has entries of `FeatureGrowth`.
+    """Writes arguments.json, trainer_state.json, summary.json, loss.png, knn.json, README.md and report.html, and
+    prints the results. features.png is written where `log` has entries of `FeatureGrowth`.
 
     `repo_id` is the Hub repository that users load the model from, None if there is none. `log` has one entry for
     each reading of the loss. `skipped` of the `images` could not be decoded, `incomplete` had missing values. `knn`
     is the accuracy in 0..1 of each kind of features, with `k` neighbours; it is empty if there is no k-NN evaluation,
     and then there is no knn.json.
-    `shown` is what `describe_shown` says.
+    `picture` and `neighbours` say how reconstruction.png and neighbours.png were made, which are there already.
+    `depth` is the number of the encoder's blocks. `waited` is the part of the time, 0..1, in which the training waited
+    for images. `license` is the one that the card names.
     """
     write_run(output_dir, arguments=arguments, updates=updates, updates_per_epoch=updates_per_epoch, log=log)
-    loss_curve(output_dir / "loss.png", log, normalised=normalised)
-    growth = [entry for entry in log if "rank" in entry or "rank_untrained" in entry]
-    growth.sort(key=lambda entry: entry["step"])  # the baselines are of step 0, whenever they were measured
-    if len(growth) > 1:
-        features_curve(output_dir / "features.png", growth, k)
+    training = Training(arguments, log)
+    save_figure(loss_curve(log, normalised=normalised), output_dir / "loss.png")
+    if len(training.growth) > 1:
+        save_figure(features_curve(training.growth, k), output_dir / "features.png")
     if knn:
         write_json(output_dir / "knn.json", knn)
-    results = {
-        "final loss": f"{[entry['loss'] for entry in log if 'loss' in entry][-1]:.4f}",
-        "updates": f"{updates:,}",
-        "time": f"{seconds / 60:.1f} minutes on {processes} x {device_type}",
-        "precision": precision,
-    }
-    if skipped:
-        results["bad images skipped"] = f"{skipped:,}"
-    if incomplete:
-        results["images with missing values"] = f"{incomplete:,}, each filled with the mean of its band"
+    summary = {"kind": PRETRAINING, "name": name, "repo_id": repo_id, "data": source_name, "images": images}
+    summary |= {"architecture": architecture, "depth": depth, "normalised": normalised, "k": k}
+    summary |= {"updates_per_epoch": updates_per_epoch, "seconds": seconds, "waited": waited, "processes": processes}
+    summary |= {"device_type": device_type, "precision": precision, "skipped": skipped, "incomplete": incomplete}
+    write_json(output_dir / "summary.json", summary | {"picture": picture, "neighbours": neighbours})
+    results = {"final loss": f"{training.losses[-1]['loss']:.4f}", "updates": f"{updates:,}", **run_figures(summary)}
     write_pretraining_card(
         output_dir,
         name=name,
@@ -79,43 +82,21 @@ def report_pretraining(
         architecture=architecture,
         arguments=arguments,
         results=results,
-        normalised=normalised,
+        picture=picture,
         dataset_id=dataset_id,
         dataset_name=source_name,
         knn=knn,
         knn_split=knn_split,
         k=k,
         repo_id=repo_id,
-        shown=shown,
+        license=license,
+        neighbours=neighbours,
     )
+    page = write_run_page(output_dir)
     _print_results(output_dir, images, skipped, incomplete, knn)
-    if len(growth) > 1:
-        print(f"features   {output_dir / 'features.png'}: {judge_growth(growth)}")
-
-
-def judge_growth(log: list[dict]) -> str:
-    """What the entries of `FeatureGrowth` say: since when the features beat raw pixels, and whether they still grow.
-
-    A difference counts where it is larger than a standard error of an accuracy on so many images.
-    """
-    baselines, entries = log[0], [entry for entry in log if "knn" in entry]
-    if not entries:
-        ranks = [entry["rank"] for entry in log if "rank" in entry]
-        return f"effective rank {baselines.get('rank_untrained', ranks[0]):.1f} untrained, {ranks[-1]:.1f} now"
-    last, raw = entries[-1]["knn"], baselines.get("knn_raw_pixels")
-    error = math.sqrt(last * (1 - last) / baselines["knn_images"])
-    sentence = f"k-NN accuracy {100 * last:.1f} %"
-    if raw is not None:
-        behind = [entry["epoch"] for entry in entries if entry["knn"] <= raw]
-        ahead = [entry["epoch"] for entry in entries if not behind or entry["epoch"] > behind[-1]]
-        beats = f"beat raw pixels ({100 * raw:.1f} %) since epoch {ahead[0]:g}" if ahead else ""
-        sentence = f"{sentence}, features {beats or f'do not beat raw pixels ({100 * raw:.1f} %)'}"
-    if len(entries) < 2:
-        return sentence
-    earlier = entries[: max(1, 3 * len(entries) // 4)]  # a last quarter that brings nothing is a plateau
-    if last > max(entry["knn"] for entry in earlier) + error:
-        return f"{sentence}; still rising: longer training will help"
-    return f"{sentence}; no longer rising: longer training at these settings will bring little"
+    if len(training.growth) > 1:
+        print(f"features   {output_dir / 'features.png'}: {judge_growth(training.growth)}")
+    print(f"report     {page}")
 
 
 def _print_results(output_dir: Path, images: int, skipped: int, incomplete: int, knn: dict) -> None:

@@ -12,6 +12,7 @@ from .figures import save_figure
 
 
 GRAY = 128  # the colour of masked patches
+MASKS = {"random": "random", "block": "random rectangles", "grid": "one patch in each 2 x 2 and more"}
 STRETCH = (2, 98)  # percentiles that become black and white
 
 
@@ -45,6 +46,13 @@ class ReconstructionSheet:
         noise, grid = noise.to(self.pixel_values.device), config.grid
         reconstruction, mask = reconstruct_images(self.model, self.pixel_values, noise)
         return reconstruction_grid(self.pixel_values, mask, reconstruction, self.mean, self.std, grid)
+
+    def describe(self, bands: list[int] | None = None) -> str:
+        """How the picture is made, for people. `bands` as in `describe_shown`."""
+        config = self.model.config
+        shown = describe_shown(config.num_channels, bands)
+        masking = (config.mask_type, config.mask_ratio, self.seed)
+        return describe_picture(len(self.pixel_values), *masking, config.norm_pix_loss, shown)
 
 
 def reconstruction_grid(
@@ -91,6 +99,21 @@ def visible_colours(
     return [_to_bytes(images) for images in shown]
 
 
+def describe_picture(images: int, mask_type: str, mask_ratio: float, seed: int, normalised: bool, shown: str) -> str:
+    """How the picture of a `ReconstructionSheet` of so many images was made. `shown` is what `describe_shown` says."""
+    sentences = [
+        f"{images} training images, evenly spaced and without random crops, one a row: the image, the image with "
+        f"{100 * mask_ratio:g} % of its patches hidden (gray), and what the model makes of the rest. Masks are "
+        f"{MASKS[mask_type]}, drawn from the seed {seed}. Visible patches of the reconstruction are the image's own."
+    ]
+    if normalised:
+        sentences.append(
+            "The model predicts normalised patches: in the picture, each prediction gets the mean and deviation of "
+            "the hidden patch, which the model does not know."
+        )
+    return " ".join([*sentences, *([shown] if shown else [])])
+
+
 def describe_shown(channels: int, bands: list[int] | None = None) -> str:
     """Which bands the picture shows, and how; empty of gray and RGB images. `bands` are the channels' numbers in the
     files."""
@@ -117,14 +140,19 @@ def _to_bytes(images: torch.Tensor) -> torch.Tensor:
 
 def save_reconstruction(path: Path, sheet: torch.Tensor) -> None:
     """Writes a `reconstruction_grid` as PNG with titles, enlarged so that small images can be seen."""
+    save_sheet(path, sheet.numpy(), {1 / 6: "original", 3 / 6: "masked", 5 / 6: "reconstruction"})
+
+
+def save_sheet(path: Path, sheet: np.ndarray, titles: dict[float, str]) -> None:
+    """Writes ``sheet (height, width, 3)`` as PNG, 900 pixels wide. `titles` are {part of the width: text above}."""
     height, width = sheet.shape[:2]
     title_inches, sheet_inches = 0.4, 6 * height / width
     total_inches = title_inches + sheet_inches
     figure = Figure(figsize=(6, total_inches), dpi=150)
     axes = figure.add_axes((0, 0, 1, sheet_inches / total_inches))
-    axes.imshow(sheet.numpy(), interpolation="nearest", aspect="auto")
+    axes.imshow(sheet, interpolation="nearest", aspect="auto")
     axes.axis("off")
     middle = 1 - title_inches / 2 / total_inches
-    for column, title in enumerate(("original", "masked", "reconstruction")):
-        figure.text((2 * column + 1) / 6, middle, title, ha="center", va="center", size=12)
+    for place, title in titles.items():
+        figure.text(place, middle, title, ha="center", va="center", size=12)
     save_figure(figure, path)

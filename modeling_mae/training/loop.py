@@ -18,12 +18,20 @@ from .signals import StopRequest
 from .state import Run
 
 
-class Display:
-    """On a terminal a bar, elsewhere one line for each log entry; on the main process only."""
+SECONDS_BETWEEN_LINES = 10  # outside a terminal
 
-    def __init__(self, main: bool, start: int, total: int, images_per_update: int):
+
+class Display:
+    """On a terminal a bar, elsewhere lines: for the first and the last log entry, and about every ten seconds for one
+    between. On the main process only.
+
+    `later` is the work of the trainings that follow, in units of this whole training."""
+
+    def __init__(self, main: bool, start: int, total: int, images_per_update: int, later: float = 0.0):
         self.main, self.start, self.total, self.images_per_update = main, start, total, images_per_update
+        self.later = later
         self.began = self.last_time = time.perf_counter()
+        self.last_line = -math.inf
         self.last_update = start
         bar = main and sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=start, unit="update", dynamic_ncols=True) if bar else None
@@ -38,17 +46,28 @@ class Display:
         images = (entry["step"] - self.last_update) * self.images_per_update
         speed = images / max(now - self.last_time, 1e-9)
         self.last_time, self.last_update = now, entry["step"]
+        left, all_left = self.seconds_left(entry["step"], now)
         if self.bar is not None:
             figures = {"loss": f"{entry['loss']:.4f}", "lr": f"{entry['learning_rate']:.2e}"}
-            self.bar.set_postfix({**figures, "images/s": f"{speed:.0f}"})
-        elif self.main:
-            seconds_left = (now - self.began) / (entry["step"] - self.start) * (self.total - entry["step"])
+            self.bar.set_postfix(
+                {**figures, "images/s": f"{speed:.0f}", **({"all left": all_left} if self.later else {})}
+            )
+        elif self.main and (now - self.last_line >= SECONDS_BETWEEN_LINES or entry["step"] == self.total):
+            self.last_line = now
             print(
                 f"update {entry['step']}/{self.total}  epoch {entry['epoch']:.2f}  loss {entry['loss']:.4f}  "
-                f"lr {entry['learning_rate']:.2e}  {speed:.0f} images/s  {tqdm.format_interval(seconds_left)} left",
+                f"lr {entry['learning_rate']:.2e}  {speed:.0f} images/s  {left} left"
+                + f", {all_left} for all trainings"
+                * bool(self.later),
                 flush=True,
             )
         return speed
+
+    def seconds_left(self, update: int, now: float) -> tuple[str, str]:
+        """The time until the end of this training, and of those that follow, for people."""
+        seconds_per_update = (now - self.began) / (update - self.start)
+        left = seconds_per_update * (self.total - update)
+        return tqdm.format_interval(left), tqdm.format_interval(left + self.later * self.total * seconds_per_update)
 
     def close(self) -> None:
         if self.bar is not None:
@@ -59,12 +78,14 @@ def train(
     run: Run,
     loss_of: Callable[[dict, int, int], torch.Tensor],
     after_epoch: Callable[[int, int], None] = lambda epoch, update: None,
+    later: float = 0.0,
 ) -> None:
     """Do the updates `run.progress.update` ... `run.schedule.updates` - 1.
 
     `loss_of(batch, update, micro)` is the loss of one micro-batch, ``accelerator.gradient_accumulation_steps`` of
     which make an update. `after_epoch(epoch, update)` runs after each whole epoch, before its checkpoint, and after
-    the last update. The loss is read from the device only for a log entry and before a checkpoint.
+    the last update. The loss is read from the device only for a log entry and before a checkpoint. `later` is as in
+    `Display`.
 
     Raises:
         TrainingStopped: after a signal, or without the images of an update, with a checkpoint written; or when the
@@ -72,7 +93,7 @@ def train(
     """
     accelerator, model, optimizer = run.accelerator, run.model, run.optimizer
     progress, schedule = run.progress, run.schedule
-    display = Display(accelerator.is_main_process, progress.update, schedule.updates, run.images_per_update)
+    display = Display(accelerator.is_main_process, progress.update, schedule.updates, run.images_per_update, later)
     unread: list[torch.Tensor] = []  # losses still on the device, at most logging_steps of them
     batches = iter(run.batches)
     micro_steps = accelerator.gradient_accumulation_steps
@@ -134,7 +155,7 @@ def train(
 
 def next_batch(run: Run, batches: Iterator[dict], stop: StopRequest) -> dict | str:
     """The next batch; or the reason, as text, if this process or another one has none."""
-    batch, reason = None, ""
+    batch, reason, began = None, "", time.perf_counter()
     try:
         batch = next(batches)
     except Exception as error:
@@ -145,6 +166,7 @@ def next_batch(run: Run, batches: Iterator[dict], stop: StopRequest) -> dict | s
             reason = "a loading worker died, mostly because the memory was full: give fewer --dataloader_num_workers"
         else:
             raise
+    run.waited += time.perf_counter() - began
     failed = stop.largest(int(batch is None)) if run.batches_can_fail else batch is None
     return (reason or "another process has no images, and says why") if failed else batch
 

@@ -20,10 +20,11 @@ except ImportError:  # Windows has no such lock: there two runs in one folder ar
 MARK = ".mae_run.json"  # says that a run of ours writes here; the lock is on this file
 # What a run writes, beside its checkpoints. Files of other names are the user's.
 WRITTEN = (
-    ".partial-* last tensorboard pictures history.jsonl trainer_state.json arguments.json knn.json results.json "
-    "results.txt eval_results.json config.json preprocessor_config.json model*.safetensors "
-    "model.safetensors.index.json README.md loss.png features.png reconstruction.png training.png confusion.png "
-    "partial.png predictions.parquet configuration_mae.py masking_mae.py modeling_mae.py image_processing_mae.py"
+    ".partial-* last tensorboard pictures history.jsonl trainer_state.json arguments.json summary.json knn.json "
+    "results.json results.txt report.html eval_results.json config.json preprocessor_config.json model*.safetensors "
+    "model.safetensors.index.json README.md loss.png features.png reconstruction.png neighbours.png training.png "
+    "confusion.png partial.png predictions.parquet configuration_mae.py masking_mae.py modeling_mae.py "
+    "image_processing_mae.py"
 ).split()
 
 

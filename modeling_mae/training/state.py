@@ -74,6 +74,7 @@ class Run:
     logging_steps: int
     checkpointing_steps: int
     after_checkpoint: Callable[[Path], None]
+    waited: float = 0.0  # seconds for images
 
     @property
     def start(self) -> str:

@@ -1,0 +1,255 @@
+"""What a run's results say, and what to do next: sentences for people, with the commands to type."""
+
+import math
+import shlex
+from pathlib import Path
+
+from ..problems import PROBLEMS, SINGLE_LABEL, Problem
+from .page import Text
+from .run import RunFiles, Training
+from .settings import folder_name
+
+
+FEW_UPDATES = 20  # an epoch, for a small set
+WAITS = 0.2  # of the time: more than this is worth mending
+DATA_OPTIONS = ("dataset_name", "dataset_config_name", "train_dir", "validation_dir", "train_split", "eval_split")
+DATA_OPTIONS += ("image_column_name", "streaming")
+
+
+# --- pre-training ---
+
+
+def judge_growth(log: list[dict]) -> str:
+    """What the entries of `FeatureGrowth` say: since when the features beat raw pixels, and whether they still grow.
+
+    A difference counts where it is larger than a standard error of an accuracy on so many images.
+    """
+    baselines, entries = log[0], [entry for entry in log if "knn" in entry]
+    if not entries:
+        ranks = [entry["rank"] for entry in log if "rank" in entry]
+        return f"effective rank {baselines.get('rank_untrained', ranks[0]):.1f} untrained, {ranks[-1]:.1f} now"
+    last, raw = entries[-1]["knn"], baselines.get("knn_raw_pixels")
+    error = math.sqrt(last * (1 - last) / baselines["knn_images"])
+    sentence = f"k-NN accuracy {100 * last:.1f} %"
+    if raw is not None:
+        behind = [entry["epoch"] for entry in entries if entry["knn"] <= raw]
+        ahead = [entry["epoch"] for entry in entries if not behind or entry["epoch"] > behind[-1]]
+        beats = f"beat raw pixels ({100 * raw:.1f} %) since epoch {ahead[0]:g}" if ahead else ""
+        sentence = f"{sentence}, features {beats or f'do not beat raw pixels ({100 * raw:.1f} %)'}"
+    if len(entries) < 2:
+        return sentence
+    earlier = entries[: max(1, 3 * len(entries) // 4)]  # a last quarter that brings nothing is a plateau
+    if last > max(entry["knn"] for entry in earlier) + error:
+        return f"{sentence}; still rising: longer training will help"
+    return f"{sentence}; no longer rising: longer training at these settings will bring little"
+
+
+def pretraining_advice(run: RunFiles) -> list[Text]:
+    """What to do after a pre-training, most urgent first."""
+    checkpoint, shared = _place(run), bool(run.summary.get("repo_id"))
+    data = _data_words(run.training.arguments, shared)
+    advice = [*_unfinished_business(run), _length_of_pretraining(run)]
+    if not data and run.training.arguments.get("output_dir", "").endswith("runs/demo"):
+        advice.append(Text("Evaluate, with what the demo is made for:", _launch("run_eval.py", "demo_eval")))
+    else:
+        words = ("--model_name_or_path", checkpoint, "--do_train", "false", "--knn", "true", *data)
+        text = "Evaluate where there are labels. k-NN and logistic regression take minutes and need no settings:"
+        advice.append(Text(text, _launch("run_eval.py", *words, "--output_dir", f"{_folder(run)}_features")))
+        advice.append(_fine_tuning(run, checkpoint, data))
+    use = "from transformers import AutoImageProcessor, AutoModel\n\n"
+    use += f"processor = AutoImageProcessor.from_pretrained({checkpoint!r}, trust_remote_code=True)\n"
+    use += f"model = AutoModel.from_pretrained({checkpoint!r}, trust_remote_code=True).eval()\n"
+    use += "features = model(**processor(image, return_tensors='pt')).pooler_output  # (1, width)"
+    advice.append(Text("Use the encoder, which masks nothing:", use))
+    return [*advice, _export(checkpoint)]
+
+
+def _unfinished_business(run: RunFiles) -> list[Text]:
+    """What was wrong with the run, if anything."""
+    summary, training, advice = run.summary, run.training, []
+    losses = [entry["loss"] for entry in training.losses]
+    warmup, epochs = training.arguments.get("warmup_epochs", 0), training.losses[-1]["epoch"] if losses else 0
+    if epochs <= warmup:
+        advice.append(
+            Text(
+                f"The run ended after {epochs:g} epochs, within the warm-up of {warmup:g}: the learning rate never "
+                "reached its height. Take it for a trial, and train longer or with fewer --warmup_epochs."
+            )
+        )
+    elif summary.get("normalised") and losses and losses[-1] >= 1:
+        advice.append(
+            Text(
+                f"The final loss, {losses[-1]:.3f}, is not below 1, which predicting the mean of each patch gives: "
+                "the model has learnt nothing yet. Train longer, or with another --base_learning_rate."
+            )
+        )
+    trained, untrained = (run.knn.get(f"{name} encoder") for name in ("trained", "untrained"))
+    if trained is not None and untrained is not None and trained <= untrained < 1:
+        advice.append(
+            Text(
+                f"The features are no better than those of an untrained encoder (k-NN accuracy {100 * trained:.1f} % "
+                f"and {100 * untrained:.1f} %). Train longer, on more images, or with smaller patches."
+            )
+        )
+    if summary.get("updates_per_epoch", FEW_UPDATES) < FEW_UPDATES:
+        updates = summary["updates_per_epoch"]
+        advice.append(
+            Text(
+                f"An epoch had {updates} update{'s' if updates > 1 else ''}. A smaller --total_batch_size makes more "
+                "of the same images; at least 20 are a good rule."
+            )
+        )
+    return [*advice, *_troubles_with_images(summary)]
+
+
+def _troubles_with_images(summary: dict) -> list[Text]:
+    advice = []
+    if summary.get("skipped"):
+        text = f"{summary['skipped']:,} images could not be decoded and were left out: the lines that begin with"
+        advice.append(Text(f"{text} skipped name them. Mend or remove them."))
+    if (summary.get("waited") or 0) > WAITS:
+        advice.append(
+            Text(
+                f"The training waited {100 * summary['waited']:.0f} % of its time for images. More "
+                "--dataloader_num_workers help where cores are idle; so do smaller image files."
+            )
+        )
+    return advice
+
+
+def _length_of_pretraining(run: RunFiles) -> Text:
+    epochs = run.training.losses[-1]["epoch"] if run.training.losses else 0
+    longer = f"--num_train_epochs {max(1, math.ceil(2 * epochs))} --resume_from_checkpoint auto"
+    if len(run.training.growth) > 1:
+        verdict = judge_growth(run.training.growth)
+        sentence = f"Features: {verdict}."
+        if "no longer rising" in verdict:
+            return Text(sentence)
+        return Text(f"{sentence} The same command goes on from here with:", longer)
+    return Text(
+        "Masked autoencoders gain from long training. The same command goes on from here with the first line below. "
+        "The second shows, every so many epochs, whether the features still improve.",
+        f"{longer}\n--eval_every_epochs {max(1, round(epochs / 10))}",
+    )
+
+
+def _fine_tuning(run: RunFiles, checkpoint: str, data: list[str]) -> Text:
+    depth, images = run.summary.get("depth"), run.summary.get("images")
+    batch = 2 ** max(3, min(10, int(math.log2(max(1, (images or 2**15) / FEW_UPDATES)))))
+    words = ["--model_name_or_path", checkpoint, "--n_partial", "0", *([str(depth)] if depth else []), *data]
+    words += ["--total_batch_size", str(batch), "--per_device_train_batch_size", str(min(batch, 64))]
+    text = "Train a classifier on it: a linear probe (0), and all blocks tuned. Recipes hold the papers' settings."
+    return Text(text, _launch("run_eval.py", *words, "--output_dir", f"{_folder(run)}_classifiers"))
+
+
+# --- evaluation ---
+
+
+def evaluation_advice(run: RunFiles) -> list[Text]:
+    """What to do after an evaluation."""
+    problem = PROBLEMS[run.summary.get("problem") or SINGLE_LABEL]
+    trained = [row for row in run.rows if "n_partial" in row]
+    advice = _troubles_with_images(run.summary)
+    for row in trained:
+        advice += _length_of_training(row, run.trainings[row["name"]], problem, run.summary.get("images"))
+    advice += _gain_of_pretraining(trained, problem)
+    best = max(trained, key=problem.score, default=None)
+    advice += _confusions(best or next((row for row in run.rows if "confusion_matrix" in row), {}), run.summary)
+    if best is None:
+        return advice
+    folder = f"{_place(run)}/{best['name']}" if len(trained) > 1 else _place(run)
+    use = f"from transformers import pipeline\n\nclassify = pipeline('image-classification', {folder!r}, "
+    advice.append(Text("Use the best classifier:", f"{use}trust_remote_code=True)\nclassify('photograph.jpg')"))
+    return [*advice, _export(folder)]
+
+
+def _length_of_training(row: dict, training: Training, problem: Problem, images: int | None) -> list[Text]:
+    key = f"eval_{problem.metric}"
+    entries = [entry for entry in training.log if key in entry]
+    if len(entries) < 3 or not problem.is_share or not images:
+        return []
+    best, last = row[problem.metric], entries[-1][key]
+    error = math.sqrt(best * (1 - best) / images)
+    earlier = max(entry[key] for entry in entries[: max(1, 3 * len(entries) // 4)])
+    if last > earlier + error:
+        return [
+            Text(
+                f"{row['name']}: {problem.metric_title} was still rising in the last quarter, from "
+                f"{100 * earlier:.1f} % to {100 * last:.1f} %. Longer training will help:",
+                f"--num_train_epochs {math.ceil(2 * entries[-1]['epoch'])} --resume_from_checkpoint auto",
+            )
+        ]
+    if last < best - error:
+        return [
+            Text(
+                f"{row['name']}: {problem.metric_title} fell from {100 * best:.1f} % to {100 * last:.1f} % at the "
+                "end. The best epoch was kept. Fewer epochs, or more augmentation, suit these images better."
+            )
+        ]
+    return []
+
+
+def _gain_of_pretraining(trained: list[dict], problem: Problem) -> list[Text]:
+    scratch = next((row for row in trained if row["n_partial"] is None), None)
+    tuned = [row for row in trained if row["n_partial"]]
+    if scratch is None or not tuned:
+        return []
+    best = max(tuned, key=problem.score)
+    unit = " %" if problem.is_share else ""
+    better = "better" if problem.score(best) > problem.score(scratch) else "no better"
+    values = [problem.shown(row[problem.metric]) + unit for row in (best, scratch)]
+    remedy = "" if better == "better" else " Pre-train longer, or on more images."
+    sentence = f"Pre-training is {better} than none: {problem.metric_title} {values[0]}, from scratch {values[1]}."
+    return [Text(sentence + remedy)]
+
+
+def _confusions(row: dict, summary: dict) -> list[Text]:
+    names, confusion = summary.get("class_names") or [], row.get("confusion_matrix") or []
+    if len(names) != len(confusion):
+        return []
+    pairs = [(confusion[i][j], i, j) for i in range(len(names)) for j in range(len(names)) if i != j]
+    count, true, predicted = max(pairs, default=(0, 0, 0))
+    if not count:
+        return []
+    share = f"{count:,} of its {sum(confusion[true]):,} images"
+    return [
+        Text(
+            f"Most often {names[true]!r} is taken for {names[predicted]!r} ({share}). Look at these images first: "
+            "labels may be wrong, or the image size too small. --save_predictions true lists every image."
+        )
+    ]
+
+
+# --- what both share ---
+
+
+def _place(run: RunFiles) -> str:
+    """Where the model is, for a command: on the Hub if the run was pushed."""
+    return run.summary.get("repo_id") or str(run.folder)
+
+
+def _folder(run: RunFiles) -> str:
+    return run.name if run.summary.get("repo_id") else str(run.folder).rstrip("/")
+
+
+def _data_words(arguments: dict, shared: bool) -> list[str]:
+    """The options that name the images. In a page that goes to others, of a folder its last part alone."""
+    words = []
+    for name in DATA_OPTIONS:
+        value = arguments.get(name)
+        if value in (None, False) or (name, value) == ("train_split", "train"):
+            continue
+        if shared and name in ("train_dir", "validation_dir"):
+            value = folder_name(value)
+        words += [f"--{name}", str(value).lower() if value is True else str(value)]
+    return words
+
+
+def _launch(script: str, *words: str) -> str:
+    return shlex.join(["accelerate", "launch", script, *map(str, words)])
+
+
+def _export(checkpoint: str) -> Text:
+    target = f"{Path(checkpoint).name}.onnx"
+    words = shlex.join(["python", "-m", "modeling_mae.interop", checkpoint, target, "--to", "onnx"])
+    return Text("Export it, here as an ONNX graph; --help lists the other formats:", words)

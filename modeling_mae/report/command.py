@@ -1,0 +1,32 @@
+"""The arguments of `mae report`. Nothing heavy is imported before the work begins, so that `--help` is quick."""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+
+def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="the output_dir of a run, also of one going on"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="the page to write: compare.html; of one run report.html in its folder, by default"
+    )
+    return run
+
+
+def run(arguments: Namespace) -> None:
+    """Write a page that compares the runs, or the page of the only one.
+
+    Raises:
+        UserError: as `compare_runs` and `write_run_page`.
+    """
+    from .comparison import compare_runs
+    from .run_pages import write_run_page
+
+    if len(arguments.runs) == 1:
+        out = write_run_page(arguments.runs[0], arguments.out)
+    else:
+        out = arguments.out or Path("compare.html")
+        compare_runs(arguments.runs, out)
+    print(f"written    {out}")

@@ -1,0 +1,54 @@
+"""The table of an evaluation's results: its cells, and the table as text."""
+
+from ..problems import PROBLEMS, SINGLE_LABEL, Problem
+
+
+def results_table(rows: list[dict], *, k: int, problem: Problem = PROBLEMS[SINGLE_LABEL]) -> str:
+    """The rows as text, parts of 1 in %. Columns that no row fills are left out.
+
+    A row has a "name" and, where they apply, "n_partial" (blocks tuned), "pooling", "images", "knn" ({k: accuracy}),
+    "logistic_regression" or "ridge_regression", "accuracy" and "last_accuracy"; of other problems than one class an
+    image, their metric in place of the accuracy, and their other figures. Where the largest class to evaluate on has
+    more than twice the images of the smallest, the problem's `imbalanced_columns` are there too."""
+    titles, *columns = zip(*results_cells(rows, k=k, problem=problem), strict=True)
+    width = max(map(len, titles))
+    text = [title.ljust(width) for title in titles]
+    for column in columns:
+        width = max(map(len, column))
+        text = [f"{line}  {cell.rjust(width)}" for line, cell in zip(text, column, strict=True)]
+    return "\n".join(text)
+
+
+def results_cells(rows: list[dict], *, k: int, problem: Problem = PROBLEMS[SINGLE_LABEL]) -> list[list[str]]:
+    """The cells of `results_table`. The first row is the head, the first column the titles."""
+    columns = problem.columns | (problem.imbalanced_columns if any(map(_is_imbalanced, rows)) else {})
+    lines = [["", "images", f"k-NN ({k})", *columns.values(), "last epoch"]]
+    for row in rows:
+        values = [row.get("knn", {}).get(k), *map(row.get, columns), row.get(f"last_{problem.metric}")]
+        images = f"{row['images']:,}" if "images" in row else ""
+        lines.append([row_title(row), images, *map(problem.shown, values)])
+    filled = [True, *(any(column[1:]) for column in list(zip(*lines, strict=True))[1:])]
+    return [[cell for cell, kept in zip(line, filled, strict=True) if kept] for line in lines]
+
+
+def _is_imbalanced(row: dict) -> bool:
+    counts = [sum(counts_of_class) for counts_of_class in row.get("confusion_matrix", [])]
+    present = [count for count in counts if count]
+    return bool(present) and max(present) > 2 * min(present)
+
+
+def row_title(row: dict) -> str:
+    n_partial = row.get("n_partial")
+    if n_partial is None:
+        return row["name"]
+    return probe_name(row.get("pooling")) if n_partial == 0 else f"fine-tuned blocks: {n_partial:g}"
+
+
+def probe_name(pooling: str | None) -> str:
+    return "attentive probing" if pooling == "attention" else "linear probing"
+
+
+def tuned_accuracies(rows: list[dict], problem: Problem) -> tuple[dict[float, float], float | None]:
+    """({blocks tuned: the problem's metric}, that of training from scratch or None)."""
+    tuned = {row["n_partial"]: row[problem.metric] for row in rows if row.get("n_partial") is not None}
+    return tuned, next((row[problem.metric] for row in rows if row["name"] == "from-scratch"), None)
