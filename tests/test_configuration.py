@@ -20,6 +20,7 @@ from configuration import (
     model_settings,
     parse_arguments,
 )
+from configuration.own_images import settle
 from configuration.parsing import RECIPES
 from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining
 from modeling_mae.data.order import split_batch
@@ -453,13 +454,15 @@ def test_what_several_trainings_cannot_do(capsys):
     assert "n_partial 0.7 does not work" in refused_eval(capsys, "--n_partial", "0.7")
 
 
-PRETRAINING = [path for path in ALL_RECIPES if path.stem == "demo" or path.stem.startswith("pretrain")]
+PRETRAINING = [path for path in ALL_RECIPES if path.stem in ("demo", "own_images") or path.stem.startswith("pretrain")]
 EVALUATION = [path for path in ALL_RECIPES if path not in PRETRAINING]
 
 
 @pytest.mark.parametrize("recipe", PRETRAINING, ids=lambda path: path.stem)
 def test_every_recipe_works_and_holds_only_differences(recipe):
     args = parse(str(recipe))
+    if args.own_images:
+        args, _, _ = settle(args, count=12_000, height=28, width=28, channels=1, processes=1, before={})
     config = model_config(args)
     assert config.model_type == "mae"
     with torch.device("meta"):
