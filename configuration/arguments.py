@@ -5,6 +5,8 @@ scripts. There is no option for what the launcher owns (precision, devices, proc
 options (gradient accumulation, the learning rate after scaling).
 """
 
+import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -232,8 +234,30 @@ class PretrainArguments(RunArguments, OptimizerArguments, DataArguments, ModelAr
                     setattr(self, name, getattr(paper, name))
 
     def set_options(self) -> dict[str, Any]:
-        """What `load_pretraining_sets` takes of the options."""
-        return {name: getattr(self, name) for name in ("train_split", "max_train_samples", "eval_split")}
+        """What `load_training_source` takes of the options."""
+        return {name: getattr(self, name) for name in ("train_split", "max_train_samples")}
+
+    def trial_options(self) -> dict[str, Any]:
+        """What `fit_length` takes of the options."""
+        options = {"hours": self.max_hours, "wanted": self.num_train_epochs, "seed": self.seed}
+        return {**options, "epochs_between_looks": self.eval_every_epochs, "knn": self.knn}
+
+    def length(self) -> dict[str, float]:
+        """The options that `with_length` changes."""
+        return {"num_train_epochs": self.num_train_epochs, "warmup_epochs": self.warmup_epochs}
+
+    def with_length(self, epochs: float) -> "PretrainArguments":
+        """The same run with another length. The warm-up keeps its share."""
+        warmup = self.warmup_epochs * epochs / self.num_train_epochs
+        return dataclasses.replace(self, num_train_epochs=epochs, warmup_epochs=warmup)
+
+    def with_length_of(self, chosen: dict[str, Any]) -> "PretrainArguments":
+        """With `max_hours`, the length that was `chosen` for the checkpoint that a run goes on from, or a shorter one
+        that is given."""
+        if not self.max_hours or "num_train_epochs" not in chosen:
+            return self
+        epochs = min(chosen["num_train_epochs"], self.num_train_epochs or math.inf)
+        return dataclasses.replace(self, num_train_epochs=epochs, warmup_epochs=chosen["warmup_epochs"])
 
     def check(self) -> None:
         """Raises an ArgumentError for arguments that cannot work. Quick and without network."""

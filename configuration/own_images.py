@@ -27,7 +27,7 @@ LONG = 2  # images whose one side is so many times the other keep their shape
 HEAD_WIDTH, DECODER_DEPTH, DECODER_WIDTH = 64, 4, 128  # of the decoder; the width is the least
 UPDATES_AN_EPOCH = 20  # at least
 BATCH_RANGE = (8, 1024)  # images an update
-IMAGES_AT_ONCE = 64  # on each process
+IMAGES_AT_ONCE, MOST_AT_ONCE = 64, 256  # on each process; the most, where auto_batch_size may make it less
 EPOCHS_RANGE = (200, 2000)  # that pay on fewer than 100,000 images
 IMAGES_SEEN = 20_000_000  # in all, within that range: 200 epochs of 100,000 images
 WARMUP_SHARE = 1 / 20  # of all epochs, as the paper's 40 of 800
@@ -74,10 +74,16 @@ def choose_model(height: int, width: int, channels: int, hidden_size: int, given
 
 
 def choose_training(
-    count: int, height: int, width: int, processes: int, given: dict[str, Any], max_train_steps: int | None = None
+    count: int,
+    height: int,
+    width: int,
+    processes: int,
+    given: dict[str, Any],
+    max_train_steps: int | None = None,
+    most_at_once: int = IMAGES_AT_ONCE,
 ) -> list[Choice]:
     """Batch, length, rate and crop for `count` images. `given` are the options that are decided. Each of the
-    `processes` gets the same number of images of an update."""
+    `processes` gets the same number of images of an update, `most_at_once` or fewer at a time."""
     total = given.get("total_batch_size") or _total_batch(count, processes)
     updates = max(1, count // total)
     why = f"updates an epoch of {count:,} images: {updates}; wanted are {UPDATES_AN_EPOCH} or more, of "
@@ -85,8 +91,8 @@ def choose_training(
     choices = [Choice({"total_batch_size": total}, why)]
 
     share = max(1, total // processes)
-    at_once = max(n for n in range(1, min(share, IMAGES_AT_ONCE) + 1) if share % n == 0)
-    why = f"at most {IMAGES_AT_ONCE} at a time; --auto_batch_size true finds what a GPU holds"
+    at_once = max(n for n in range(1, min(share, most_at_once) + 1) if share % n == 0)
+    why = f"at most {most_at_once} at a time" + (", or what fits" if most_at_once > IMAGES_AT_ONCE else "")
     choices.append(Choice({"per_device_train_batch_size": at_once}, why))
 
     if max_train_steps:
@@ -128,7 +134,8 @@ def settle(
     given = {**kept, **options, **fields}
     encoder = given.get("hidden_size") or model_config(dataclasses.replace(args, config_overrides=[])).hidden_size
     choices = choose_model(height, width, channels, encoder, given)
-    choices += choose_training(count, height, width, processes, given, args.max_train_steps)
+    most = MOST_AT_ONCE if args.auto_batch_size else IMAGES_AT_ONCE
+    choices += choose_training(count, height, width, processes, given, args.max_train_steps, most)
     lines = [f"as when the run began: {_text(kept)}"] if kept else []
     chosen = dict(kept)
     for choice in choices:

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, find_executable_batch_size, send_to_device
 
+from ..data.images import Images
 from ..errors import UserError
 from .sharded import settle_gradient_groups
 
@@ -29,13 +30,12 @@ def find_batch_size(
     model: torch.nn.Module,
     total: int,
     start: int,
-    loss_of_trial: Callable[[int], torch.Tensor],
 ) -> int:
     """The images at a time that every process can train on: `start`, or the largest smaller power of two that fits and
     with which updates of `total` images still come out even.
 
-    `loss_of_trial(images)` is the loss of a batch of that size, without help of other processes: one of them may run
-    out of memory alone. On a CPU `start` stays, because the system ends a process rather than raising an error.
+    `model` is an MAEForPreTraining, unwrapped: it must run without the other processes, since one of them may run out
+    of memory alone. On a CPU `start` stays, because the system ends a process rather than raising an error.
 
     Raises:
         UserError: not even one image fits, or the model is sharded.
@@ -51,7 +51,8 @@ def find_batch_size(
         if size != NONE_FITS:
             parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
             moments = [torch.empty_like(parameter) for parameter in parameters for _ in range(ADAM_MOMENTS)]
-            loss_of_trial(size).backward()
+            shape = (size, model.config.num_channels, *model.config.image_height_width)
+            model(torch.zeros(shape, device=accelerator.device)).loss.backward()
             del moments
         return size
 
@@ -94,6 +95,7 @@ def time_updates(
     """Seconds that an update takes, with its loading. `model` and `optimizer` are prepared and new; `batches` are for
     `MOST_UPDATES`, and `loss_of` is that of `train`. `hours` are for the whole run."""
     settle_gradient_groups(model)  # before the first backward pass, as a run does that is never timed
+    model.train()
     batches, inner = iter(batches), optimizer.optimizer
     moments = [time.perf_counter()]
     enough = False
@@ -121,6 +123,38 @@ def time_updates(
     half = len(moments) // 2
     seconds = (moments[-1] - moments[half]) / (len(moments) - 1 - half)
     return float(accelerator.gather(torch.tensor([seconds], device=device)).max())
+
+
+def fit_length(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Images,
+    loss_of: Callable[[dict, int, int], torch.Tensor],
+    *,
+    hours: float,
+    wanted: float,
+    total_batch_size: int,
+    images_a_look: int,
+    epochs_between_looks: int,
+    knn: bool,
+    **loading,
+) -> tuple[float, str]:
+    """(epochs, reason): the length, at most `wanted`, of a run that may take `hours`, by timing its first updates.
+
+    An image that is looked at counts like one that is trained on. `images_a_look` are those whose features are
+    computed every `epochs_between_looks`, and with `knn` twice at the end. `loading` goes to `training_loader`.
+    """
+    place = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
+    batches = images.training_loader(
+        updates=range(MOST_UPDATES), total_batch_size=total_batch_size, **place, **loading
+    )
+    seconds = time_updates(accelerator, model, optimizer, batches, loss_of, hours)
+    an_epoch = seconds * max(1, len(images) // total_batch_size)
+    a_look = seconds / total_batch_size * images_a_look
+    looks = {"seconds_of_a_look": a_look, "epochs_between_looks": epochs_between_looks}
+    epochs = fit_epochs(hours, wanted, an_epoch, **looks, other_seconds=2 * a_look * knn)
+    return epochs, f"an epoch takes {an_epoch:.3g} s by trial updates, for max_hours {hours:g}"
 
 
 def fit_epochs(
