@@ -123,6 +123,8 @@ def main(args: PretrainArguments) -> None:
         epochs, reason = fit_length(accelerator, model, optimizer, training_images, loss_of, **options)
         args = args.with_length(epochs)
         accelerator.print(f"chosen     num_train_epochs={epochs:g}: {reason}", flush=True)
+    elif args.max_hours and "num_train_epochs" not in before.get("chosen", {}):
+        accelerator.print("note       max_hours counts where a run begins: this one keeps its length")
     chosen |= args.length() if args.max_hours else {}
 
     # Schedule and run

@@ -69,7 +69,9 @@ def choose_model(height: int, width: int, channels: int, hidden_size: int, given
     heads = max(n for n in range(1, max(1, decoder // HEAD_WIDTH) + 1) if decoder % n == 0)
     values = {"decoder_hidden_size": decoder, "decoder_num_hidden_layers": DECODER_DEPTH}
     values |= {"decoder_num_attention_heads": heads, "decoder_intermediate_size": 4 * decoder}
-    choices.append(Choice(values, "few images need a light decoder; its width is half the encoder's"))
+    choices.append(
+        Choice(values, "a light decoder is enough for few images; it is half as wide as the encoder, but at least 128")
+    )
     return _without(choices, given)
 
 

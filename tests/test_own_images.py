@@ -119,6 +119,19 @@ def test_arguments_of_a_run_leave_nothing_open():
     assert not chosen and not lines and again == args
 
 
+def test_a_run_of_some_hours_keeps_its_length_and_the_share_of_its_warm_up():
+    args = PretrainArguments(num_train_epochs=800, warmup_epochs=40, max_hours=2).with_length(20)
+    assert (args.num_train_epochs, args.warmup_epochs) == (20, 1)
+    chosen = {"num_train_epochs": 20, "warmup_epochs": 1}
+    # What was chosen once holds; a shorter run is asked for by giving it.
+    for given, epochs in ((800, 20), (5, 5)):
+        again = PretrainArguments(num_train_epochs=given, max_hours=2).with_length_of(chosen)
+        assert (again.num_train_epochs, again.warmup_epochs) == (epochs, 1)
+    assert PretrainArguments(own_images=True, max_hours=2).with_length_of(chosen).num_train_epochs == 20
+    assert PretrainArguments(num_train_epochs=30).with_length_of(chosen).num_train_epochs == 30
+    assert PretrainArguments(max_hours=2).with_length_of({}).num_train_epochs == 800
+
+
 def test_what_cannot_work_is_refused_in_one_line():
     with pytest.raises(ArgumentError, match="patch_size"):
         settled(2_000, 32, 32, config_overrides=["image_size=33", "patch_size=8"])

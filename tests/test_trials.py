@@ -116,8 +116,8 @@ def test_timed_updates_leave_no_trace(monkeypatch):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("each, updates", [(100, 2), (0.001, 100)])
-def test_a_trial_has_at_least_two_updates_and_at_most_a_hundred(monkeypatch, each, updates):
+@pytest.mark.parametrize("each, updates", [(100, 3), (0.001, 100)])
+def test_a_trial_has_at_least_three_updates_and_at_most_a_hundred(monkeypatch, each, updates):
     accelerator = Accelerator(cpu=True)
     model = torch.nn.Linear(2, 1)
     model.config = SimpleNamespace(num_hidden_layers=1)

@@ -18,7 +18,7 @@ from ..errors import UserError
 from .sharded import settle_gradient_groups
 
 
-MOST_UPDATES, LEAST_UPDATES = 100, 2  # of a trial; the later half is timed, when loading has settled
+MOST_UPDATES, LEAST_UPDATES = 100, 3  # of a trial; the later half is timed, when loading has settled
 MOST_SECONDS, TRIAL_SHARE = 60, 0.02  # a trial ends after this, or this part of the time there is
 SPARE = 0.05  # part of the time for pictures, checkpoints, and what was not foreseen
 NONE_FITS = -1  # after the last number of images; Accelerate takes it for one more, but not 0
