@@ -1,6 +1,6 @@
 """Pre-train a masked autoencoder: `accelerate launch run_pretrain.py [recipe.yaml] [--name value ...]`."""
 
-from configuration import ArgumentError, PretrainArguments, model_config, model_settings, parse_arguments
+from configuration import ArgumentError, PretrainArguments, model_config, model_settings, parse_arguments, settle
 
 
 if __name__ == "__main__":  # before the other imports: --help and a misspelt option need not wait for torch
@@ -16,9 +16,10 @@ from accelerate.utils import send_to_device, set_seed
 
 from modeling_mae import MAEForPreTraining, mask_noise
 from modeling_mae.data.crops import training_crop
+from modeling_mae.data.facts import image_facts
 from modeling_mae.data.fingerprint import fingerprint
 from modeling_mae.data.order import split_batch
-from modeling_mae.data.pretraining_sets import load_pretraining_sets
+from modeling_mae.data.pretraining_sets import load_pretraining_sets, load_training_source
 from modeling_mae.data.processor import processor_of
 from modeling_mae.data.statistics import choose_mean_std
 from modeling_mae.errors import UserError
@@ -38,6 +39,7 @@ from modeling_mae.training.manifest import read_manifest
 from modeling_mae.training.optim import Schedule, make_optimizer
 from modeling_mae.training.run_folder import claim_folder
 from modeling_mae.training.state import load_model, open_run, save_model
+from modeling_mae.training.trials import find_batch_size, fit_length
 
 
 NORMALISED_LOSS = "loss       1 is what predicting the mean of each patch gives\n"
@@ -49,8 +51,8 @@ def main(args: PretrainArguments) -> None:
     output_dir = Path(args.output_dir)
     accelerator = launch.make_accelerator(output_dir, args.trackers)
     main_process, processes = accelerator.is_main_process, accelerator.num_processes
-    total_batch, micro_batch = args.total_batch_size, args.per_device_train_batch_size
-    accelerator.gradient_accumulation_steps = split_batch(total_batch, micro_batch, processes)
+    if not args.own_images:  # an error here leaves the folder as it is
+        split_batch(args.total_batch_size, args.per_device_train_batch_size, processes)
     if main_process:
         claim_folder(output_dir, args.overwrite_output_dir)
     hub = Hub(output_dir, **args.hub_options(), main_process=main_process)
@@ -59,22 +61,33 @@ def main(args: PretrainArguments) -> None:
     checkpoint = choose_checkpoint(accelerator, output_dir, resume)
     before = read_manifest(checkpoint)["made_with"] if checkpoint else {}
 
-    # Images
+    # Images, and what is left open and follows from them
+    main_first = accelerator.main_process_first
+    source = load_training_source(args.source_options(), **args.set_options(), main_process_first=main_first)
+    chosen = before.get("chosen", {})
+    args = args.with_length_of(chosen)
+    if args.own_images:
+        facts = dataclasses.asdict(image_facts(source, args.bands))
+        args, chosen, reasons = settle(args, **facts, processes=processes, before=chosen)
+        accelerator.print(*(f"chosen     {reason}\n" for reason in reasons), sep="", end="", flush=True)
+    total_batch, micro_batch = args.total_batch_size, args.per_device_train_batch_size
+    accelerator.gradient_accumulation_steps = split_batch(total_batch, micro_batch, processes)
     config = model_config(args)
     size = config.image_height_width  # pixels
     workers = launch.loading_workers(args.dataloader_num_workers)
     open_options = {"size": size, "num_channels": config.num_channels, "bands": args.bands}
     open_options |= {"memory_budget": launch.image_memory(), "on_bad_image": args.on_bad_image}
     sets = load_pretraining_sets(
+        source,
         args.source_options(),
-        **args.set_options(),
+        eval_split=args.eval_split,
         k=K if args.knn or args.eval_every_epochs else None,
         white=args.white_value or before.get("white"),
         open_options=open_options,
-        main_process_first=accelerator.main_process_first,
+        main_process_first=main_first,
         say=accelerator.print,
     )
-    source, images = sets.source, sets.images
+    images = sets.images
     mean, std = choose_mean_std(images, (args.image_mean, args.image_std), before, accelerator.print)
     transform = BatchTransform(mean, std, size).to(accelerator.device)
 
@@ -85,11 +98,41 @@ def main(args: PretrainArguments) -> None:
     betas = (args.adam_beta1, args.adam_beta2)
     optimizer = make_optimizer("adamw", model, weight_decay=args.weight_decay, betas=betas)
     model, optimizer = accelerator.prepare(model, optimizer)
+    unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
+
+    # The mask of an image is a pure function of (seed, update, place in the total batch). So it is the same with any
+    # number of processes, and after a resume.
+    generator = torch.Generator(accelerator.device)
+
+    def loss_of(batch: dict, update: int, micro: int) -> torch.Tensor:
+        pixel_values = transform(batch)  # (batch, channels, height, width)
+        generator.manual_seed(args.seed * 2**31 + update)
+        noise = mask_noise(config.mask_type, total_batch, config.grid, generator, accelerator.device)
+        first = (micro * processes + accelerator.process_index) * micro_batch
+        return model(pixel_values, noise=noise[first : first + len(pixel_values)]).loss
+
+    # Trials: the images at a time that fit into memory, the epochs that fit into the hours
+    training_images = images.view(crop=training_crop(args.seed, args.crop_scale, args.horizontal_flip, size))
+    loading = {"batch_size": EVAL_BATCH, "num_workers": workers}
+    growth = FeatureGrowth(accelerator, images, sets.evaluation, transform, k=K, **loading)
+    if args.auto_batch_size:
+        micro_batch = find_batch_size(accelerator, unwrapped, total_batch, micro_batch)
+        accelerator.gradient_accumulation_steps = split_batch(total_batch, micro_batch, processes)
+        args = dataclasses.replace(args, per_device_train_batch_size=micro_batch)
+    if args.max_hours and not checkpoint:
+        batches = {"batch_size": micro_batch, "total_batch_size": total_batch, "num_workers": workers}
+        options = {**batches, **args.trial_options(), "images_a_look": growth.images}
+        epochs, reason = fit_length(accelerator, model, optimizer, training_images, loss_of, **options)
+        args = args.with_length(epochs)
+        accelerator.print(f"chosen     num_train_epochs={epochs:g}: {reason}", flush=True)
+    elif args.max_hours and "num_train_epochs" not in before.get("chosen", {}):
+        accelerator.print("note       max_hours counts where a run begins: this one keeps its length")
+    chosen |= args.length() if args.max_hours else {}
 
     # Schedule and run
     schedule = Schedule.from_epochs(len(images), **args.schedule_options())
     made_with = {**args.settings(), **model_settings(config), "data": fingerprint(source)}
-    training_images = images.view(crop=training_crop(args.seed, args.crop_scale, args.horizontal_flip, size))
+    made_with |= {"chosen": chosen} if chosen else {}
     run = open_run(
         *(accelerator, model, optimizer, training_images, schedule, output_dir),
         made_with={**made_with, "mean": mean, "std": std, "white": images.white},
@@ -109,20 +152,8 @@ def main(args: PretrainArguments) -> None:
         f"parallel   {launch.describe_parallelism(accelerator)}"
     )
 
-    # The mask of an image is a pure function of (seed, update, place in the total batch). So it is the same with any
-    # number of processes, and after a resume.
-    generator = torch.Generator(accelerator.device)
-
-    def loss_of(batch: dict, update: int, micro: int) -> torch.Tensor:
-        pixel_values = transform(batch)  # (batch, channels, height, width)
-        generator.manual_seed(args.seed * 2**31 + update)
-        noise = mask_noise(config.mask_type, total_batch, config.grid, generator, accelerator.device)
-        first = (micro * processes + accelerator.process_index) * micro_batch
-        return model(pixel_values, noise=noise[first : first + len(pixel_values)]).loss
-
     picture_batch = images.batch(0, list(range(0, len(images), max(1, len(images) // 8)))[:8])
     pixel_values = transform(send_to_device(picture_batch, accelerator.device))
-    unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
     reconstructions = ReconstructionSheet(unwrapped, pixel_values, mean, std, args.seed)
 
     def picture(path: Path, update: int) -> None:
@@ -130,9 +161,6 @@ def main(args: PretrainArguments) -> None:
         if main_process:
             save_reconstruction(path, sheet)
             launch.log_image(accelerator, "reconstruction", sheet, update)
-
-    loading = {"batch_size": EVAL_BATCH, "num_workers": workers}
-    growth = FeatureGrowth(accelerator, images, sets.evaluation, transform, k=K, **loading)
 
     def after_epoch(epoch: int, update: int) -> None:
         if args.eval_every_epochs and (epoch % args.eval_every_epochs == 0 or update == schedule.updates):

@@ -15,6 +15,7 @@ from .checks import check_blocks
 from .errors import ArgumentError
 from .evaluation import EVAL_CROP_FRACTION, RESULTS, EvalArguments, EvalTraining
 from .model import model_config, model_settings
+from .own_images import settle
 from .parsing import parse_arguments
 
 
@@ -33,4 +34,5 @@ __all__ = [
     "model_config",
     "model_settings",
     "parse_arguments",
+    "settle",
 ]

@@ -5,11 +5,14 @@ scripts. There is no option for what the launcher owns (precision, devices, proc
 options (gradient accumulation, the learning rate after scaling).
 """
 
+import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from .checks import check_pretraining
+from .own_images import OPTIONS
 
 
 def option(default: Any, help: str, **kwargs) -> Any:
@@ -189,8 +192,37 @@ class RunArguments:
 
 @dataclass
 class PretrainArguments(RunArguments, OptimizerArguments, DataArguments, ModelArguments):
-    """The arguments of run_pretrain.py."""
+    """The arguments of run_pretrain.py. With `own_images`, what is None follows from the images."""
 
+    own_images: bool = option(
+        False,
+        "What you do not give follows from the images, and is printed with its reason: size, patch, decoder, batch, "
+        "length, rate, crop. See the recipe own_images.",
+    )
+    num_train_epochs: float | None = option(None, "Length of the run, in epochs. By default 800.")
+    total_batch_size: int | None = option(
+        None, "Images an update, over all processes and accumulation steps. By default 4096."
+    )
+    per_device_train_batch_size: int | None = option(
+        None, "Images at a time on each process. Accumulation follows from it. By default 64."
+    )
+    base_learning_rate: float | None = option(
+        None, "Learning rate of 256 images an update. It is multiplied by total_batch_size / 256. By default 1.5e-4."
+    )
+    warmup_epochs: float | None = option(None, "Epochs over which the learning rate rises from 0. By default 40.")
+    crop_scale: list[float] | None = option(
+        None, "Smallest and largest part of an image's area that a random crop takes. 1 1: no crop. By default 0.2 1."
+    )
+    max_hours: float | None = option(
+        None,
+        "Hours that training may take. After a few trial updates the run gets as many whole epochs as fit, at most "
+        "num_train_epochs, and keeps that length when it goes on from a checkpoint.",
+    )
+    auto_batch_size: bool = option(
+        False,
+        "On a GPU, halve per_device_train_batch_size until it fits into memory. total_batch_size stays. The gradients "
+        "of an update are then added in another order: the last bits of the weights depend on the size found.",
+    )
     picture_epochs: int = option(10, "Epochs between two pictures of reconstructions. 0: only at the end.")
     eval_every_epochs: int = option(
         0,
@@ -200,9 +232,37 @@ class PretrainArguments(RunArguments, OptimizerArguments, DataArguments, ModelAr
         False, "At the end, k-NN accuracy of the features, where there are labels and a split to evaluate on."
     )
 
+    def __post_init__(self):
+        for paper in () if self.own_images else (OptimizerArguments(), DataArguments()):
+            for name in OPTIONS:
+                if getattr(self, name) is None and hasattr(paper, name):
+                    setattr(self, name, getattr(paper, name))
+
     def set_options(self) -> dict[str, Any]:
-        """What `load_pretraining_sets` takes of the options."""
-        return {name: getattr(self, name) for name in ("train_split", "max_train_samples", "eval_split")}
+        """What `load_training_source` takes of the options."""
+        return {name: getattr(self, name) for name in ("train_split", "max_train_samples")}
+
+    def trial_options(self) -> dict[str, Any]:
+        """What `fit_length` takes of the options."""
+        options = {"hours": self.max_hours, "wanted": self.num_train_epochs, "seed": self.seed}
+        return {**options, "epochs_between_looks": self.eval_every_epochs, "knn": self.knn}
+
+    def length(self) -> dict[str, float]:
+        """The options that `with_length` changes."""
+        return {"num_train_epochs": self.num_train_epochs, "warmup_epochs": self.warmup_epochs}
+
+    def with_length(self, epochs: float) -> "PretrainArguments":
+        """The same run with another length. The warm-up keeps its share."""
+        warmup = self.warmup_epochs * epochs / self.num_train_epochs
+        return dataclasses.replace(self, num_train_epochs=epochs, warmup_epochs=warmup)
+
+    def with_length_of(self, chosen: dict[str, Any]) -> "PretrainArguments":
+        """With `max_hours`, the length that was `chosen` for the checkpoint that a run goes on from, or a shorter one
+        that is given."""
+        if not self.max_hours or "num_train_epochs" not in chosen:
+            return self
+        epochs = min(chosen["num_train_epochs"], self.num_train_epochs or math.inf)
+        return dataclasses.replace(self, num_train_epochs=epochs, warmup_epochs=chosen["warmup_epochs"])
 
     def check(self) -> None:
         """Raises an ArgumentError for arguments that cannot work. Quick and without network."""

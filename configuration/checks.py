@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .errors import ArgumentError
 from .memory import check_batch, check_training_fits
-from .model import join, model_config, suggest
+from .model import join, model_config, parse_overrides, suggest
 
 
 # Larger numbers are slips: counters and rates would overflow, or a machine would be filled with processes.
@@ -22,15 +22,27 @@ MAX_WORKERS = 1024
 def check_pretraining(args) -> None:
     """Raises an ArgumentError for `PretrainArguments` that cannot work."""
     check_texts(args)
+    if args.own_images:  # what is left open is settled, and checked, when the images are known
+        parse_overrides(args.config_overrides)
+        check_data(args)
+        check_optimizer(args)
+    else:
+        check_settings(args)
+    check_run(args)
+    check_output_dir(args)
+    require(args, "max_hours", lambda x: x > 0, "a number of hours above 0, as in 0.5")
+    exclude(args, "max_hours", "max_train_steps")
+    require(args, "eval_every_epochs", lambda x: x >= 0, "a number of epochs, 0 for none")
+    require(args, "picture_epochs", lambda x: x >= 0, "a number of epochs, 0 for none on the way")
+    check_hub(args)
+
+
+def check_settings(args) -> None:
+    """Raises an ArgumentError for `PretrainArguments` whose model, data or optimizer cannot work; nothing is open."""
     check_model(args, decoder=True)
     check_pooling(args)
     check_data(args)
     check_optimizer(args)
-    check_run(args)
-    check_output_dir(args)
-    require(args, "eval_every_epochs", lambda x: x >= 0, "a number of epochs, 0 for none")
-    require(args, "picture_epochs", lambda x: x >= 0, "a number of epochs, 0 for none on the way")
-    check_hub(args)
 
 
 def check_evaluation(args) -> None:
@@ -168,7 +180,9 @@ def check_data(args) -> None:
     require(args, "white_value", lambda x: x > 0, "the value of a white pixel, as 4095 of 12 bits")
     require(args, "bands", lambda x: x >= 1, "numbers of bands, counted from 1")
     require(args, "crop_scale", lambda x: 0 < x <= 1, "two parts of the area in (0, 1], as in 0.2 1.0")
-    if len(args.crop_scale) != 2 or args.crop_scale[0] > args.crop_scale[1]:
+    if args.crop_scale is None:
+        pass  # it follows from the images
+    elif len(args.crop_scale) != 2 or args.crop_scale[0] > args.crop_scale[1]:
         raise ArgumentError(f"crop_scale {join(args.crop_scale)} does not work: give smallest, largest, as in 0.2 1.0")
     require(args, "dataloader_num_workers", lambda x: 0 <= x <= MAX_WORKERS, "a number of workers, 0 for none")
 
@@ -183,7 +197,8 @@ def check_optimizer(args) -> None:
     require(args, "base_learning_rate", lambda x: 0 < x <= MAX_RATE, rate)
     require(args, "warmup_epochs", lambda x: 0 <= x <= MAX_EPOCHS, f"a number of epochs, 0 for none, {epochs}")
     # With max_train_steps, a short trial of a long recipe may well end inside the warm-up.
-    if args.max_train_steps is None and args.warmup_epochs >= args.num_train_epochs:
+    open_length = args.num_train_epochs is None or args.warmup_epochs is None
+    if not open_length and args.max_train_steps is None and args.warmup_epochs >= args.num_train_epochs:
         raise ArgumentError(
             f"warmup_epochs {args.warmup_epochs:g} is not shorter than the run of num_train_epochs "
             f"{args.num_train_epochs:g}: give --warmup_epochs {args.num_train_epochs / 20:g}, for example"

@@ -20,6 +20,7 @@ from configuration import (
     model_settings,
     parse_arguments,
 )
+from configuration.own_images import settle
 from configuration.parsing import RECIPES
 from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining
 from modeling_mae.data.order import split_batch
@@ -194,6 +195,11 @@ def test_only_one_process_of_a_machine_speaks(capsys, monkeypatch):
         ("--crop_scale 0.9 0.5", ["crop_scale 0.9 0.5"]),
         ("--crop_scale 0.9", ["crop_scale 0.9"]),
         ("--num_train_epochs 30", ["warmup_epochs 40", "num_train_epochs 30"]),
+        ("--max_hours 0", ["max_hours 0.0", "above 0"]),
+        ("--max_hours 1 --max_train_steps 5", ["max_hours 1.0", "max_train_steps 5"]),
+        ("--own_images true --config_overrides patchsize=3", ["'patchsize'", "'patch_size'"]),
+        ("--own_images true --crop_scale 0.9 0.5", ["crop_scale 0.9 0.5"]),
+        ("--own_images true --total_batch_size 0", ["total_batch_size 0"]),
         ("--dataset_name a --train_dir b", ["dataset_name 'a'", "train_dir 'b'"]),
         ("--dataset_config_name a", ["dataset_config_name 'a'", "dataset_name"]),
         ("--model_name_or_path a --config_name vit_tiny", ["model_name_or_path 'a'", "config_name 'vit_tiny'"]),
@@ -453,13 +459,15 @@ def test_what_several_trainings_cannot_do(capsys):
     assert "n_partial 0.7 does not work" in refused_eval(capsys, "--n_partial", "0.7")
 
 
-PRETRAINING = [path for path in ALL_RECIPES if path.stem == "demo" or path.stem.startswith("pretrain")]
+PRETRAINING = [path for path in ALL_RECIPES if path.stem in ("demo", "own_images") or path.stem.startswith("pretrain")]
 EVALUATION = [path for path in ALL_RECIPES if path not in PRETRAINING]
 
 
 @pytest.mark.parametrize("recipe", PRETRAINING, ids=lambda path: path.stem)
 def test_every_recipe_works_and_holds_only_differences(recipe):
     args = parse(str(recipe))
+    if args.own_images:
+        args, _, _ = settle(args, count=12_000, height=28, width=28, channels=1, processes=1, before={})
     config = model_config(args)
     assert config.model_type == "mae"
     with torch.device("meta"):

@@ -32,11 +32,27 @@ class PretrainingSets:
         }
 
 
-def load_pretraining_sets(
+def load_training_source(
     source_options: dict,
     *,
     train_split: str,
     max_train_samples: int | None,
+    main_process_first: Callable[[], AbstractContextManager],
+) -> Source:
+    """The images to train on, still encoded. One process reads first, so that the others find what `datasets` has
+    cached.
+
+    Raises:
+        UserError: as `load_source`.
+    """
+    with main_process_first():
+        return load_source(split=train_split, max_samples=max_train_samples, **source_options)
+
+
+def load_pretraining_sets(
+    source: Source,
+    source_options: dict,
+    *,
     eval_split: str | None,
     k: int | None,
     white: float | None,
@@ -44,21 +60,19 @@ def load_pretraining_sets(
     main_process_first: Callable[[], AbstractContextManager],
     say: Callable[[str], None],
 ) -> PretrainingSets:
-    """Load the images, and what a k-NN accuracy of `k` neighbours needs. If there can be none, `say` prints why.
+    """Open the images of `source`, and load what a k-NN accuracy of `k` neighbours needs. If there can be none, `say`
+    prints why.
 
-    `source_options` go to `load_source`, `open_options` and `white` to `open_images`. One process reads first, so that
-    the others find what `datasets` has cached.
+    `source_options` go to `load_eval_source`, `open_options` and `white` to `open_images`.
 
     Raises:
-        UserError: as `load_source` and `open_images`; NoSplit where there is no `eval_split`.
+        UserError: as `load_eval_source` and `open_images`; NoSplit where there is no `eval_split`.
     """
 
     def load_eval() -> tuple[Source, str]:
         with main_process_first():
             return load_eval_source(eval_split, **source_options)
 
-    with main_process_first():
-        source = load_source(split=train_split, max_samples=max_train_samples, **source_options)
     labels = None
     try:
         if k is not None and len(source) < k:

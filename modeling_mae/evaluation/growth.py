@@ -76,6 +76,11 @@ class FeatureGrowth:
         self.accelerator.log(values, step=update)
         self.accelerator.print(f"features   epoch {epoch:g}  {describe_features(values)}", flush=True)
 
+    @property
+    def images(self) -> int:
+        """The number of images that a look at the features takes."""
+        return len(self.train) + (len(self.evaluation) if self.evaluation is not None else 0)
+
     def baselines(self, config: MAEConfig, seed: int) -> dict[str, float]:
         """`knn_raw_pixels`, `knn_untrained` and `rank_untrained` of a model from `seed`; accuracies are in 0..1. Also
         `knn_images`, the number of images whose class is guessed."""

@@ -1,0 +1,192 @@
+"""What pre-training on your own images takes where you give nothing, and why: pure functions of a few facts.
+
+The facts are the number of images, the median height and width of their files in pixels, and the channels. What the
+user gives is never chosen here; what is chosen follows from it.
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+from .checks import check_settings
+from .model import PRESETS, model_config, model_settings, parse_overrides
+
+
+# The options that `own_images` leaves open, beside fields of the model.
+OPTIONS = (
+    "total_batch_size",
+    "per_device_train_batch_size",
+    "num_train_epochs",
+    "warmup_epochs",
+    "base_learning_rate",
+    "crop_scale",
+)
+PAPER_SIZE, PAPER_GRID = 224, 14  # pixels and patches a side (arXiv 2111.06377)
+PATCHES = (2, 4, 8, 16)  # pixels a side
+LONG = 2  # images whose one side is so many times the other keep their shape
+HEAD_WIDTH, DECODER_DEPTH, DECODER_WIDTH = 64, 4, 128  # of the decoder; the width is the least
+UPDATES_AN_EPOCH = 20  # at least
+BATCH_RANGE = (8, 1024)  # images an update
+IMAGES_AT_ONCE, MOST_AT_ONCE = 64, 256  # on each process; the most, where auto_batch_size may make it less
+EPOCHS_RANGE = (200, 2000)  # that pay on fewer than 100,000 images
+IMAGES_SEEN = 20_000_000  # in all, within that range: 200 epochs of 100,000 images
+WARMUP_SHARE = 1 / 20  # of all epochs, as the paper's 40 of 800
+PAPER_RATE, PAPER_BATCH = 1.5e-4, 4096
+CROP_RANGE = (0.2, 0.6)  # smallest part of the area: the paper's, and the demo's for images of 28 x 28
+CROP_PIXELS = 32 * 32  # that a crop should keep
+
+
+class Choice(NamedTuple):
+    """Settings that belong together, by name, and the reason in a few words."""
+
+    values: dict[str, Any]
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{_text(self.values)}: {self.reason}"
+
+
+def choose_model(height: int, width: int, channels: int, hidden_size: int, given: dict[str, Any]) -> list[Choice]:
+    """Image size, patch, channels and decoder for an encoder of width `hidden_size`. `given` are the fields of the
+    model that are decided; they are not chosen, and the others are made to fit them."""
+    choices = []
+    kind = {1: "the images are gray", 3: "the images have colours"}.get(channels, f"the images have {channels} bands")
+    choices.append(Choice({"num_channels": channels}, kind))
+
+    size = given.get("image_size") or _wanted_size(height, width)
+    sides = size if isinstance(size, (list, tuple)) else (size, size)
+    patch = given.get("patch_size") or _nearest_patch(*sides)
+    if "image_size" not in given:
+        sides = [max(2, side // patch) * patch for side in sides]
+        size = sides[0] if sides[0] == sides[1] else sides
+    grid = [side // patch for side in sides]
+    why = f"{grid[0]} x {grid[1]} = {grid[0] * grid[1]} tokens an image, the paper's number is 196"
+    files = f"the files have {width} x {height} pixels (median)"
+    choices += [Choice({"image_size": size}, files), Choice({"patch_size": patch}, why)]
+
+    half = hidden_size // 2 // HEAD_WIDTH * HEAD_WIDTH
+    decoder = given.get("decoder_hidden_size") or max(DECODER_WIDTH, half)
+    heads = max(n for n in range(1, max(1, decoder // HEAD_WIDTH) + 1) if decoder % n == 0)
+    values = {"decoder_hidden_size": decoder, "decoder_num_hidden_layers": DECODER_DEPTH}
+    values |= {"decoder_num_attention_heads": heads, "decoder_intermediate_size": 4 * decoder}
+    choices.append(
+        Choice(values, "a light decoder is enough for few images; it is half as wide as the encoder, but at least 128")
+    )
+    return _without(choices, given)
+
+
+def choose_training(
+    count: int,
+    height: int,
+    width: int,
+    processes: int,
+    given: dict[str, Any],
+    max_train_steps: int | None = None,
+    most_at_once: int = IMAGES_AT_ONCE,
+) -> list[Choice]:
+    """Batch, length, rate and crop for `count` images. `given` are the options that are decided. Each of the
+    `processes` gets the same number of images of an update, `most_at_once` or fewer at a time."""
+    total = given.get("total_batch_size") or _total_batch(count, processes)
+    updates = max(1, count // total)
+    why = f"updates an epoch of {count:,} images: {updates}; wanted are {UPDATES_AN_EPOCH} or more, of "
+    why += f"{BATCH_RANGE[0]} to {BATCH_RANGE[1]} images each"
+    choices = [Choice({"total_batch_size": total}, why)]
+
+    share = max(1, total // processes)
+    at_once = max(n for n in range(1, min(share, most_at_once) + 1) if share % n == 0)
+    why = f"at most {most_at_once} at a time" + (", or what fits" if most_at_once > IMAGES_AT_ONCE else "")
+    choices.append(Choice({"per_device_train_batch_size": at_once}, why))
+
+    if max_train_steps:
+        epochs, why = max_train_steps / updates, f"max_train_steps {max_train_steps}"
+    else:
+        lowest, highest = EPOCHS_RANGE
+        epochs = given.get("num_train_epochs") or min(max(lowest, IMAGES_SEEN // count // 50 * 50), highest)
+        why = f"the fewer images, the more epochs pay: {highest} up to 10,000 images, {lowest} from 100,000 on"
+    choices.append(Choice({"num_train_epochs": epochs}, why))
+    choices.append(Choice({"warmup_epochs": epochs * WARMUP_SHARE}, "a twentieth of the epochs, as the paper's"))
+
+    # The paper's rate at its batch; from there with the square root of the batch, which is the rule for Adam
+    # (arXiv 2205.10287, Section 4). The linear rule would make the rates of small batches very low.
+    rate = float(f"{PAPER_RATE * math.sqrt(PAPER_BATCH / total):.1e}")
+    why = f"a peak of {rate * total / 256:.1e}, the paper's by the square root of the batch"
+    choices.append(Choice({"base_learning_rate": rate}, why))
+
+    lowest, highest = CROP_RANGE
+    smallest = round(min(max(lowest, CROP_PIXELS / (height * width)), highest), 2)
+    why = "the paper's" if smallest == lowest else f"smaller crops leave too little of {width} x {height} pixels"
+    choices.append(Choice({"crop_scale": [smallest, 1.0]}, why))
+    return _without(choices, given)
+
+
+def settle(
+    args, *, count: int, height: int, width: int, channels: int, processes: int, before: dict[str, Any]
+) -> tuple[Any, dict[str, Any], list[str]]:
+    """`args` (a `PretrainArguments`) with nothing left open; the settings chosen for it, by name; a line for each.
+
+    `before` are those of the checkpoint that the run goes on from. They are taken again.
+
+    Raises:
+        ArgumentError: what is given and what follows from the images do not work together.
+    """
+    options = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
+    fields = _given_fields(args)
+    kept = {name: value for name, value in before.items() if name not in {**options, **fields}}
+    kept.pop("per_device_train_batch_size", None)  # it follows from the number of processes, which may change
+    given = {**kept, **options, **fields}
+    encoder = given.get("hidden_size") or model_config(dataclasses.replace(args, config_overrides=[])).hidden_size
+    choices = choose_model(height, width, channels, encoder, given)
+    most = MOST_AT_ONCE if args.auto_batch_size else IMAGES_AT_ONCE
+    choices += choose_training(count, height, width, processes, given, args.max_train_steps, most)
+    lines = [f"as when the run began: {_text(kept)}"] if kept else []
+    chosen = dict(kept)
+    for choice in choices:
+        chosen |= choice.values
+    lines += map(str, choices)
+    new_options = {name: value for name, value in chosen.items() if name in OPTIONS}
+    overrides = [f"{name}={value}" for name, value in chosen.items() if name not in OPTIONS]
+    args = dataclasses.replace(args, config_overrides=overrides + args.config_overrides, **new_options)
+    check_settings(args)
+    return args, chosen, lines
+
+
+def _given_fields(args) -> dict[str, Any]:
+    """The fields of the model that the user decides: overrides, and all of a checkpoint's or of a file of theirs."""
+    preset = args.config_name is None or (PRESETS / f"{args.config_name}.json").is_file()
+    if args.model_name_or_path is None and preset:
+        return parse_overrides(args.config_overrides)
+    return model_settings(model_config(args))
+
+
+def _wanted_size(height: int, width: int) -> tuple[int, int]:
+    """(height, width) in pixels: as the files, at most as many pixels as 224 x 224; a square unless they are long."""
+    shorter = min(height, width)
+    if max(height, width) < LONG * shorter:
+        return (min(shorter, PAPER_SIZE),) * 2
+    scale = min(1, PAPER_SIZE / math.sqrt(height * width))
+    return max(1, int(height * scale)), max(1, int(width * scale))
+
+
+def _nearest_patch(height: int, width: int) -> int:
+    """The patch whose number of tokens is nearest to 14 x 14; at least two patches a side where that is possible."""
+    fitting = [patch for patch in PATCHES if 2 * patch <= min(height, width)] or PATCHES[:1]
+    side = math.sqrt(height * width)
+    return min(fitting, key=lambda patch: abs(math.log(side / patch / PAPER_GRID)))
+
+
+def _total_batch(count: int, processes: int) -> int:
+    """Images an update: a power of two for each process, so that an epoch has enough updates."""
+    smallest, largest = BATCH_RANGE
+    wanted = min(max(smallest, count // UPDATES_AN_EPOCH), largest, count)
+    each = max(1, wanted // processes)
+    return processes * 2 ** (each.bit_length() - 1)
+
+
+def _without(choices: list[Choice], given: dict[str, Any]) -> list[Choice]:
+    """What is left to choose where some settings are given."""
+    left = [Choice({name: v for name, v in values.items() if name not in given}, why) for values, why in choices]
+    return [choice for choice in left if choice.values]
+
+
+def _text(values: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in values.items())
