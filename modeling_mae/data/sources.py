@@ -8,6 +8,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet
 
 from ..errors import UserError
@@ -25,6 +26,7 @@ NAMED = {
 }
 BUNDLED = Path(__file__).parents[2] / "data" / "fashion_mnist"
 EVAL_SPLITS = ("validation", "val", "test")  # the first that exists is evaluated on
+ROWS_AT_ONCE = 100_000  # that are looked at for their folder
 ARRAYS = (datasets.Array2D, datasets.Array3D)  # columns of images that are not encoded
 
 
@@ -54,8 +56,10 @@ class Source:
         if list(self.dataset.features) != [self.image_column]:
             return None
         names = set()
-        for row in self.dataset:
-            names.add(os.path.basename(os.path.dirname((row[self.image_column] or {}).get("path") or "")))
+        for rows in self.dataset.with_format("arrow").iter(ROWS_AT_ONCE):
+            paths = pc.fill_null(pc.struct_field(rows[self.image_column], "path"), "")
+            folders = pc.unique(pc.replace_substring_regex(paths, r"/?[^/]*$", ""))
+            names.update(os.path.basename(folder) for folder in folders.to_pylist())
             if len(names) > 1 or "" in names:
                 return None
         return names.pop()
@@ -89,7 +93,7 @@ def load_source(
         return _load_stream(*place, split, image_column_name, label_column_name, cache_dir)
     left_out, dataset_id = "", None
     if data_dir is not None:
-        listing = listing or _list(data_dir)
+        listing = listing or _list(data_dir, cache_dir)
         name = Path(listing.folder).name
         dataset, listing = _load_folder(listing, split, exact_split, cache_dir)
         left_out = str(listing)
@@ -126,7 +130,7 @@ def load_eval_source(split: str | None, only_for_evaluation: bool = False, **opt
     """
     candidates = [split] if split else [*EVAL_SPLITS, *["train"] * only_for_evaluation]
     is_folder = options.get("data_dir") is not None and not options.get("streaming")
-    listing = _list(options["data_dir"]) if is_folder else None
+    listing = _list(options["data_dir"], options.get("cache_dir")) if is_folder else None
     for candidate in candidates:
         try:
             source = load_source(split=candidate, exact_split=split is not None, listing=listing, **options)
@@ -167,10 +171,10 @@ def _load_stream(
     )
 
 
-def _list(data_dir: str) -> Listing:
+def _list(data_dir: str, cache_dir: str | None) -> Listing:
     if data_dir == "":
         raise UserError("the folder of images '' is empty: give its path, or . for the current folder")
-    return list_folder(os.path.expanduser(data_dir))
+    return list_folder(os.path.expanduser(data_dir), os.path.expanduser(cache_dir) if cache_dir else None)
 
 
 def _load_from_hub(
@@ -197,10 +201,10 @@ def _load_folder(listing: Listing, split: str, exact: bool, cache_dir: str | Non
         raise UserError(f"folder {listing.folder!r} has no images ({nothing}): give one with image or parquet files")
     if listing.parquet and (not listing.images or _has_image_column(listing)):
         dataset = _load_parquet(listing, split, cache_dir)
-        listing.left_out += [(path, "beside parquet files") for path in listing.images + listing.metadata]
+        listing.leave_out(len(listing.images) + len(listing.metadata), "beside parquet files")
         return dataset, listing
     part = choose_split(listing, split, exact)
-    part.left_out += [(path, ".parquet (no column of images)") for path in part.parquet]
+    part.leave_out(len(part.parquet), ".parquet (no column of images)")
     return image_folder(part), part
 
 
