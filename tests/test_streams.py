@@ -37,10 +37,10 @@ def picture(i: int) -> tuple[np.ndarray, bytes]:
     return pixels, file.getvalue()
 
 
-def make_shards(folder, kind: str, counts=UNEVEN, name: str = "part"):
-    """Image i of all has the label i % 10. Parquet files hold row groups of 4 images."""
+def make_shards(folder, kind: str, counts=UNEVEN, name: str = "part", first: int = 0):
+    """Image i of all, counted from `first`, has the label i % 10. Parquet files hold row groups of 4 images."""
     folder.mkdir(exist_ok=True)
-    ends = np.cumsum(counts).tolist()
+    ends = (first + np.cumsum(counts)).tolist()
     for shard, (end, count) in enumerate(zip(ends, counts, strict=True)):
         numbers = range(end - count, end)
         if kind == "parquet":

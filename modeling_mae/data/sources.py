@@ -3,7 +3,7 @@
 import difflib
 import glob
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
@@ -14,6 +14,7 @@ import pyarrow.parquet
 from ..errors import UserError
 from .image_folder import image_folder
 from .listing import Listing, NoSplit, choose_parquet, choose_split, list_folder
+from .mixture import Mixture
 from .shards import ShardedRows
 from .streams import stream_of_hub, stream_of_place
 
@@ -40,6 +41,8 @@ class Source:
     name: str
     left_out: str = ""  # how many files of the folder are not among the images, and why
     dataset_id: str | None = None  # on the Hub
+    parts: list["Source"] = field(default_factory=list)  # that were joined into this one
+    mixture: Mixture | None = None  # their shares of the training, where these were given
 
     def __len__(self) -> int:
         return len(self.dataset)
