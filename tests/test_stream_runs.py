@@ -82,6 +82,16 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, stream, kind, remote
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
+def test_four_processes_go_on_to_the_same_weights(tmp_path, stream):
+    folder = make_shards(tmp_path / "shards", "parquet", (50, 3, 90, 17))
+    words = [*stream, "--train_dir", folder, "--per_device_train_batch_size", 8, "--dataloader_num_workers"]
+    four = {**TWO_PROCESSES, "launcher": ("--multi_gpu", "--num_processes", "4", "--main_process_port", "0")}
+    run(*words, 0, "--output_dir", tmp_path / "whole", **four)
+    kill_after(8, tmp_path / "killed", *words, 1, **four)
+    run(*words, 0, "--output_dir", tmp_path / "killed", "--resume_from_checkpoint", "auto", **four)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_shard_that_is_cut_off_stops_the_run_with_a_checkpoint(tmp_path, stream, processes):
     folder = make_shards(tmp_path / "shards", "tar", (30,) * 20)  # of which four are not looked at before the training

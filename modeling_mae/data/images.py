@@ -26,6 +26,7 @@ from .worker import prepare_worker
 
 
 SHAPE_SAMPLE = 16  # images that tell whether all have the same shape
+READ_AT_START = 250_000  # images; to decode more before the first update would take more than a minute
 FILE_SAMPLE = 64  # files that tell which value is white, and whether they are stacks
 PREFETCHED_BATCHES = 4  # of each loading worker
 
@@ -51,7 +52,7 @@ class Images(Dataset, ABC):
         self.crop: CenterCrop | RandomResizedCrop = CenterCrop(size, crop_fraction)
         self.skipped = torch.zeros(num_images, dtype=torch.bool)  # unreadable images that another one stands in for
         self.incomplete = torch.zeros(num_images, dtype=torch.bool)  # whose missing values were filled
-        self._labels = labels  # (num_images,) class numbers, or (num_images, n) floats
+        self._labels = labels  # (num_images,) or (num_images, n)
         self._rows: np.ndarray | None = None  # of a view: its images' positions in the whole set
         self._augment: Callable | None = None
 
@@ -261,8 +262,7 @@ class FileImages(Images):
         return [result for i in indices if (result := self.try_file(i, read)) is not None]
 
     def _crop_batch(self, epoch: int | list[int], indices: list[int]) -> dict:
-        # An image that stands in for a bad one brings its own crop and label.
-        images, indices = zip(*(self.read_or_next(index) for index in indices), strict=True)
+        images, indices = zip(*map(self.read_or_next, indices), strict=True)  # a stand-in has its own crop and label
         heights, widths = ([image.shape[axis] for image in images] for axis in (1, 2))
         boxes, flips = self.crop(epoch, indices, heights, widths)
         resized = []
@@ -299,10 +299,10 @@ def open_images(
     white: float | None = None,
     bands: list[int] | None = None,
 ) -> Images:
-    """The images of `source` for a model that takes `size` (height, width): in memory when all have the same shape and
-    take at most `memory_budget` bytes, else from their files. `labels` are class numbers ``(images,)`` or floats
-    ``(images, classes or targets)``. The value `white` in the files becomes 255; None finds it from a sample.
-    `bands`, counted from 1, are those of the files that the model sees.
+    """The images of `source` for a model that takes `size` (height, width): in memory when all have the same shape,
+    take at most `memory_budget` bytes and are at most `READ_AT_START`; else from their files. `labels` are class
+    numbers ``(images,)`` or floats ``(images, classes or targets)``. The value `white` in the files becomes 255; None
+    finds it from a sample. `bands`, counted from 1, are those of the files that the model sees.
 
     Raises:
         BadImage: as `FileImages.read_or_next`.
@@ -319,15 +319,15 @@ def open_images(
         files.white = common_white(ranges)
     if any(kind != "8 bits" for _, kind, _ in ranges):
         files.dtype = torch.float32
-    scale = describe_scale(files.white) if files.dtype != torch.uint8 else ""
+    scale = "" if files.dtype == torch.uint8 else describe_scale(files.white)
     remarks = [scale, describe_stacks(stacks), source.left_out]
     files.remarks = "".join(f"; {remark}" for remark in remarks if remark)
-    if isinstance(files, StreamedImages):
+    if isinstance(files, StreamedImages) or len(files) > READ_AT_START:
         return files
-    sample = [files.read(i) for i in files.spread(SHAPE_SAMPLE)]
-    if len({image.shape for image in sample}) > 1 or len(files) * sample[0].nbytes > memory_budget:
+    first, *others = [files.read(i) for i in files.spread(SHAPE_SAMPLE)]
+    if any(image.shape != first.shape for image in others) or len(files) * first.nbytes > memory_budget:
         return files
-    return _read_all(files, sample[0].shape, crop_fraction) or files
+    return _read_all(files, first.shape, crop_fraction) or files
 
 
 def _read_all(files: FileImages, shape: torch.Size, crop_fraction: float) -> MemoryImages | None:
