@@ -52,7 +52,7 @@ class Images(Dataset, ABC):
         self.crop: CenterCrop | RandomResizedCrop = CenterCrop(size, crop_fraction)
         self.skipped = torch.zeros(num_images, dtype=torch.bool)  # unreadable images that another one stands in for
         self.incomplete = torch.zeros(num_images, dtype=torch.bool)  # whose missing values were filled
-        self._labels = labels  # (num_images,) or (num_images, n)
+        self._labels = labels  # (num_images,) class numbers, or (num_images, n) floats
         self._rows: np.ndarray | None = None  # of a view: its images' positions in the whole set
         self._augment: Callable | None = None
 
@@ -319,15 +319,15 @@ def open_images(
         files.white = common_white(ranges)
     if any(kind != "8 bits" for _, kind, _ in ranges):
         files.dtype = torch.float32
-    scale = "" if files.dtype == torch.uint8 else describe_scale(files.white)
+    scale = describe_scale(files.white) if files.dtype != torch.uint8 else ""
     remarks = [scale, describe_stacks(stacks), source.left_out]
     files.remarks = "".join(f"; {remark}" for remark in remarks if remark)
     if isinstance(files, StreamedImages) or len(files) > READ_AT_START:
         return files
-    first, *others = [files.read(i) for i in files.spread(SHAPE_SAMPLE)]
-    if any(image.shape != first.shape for image in others) or len(files) * first.nbytes > memory_budget:
+    sample = [files.read(i) for i in files.spread(SHAPE_SAMPLE)]
+    if len({image.shape for image in sample}) > 1 or len(files) * sample[0].nbytes > memory_budget:
         return files
-    return _read_all(files, first.shape, crop_fraction) or files
+    return _read_all(files, sample[0].shape, crop_fraction) or files
 
 
 def _read_all(files: FileImages, shape: torch.Size, crop_fraction: float) -> MemoryImages | None:
