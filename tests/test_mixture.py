@@ -11,10 +11,12 @@ from modeling_mae.data.crops import RandomResizedCrop
 from modeling_mae.data.fingerprint import fingerprint
 from modeling_mae.data.images import open_images
 from modeling_mae.data.joined import load_eval_sources, load_sources
+from modeling_mae.data.labelled_sets import load_labelled_sets
 from modeling_mae.data.labels import problem_of, read_labels
 from modeling_mae.data.mixture import Mixture
 from modeling_mae.data.pretraining_sets import load_pretraining_sets
 from modeling_mae.errors import UserError
+from modeling_mae.evaluation.classifier import training_view
 
 
 UNITS = (4, 0, 1, 7, 30, 9)  # 51 images
@@ -228,3 +230,28 @@ def test_what_cannot_be_joined(tmp_path):
     joined = load_sources([files, other], **options)  # without shares
     order = open_images(joined, (28, 28), 1, memory_budget=0).order(10, 0)
     assert sorted(order.images_of(0)[1].tolist()) == list(range(10))
+
+
+def test_labelled_sets_of_several_folders(tmp_path):
+    places = [
+        put(tmp_path / "one", "train/a/0.png", "train/b/1.png", "test/a/4.png", "test/b/5.png"),
+        put(tmp_path / "two", "train/b/0.png", "train/a/1.png", "train/a/2.png", "test/b/5.png"),
+    ]
+    options = {"train_split": "train", "eval_split": None, "max_train_samples": None, "max_eval_samples": None}
+    options |= {"class_names": None, "main_process_first": torch.no_grad, "say": print}
+    options["open_options"] = {"size": (28, 28), "num_channels": 1, "memory_budget": 0}
+    source = {"data_dir": places, "mix": [1, 4], "label_column_name": None}
+    sets = load_labelled_sets(source, validation_dir=None, **options)
+    assert sets.train.labels.tolist() == [0, 1, 0, 0, 1] and sets.evaluation.labels.tolist() == [0, 1, 1]
+    assert (sets.train_name, sets.eval_name, sets.eval_split) == ("one (0.2) + two (0.8)", "one + two", "test")
+    shares = [(sets.train.order(5, 0).images_of(update)[1] < 2).sum() for update in range(20)]
+    assert shares == [1] * 20
+    sets = load_labelled_sets(source, validation_dir=f"{places[0]}/test", **options)
+    assert sets.evaluation.labels.tolist() == [0, 1] and sets.evaluation.mixture is None
+    look = {"mean": [0.5], "seed": 0, "crop_scale": [0.2, 1], "horizontal_flip": True}
+    look["auto_augment"] = "rand-m9-mstd0.5-inc1"
+    part = training_view(sets.train, label_fraction=0.9, **look)
+    batches = part.training_loader(seed=0, batch_size=2, total_batch_size=2, updates=range(5))
+    assert [len(batch["images"]) for batch in batches] == [2] * 5
+    with pytest.raises(UserError, match="the 2 images of this training are none of folder 1 in train_dir"):
+        training_view(sets.train, label_fraction=0.4, **look).order(2, 0)

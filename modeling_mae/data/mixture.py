@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ..errors import UserError
 from .lanes import LANES, LaneOrder
 from .order import check_total_batch
 
@@ -35,7 +36,11 @@ class Mixture:
         return cls(tuple(sizes), tuple(weight / sum(exact) for weight in exact), tuple(units))
 
     def order(self, rows: np.ndarray | None, total_batch_size: int, seed: int) -> "MixedOrder":
-        """The order of all images, or of the part at `rows` of them."""
+        """The order of all images, or of the part at `rows` of them.
+
+        Raises:
+            UserError: the part has no image of a source.
+        """
         ends = np.cumsum(self.sizes)
         every = np.arange(ends[-1]) if rows is None else rows
         source_of = np.searchsorted(ends, every, side="right")
@@ -44,7 +49,13 @@ class Mixture:
             # Of a part of the images a unit has few: there it does not matter which lie in the same.
             units = self.units[i] if rows is None else None
             own_seed = int(np.random.SeedSequence([seed, i]).generate_state(1)[0])
-            sources.append(EndlessRow(np.flatnonzero(source_of == i), own_seed, units))
+            places = np.flatnonzero(source_of == i)
+            if not len(places):
+                raise UserError(
+                    f"the {len(every)} images of this training are none of folder {i + 1} in train_dir: give a larger "
+                    "--label_fraction, or train without this folder"
+                )
+            sources.append(EndlessRow(places, own_seed, units))
         return MixedOrder(tuple(sources), self.shares, total_batch_size, seed)
 
 
