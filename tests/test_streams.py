@@ -17,6 +17,7 @@ from modeling_mae.data.bit_depth import BadImage
 from modeling_mae.data.fingerprint import fingerprint
 from modeling_mae.data.images import open_images
 from modeling_mae.data.labels import read_labels
+from modeling_mae.data.shard_index import Members
 from modeling_mae.data.sources import NoSplit, load_source
 from modeling_mae.data.streams import expand_braces
 from modeling_mae.errors import UserError
@@ -156,6 +157,12 @@ def test_a_changed_shard_is_counted_anew(tmp_path):
     make_shards(folder, "tar", (3, 5))
     after = fingerprint(open_stream(folder, tmp_path)[0])
     assert (before[:8], after[:8]) == ("6 images", "8 images")
+
+
+def test_members_are_what_was_put_in():
+    members = [("a/\udcff.png", 512, 3, None), ("é.png", 2**40, 0, "\ud800"), ("", 0, 1, "7")]
+    packed = pickle.loads(pickle.dumps(Members(members)))
+    assert list(packed) == members and packed[1] == members[1] and len(packed) == 3
 
 
 def test_the_cache_throws_away_what_was_not_used_for_longest(tmp_path):
