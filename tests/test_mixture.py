@@ -212,7 +212,6 @@ def test_without_the_same_classes_there_is_no_knn(tmp_path, capsys):
 
 
 def test_what_cannot_be_joined(tmp_path):
-    np.save(tmp_path / "a.npy", np.zeros((3, 4, 4)))
     rows = {"image": [np.zeros((1, 4, 4), np.uint8)] * 2}
     features = datasets.Features({"image": datasets.Array3D((1, 4, 4), "uint8")})
     (tmp_path / "arrays").mkdir()
@@ -223,6 +222,7 @@ def test_what_cannot_be_joined(tmp_path):
         UserError, match=r"files holds encoded images and arrays arrays of shape \(1, 4, 4\) and uint8"
     ):
         load_sources([files, str(tmp_path / "arrays")], **options)
+    assert load_sources(str(tmp_path / "arrays"), **options).only_folder is None
     other = put(tmp_path / "other", "0.png")
     assert len(load_sources([files, other], max_samples=5, **options)) == 5
     with pytest.raises(UserError, match="2 samples leave none of other"):

@@ -16,7 +16,7 @@ from modeling_mae.data import shard_cache
 from modeling_mae.data.bit_depth import BadImage
 from modeling_mae.data.fingerprint import fingerprint
 from modeling_mae.data.images import open_images
-from modeling_mae.data.labels import read_labels
+from modeling_mae.data.labels import problem_of, read_labels
 from modeling_mae.data.shard_index import Members
 from modeling_mae.data.sources import NoSplit, load_source
 from modeling_mae.data.streams import expand_braces
@@ -157,6 +157,16 @@ def test_a_changed_shard_is_counted_anew(tmp_path):
     make_shards(folder, "tar", (3, 5))
     after = fingerprint(open_stream(folder, tmp_path)[0])
     assert (before[:8], after[:8]) == ("6 images", "8 images")
+
+
+def test_a_stream_without_labels_has_none(tmp_path):
+    folder = make_shards(tmp_path / "shards", "parquet", (3,))
+    path = folder / "part-000.parquet"
+    datasets.load_dataset("parquet", data_files=str(path), split="train").select_columns("image").to_parquet(path)
+    source, _ = open_stream(folder, tmp_path)
+    for known_names in (None, ["shards", "cat"]):
+        with pytest.raises(UserError, match="shards has no column of labels; its columns are image"):
+            read_labels(source, known_names, problem_of(source))
 
 
 def test_members_are_what_was_put_in():

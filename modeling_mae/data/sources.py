@@ -56,8 +56,11 @@ class Source:
     @property
     def only_folder(self) -> str | None:
         """Name of the folder that all images lie in, where nothing is known of them but their paths."""
-        if list(self.dataset.features) != [self.image_column]:
+        features = self.dataset.features
+        if list(features) != [self.image_column] or isinstance(features[self.image_column], ARRAYS):
             return None
+        if isinstance(self.dataset, ShardedRows):
+            return None  # a stream's folder says how shards are kept
         names = set()
         for rows in self.dataset.with_format("arrow").iter(ROWS_AT_ONCE):
             paths = pc.fill_null(pc.struct_field(rows[self.image_column], "path"), "")
