@@ -26,7 +26,7 @@ def option(default: Any, help: str, **kwargs) -> Any:
 DECIDE_THE_WEIGHTS = frozenset(
     "seed total_batch_size base_learning_rate min_learning_rate warmup_epochs weight_decay adam_beta1 adam_beta2 "
     "crop_scale horizontal_flip n_partial label_fraction optimizer layer_decay auto_augment random_erasing mixup "
-    "cutmix problem_type bands".split()
+    "cutmix problem_type bands mix".split()
 )
 
 
@@ -51,10 +51,13 @@ class DataArguments:
         None, "cifar10, cifar100, stl10, imagenet, fashion_mnist (bundled, the default), or any Hub id."
     )
     dataset_config_name: str | None = option(None, "Configuration (subset) of the Hub data set.")
-    train_dir: str | None = option(
+    train_dir: list[str] | None = option(  # one folder is a plain text
         None,
         "Local folder of images (at any depth) or of parquet files; with streaming a folder or URL pattern of parquet "
-        "or tar files. It takes the place of dataset_name.",
+        "or tar files. Several are joined. It takes the place of dataset_name.",
+    )
+    mix: list[float] | None = option(
+        None, "Share of each train_dir in the training, as 0.7 0.3. By default each image comes once an epoch."
     )
     streaming: bool = option(False, "Read parquet or tar shards while training, without a copy of the whole set.")
     train_split: str = option("train", "Split to train on.")
@@ -89,6 +92,7 @@ class DataArguments:
             "dataset_name": self.dataset_name,
             "dataset_config_name": self.dataset_config_name,
             "data_dir": self.train_dir,
+            "mix": self.mix,
             "image_column_name": self.image_column_name,
             "cache_dir": self.cache_dir,
             "streaming": self.streaming,

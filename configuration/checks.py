@@ -79,7 +79,8 @@ def check_evaluation(args) -> None:
 def check_texts(args) -> None:
     """An empty text is a slip, as of a variable that is not set; as a folder it would be the working folder."""
     for name, value in vars(args).items():
-        if isinstance(value, str) and not value.strip():
+        texts = value if name == "train_dir" and isinstance(value, list) else [value]
+        if any(isinstance(text, str) and not text.strip() for text in texts):
             raise ArgumentError(f"{name} {value!r} is empty: give a value, or leave the option out")
 
 
@@ -162,6 +163,7 @@ def check_blocks(n_partial: float | None, depth: int) -> None:
 def check_data(args) -> None:
     exclude(args, "dataset_name", "train_dir")
     need(args, "dataset_config_name", "dataset_name")
+    check_mix(args)
     require(args, "max_train_samples", lambda x: x >= 1, "a number of images, at least 1")
     for name in ("max_train_samples", "max_eval_samples"):
         if args.streaming and getattr(args, name, None) is not None:
@@ -185,6 +187,19 @@ def check_data(args) -> None:
     elif len(args.crop_scale) != 2 or args.crop_scale[0] > args.crop_scale[1]:
         raise ArgumentError(f"crop_scale {join(args.crop_scale)} does not work: give smallest, largest, as in 0.2 1.0")
     require(args, "dataloader_num_workers", lambda x: 0 <= x <= MAX_WORKERS, "a number of workers, 0 for none")
+
+
+def check_mix(args) -> None:
+    folders = args.train_dir if isinstance(args.train_dir, list) else [args.train_dir] * (args.train_dir is not None)
+    twice = [folder for folder in folders if folders.count(folder) > 1]
+    if twice:
+        raise ArgumentError(f"train_dir has {twice[0]!r} twice: give each folder once, and its share with --mix")
+    require(args, "mix", lambda x: x > 0, "shares above 0, as in 0.7 0.3")
+    if args.mix is not None and (len(args.mix) != len(folders) or len(folders) < 2):
+        raise ArgumentError(
+            f"mix {join(args.mix)} has {len(args.mix)} shares, train_dir has {len(folders)} folders: give a share for "
+            "each of two folders or more"
+        )
 
 
 def check_optimizer(args) -> None:

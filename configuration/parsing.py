@@ -22,8 +22,8 @@ from .model import model_fields, suggest
 RECIPES = Path(__file__).parent / "recipes"
 # Given on the command line, the key drops these from the recipe: they are two ways to say the same thing.
 REPLACES = {
-    "dataset_name": ("train_dir", "dataset_config_name", "validation_dir"),
-    "train_dir": ("dataset_name", "dataset_config_name", "validation_dir"),
+    "dataset_name": ("train_dir", "mix", "dataset_config_name", "validation_dir"),
+    "train_dir": ("dataset_name", "mix", "dataset_config_name", "validation_dir"),
     "model_name_or_path": ("config_name",),
     "config_name": ("model_name_or_path",),
     "num_train_epochs": ("max_train_steps",),
@@ -133,10 +133,14 @@ def parse_mapping(cls: type[T], values: dict[str, Any]) -> T:
 
 
 def expand_home(arguments) -> None:
-    """`~` in what names folders. A shell expands it neither in recipes nor behind an equals sign."""
+    """`~` in what names folders. A shell expands it neither in recipes nor behind an equals sign. A list of one folder
+    becomes that folder, as records and cards have it."""
     for name in FOLDERS:
         value = getattr(arguments, name, None)
-        if isinstance(value, str):
+        if isinstance(value, list):
+            value = [os.path.expanduser(folder) for folder in value]
+            setattr(arguments, name, value[0] if len(value) == 1 else value)
+        elif isinstance(value, str):
             setattr(arguments, name, os.path.expanduser(value))
 
 

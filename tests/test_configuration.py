@@ -120,9 +120,21 @@ def test_the_arguments_of_a_run_are_a_recipe_for_it():
     assert parse("arguments.json") == args
 
 
+def test_one_folder_is_a_text_and_several_are_a_list(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parse(recipe="train_dir: ~/a").train_dir == "/home/me/a"
+    args = parse("--train_dir", "~/a", "b", "--mix", "7", "3")
+    assert (args.train_dir, args.mix) == (["/home/me/a", "b"], [7.0, 3.0])
+    assert args.settings()["mix"] == [7.0, 3.0] and parse().settings()["mix"] is None
+    Path("arguments.json").write_text(json.dumps(dataclasses.asdict(args)))
+    assert parse("arguments.json") == args
+
+
 def test_the_command_line_replaces_another_source_in_the_recipe():
     args = parse("pretrain_imagenet_base", "--train_dir=here")
     assert (args.train_dir, args.dataset_name) == ("here", None)
+    args = parse("--train_dir", "here", recipe="train_dir: [a, b]\nmix: [1, 2]")
+    assert (args.train_dir, args.mix) == ("here", None)
     args = parse("--num-train-epochs", "50", recipe="max_train_steps: 7")
     assert (args.num_train_epochs, args.max_train_steps) == (50, None)
 
@@ -201,6 +213,13 @@ def test_only_one_process_of_a_machine_speaks(capsys, monkeypatch):
         ("--own_images true --crop_scale 0.9 0.5", ["crop_scale 0.9 0.5"]),
         ("--own_images true --total_batch_size 0", ["total_batch_size 0"]),
         ("--dataset_name a --train_dir b", ["dataset_name 'a'", "train_dir 'b'"]),
+        ("--train_dir a --mix 1", ["mix 1.0", "1 shares", "1 folders"]),
+        ("--train_dir a b c --mix 0.7 0.3", ["mix 0.7 0.3", "2 shares", "3 folders"]),
+        ("--mix 0.7 0.3", ["mix 0.7 0.3", "0 folders"]),
+        ("--train_dir a b --mix 1 0", ["mix 0.0", "above 0"]),
+        ("--train_dir a b --mix 1 inf", ["mix inf", "above 0"]),
+        ("--train_dir a b a", ["train_dir has 'a' twice"]),
+        ("--train_dir=a --train_dir=", ["train_dir", "is empty"]),
         ("--dataset_config_name a", ["dataset_config_name 'a'", "dataset_name"]),
         ("--model_name_or_path a --config_name vit_tiny", ["model_name_or_path 'a'", "config_name 'vit_tiny'"]),
         ("--config_name vit_tin", ["'vit_tin'", "'vit_tiny'"]),

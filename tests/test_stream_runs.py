@@ -80,6 +80,16 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, stream, kind, remote
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
+def test_four_processes_go_on_to_the_same_weights(tmp_path, stream):
+    folder = make_shards(tmp_path / "shards", "parquet", (50, 3, 90, 17))
+    words = [*stream, "--train_dir", folder, "--per_device_train_batch_size", 8, "--dataloader_num_workers"]
+    four = {**TWO_PROCESSES, "launcher": ("--multi_gpu", "--num_processes", "4", "--main_process_port", "0")}
+    run(*words, 0, "--output_dir", tmp_path / "whole", **four)
+    kill_after(8, tmp_path / "killed", *words, 1, **four)
+    run(*words, 0, "--output_dir", tmp_path / "killed", "--resume_from_checkpoint", "auto", **four)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_shard_that_is_cut_off_stops_the_run_with_a_checkpoint(tmp_path, stream, processes):
     folder = make_shards(tmp_path / "shards", "tar", (30,) * 20)  # of which four are not looked at before the training
@@ -130,3 +140,19 @@ def test_evaluation_of_a_stream_is_that_of_the_same_files(tmp_path, stream):
     assert rows["streamed"] == rows["files"]
     (trained,) = json.loads((tmp_path / "probe" / "results.json").read_text())
     assert trained["accuracy"] == rows["test"][0]["accuracy"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_killed_mixture_goes_on_to_the_same_weights(tmp_path, stream, streaming):
+    folders = [make_shards(tmp_path / "one", "parquet", (50, 3, 90)), make_shards(tmp_path / "two", "parquet", (40,))]
+    words = [*stream, "--streaming", streaming, "--train_dir", *folders, "--mix", 0.3, 0.7, "--max_train_steps", 30]
+    words += ["--dataloader_num_workers"]
+    output = run(*words, 0, "--output_dir", tmp_path / "whole")
+    assert "one (0.3) + two (0.7): 183 images" in output
+    kill_after(8, tmp_path / "killed", *words, 1, **TWO_PROCESSES)
+    run(*words, 2, "--output_dir", tmp_path / "killed", "--resume_from_checkpoint", "auto")
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    output = run(
+        *words, 0, "--mix", 1, 1, "--output_dir", tmp_path / "killed", "--resume_from_checkpoint", "auto", code=1
+    )
+    assert "mix [0.3, 0.7] -> [1.0, 1.0]" in output

@@ -16,7 +16,8 @@ from modeling_mae.data import shard_cache
 from modeling_mae.data.bit_depth import BadImage
 from modeling_mae.data.fingerprint import fingerprint
 from modeling_mae.data.images import open_images
-from modeling_mae.data.labels import read_labels
+from modeling_mae.data.labels import problem_of, read_labels
+from modeling_mae.data.shard_index import Members
 from modeling_mae.data.sources import NoSplit, load_source
 from modeling_mae.data.streams import expand_braces
 from modeling_mae.errors import UserError
@@ -37,10 +38,10 @@ def picture(i: int) -> tuple[np.ndarray, bytes]:
     return pixels, file.getvalue()
 
 
-def make_shards(folder, kind: str, counts=UNEVEN, name: str = "part"):
-    """Image i of all has the label i % 10. Parquet files hold row groups of 4 images."""
+def make_shards(folder, kind: str, counts=UNEVEN, name: str = "part", first: int = 0):
+    """Image i of all, counted from `first`, has the label i % 10. Parquet files hold row groups of 4 images."""
     folder.mkdir(exist_ok=True)
-    ends = np.cumsum(counts).tolist()
+    ends = (first + np.cumsum(counts)).tolist()
     for shard, (end, count) in enumerate(zip(ends, counts, strict=True)):
         numbers = range(end - count, end)
         if kind == "parquet":
@@ -156,6 +157,22 @@ def test_a_changed_shard_is_counted_anew(tmp_path):
     make_shards(folder, "tar", (3, 5))
     after = fingerprint(open_stream(folder, tmp_path)[0])
     assert (before[:8], after[:8]) == ("6 images", "8 images")
+
+
+def test_a_stream_without_labels_has_none(tmp_path):
+    folder = make_shards(tmp_path / "shards", "parquet", (3,))
+    path = folder / "part-000.parquet"
+    datasets.load_dataset("parquet", data_files=str(path), split="train").select_columns("image").to_parquet(path)
+    source, _ = open_stream(folder, tmp_path)
+    for known_names in (None, ["shards", "cat"]):
+        with pytest.raises(UserError, match="shards has no column of labels; its columns are image"):
+            read_labels(source, known_names, problem_of(source))
+
+
+def test_members_are_what_was_put_in():
+    members = [("a/\udcff.png", 512, 3, None), ("é.png", 2**40, 0, "\ud800"), ("", 0, 1, "7")]
+    packed = pickle.loads(pickle.dumps(Members(members)))
+    assert list(packed) == members and packed[1] == members[1] and len(packed) == 3
 
 
 def test_the_cache_throws_away_what_was_not_used_for_longest(tmp_path):

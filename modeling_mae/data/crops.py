@@ -12,8 +12,9 @@ ASPECT_RATIOS = (3 / 4, 4 / 3)  # width to height of a random crop: the RandomRe
 TRIES = 10  # to draw a box that fits, as torchvision does before it takes the centre
 
 
-def uniforms(seed: int, epoch: int, indices, count: int) -> np.ndarray:
-    """``(images, count)`` numbers in [0, 1) that depend on seed, epoch and image index alone.
+def uniforms(seed: int, epoch: int | list[int], indices, count: int) -> np.ndarray:
+    """``(images, count)`` numbers in [0, 1) that depend on seed, epoch and image index alone. `epoch` is one number
+    for all images, or one for each.
 
     This is splitmix64 as a counter-based generator. The libraries' generators carry a state, which workers and
     processes cannot share.
@@ -26,7 +27,7 @@ def uniforms(seed: int, epoch: int, indices, count: int) -> np.ndarray:
         return x ^ (x >> np.uint64(31))
 
     with np.errstate(over="ignore"):
-        key = mix(mix(np.array([seed], np.uint64)) ^ np.uint64(epoch))
+        key = mix(mix(np.array([seed], np.uint64)) ^ np.asarray(epoch, np.uint64))
         key = mix(key ^ np.asarray(indices, np.uint64))[:, None]  # (images, 1)
         bits = mix(key ^ np.arange(count, dtype=np.uint64))  # (images, count)
     return (bits >> np.uint64(11)) * 2.0**-53
@@ -38,10 +39,10 @@ class RandomResizedCrop:
     def __init__(self, seed: int, scale=(0.2, 1.0), ratio=ASPECT_RATIOS, flip: bool = True):
         self.seed, self.scale, self.ratio, self.flip = seed, tuple(scale), tuple(ratio), flip
 
-    def __call__(self, epoch: int, indices, height, width) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, epoch: int | list[int], indices, height, width) -> tuple[torch.Tensor, torch.Tensor]:
         """Boxes ``(images, 4)`` = top, left, height, width in pixels, and flips ``(images,)``.
 
-        `height` and `width` of the images in pixels: one number for all, or one for each.
+        `epoch`, and `height` and `width` of the images in pixels: one number for all, or one for each.
         """
         n = len(indices)
         draws = uniforms(self.seed, epoch, indices, 2 * TRIES + 3)
@@ -81,7 +82,7 @@ class CenterCrop:
     def __init__(self, size: tuple[int, int], fraction: float = 1.0):
         self.size, self.fraction = size, fraction
 
-    def __call__(self, epoch: int, indices, height, width) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, epoch: int | list[int], indices, height, width) -> tuple[torch.Tensor, torch.Tensor]:
         """As `RandomResizedCrop`; no image is flipped."""
         n = len(indices)
         height, width = np.broadcast_to(np.asarray(height), (n,)), np.broadcast_to(np.asarray(width), (n,))

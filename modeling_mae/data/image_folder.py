@@ -8,7 +8,8 @@ import os
 
 import datasets
 import pandas
-import pyarrow
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.json
 import pyarrow.parquet
 from datasets.table import InMemoryTable
@@ -17,38 +18,55 @@ from ..errors import UserError
 from .listing import Listing
 
 
+CHUNK = 1_000_000  # paths; Arrow's short strings end at 2 GiB
+
+
 def image_folder(listing: Listing) -> datasets.Dataset:
     """The images of `listing`, still encoded, in the column `image`; other columns come from metadata files.
 
     Without metadata there is a column `label` where all images lie equally deep in folders of several names. Images
-    that no metadata file names are added to `listing.left_out`.
+    that no metadata file names are counted in `listing.left_out`.
 
     Raises:
         UserError: a metadata file cannot be read, has no column of file names, or names files that do not exist.
     """
     if listing.metadata:
         return _from_metadata(listing)
-    paths = [f"{listing.folder}/{path}" for path in listing.images]
-    columns, kinds = {"image": _image_column(paths)}, {"image": datasets.Image(decode=False)}
-    parents = [os.path.basename(os.path.dirname(path)) for path in paths]
+    columns, kinds = {"image": _image_column(listing.folder, listing.images)}, {"image": datasets.Image(decode=False)}
+    # A regular expression, not os.path.dirname: a million paths take half a second.
+    folders = pc.replace_substring_regex(listing.images, r"/?[^/]*$", "").dictionary_encode()
+    parents = [os.path.basename(path or listing.folder) for path in folders.dictionary.to_pylist()]
     names = sorted(set(parents))
-    if len(names) > 1 and len({path.count("/") for path in listing.images}) == 1:
+    if len(names) > 1 and len(pc.unique(pc.count_substring(listing.images, "/"))) == 1:
         number = {name: i for i, name in enumerate(names)}
-        columns["label"] = pyarrow.array([number[name] for name in parents], pyarrow.int64())
+        numbers = pa.array([number[name] for name in parents], pa.int64())
+        columns["label"] = numbers.take(folders.indices)
         kinds["label"] = datasets.ClassLabel(names=names)
-    return _dataset(columns, kinds, paths)
+    return _dataset(columns, kinds)
 
 
-def _image_column(paths: list[str]) -> pyarrow.Array:
-    encoded = pyarrow.nulls(len(paths), pyarrow.binary())
-    return pyarrow.StructArray.from_arrays([encoded, pyarrow.array(paths, pyarrow.string())], ["bytes", "path"])
+def _image_column(folder: str, paths: pa.LargeStringArray) -> pa.ChunkedArray:
+    chunks = []
+    for start in range(0, max(1, len(paths)), CHUNK):
+        whole = _joined(folder, paths[start : start + CHUNK])
+        encoded = pa.nulls(len(whole), pa.binary())
+        chunks.append(pa.StructArray.from_arrays([encoded, whole.cast(pa.string())], ["bytes", "path"]))
+    return pa.chunked_array(chunks)
 
 
-def _dataset(columns: dict, kinds: dict, paths: list[str]) -> datasets.Dataset:
+def _joined(folder: str, paths: pa.LargeStringArray) -> pa.LargeStringArray:
+    kind = pa.large_string()
+    return pc.binary_join_element_wise(pa.scalar(folder, kind), paths, pa.scalar("/", kind))
+
+
+def _dataset(columns: dict, kinds: dict) -> datasets.Dataset:
     # A fingerprint of our own: `datasets` would make a copy of millions of paths for it.
-    fingerprint = hashlib.sha256("\n".join(paths).encode()).hexdigest()[:16]
+    checksum = hashlib.sha256()
+    for chunk in columns["image"].chunks:
+        for buffer in chunk.field("path").buffers()[1:]:
+            checksum.update(buffer)
     info = datasets.DatasetInfo(features=datasets.Features(kinds))
-    return datasets.Dataset(InMemoryTable(pyarrow.table(columns)), info=info, fingerprint=fingerprint)
+    return datasets.Dataset(InMemoryTable(pa.table(columns)), info=info, fingerprint=checksum.hexdigest()[:16])
 
 
 def _from_metadata(listing: Listing) -> datasets.Dataset:
@@ -61,28 +79,29 @@ def _from_metadata(listing: Listing) -> datasets.Dataset:
                 f"{', '.join(table.column_names)}): give both the same, of the same kinds"
             )
     folders = [os.path.dirname(path) for path in listing.metadata]
-    table = pyarrow.concat_tables(map(_with_paths, tables, folders, files, [listing] * len(files)))
+    table = pa.concat_tables(map(_with_paths, tables, folders, files, [listing] * len(files)))
     kinds = dict(datasets.Features.from_arrow_schema(table.schema))
-    columns, named = {}, set()
+    columns, named = {}, pa.array([], pa.large_string())
     for name in table.column_names:
         if name == "file_name" or name.endswith("_file_name"):
-            relative = table[name].to_pylist()
-            named.update(relative)
+            relative = table[name].combine_chunks()
+            named = pa.concat_arrays([named, relative])
             column = name.removesuffix("_file_name") if name != "file_name" else "image"
-            columns[column] = _image_column([f"{listing.folder}/{path}" for path in relative])
+            columns[column] = _image_column(listing.folder, relative)
             kinds = {column if key == name else key: kind for key, kind in kinds.items()}
             kinds[column] = datasets.Image(decode=False)
         else:
             columns[name] = table[name]
     kind = os.path.basename(listing.metadata[0])
-    listing.left_out += [(path, f"not named by {kind}") for path in listing.images if path not in named]
-    return _dataset(columns, kinds, sorted(named))
+    named_images = pc.sum(pc.is_in(listing.images, named)).as_py() or 0
+    listing.leave_out(len(listing.images) - named_images, f"not named by {kind}")
+    return _dataset(columns, kinds)
 
 
-def _read(file: str) -> pyarrow.Table:
+def _read(file: str) -> pa.Table:
     try:
         if file.endswith(".csv"):
-            table = pyarrow.Table.from_pandas(pandas.read_csv(file), preserve_index=False)
+            table = pa.Table.from_pandas(pandas.read_csv(file), preserve_index=False)
         elif file.endswith(".jsonl"):
             options = pyarrow.json.ReadOptions(block_size=max(1 << 20, os.path.getsize(file)))  # a line must fit in
             table = pyarrow.json.read_json(file, read_options=options)
@@ -94,7 +113,7 @@ def _read(file: str) -> pyarrow.Table:
     return table.replace_schema_metadata(None)
 
 
-def _with_paths(table: pyarrow.Table, folder: str, file: str, listing: Listing) -> pyarrow.Table:
+def _with_paths(table: pa.Table, folder: str, file: str, listing: Listing) -> pa.Table:
     """`table` with the paths of its files relative to the listed folder, which are checked."""
     columns = [name for name in table.column_names if name == "file_name" or name.endswith("_file_name")]
     if not columns:
@@ -102,15 +121,23 @@ def _with_paths(table: pyarrow.Table, folder: str, file: str, listing: Listing) 
             f"{file!r} has no column file_name, only {', '.join(table.column_names)}: name one so; it holds the paths "
             "of the images, relative to this file"
         )
-    present = set(listing.images)
     for column in columns:
-        names = table[column].to_pylist()
-        paths = [os.path.normpath(os.path.join(folder, str(name))).replace("\\", "/") for name in names]
-        absent = [name for name, path in zip(names, paths, strict=True) if path not in present]
-        if absent:
+        paths = _normal(pc.cast(table[column].combine_chunks(), pa.large_string()), folder)
+        absent = table[column].filter(pc.invert(pc.is_in(paths, listing.images)))
+        if len(absent):
             raise UserError(
-                f"{file!r} names {len(absent):,} of {len(names):,} images that are not there or not readable here, as "
-                f"{str(absent[0])!r}: mend the column {column}"
+                f"{file!r} names {len(absent):,} of {len(table):,} images that are not there or not readable here, as "
+                f"{str(absent[0].as_py())!r}: mend the column {column}"
             )
-        table = table.set_column(table.column_names.index(column), column, pyarrow.array(paths, pyarrow.string()))
+        table = table.set_column(table.column_names.index(column), column, paths)
     return table
+
+
+def _normal(names: pa.LargeStringArray, folder: str) -> pa.LargeStringArray:
+    """File names relative to `folder` as paths of a listing."""
+    paths = _joined(folder, names) if folder else names
+    odd = pc.fill_null(pc.match_substring_regex(names, r"(^|/)\.{0,2}(/|$)|\\"), True)
+    if not pc.any(odd).as_py():
+        return paths
+    names = [os.path.normpath(os.path.join(folder, str(name))).replace("\\", "/") for name in names.to_pylist()]
+    return pa.array(names, pa.large_string())

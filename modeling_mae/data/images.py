@@ -18,6 +18,7 @@ from .bit_depth import WHITE, common_white, describe_scale
 from .crops import CenterCrop, RandomResizedCrop, finish_crop
 from .decode import BadImage, decode_present, look_at, name_of
 from .lanes import LaneOrder
+from .mixture import MixedOrder, Mixture
 from .order import MicroBatches, Order
 from .shards import ShardedRows
 from .sources import Source
@@ -25,6 +26,7 @@ from .worker import prepare_worker
 
 
 SHAPE_SAMPLE = 16  # images that tell whether all have the same shape
+READ_AT_START = 250_000  # images; to decode more before the first update would take more than a minute
 FILE_SAMPLE = 64  # files that tell which value is white, and whether they are stacks
 PREFETCHED_BATCHES = 4  # of each loading worker
 
@@ -42,6 +44,7 @@ class Images(Dataset, ABC):
     white: float = WHITE  # value in the files that is 255 here
     dtype: torch.dtype = torch.uint8  # of the images; float32 where the files have other than 8 bits
     bands: list[int] | None = None  # of the files, counted from 1, that are the channels; None takes all
+    mixture: Mixture | None = None  # the sources that were joined, and their shares of the training
     remarks: str = ""  # for people: how values are scaled, and what is not among the images
 
     def __init__(self, num_images: int, size: tuple[int, int], crop_fraction: float, labels: torch.Tensor | None):
@@ -58,7 +61,7 @@ class Images(Dataset, ABC):
         """Image `index` of the whole set, uncropped: `dtype` ``(channels, height, width)``."""
 
     @abstractmethod
-    def _crop_batch(self, epoch: int, indices: list[int]) -> dict:
+    def _crop_batch(self, epoch: int | list[int], indices: list[int]) -> dict:
         """The batch of these images of the whole set."""
 
     def __len__(self) -> int:
@@ -73,7 +76,7 @@ class Images(Dataset, ABC):
         self,
         crop: CenterCrop | RandomResizedCrop | None = None,
         rows: np.ndarray | None = None,
-        augment: Callable[[torch.Tensor, int, list[int]], torch.Tensor] | None = None,
+        augment: Callable[[torch.Tensor, int | list[int], list[int]], torch.Tensor] | None = None,
     ) -> "Images":
         """The same images, shared and not copied, under another crop; only `rows` of them; changed by `augment`.
 
@@ -92,8 +95,8 @@ class Images(Dataset, ABC):
             view._rows = rows if self._rows is None else self._rows[rows]
         return view
 
-    def batch(self, epoch: int, indices: list[int]) -> dict:
-        """The images at `indices` as epoch `epoch` sees them."""
+    def batch(self, epoch: int | list[int], indices: list[int]) -> dict:
+        """The images at `indices` as epoch `epoch` sees them: one for all, or one for each."""
         rows = indices if self._rows is None else self._rows[indices].tolist()
         batch = self._crop_batch(epoch, rows)
         if self._augment is not None:
@@ -102,7 +105,7 @@ class Images(Dataset, ABC):
             batch["images"] = self._augment(pixels, epoch, indices)
         return batch
 
-    def __getitem__(self, epoch_and_indices: tuple[int, list[int]]) -> dict:
+    def __getitem__(self, epoch_and_indices: tuple[int | list[int], list[int]]) -> dict:
         return self.batch(*epoch_and_indices)
 
     def spread(self, count: int) -> list[int]:
@@ -130,7 +133,9 @@ class Images(Dataset, ABC):
             generator=torch.Generator(),  # of its own: the global one must stand where a checkpoint left it
         )
 
-    def order(self, total_batch_size: int, seed: int) -> Order | LaneOrder:
+    def order(self, total_batch_size: int, seed: int) -> Order | LaneOrder | MixedOrder:
+        if self.mixture is not None:
+            return self.mixture.order(self._rows, total_batch_size, seed)
         return Order(len(self), total_batch_size, seed)
 
     def training_loader(
@@ -171,13 +176,13 @@ class MemoryImages(Images):
         self.pixels, self.dtype = pixels, pixels.dtype
         self.files = files  # that the pixels were read from
         if files is not None:
-            self.white, self.bands, self.remarks = files.white, files.bands, files.remarks
+            self.white, self.bands, self.remarks, self.mixture = files.white, files.bands, files.remarks, files.mixture
             self.skipped, self.incomplete = files.skipped, files.incomplete
 
     def read(self, index: int) -> torch.Tensor:
         return self.pixels[index]
 
-    def _crop_batch(self, epoch: int, indices: list[int]) -> dict:
+    def _crop_batch(self, epoch: int | list[int], indices: list[int]) -> dict:
         boxes, flips = self.crop(epoch, indices, *self.pixels.shape[2:])
         batch = {"images": self.pixels[indices], "boxes": boxes, "flips": flips}
         return batch if self._labels is None else {**batch, "labels": self._labels[indices]}
@@ -201,7 +206,7 @@ class FileImages(Images):
         bands: list[int] | None = None,
     ):
         super().__init__(len(source), size, crop_fraction, labels)
-        self.bands = bands
+        self.bands, self.mixture = bands, source.mixture
         self.source, self.num_channels, self.on_bad_image, self.white = source, num_channels, on_bad_image, white
         for flags in (self.skipped, self.incomplete):
             flags.share_memory_()  # loading workers write into them
@@ -256,9 +261,8 @@ class FileImages(Images):
         """What `try_file` gives of the good ones among these files."""
         return [result for i in indices if (result := self.try_file(i, read)) is not None]
 
-    def _crop_batch(self, epoch: int, indices: list[int]) -> dict:
-        # An image that stands in for a bad one brings its own crop and label.
-        images, indices = zip(*(self.read_or_next(index) for index in indices), strict=True)
+    def _crop_batch(self, epoch: int | list[int], indices: list[int]) -> dict:
+        images, indices = zip(*map(self.read_or_next, indices), strict=True)  # a stand-in has its own crop and label
         heights, widths = ([image.shape[axis] for image in images] for axis in (1, 2))
         boxes, flips = self.crop(epoch, indices, heights, widths)
         resized = []
@@ -274,9 +278,9 @@ class StreamedImages(FileImages):
 
     where = "streamed"
 
-    def order(self, total_batch_size: int, seed: int) -> Order | LaneOrder:
-        if self._rows is not None:
-            return super().order(total_batch_size, seed)  # of a part of the images; a unit has few of them
+    def order(self, total_batch_size: int, seed: int) -> Order | LaneOrder | MixedOrder:
+        if self._rows is not None or self.mixture is not None:
+            return super().order(total_batch_size, seed)  # a unit has few images of a part
         return LaneOrder(self.source.dataset.counts, total_batch_size, seed)
 
     def spread(self, count: int) -> list[int]:
@@ -295,10 +299,10 @@ def open_images(
     white: float | None = None,
     bands: list[int] | None = None,
 ) -> Images:
-    """The images of `source` for a model that takes `size` (height, width): in memory when all have the same shape and
-    take at most `memory_budget` bytes, else from their files. `labels` are class numbers ``(images,)`` or floats
-    ``(images, classes or targets)``. The value `white` in the files becomes 255; None finds it from a sample.
-    `bands`, counted from 1, are those of the files that the model sees.
+    """The images of `source` for a model that takes `size` (height, width): in memory when all have the same shape,
+    take at most `memory_budget` bytes and are at most `READ_AT_START`; else from their files. `labels` are class
+    numbers ``(images,)`` or floats ``(images, classes or targets)``. The value `white` in the files becomes 255; None
+    finds it from a sample. `bands`, counted from 1, are those of the files that the model sees.
 
     Raises:
         BadImage: as `FileImages.read_or_next`.
@@ -318,7 +322,7 @@ def open_images(
     scale = describe_scale(files.white) if files.dtype != torch.uint8 else ""
     remarks = [scale, describe_stacks(stacks), source.left_out]
     files.remarks = "".join(f"; {remark}" for remark in remarks if remark)
-    if isinstance(files, StreamedImages):
+    if isinstance(files, StreamedImages) or len(files) > READ_AT_START:
         return files
     sample = [files.read(i) for i in files.spread(SHAPE_SAMPLE)]
     if len({image.shape for image in sample}) > 1 or len(files) * sample[0].nbytes > memory_budget:

@@ -9,8 +9,9 @@ import numpy as np
 from ..problems import PROBLEMS, REGRESSION, SINGLE_LABEL, Problem
 from .fingerprint import fingerprint
 from .images import Images, open_images
+from .joined import load_eval_sources, load_sources
 from .labels import missing_classes, problem_of, read_labels
-from .sources import Source, load_eval_source, load_source
+from .sources import Source
 
 
 @dataclass
@@ -70,7 +71,7 @@ def matching_labels(
     The classes are `class_names` where these are given, else those of `source`, else those of the evaluation source.
 
     Raises:
-        UserError: as `load_eval_source` and `read_labels`.
+        UserError: as `load_eval_sources` and `read_labels`.
     """
     labels = None
     if source is not None:
@@ -96,12 +97,12 @@ def load_labelled_sets(
 ) -> LabelledSets:
     """Load both sets. `train_split` None: no training images. `validation_dir`: evaluate on this folder.
 
-    `source_options` go to `load_source`, `open_options` to `open_images`. One process reads first, so that the others
+    `source_options` go to `load_sources`, `open_options` to `open_images`. One process reads first, so that the others
     find what `datasets` has cached. `say` prints what is worth a note. `problem_type` None: the label column of the
     training images tells, or of the evaluation images where nothing is trained.
 
     Raises:
-        UserError: as `load_source`, `read_labels` and `open_images`.
+        UserError: as `load_sources`, `read_labels` and `open_images`.
     """
     eval_options = {**source_options, "max_samples": max_eval_samples}
     if validation_dir:
@@ -110,11 +111,11 @@ def load_labelled_sets(
     with main_process_first():
         source = None
         if train_split is not None:
-            source = load_source(split=train_split, max_samples=max_train_samples, **source_options)
-        loaded_eval = None if source is not None else load_eval_source(eval_split, **eval_options)
+            source = load_sources(split=train_split, max_samples=max_train_samples, **source_options)
+        loaded_eval = None if source is not None else load_eval_sources(eval_split, **eval_options)
         problem_type = problem_type or problem_of(source if source is not None else loaded_eval[0])
         labels, eval_source, split, eval_labels, class_names = matching_labels(
-            source, lambda: loaded_eval or load_eval_source(eval_split, **eval_options), class_names, problem_type
+            source, lambda: loaded_eval or load_eval_sources(eval_split, **eval_options), class_names, problem_type
         )
     train = open_images(source, labels=labels, **open_options) if source is not None else None
     if train is not None:

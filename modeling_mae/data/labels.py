@@ -19,6 +19,9 @@ def problem_of(source: Source) -> str:
 
     A list of fractions is several targets. Where all of them are 0 and 1, it is several labels.
     """
+    if source.parts:
+        problems = [problem_of(part) for part in source.parts]
+        return MULTI_LABEL if set(problems) == {MULTI_LABEL} else problems[0]
     if source.label_column is None and source.only_folder:
         return SINGLE_LABEL
     feature = _label_feature(source)
@@ -43,6 +46,8 @@ def read_labels(
         UserError: no label column or several, a column that does not hold such labels, images without a label, or a
             class that is not among the `known_names`.
     """
+    if source.parts:
+        return _labels_of_parts(source, known_names, problem_type)
     if source.label_column is None and problem_type == SINGLE_LABEL and known_names and source.only_folder:
         return _one_class(source, known_names), known_names
     feature = _label_feature(source)
@@ -59,6 +64,28 @@ def read_labels(
     refuse_unknown(source, [names[i] for i in np.unique(numbers) if names[i] not in position_of])
     positions = np.array([position_of.get(name, -1) for name in names])
     return positions[numbers], known_names
+
+
+def _labels_of_parts(source: Source, known_names: list[str] | None, problem_type: str) -> tuple[np.ndarray, list[str]]:
+    """As `read_labels`, of a joined source: a class has the number that it has in the first of its parts.
+
+    Raises:
+        UserError: as `read_labels`, or the parts have different classes.
+    """
+    read = [read_labels(part, known_names, problem_type) for part in source.parts]
+    names = read[0][1]
+    labels = []
+    for part, (own_labels, own_names) in zip(source.parts, read, strict=True):
+        alone = sorted({*names} ^ {*own_names})
+        if alone:
+            raise UserError(
+                f"{source.parts[0].name} and {part.name} have different classes: {', '.join(alone[:5])} "
+                f"{'are' if len(alone) > 1 else 'is'} in one alone; labels need the same classes in all folders"
+            )
+        number = {name: i for i, name in enumerate(own_names)}
+        order = [number[name] for name in names]  # own numbers of the classes, in the first part's order
+        labels.append(own_labels[:, order] if own_labels.ndim == 2 else np.argsort(order)[own_labels])
+    return np.concatenate(labels), names
 
 
 def _one_class(source: Source, known_names: list[str]) -> np.ndarray:

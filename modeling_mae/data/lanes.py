@@ -57,10 +57,10 @@ class LaneOrder:
         pieces = []
         for first, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
             start = self.updates_per_epoch * first + step * (end - first)
-            pieces += self._row(epoch, start, start + end - first)
+            pieces += self.row(epoch, start, start + end - first)
         return epoch, np.concatenate(pieces)
 
-    def _row(self, epoch: int, start: int, end: int) -> list[np.ndarray]:
+    def row(self, epoch: int, start: int, end: int) -> list[np.ndarray]:
         """Images `start` to `end` - 1 of the epoch's row, in pieces."""
         ends = self._epoch(epoch)[1]
         pieces = []

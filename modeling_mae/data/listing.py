@@ -9,13 +9,18 @@ import difflib
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image, features
 
 from ..errors import UserError
 from .arrays import has_pydicom
+from .kept_listing import KeptListing, folder_times, now
 
 
 SPELLINGS = {
@@ -26,6 +31,7 @@ SPELLINGS = {
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 NO_DECODER = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")  # formats that Pillow knows by name only
 OTHER_IMAGES = (".heic", ".heif", ".avif", ".avifs", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".eps")
+CHUNK = 1 << 16  # paths
 REASONS_NAMED = 6  # in one line; the rest are counted together
 
 
@@ -48,33 +54,58 @@ class Listing:
     """The files of a folder. Paths are relative to it, with `/` between their parts, and sorted."""
 
     folder: str  # absolute
-    images: list[str]
+    images: pa.LargeStringArray  # there may be millions
     metadata: list[str]
     parquet: list[str]
-    left_out: list[tuple[str, str]]  # (path, reason)
+    left_out: Counter[tuple[str, str]]  # number of files by (folder at the top, reason); "" for those at the top
     folders_left_out: list[tuple[str, str]]  # (path, reason)
+    folders: list[str] = field(default_factory=list)  # at the top, those that links lead to among them
 
-    def part(self, keep) -> "Listing":
-        """The files and folders whose path `keep` accepts."""
-        pairs = ([pair for pair in pairs if keep(pair[0])] for pairs in (self.left_out, self.folders_left_out))
-        paths = ([path for path in paths if keep(path)] for paths in (self.images, self.metadata, self.parquet))
-        return Listing(self.folder, *paths, *pairs)
+    def __post_init__(self):
+        if isinstance(self.images, list):
+            self.images = pa.array(self.images, pa.large_string())
+        self.left_out = Counter(self.left_out)
+
+    def part(self, folders: Iterable[str], inside: bool) -> "Listing":
+        """What lies in these folders at the top; with `inside` false all else."""
+        folders = set(folders)
+
+        def keep(path: str) -> bool:
+            return ("/" in path and path.partition("/")[0] in folders) == inside
+
+        within = np.zeros(len(self.images), bool)
+        for folder in folders:
+            within |= pc.starts_with(self.images, f"{folder}/").to_numpy(zero_copy_only=False)
+        images = self.images.filter(pa.array(within == inside))
+        metadata, parquet = ([path for path in paths if keep(path)] for paths in (self.metadata, self.parquet))
+        left_out = {(top, why): count for (top, why), count in self.left_out.items() if (top in folders) == inside}
+        folders_left_out = [(path, reason) for path, reason in self.folders_left_out if keep(f"{path}/")]
+        kept_folders = [folder for folder in self.folders if (folder in folders) == inside]
+        return Listing(self.folder, images, metadata, parquet, left_out, folders_left_out, kept_folders)
+
+    def leave_out(self, count: int, reason: str) -> None:
+        """Count files that turned out not to be among the images."""
+        if count:
+            self.left_out["", reason] += count
 
     def __str__(self) -> str:
         """`12 files left out: 7 .heic (not readable here), 3 hidden`; empty when nothing is left out."""
-        counts = Counter(reason for _, reason in self.left_out).most_common()
+        by_reason: Counter[str] = Counter()
+        for (_, reason), count in self.left_out.items():
+            by_reason[reason] += count
+        counts = sorted(by_reason.items(), key=lambda pair: (-pair[1], pair[0]))
         reasons = [f"{count:,} {reason}" for reason, count in counts[:REASONS_NAMED]]
         if counts[REASONS_NAMED:]:
             reasons.append(f"{sum(count for _, count in counts[REASONS_NAMED:]):,} others")
         reasons += [f"folder {path!r} ({reason})" for path, reason in self.folders_left_out[:REASONS_NAMED]]
-        files, folders = len(self.left_out), len(self.folders_left_out)
+        files, folders = self.left_out.total(), len(self.folders_left_out)
         amounts = [f"{files:,} file{'s' * (files != 1)}"] * bool(files)
         amounts += [f"{folders:,} folder{'s' * (folders != 1)}"] * bool(folders)
         return f"{' and '.join(amounts)} left out: {', '.join(reasons)}" if amounts else ""
 
 
-def list_folder(folder: str | os.PathLike) -> Listing:
-    """All files below `folder`.
+def list_folder(folder: str | os.PathLike, cache_dir: str | None = None) -> Listing:
+    """All files below `folder`. The listing of very many is kept in the cache, see `kept_listing.py`.
 
     Raises:
         UserError: the folder does not exist or may not be read; names the nearest that exists.
@@ -86,51 +117,108 @@ def list_folder(folder: str | os.PathLike) -> Listing:
         hint = f"did you mean {str(parent / near[0])!r}?" if near else f"{str(parent)!r} exists"
         raise UserError(f"folder {str(folder)!r} does not exist: {hint}")
     endings = image_endings()
-    listing = Listing(os.path.abspath(folder), [], [], [], [], [])
-    below: list[tuple[str, str]] = [("", "")]  # (folders still to read, why their files are left out)
-    while below:
-        path, reason = below.pop()
-        try:
-            with os.scandir(os.path.join(listing.folder, path)) as entries:
-                for entry in entries:
-                    _sort_in(entry, f"{path}/{entry.name}" if path else entry.name, reason, listing, below, endings)
-        except OSError as error:
-            if not path:
-                raise UserError(f"folder {str(folder)!r} cannot be read ({error.strerror}): give another") from error
-            listing.folders_left_out.append((path, error.strerror))
-    for paths in (listing.images, listing.metadata, listing.parquet, listing.folders_left_out):
-        paths.sort()
+    kept = KeptListing(os.path.abspath(folder), endings, cache_dir)
+    fields = kept.read()
+    if fields is not None:
+        left_out = Counter({(top, reason): count for top, reason, count in fields.pop("left_out")})
+        return Listing(folder=os.path.abspath(folder), left_out=left_out, **fields)
+    walk = _Walk(folder, endings)
+    listing = walk.listing()
+    fields = {name: getattr(listing, name) for name in ("metadata", "parquet", "folders_left_out", "folders")}
+    fields["left_out"] = [[top, reason, count] for (top, reason), count in listing.left_out.items()]
+    kept.write(listing.images, fields, walk.times, walk.began)
     return listing
 
 
-def _sort_in(entry: os.DirEntry, path: str, reason: str, listing: Listing, below: list, endings: frozenset) -> None:
-    """Put one entry of a folder where it belongs."""
-    # Links to folders can form a circle, so they are not followed, except a split at the top.
-    is_folder = entry.is_dir(follow_symlinks="/" not in path and split_of(entry.name) is not None)
-    if entry.name.startswith("."):
-        reason = "hidden"
-    elif is_folder and entry.name.startswith("__"):
-        reason = reason or "in folders that begin with __"
-    if is_folder:
-        below.append((path, reason))
-    elif entry.is_symlink() and entry.is_dir():
-        listing.folders_left_out.append((path, "a link, not followed"))
-    else:
-        ending = os.path.splitext(entry.name)[1].lower()
-        if not reason and not entry.is_file():
-            reason = "dangling (links to nothing)" if entry.is_symlink() else "neither files nor folders"
+class _Walk:
+    """Reads a folder and those below it, one after another."""
+
+    def __init__(self, folder: Path, endings: frozenset[str]):
+        self.given, self.folder, self.endings = folder, os.path.abspath(folder), endings
+        self.began = now()
+        self.times: dict[str, list[int]] = {}  # of each folder, by its path
+        self.below: list[tuple[str, str]] = [("", "")]  # (folders still to read, why their files are left out)
+        self.images: list[str] = []  # found last
+        self.chunks: list[pa.LargeStringArray] = []  # found before
+        self.metadata, self.parquet, self.folders = [], [], []
+        self.left_out: Counter[tuple[str, str]] = Counter()
+        self.folders_left_out: list[tuple[str, str]] = []
+
+    def listing(self) -> Listing:
+        while self.below:
+            path, reason = self.below.pop()
+            place = os.path.join(self.folder, path)
+            try:
+                self.times[path] = folder_times(place)
+                with os.scandir(place) as entries:
+                    self._sort_in(entries, path, reason)
+            except OSError as error:
+                if not path:
+                    raise UserError(
+                        f"folder {str(self.given)!r} cannot be read ({error.strerror}): give another"
+                    ) from error
+                self.folders_left_out.append((path, error.strerror))
+            if len(self.images) >= CHUNK:
+                self._pack()
+        self._pack()
+        images = pa.concat_arrays(self.chunks)
+        images = images.take(pc.sort_indices(images))
+        lists = (self.metadata, self.parquet, self.folders_left_out, self.folders)
+        metadata, parquet, folders_left_out, folders = map(sorted, lists)
+        return Listing(self.folder, images, metadata, parquet, self.left_out, folders_left_out, folders)
+
+    def _pack(self) -> None:
+        """A million paths as Python objects would take several times the memory."""
+        self.chunks.append(pa.array(self.images, pa.large_string()))
+        self.images = []
+
+    def _sort_in(self, entries: Iterable[os.DirEntry], path: str, reason: str) -> None:
+        """Put each entry of the folder `path` where it belongs."""
+        before = f"{path}/" if path else ""
+        for entry in entries:
+            name = entry.name
+            _, dot, ending = name.rpartition(".")  # os.path.splitext takes a third of the whole time
+            ending = f".{ending.lower()}" if dot else ""
+            if (
+                not reason
+                and ending in self.endings
+                and not name.startswith(".")
+                and name.isascii()
+                and entry.is_file(follow_symlinks=False)
+            ):
+                self.images.append(before + name)  # nearly all of a large folder
+            else:
+                self._sort_in_one(entry, before + name, ending, reason)
+
+    def _sort_in_one(self, entry: os.DirEntry, path: str, ending: str, reason: str) -> None:
+        top, slash, _ = path.partition("/")
+        if not slash and not entry.name.startswith(".") and entry.is_dir():
+            self.folders.append(path)
+        # Links to folders can form a circle, so they are not followed, except a split at the top.
+        is_folder = entry.is_dir(follow_symlinks=not slash and split_of(entry.name) is not None)
+        if entry.name.startswith("."):
+            reason = "hidden"
+        elif is_folder and entry.name.startswith("__"):
+            reason = reason or "in folders that begin with __"
         if not reason and not entry.name.isascii() and _is_not_utf8(entry.name):
-            reason = "with a name that is not UTF-8"
-        if not reason and entry.name in METADATA:
-            listing.metadata.append(path)
-        elif not reason and ending in endings:
-            listing.images.append(path)
-        elif not reason and ending == ".parquet":
-            listing.parquet.append(path)
+            reason = f"{'in folders ' * is_folder}with a name that is not UTF-8"
+        if is_folder:
+            self.below.append((path, reason))
+        elif entry.is_symlink() and entry.is_dir():
+            self.folders_left_out.append((path, "a link, not followed"))
         else:
-            kind = "not readable here" if ending in OTHER_IMAGES else "not an image"
-            kind = "install pydicom to read it" if ending == ".dcm" else kind
-            listing.left_out.append((path, reason or f"{ending or 'without an ending'} ({kind})"))
+            if not reason and not entry.is_file():
+                reason = "dangling (links to nothing)" if entry.is_symlink() else "neither files nor folders"
+            if not reason and entry.name in METADATA:
+                self.metadata.append(path)
+            elif not reason and ending in self.endings:
+                self.images.append(path)
+            elif not reason and ending == ".parquet":
+                self.parquet.append(path)
+            else:
+                kind = "not readable here" if ending in OTHER_IMAGES else "not an image"
+                kind = "install pydicom to read it" if ending == ".dcm" else kind
+                self.left_out[top if slash else "", reason or f"{ending or 'without an ending'} ({kind})"] += 1
 
 
 def _is_not_utf8(name: str) -> bool:
@@ -151,8 +239,7 @@ def choose_split(listing: Listing, split: str, exact: bool = False) -> Listing:
         NoSplit: there is no such split.
         UserError: the folders may be understood in several ways; says what to give.
     """
-    with os.scandir(listing.folder) as entries:
-        folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    folders = listing.folders
     spelled = {name: split_of(name) for name in folders if split_of(name)}
     wanted = split_of(split) or split
     chosen = [name for name, known in spelled.items() if known == wanted]
@@ -179,17 +266,18 @@ def choose_split(listing: Listing, split: str, exact: bool = False) -> Listing:
             "images"
         )
     others = {*spelled} - {*chosen}
-    part = listing.part(lambda path: path.partition("/")[0] not in others)
-    return part if spelled else part.part(lambda path: path.startswith(f"{chosen[0]}/"))
+    return listing.part(others, inside=False) if spelled else listing.part(chosen, inside=True)
 
 
 def _refuse_beside(listing: Listing, splits: list[str], known: set[str]) -> None:
     """UserError where images, or what describes them, lie beside the folders of splits: they would be left out."""
-    beside = [path for path in (*listing.metadata, *listing.images) if path.partition("/")[0] not in known]
-    if beside:
+    beside = listing.part(known, inside=False)
+    count = len(beside.metadata) + len(beside.images)
+    if count:
+        first = beside.metadata[0] if beside.metadata else beside.images[0].as_py()
         raise UserError(
             f"folder {listing.folder!r} has the split{'s' * (len(splits) > 1)} {', '.join(splits)} and beside "
-            f"{'them' if len(splits) > 1 else 'it'} {len(beside):,} other files, as {beside[0]!r}: give the folder of "
+            f"{'them' if len(splits) > 1 else 'it'} {count:,} other files, as {first!r}: give the folder of "
             f"one split, as {os.path.join(listing.folder, splits[0])!r}, or rename {splits[0]!r} if it is a class"
         )
 

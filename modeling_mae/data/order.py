@@ -47,7 +47,8 @@ class Order:
 
 
 class MicroBatches(Sampler):
-    """(epoch, indices) of each micro-batch of one process, over the `updates`.
+    """(epoch, indices) of each micro-batch of one process, over the `updates`. In a mixture each image has an epoch of
+    its own.
 
     Micro-batch m of process p is number m * processes + p of its update: as many as `total_batch_size` holds are dealt
     to the processes in turn.
@@ -61,13 +62,14 @@ class MicroBatches(Sampler):
     def __len__(self) -> int:
         return len(self.updates) * (self.order.total_batch_size // (self.batch_size * self.num_processes))
 
-    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+    def __iter__(self) -> Iterator[tuple[int | list[int], list[int]]]:
         for update in self.updates:
             epoch, indices = self.order.images_of(update)
             for first in range(
                 self.process_index * self.batch_size, len(indices), self.num_processes * self.batch_size
             ):
-                yield epoch, indices[first : first + self.batch_size].tolist()
+                piece = slice(first, first + self.batch_size)
+                yield epoch if np.isscalar(epoch) else epoch[piece].tolist(), indices[piece].tolist()
 
 
 def check_total_batch(total: int, num_images: int) -> None:

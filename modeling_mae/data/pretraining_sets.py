@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from ..errors import UserError
 from .images import Images, open_images
+from .joined import load_eval_sources, load_sources
 from .labelled_sets import matching_labels
 from .listing import NoSplit
-from .sources import Source, load_eval_source, load_source
+from .sources import Source
 
 
 @dataclass
@@ -43,10 +44,10 @@ def load_training_source(
     cached.
 
     Raises:
-        UserError: as `load_source`.
+        UserError: as `load_sources`.
     """
     with main_process_first():
-        return load_source(split=train_split, max_samples=max_train_samples, **source_options)
+        return load_sources(split=train_split, max_samples=max_train_samples, **source_options)
 
 
 def load_pretraining_sets(
@@ -63,15 +64,15 @@ def load_pretraining_sets(
     """Open the images of `source`, and load what a k-NN accuracy of `k` neighbours needs. If there can be none, `say`
     prints why.
 
-    `source_options` go to `load_eval_source`, `open_options` and `white` to `open_images`.
+    `source_options` go to `load_eval_sources`, `open_options` and `white` to `open_images`.
 
     Raises:
-        UserError: as `load_eval_source` and `open_images`; NoSplit where there is no `eval_split`.
+        UserError: as `load_eval_sources` and `open_images`; NoSplit where there is no `eval_split`.
     """
 
     def load_eval() -> tuple[Source, str]:
         with main_process_first():
-            return load_eval_source(eval_split, **source_options)
+            return load_eval_sources(eval_split, **source_options)
 
     labels = None
     try:

@@ -5,10 +5,12 @@ import json
 import os
 import tarfile
 import tempfile
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet
 
 from ..errors import UserError
@@ -20,6 +22,33 @@ LABEL_FILES = ("cls", "json", "txt")
 IMAGE_FILES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "jp2")
 
 
+class Members(Sequence):
+    """(name, offset, size, label) of each image of a tar file, in Arrow columns. Of Python objects each loading worker
+    would get a copy in time: to look at one is to write its count of references.
+    """
+
+    def __init__(self, members: Iterable[tuple[str, int, int, str | None]]):
+        names, offsets, sizes, labels = zip(*members, strict=True)
+        texts = (pa.array([_bytes_of(text) for text in column], pa.binary()) for column in (names, labels))
+        numbers = (pa.array(column, pa.int64()) for column in (offsets, sizes))
+        self.names, self.labels, self.offsets, self.sizes = *texts, *numbers
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, row: int) -> tuple[str, int, int, str | None]:
+        name, label = (_text_of(texts[row].as_py()) for texts in (self.names, self.labels))
+        return name, self.offsets[row].as_py(), self.sizes[row].as_py(), label
+
+
+def _bytes_of(text: str | None) -> bytes | None:
+    return None if text is None else text.encode("utf-8", "surrogatepass")  # names need not be UTF-8
+
+
+def _text_of(data: bytes | None) -> str | None:
+    return None if data is None else data.decode("utf-8", "surrogatepass")
+
+
 @dataclass
 class Shard:
     """A parquet or tar file. `stamp` changes when the file does. `counts` are the images of each row group, or of the
@@ -29,7 +58,7 @@ class Shard:
     size: int | None
     stamp: str
     counts: list[int] = field(default_factory=list)
-    members: list[tuple[str, int, int, str | None]] = field(default_factory=list)
+    members: Sequence[tuple[str, int, int, str | None]] = field(default_factory=list)
 
 
 def index_shards(urls: list[str], cache: ShardCache) -> list[Shard]:
@@ -53,6 +82,11 @@ def fingerprint_of(shards: list[Shard]) -> str:
 
 
 def _index(url: str, cache: ShardCache) -> Shard:
+    shard = _counted(url, cache)
+    return replace(shard, members=Members(shard.members)) if shard.members else shard
+
+
+def _counted(url: str, cache: ShardCache) -> Shard:
     size, stamp = attempt(lambda: _state(url), url)
     folder = cache.folder.parent / "index"
     kept = folder / f"{hashlib.sha256(url.encode()).hexdigest()}.json"

@@ -3,16 +3,18 @@
 import difflib
 import glob
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet
 
 from ..errors import UserError
 from .image_folder import image_folder
 from .listing import Listing, NoSplit, choose_parquet, choose_split, list_folder
+from .mixture import Mixture
 from .shards import ShardedRows
 from .streams import only_split, stream_of_hub, stream_of_place
 
@@ -25,6 +27,7 @@ NAMED = {
 }
 BUNDLED = Path(__file__).parents[2] / "data" / "fashion_mnist"
 EVAL_SPLITS = ("validation", "val", "test")  # the first that exists is evaluated on
+ROWS_AT_ONCE = 100_000  # that are looked at for their folder
 ARRAYS = (datasets.Array2D, datasets.Array3D)  # columns of images that are not encoded
 
 
@@ -39,6 +42,8 @@ class Source:
     left_out: str = ""  # how many files of the folder are not among the images, and why
     dataset_id: str | None = None  # on the Hub
     folder: str | None = None  # absolute; what the images' files lie in
+    parts: list["Source"] = field(default_factory=list)  # that were joined into this one
+    mixture: Mixture | None = None  # their shares of the training, where these were given
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -52,11 +57,16 @@ class Source:
     @property
     def only_folder(self) -> str | None:
         """Name of the folder that all images lie in, where nothing is known of them but their paths."""
-        if list(self.dataset.features) != [self.image_column]:
+        features = self.dataset.features
+        if list(features) != [self.image_column] or isinstance(features[self.image_column], ARRAYS):
             return None
+        if isinstance(self.dataset, ShardedRows):
+            return None  # a stream's folder says how shards are kept
         names = set()
-        for row in self.dataset:
-            names.add(os.path.basename(os.path.dirname((row[self.image_column] or {}).get("path") or "")))
+        for rows in self.dataset.with_format("arrow").iter(ROWS_AT_ONCE):
+            paths = pc.fill_null(pc.struct_field(rows[self.image_column], "path"), "")
+            folders = pc.unique(pc.replace_substring_regex(paths, r"/?[^/]*$", ""))
+            names.update(os.path.basename(folder) for folder in folders.to_pylist())
             if len(names) > 1 or "" in names:
                 return None
         return names.pop()
@@ -91,7 +101,7 @@ def load_source(
         return _load_stream(*place, split, image_column_name, label_column_name, cache_dir)
     left_out, dataset_id, folder = "", None, None
     if data_dir is not None:
-        listing = listing or _list(data_dir)
+        listing = listing or _list(data_dir, cache_dir)
         name, folder = Path(listing.folder).name, listing.folder
         dataset, listing = _load_folder(listing, split, exact_split, cache_dir)
         left_out = str(listing)
@@ -132,7 +142,7 @@ def load_eval_source(split: str | None, only_for_evaluation: bool = False, **opt
     """
     candidates = [split] if split else [*EVAL_SPLITS, *["train"] * only_for_evaluation]
     is_folder = options.get("data_dir") is not None and not options.get("streaming")
-    listing = _list(options["data_dir"]) if is_folder else None
+    listing = _list(options["data_dir"], options.get("cache_dir")) if is_folder else None
     for candidate in candidates:
         try:
             source = load_source(split=candidate, exact_split=split is not None, listing=listing, **options)
@@ -173,10 +183,10 @@ def _load_stream(
     )
 
 
-def _list(data_dir: str) -> Listing:
+def _list(data_dir: str, cache_dir: str | None) -> Listing:
     if data_dir == "":
         raise UserError("the folder of images '' is empty: give its path, or . for the current folder")
-    return list_folder(os.path.expanduser(data_dir))
+    return list_folder(os.path.expanduser(data_dir), os.path.expanduser(cache_dir) if cache_dir else None)
 
 
 def _load_from_hub(
@@ -207,10 +217,10 @@ def _load_folder(
         raise UserError(f"folder {listing.folder!r} has no images ({nothing}): give one with image or parquet files")
     if listing.parquet and (not listing.images or _has_image_column(listing)):
         dataset = _load_parquet(listing, split, cache_dir)
-        listing.left_out += [(path, "beside parquet files") for path in listing.images + listing.metadata]
+        listing.leave_out(len(listing.images) + len(listing.metadata), "beside parquet files")
         return dataset, listing
     part = listing if split is None else choose_split(listing, split, exact)
-    part.left_out += [(path, ".parquet (no column of images)") for path in part.parquet]
+    part.leave_out(len(part.parquet), ".parquet (no column of images)")
     return image_folder(part), part
 
 

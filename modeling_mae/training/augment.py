@@ -64,11 +64,11 @@ class RandAugment:
             raise UserError(f"auto_augment {policy!r} is no RandAugment of timm's ({error!r})") from None
         self.seed = seed
 
-    def __call__(self, images: torch.Tensor, epoch: int, indices: list[int]) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, epoch: int | list[int], indices: list[int]) -> torch.Tensor:
         """uint8 ``(batch, channels, height, width)`` -> the same shape, changed."""
         changed = []
-        for index, image in zip(indices, images, strict=True):
-            state = int(uniforms(self.seed, epoch, [index], 1)[0, 0] * 2**32)
+        states = (uniforms(self.seed, epoch, indices, 1)[:, 0] * 2**32).astype(np.int64).tolist()
+        for state, image in zip(states, images, strict=True):
             random.seed(state)
             np.random.seed(state)
             changed.append(pil_to_tensor(self.augment(to_pil_image(image))))

@@ -1,0 +1,138 @@
+"""Several folders, or several streams, as one source, with the shares that training takes of them."""
+
+import bisect
+import dataclasses
+import itertools
+
+import datasets
+import numpy as np
+
+from ..errors import UserError
+from .listing import NoSplit
+from .mixture import Mixture
+from .shard_index import fingerprint_of
+from .shards import ShardedRows
+from .sources import ARRAYS, EVAL_SPLITS, Source, load_eval_source, load_source
+
+
+IMAGE = "image"  # the column of the images, whatever it is called in each source
+
+
+def load_sources(
+    data_dir: str | list[str] | None = None,
+    mix: list[float] | None = None,
+    max_samples: int | None = None,
+    **options,
+) -> Source:
+    """As `load_source`; of several places in `data_dir` all images. `mix` holds their shares of the training.
+
+    Raises:
+        UserError: as `load_source`, or the images of the places cannot stand beside each other.
+    """
+    if not isinstance(data_dir, list):
+        return load_source(data_dir=data_dir, max_samples=max_samples, **options)
+    parts = [load_source(data_dir=place, **options) for place in data_dir]
+    return join(parts if max_samples is None else _spread(parts, max_samples), mix)
+
+
+def load_eval_sources(
+    split: str | None, data_dir: str | list[str] | None = None, mix: list[float] | None = None, **options
+) -> tuple[Source, str]:
+    """As `load_eval_source`; of several places all images of the first split that each of them has. `mix` is for
+    training alone."""
+    if not isinstance(data_dir, list):
+        return load_eval_source(split, data_dir=data_dir, **options)
+    max_samples = options.pop("max_samples", None)
+    for candidate in [split] if split else EVAL_SPLITS:
+        try:
+            parts = [load_eval_source(candidate, data_dir=place, **options)[0] for place in data_dir]
+            return join(parts if max_samples is None else _spread(parts, max_samples), None), candidate
+        except NoSplit as error:
+            missing = error
+    if split:
+        raise missing
+    raise NoSplit(
+        f"{', '.join(map(repr, data_dir))} have no split {', '.join(EVAL_SPLITS)} that is in all of them: give "
+        "--eval_split, or other images with --validation_dir"
+    ) from missing
+
+
+def join(parts: list[Source], mix: list[float] | None) -> Source:
+    """The images of `parts` one after another.
+
+    Raises:
+        UserError: some are encoded images and others arrays, or arrays of another shape.
+    """
+    sizes = [len(part) for part in parts]
+    mixture, names = None, [part.name for part in parts]
+    if mix is not None:
+        units = [part.dataset.counts if isinstance(part.dataset, ShardedRows) else None for part in parts]
+        mixture = Mixture.of(sizes, mix, units)
+        names = [f"{name} ({float(share):.3g})" for name, share in zip(names, mixture.shares, strict=True)]
+    left_out = "; ".join(f"{part.name}: {part.left_out}" for part in parts if part.left_out)
+    dataset = JoinedShards(parts) if isinstance(parts[0].dataset, ShardedRows) else _concatenated(parts)
+    return Source(dataset, IMAGE, None, " + ".join(names), left_out, parts=parts, mixture=mixture)
+
+
+def _spread(parts: list[Source], count: int) -> list[Source]:
+    """At most `count` images, evenly spread over all parts.
+
+    Raises:
+        UserError: a part has none of them.
+    """
+    ends = np.cumsum([len(part) for part in parts])
+    if count >= ends[-1]:
+        return parts
+    chosen = np.linspace(0, ends[-1] - 1, count).round().astype(int)
+    fewer = []
+    for part, end in zip(parts, ends.tolist(), strict=True):
+        rows = chosen[(chosen >= end - len(part)) & (chosen < end)] - (end - len(part))
+        if not len(rows):
+            raise UserError(f"{count} samples leave none of {part.name}: give more with --max_train_samples")
+        fewer.append(dataclasses.replace(part, dataset=part.dataset.select(rows)))
+    return fewer
+
+
+def _concatenated(parts: list[Source]) -> datasets.Dataset:
+    kinds = [part.dataset.features[part.image_column] for part in parts]
+    for part, kind in zip(parts, kinds, strict=True):
+        if kind != kinds[0]:
+            raise UserError(
+                f"{parts[0].name} holds {_describe(kinds[0])} and {part.name} {_describe(kind)}: bring them into one "
+                "form, or train on one of them"
+            )
+    columns = [part.dataset.with_format(None).select_columns([part.image_column]) for part in parts]
+    columns = [
+        column.rename_column(part.image_column, IMAGE) if part.image_column != IMAGE else column
+        for part, column in zip(parts, columns, strict=True)
+    ]
+    dataset = datasets.concatenate_datasets(columns)
+    if isinstance(kinds[0], ARRAYS):
+        return dataset.with_format("numpy", [IMAGE], dtype=np.dtype(kinds[0].dtype))
+    return dataset
+
+
+def _describe(kind) -> str:
+    return f"arrays of shape {kind.shape} and {kind.dtype}" if isinstance(kind, ARRAYS) else "encoded images"
+
+
+class JoinedShards(ShardedRows):
+    """The rows of several streams one after another. Of their columns it has the images alone."""
+
+    def __init__(self, parts: list[Source]):
+        self.parts: list[ShardedRows] = [part.dataset for part in parts]
+        self.image_column, self.features = IMAGE, datasets.Features({IMAGE: datasets.Image(decode=False)})
+        self.shards = [shard for part in self.parts for shard in part.shards]
+        self.units = [unit for part in self.parts for unit in part.units]
+        self.counts = tuple(count for part in self.parts for count in part.counts)
+        self.offsets = [0, *itertools.accumulate(self.counts)]
+        self.starts = [0, *itertools.accumulate(map(len, self.parts))]  # of the parts
+        self.fingerprint = fingerprint_of(self.shards)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__  # each part leaves out its open files itself
+
+    def __getitem__(self, row: int) -> dict:
+        part = bisect.bisect_right(self.starts, row) - 1
+        (cell,) = self.parts[part][row - self.starts[part]].values()
+        return {IMAGE: cell}
