@@ -324,6 +324,7 @@ def test_options_of_the_rooms_are_the_arguments_under_their_names():
         "dataset_name": None,
         "dataset_config_name": None,
         "data_dir": "here",
+        "mix": None,
         "image_column_name": None,
         "cache_dir": "cache",
         "streaming": False,

@@ -193,10 +193,10 @@ def test_images_to_evaluate_on_are_joined(tmp_path):
 def test_without_the_same_classes_there_is_no_knn(tmp_path, capsys):
     places = [put(tmp_path / "one", "train/a/0.png", "train/b/1.png"), put(tmp_path / "two", "train/c/0.png")]
     said = []
+    options = {"data_dir": places, "mix": [1, 1]}
     sets = load_pretraining_sets(
-        {"data_dir": places, "mix": [1, 1]},
-        train_split="train",
-        max_train_samples=None,
+        load_sources(**options),
+        options,
         eval_split=None,
         k=1,
         white=None,

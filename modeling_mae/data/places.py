@@ -65,7 +65,7 @@ def _open_word(word: str, config_name: str | None, streaming: bool, options: dic
         if ending != ".parquet" and ending not in image_endings():
             raise UserError(f"{word!r} is neither an image nor a parquet or tar file: give such a file, or a folder")
         images, parquet = ([], [name]) if ending == ".parquet" else ([name], [])
-        listing = Listing(folder, images, [], parquet, [], [])
+        listing = Listing(folder, images, [], parquet, {}, [])
         return load_source(data_dir=folder, listing=listing, **options)
     begins_here = "/" in word and os.path.isdir(word.partition("/")[0] or "/")
     if begins_here or word.startswith(".") or ending in (*SHARDS, *image_endings()) or word.count("/") > 1:
