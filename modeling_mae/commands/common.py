@@ -27,7 +27,7 @@ def add_image_arguments(parser: ArgumentParser) -> None:
         default="error",
         help="skip: unreadable images are named, counted and left out",
     )
-    parser.add_argument("--batch_size", type=int, default=64, metavar="N", help="images at once (default 64)")
+    parser.add_argument("--batch_size", type=int, metavar="N", help="images at once; fewer need less memory")
     parser.add_argument(
         "--dataloader_num_workers", type=int, metavar="N", help="processes that read images (default: one a core)"
     )
@@ -35,7 +35,9 @@ def add_image_arguments(parser: ArgumentParser) -> None:
 
 def image_options(arguments: Namespace) -> dict:
     """What `add_image_arguments` has read, by the names of the rooms."""
-    options = {name: getattr(arguments, name) for name in (*PLACE_OPTIONS, "on_bad_image", "batch_size")}
+    options = {name: getattr(arguments, name) for name in (*PLACE_OPTIONS, "on_bad_image")}
+    if arguments.batch_size is not None:
+        options["batch_size"] = arguments.batch_size
     return {**options, "num_workers": arguments.dataloader_num_workers}
 
 
