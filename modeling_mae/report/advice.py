@@ -56,6 +56,7 @@ def pretraining_advice(run: RunFiles) -> list[Text]:
         text = "Evaluate where there are labels. k-NN and logistic regression take minutes and need no settings:"
         advice.append(Text(text, _launch("run_eval.py", *words, "--output_dir", f"{_folder(run)}_features")))
         advice.append(_fine_tuning(run, checkpoint, data))
+    advice.append(Text("Look at reconstructions and attention in a browser:", shlex.join(["mae", "app", checkpoint])))
     use = "from transformers import AutoImageProcessor, AutoModel\n\n"
     use += f"processor = AutoImageProcessor.from_pretrained({checkpoint!r}, trust_remote_code=True)\n"
     use += f"model = AutoModel.from_pretrained({checkpoint!r}, trust_remote_code=True).eval()\n"
@@ -251,5 +252,5 @@ def _launch(script: str, *words: str) -> str:
 
 def _export(checkpoint: str) -> Text:
     target = f"{Path(checkpoint).name}.onnx"
-    words = shlex.join(["python", "-m", "modeling_mae.interop", checkpoint, target, "--to", "onnx"])
+    words = shlex.join(["mae", "convert", checkpoint, target, "--to", "onnx"])
     return Text("Export it, here as an ONNX graph; --help lists the other formats:", words)
