@@ -9,6 +9,7 @@ import math
 from typing import Any, NamedTuple
 
 from .checks import check_settings
+from .errors import ArgumentError
 from .model import PRESETS, model_config, model_settings, parse_overrides
 
 
@@ -53,25 +54,23 @@ def choose_model(height: int, width: int, channels: int, hidden_size: int, given
     kind = {1: "the images are gray", 3: "the images have colours"}.get(channels, f"the images have {channels} bands")
     choices.append(Choice({"num_channels": channels}, kind))
 
-    size = given.get("image_size") or _wanted_size(height, width)
-    sides = size if isinstance(size, (list, tuple)) else (size, size)
-    patch = given.get("patch_size") or _nearest_patch(*sides)
+    sides = _sides(given, "image_size") or _wanted_size(height, width)
+    patch = _sides(given, "patch_size") or (_nearest_patch(*sides),) * 2
     if "image_size" not in given:
-        sides = [max(2, side // patch) * patch for side in sides]
-        size = sides[0] if sides[0] == sides[1] else sides
-    grid = [side // patch for side in sides]
-    why = f"{grid[0]} x {grid[1]} = {grid[0] * grid[1]} tokens an image, the paper's number is 196"
+        sides = [max(2, side // length) * length for side, length in zip(sides, patch, strict=True)]
+    rows, columns = (side // length for side, length in zip(sides, patch, strict=True))
+    size = sides[0] if sides[0] == sides[1] else list(sides)
     files = f"the files have {width} x {height} pixels (median)"
-    choices += [Choice({"image_size": size}, files), Choice({"patch_size": patch}, why)]
+    why = f"{rows} x {columns} = {rows * columns} tokens an image, the paper's number is 196"
+    choices += [Choice({"image_size": size}, files), Choice({"patch_size": patch[0]}, why)]
 
     half = hidden_size // 2 // HEAD_WIDTH * HEAD_WIDTH
-    decoder = given.get("decoder_hidden_size") or max(DECODER_WIDTH, half)
+    decoder = (_sides(given, "decoder_hidden_size") or [max(DECODER_WIDTH, half)])[0]
     heads = max(n for n in range(1, max(1, decoder // HEAD_WIDTH) + 1) if decoder % n == 0)
     values = {"decoder_hidden_size": decoder, "decoder_num_hidden_layers": DECODER_DEPTH}
     values |= {"decoder_num_attention_heads": heads, "decoder_intermediate_size": 4 * decoder}
-    choices.append(
-        Choice(values, "a light decoder is enough for few images; it is half as wide as the encoder, but at least 128")
-    )
+    width = "" if "decoder_hidden_size" in given else f", half as wide as the encoder and at least {DECODER_WIDTH}"
+    choices.append(Choice(values, f"a light decoder is enough for few images{width}"))
     return _without(choices, given)
 
 
@@ -134,7 +133,8 @@ def settle(
     kept = {name: value for name, value in before.items() if name not in {**options, **fields}}
     kept.pop("per_device_train_batch_size", None)  # it follows from the number of processes, which may change
     given = {**kept, **options, **fields}
-    encoder = given.get("hidden_size") or model_config(dataclasses.replace(args, config_overrides=[])).hidden_size
+    preset = model_config(dataclasses.replace(args, config_overrides=[]))
+    encoder = (_sides(given, "hidden_size") or [preset.hidden_size])[0]
     choices = choose_model(height, width, channels, encoder, given)
     most = MOST_AT_ONCE if args.auto_batch_size else IMAGES_AT_ONCE
     choices += choose_training(count, height, width, processes, given, args.max_train_steps, most)
@@ -156,6 +156,21 @@ def _given_fields(args) -> dict[str, Any]:
     if args.model_name_or_path is None and preset:
         return parse_overrides(args.config_overrides)
     return model_settings(model_config(args))
+
+
+def _sides(given: dict[str, Any], name: str) -> list[int] | None:
+    """(height, width) of a field that is one number for both, or two. None where it is not given.
+
+    Raises:
+        ArgumentError: it is not a whole number above 0.
+    """
+    value = given.get(name)
+    if value is None:
+        return None
+    sides = list(value) if isinstance(value, (list, tuple)) else [value, value]
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ArgumentError(f"config_overrides {name}={value} does not work: give a whole number above 0")
+    return sides
 
 
 def _wanted_size(height: int, width: int) -> tuple[int, int]:

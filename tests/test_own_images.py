@@ -79,7 +79,9 @@ def test_what_is_given_wins_and_the_rest_fits_it():
     assert args.warmup_epochs == 1.5 and args.per_device_train_batch_size == 50
     assert not set(chosen) & {*given, "patch_size", "decoder_hidden_size"}
     assert model_config(settled(2_000, 30, 30, config_overrides=["image_size=64"])[0]).patch_size == 4  # 64 / 14 = 4.6
-    # 40 updates of 31 an epoch
+    pair = model_config(settled(2_000, 100, 100, config_overrides=["patch_size=[10, 20]"])[0])
+    assert (pair.image_size, pair.patch_size) == (100, [10, 20])
+    # 62 updates, 31 an epoch
     steps, _, _ = settled(2_000, 32, 32, max_train_steps=62)
     assert steps.num_train_epochs == 2
 
@@ -135,6 +137,9 @@ def test_a_run_of_some_hours_keeps_its_length_and_the_share_of_its_warm_up():
 def test_what_cannot_work_is_refused_in_one_line():
     with pytest.raises(ArgumentError, match="patch_size"):
         settled(2_000, 32, 32, config_overrides=["image_size=33", "patch_size=8"])
+    for wrong in ("patch_size=abc", "image_size=[32, 32, 3]", "hidden_size=1.5", "decoder_hidden_size=0"):
+        with pytest.raises(ArgumentError, match=wrong.split("=")[0]):
+            settled(2_000, 32, 32, config_overrides=[wrong])
     with pytest.raises(ArgumentError, match="crop_scale"):
         settled(2_000, 32, 32, crop_scale=[0.5])
 
