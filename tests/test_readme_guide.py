@@ -29,7 +29,7 @@ TRAIN_CPU, TRAIN_GPU, EVALUATE = [command for command in COMMANDS if command.sta
 
 def words_of(command: str) -> tuple[object, str, list[str]]:
     """What the launcher makes of a command, the script, and the script's words."""
-    words = shlex.split(command.replace("$(nproc)", "2"))
+    words = shlex.split(command.replace("$(getconf _NPROCESSORS_ONLN)", "2"))
     given = launch_command_parser().parse_args(words[2:])
     return given, given.training_script, given.training_script_args
 
