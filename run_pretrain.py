@@ -76,7 +76,8 @@ def main(args: PretrainArguments) -> None:
     size = config.image_height_width  # pixels
     workers = launch.loading_workers(args.dataloader_num_workers)
     open_options = {"size": size, "num_channels": config.num_channels, "bands": args.bands}
-    open_options |= {"memory_budget": launch.image_memory(), "on_bad_image": args.on_bad_image}
+    open_options |= {"on_bad_image": args.on_bad_image, "scaled_decoding": args.scaled_decoding}
+    open_options |= launch.image_memory(accelerator, args.image_cache)
     sets = load_pretraining_sets(
         source,
         args.source_options(),
