@@ -1,4 +1,4 @@
-"""Whether a model fits into this machine's memory, by formula: before anything is allocated."""
+"""Whether a model and its batches fit into this machine's memory, by formula: before anything is allocated."""
 
 import os
 from pathlib import Path
@@ -7,8 +7,6 @@ from .errors import ArgumentError
 
 
 MAX_CACHE = 1 << 20  # GiB; more is a slip
-
-
 WEIGHT_BYTES = 4  # of a parameter in float32
 TRAINING_BYTES = 16  # of a trained one: weight, gradient and AdamW's two moments
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container

@@ -107,7 +107,9 @@ def test_the_crops_of_a_large_photograph_share_one_reduced_decoding():
     for epoch in range(40):
         heights, widths = images.crop(epoch, [0, 0, 0], 320, 320, [0, 1, 2])[0][:, 2:].T.tolist()
         expected = next((n for n in (8, 4, 2) if n * 16 <= min(heights + widths)), 1)
-        image, _ = images.read_or_next(0, reduction_of=lambda i, epoch=epoch: images._reduction(epoch, 3, i))
+        image, _ = images.read_or_next(
+            0, reduction_of=lambda i, epoch=epoch: images._reduction(np.full(3, epoch), np.arange(3), i)
+        )
         reductions.add(expected)
         assert (image.reduction if isinstance(image, ReducedJpeg) else 1) == expected
         # Each crop shows its own part of the ramp.
