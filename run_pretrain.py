@@ -122,6 +122,7 @@ def main(args: PretrainArguments) -> None:
         args = dataclasses.replace(args, per_device_train_batch_size=micro_batch)
     if args.max_hours and not checkpoint:
         batches = {"batch_size": micro_batch, "total_batch_size": total_batch, "num_workers": workers}
+        batches["repeats"] = args.repeated_augmentation
         options = {**batches, **args.trial_options(), "images_a_look": growth.images}
         epochs, reason = fit_length(accelerator, model, optimizer, training_images, loss_of, **options)
         args = args.with_length(epochs)
