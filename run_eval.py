@@ -99,8 +99,9 @@ def main(args: EvalArguments) -> None:
         open_options={
             "size": config.image_height_width,
             "num_channels": config.num_channels,
-            "memory_budget": launch.image_memory(),
             "on_bad_image": args.on_bad_image,
+            "scaled_decoding": args.scaled_decoding,
+            **launch.image_memory(accelerator, args.image_cache),
             **processing.open_options(),
         },
         main_process_first=accelerator.main_process_first,

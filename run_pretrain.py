@@ -76,7 +76,8 @@ def main(args: PretrainArguments) -> None:
     size = config.image_height_width  # pixels
     workers = launch.loading_workers(args.dataloader_num_workers)
     open_options = {"size": size, "num_channels": config.num_channels, "bands": args.bands}
-    open_options |= {"memory_budget": launch.image_memory(), "on_bad_image": args.on_bad_image}
+    open_options |= {"on_bad_image": args.on_bad_image, "scaled_decoding": args.scaled_decoding}
+    open_options |= launch.image_memory(accelerator, args.image_cache)
     sets = load_pretraining_sets(
         source,
         args.source_options(),
@@ -121,6 +122,7 @@ def main(args: PretrainArguments) -> None:
         args = dataclasses.replace(args, per_device_train_batch_size=micro_batch)
     if args.max_hours and not checkpoint:
         batches = {"batch_size": micro_batch, "total_batch_size": total_batch, "num_workers": workers}
+        batches["repeats"] = args.repeated_augmentation
         options = {**batches, **args.trial_options(), "images_a_look": growth.images}
         epochs, reason = fit_length(accelerator, model, optimizer, training_images, loss_of, **options)
         args = args.with_length(epochs)

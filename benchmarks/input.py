@@ -1,15 +1,21 @@
-"""Images per second on one core from a 500 x 375 JPEG to a normalised 224 x 224 training crop.
+"""Images per second on one core from a JPEG to a normalised 224 x 224 training crop, at 500 x 375 and 4000 x 3000.
 
 Ours (decoding, cropping and flipping uint8 in the loading process; normalisation of whole batches) against the
 pipeline of the field (PIL, RandomResizedCrop bicubic, flip, ToTensor, Normalize), with decoding alone as the limit.
 They take turns in one process. "ours, loading process" leaves out the normalisation, which runs where the model does:
-what a core has to do beside a GPU. Below, the crops of images in memory, as the demo's are, in batches of 256.
+what a core has to do beside a GPU. "decoded whole" is ours without the reduced decoding of large photographs.
 
-    PYTHONPATH=. python benchmarks/input.py [--images 32] [--rounds 7]
+The files are noise whose strength falls with its frequency, as in nature, so that they are as large as photographs.
+`--photographs` adds scikit-learn's two sample photographs, scaled up to 4000 x 3000. Then it says how far reduced
+decoding is from whole decoding, on these two at their own size and scaled up, beside the difference between bilinear
+and bicubic resizing. Last, the crops of images in memory, as the demo's are, in batches of 256.
+
+    PYTHONPATH=. python benchmarks/input.py [--images 32] [--rounds 7] [--photographs]
 """
 
 import argparse
 import io
+import itertools
 import statistics
 import time
 
@@ -17,12 +23,15 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image
+from sklearn.datasets import load_sample_images
 from torchvision.transforms import Compose, InterpolationMode, Normalize, RandomHorizontalFlip, ToTensor
 from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
+from torchvision.transforms.v2.functional import resized_crop
 
 from modeling_mae.data.crops import RandomResizedCrop
-from modeling_mae.data.decode import decode
+from modeling_mae.data.decode import decode, decode_present
 from modeling_mae.data.images import FileImages, open_images
+from modeling_mae.data.reduced import Reduction
 from modeling_mae.data.sources import Source, load_source
 from modeling_mae.training.augment import BatchTransform
 
@@ -30,33 +39,40 @@ from modeling_mae.training.augment import BatchTransform
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
-def photographs(count: int) -> list[bytes]:
-    """JPEGs as detailed as photographs (about 90 kB): noise whose strength falls with its frequency, as in nature."""
+def jpeg(pixels: np.ndarray, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def noise(height: int, width: int, count: int) -> list[bytes]:
+    """JPEGs as detailed as photographs (about 4 bits a pixel)."""
     generator = np.random.default_rng(0)
-    rows, columns = np.fft.fftfreq(375)[:, None], np.fft.fftfreq(500)[None]
-    strength = 1 / np.maximum(1 / 500, np.hypot(rows, columns))
+    rows, columns = np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None]
+    strength = 1 / np.maximum(1 / width, np.hypot(rows, columns))
     files = []
     for _ in range(count):
-        noise = np.fft.fft2(generator.standard_normal((375, 500, 3)), axes=(0, 1)) * strength[..., None]
-        pixels = np.fft.ifft2(noise, axes=(0, 1)).real
+        pixels = np.fft.fft2(generator.standard_normal((height, width, 3)), axes=(0, 1)) * strength[..., None]
+        pixels = np.fft.ifft2(pixels, axes=(0, 1)).real
         pixels = np.clip(128 + 45 * pixels / pixels.std(), 0, 255).astype(np.uint8)
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "JPEG", quality=85)
-        files.append(buffer.getvalue())
+        files.append(jpeg(pixels, 85))
     return files
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=7)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    files = photographs(args.images)
+def sample_photographs(width: int | None = None, height: int | None = None) -> list[bytes]:
+    """scikit-learn's two, 640 x 427, at quality 90; scaled up where a size is given."""
+    images = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    images = [image.resize((width, height), Image.Resampling.BICUBIC) if width else image for image in images]
+    return [jpeg(np.array(image), 90) for image in images]
 
+
+def race(title: str, files: list[bytes], rounds: int) -> None:
+    """Print the table of the contestants."""
     cells = datasets.Dataset.from_dict({"image": [{"bytes": data, "path": None} for data in files]})
     source = Source(cells, "image", None, "photographs")
     ours = FileImages(source, (224, 224), 3).view(crop=RandomResizedCrop(0))
+    whole = ours.view()
+    whole.scaled_decoding = False
     transform = BatchTransform(MEAN, STD, (224, 224))
     usual = Compose(
         [
@@ -66,15 +82,16 @@ def main() -> None:
             Normalize(MEAN, STD),
         ]
     )
-    indices = list(range(len(files)))
+    indices, epochs = list(range(len(files))), itertools.count()
     contestants = {
         "PIL, as usual": lambda: torch.stack([usual(Image.open(io.BytesIO(f)).convert("RGB")) for f in files]),
-        "ours, loading process": lambda: ours.batch(0, indices),
-        "ours": lambda: transform(ours.batch(0, indices)),
+        "ours, loading process": lambda: ours.batch(next(epochs), indices),
+        "ours": lambda: transform(ours.batch(next(epochs), indices)),
+        "ours, decoded whole": lambda: whole.batch(next(epochs), indices),
         "decoding alone": lambda: [decode(f, None, 3) for f in files],
     }
     times = {name: [] for name in contestants}
-    for turn in range(args.rounds + 1):
+    for turn in range(rounds + 1):
         for name, work in contestants.items():
             begin = time.perf_counter()
             work()
@@ -82,10 +99,55 @@ def main() -> None:
                 times[name].append(time.perf_counter() - begin)
     size = sum(map(len, files)) / len(files) / 1000
     rates = {name: len(files) / statistics.median(values) for name, values in times.items()}
-    print(f"{len(files)} JPEGs of 500 x 375 pixels, {size:.0f} kB on average, to 224 x 224, one core")
+    print(f"{len(files)} JPEGs, {title}, {size:,.0f} kB on average, to 224 x 224, one core, medians of {rounds}")
     print(f"{'':24}{'images/s':>10}{'ratio':>8}")
     for name, rate in rates.items():
-        print(f"{name:24}{rate:10.0f}{rate / rates['PIL, as usual']:8.2f}")
+        print(f"{name:24}{rate:10.1f}{rate / rates['PIL, as usual']:8.2f}")
+    print(flush=True)
+
+
+def compare_decoding(title: str, files: list[bytes], size: int) -> None:
+    """Print the difference of reduced to whole decoding, in steps of 255, over random crops of each reduction."""
+    crop = RandomResizedCrop(0, (0.01, 1.0))
+    differences: dict[int, list[tuple[float, int, float]]] = {2: [], 4: [], 8: []}
+    for i, data in enumerate(files):
+        whole = decode(data, None, 3)
+        for epoch in range(100):
+            boxes, _ = crop(epoch, [i], *whole.shape[1:])
+            reduction = Reduction(lambda height, width, boxes=boxes: boxes, (size, size))
+            times = reduction(*whole.shape[1:])
+            if times > 1 and len(differences[times]) < 10 * (i + 1):
+                reduced = decode_present(data, None, 3, reduction=reduction)[0].crop(boxes[0].tolist(), (size, size))
+                bicubic, bilinear = (
+                    resized_crop(whole, *boxes[0].tolist(), [size, size], mode, antialias=True)
+                    for mode in (InterpolationMode.BICUBIC, InterpolationMode.BILINEAR)
+                )
+                apart = (reduced.int() - bicubic.int()).abs()
+                usual = (bilinear.int() - bicubic.int()).abs().float().mean().item()
+                differences[times].append((apart.float().mean().item(), apart.max().item(), usual))
+    for times, values in differences.items():
+        if values:
+            means, largest, usual = zip(*values, strict=True)
+            print(
+                f"{title} to {size}, at 1/{times}: mean {statistics.mean(means):.2f}, largest {max(largest)} of 255, "
+                f"{len(values)} crops; bilinear to bicubic {statistics.mean(usual):.2f}"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--photographs", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    race("500 x 375", noise(375, 500, args.images), args.rounds)
+    race("4000 x 3000", noise(3000, 4000, 2), args.rounds)
+    if args.photographs:
+        large = sample_photographs(4000, 3000)
+        race("photographs scaled up to 4000 x 3000", large, args.rounds)
+        compare_decoding("640 x 427", sample_photographs(), 64)
+        compare_decoding("4000 x 3000", large, 224)
 
     small = open_images(load_source(), (28, 28), 1, memory_budget=1 << 30).view(crop=RandomResizedCrop(0))
     normalise, durations = BatchTransform([0.3], [0.35], (28, 28)), []

@@ -26,7 +26,7 @@ def option(default: Any, help: str, **kwargs) -> Any:
 DECIDE_THE_WEIGHTS = frozenset(
     "seed total_batch_size base_learning_rate min_learning_rate warmup_epochs weight_decay adam_beta1 adam_beta2 "
     "crop_scale horizontal_flip n_partial label_fraction optimizer layer_decay auto_augment random_erasing mixup "
-    "cutmix problem_type bands mix".split()
+    "cutmix problem_type bands mix scaled_decoding repeated_augmentation".split()
 )
 
 
@@ -80,6 +80,16 @@ class DataArguments:
     horizontal_flip: bool = option(True, "Mirror every second image, at random.")
     on_bad_image: Literal["error", "skip"] = option(
         "error", "What to do about a file that cannot be decoded. skip puts the next good image in its place."
+    )
+    scaled_decoding: bool = option(
+        True,
+        "Decode large JPEG files at 1/2, 1/4 or 1/8 size, several times faster, where their crop stays at least as "
+        "large as the model's images. false: always whole.",
+    )
+    image_cache: str = option(
+        "auto",
+        "GiB of memory for decoded images of each set that fits, once for all processes of a machine. auto: a quarter "
+        "of the free memory, 8 at most. off: none.",
     )
     cache_dir: str | None = option(None, "Folder for downloads, in place of the Hugging Face cache.")
     dataloader_num_workers: int | None = option(
@@ -232,6 +242,11 @@ class PretrainArguments(RunArguments, OptimizerArguments, DataArguments, ModelAr
         0,
         "Epochs between two looks at the features: k-NN accuracy if there are labels, and effective rank. 0: none.",
     )
+    repeated_augmentation: int = option(
+        1,
+        "Crops of each image in an update; it is decoded once. Each counts as an image seen: total_batch_size and "
+        "epochs stay as long as with 1, of fewer different images.",
+    )
     knn: bool = option(
         False, "At the end, k-NN accuracy of the features, where there are labels and a split to evaluate on."
     )
@@ -267,6 +282,9 @@ class PretrainArguments(RunArguments, OptimizerArguments, DataArguments, ModelAr
             return self
         epochs = min(chosen["num_train_epochs"], self.num_train_epochs or math.inf)
         return dataclasses.replace(self, num_train_epochs=epochs, warmup_epochs=chosen["warmup_epochs"])
+
+    def run_options(self, updates_per_epoch: int) -> dict[str, Any]:
+        return {**super().run_options(updates_per_epoch), "repeats": self.repeated_augmentation}
 
     def check(self) -> None:
         """Raises an ArgumentError for arguments that cannot work. Quick and without network."""

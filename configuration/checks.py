@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 
 from .errors import ArgumentError
-from .memory import check_batch, check_training_fits
+from .memory import check_batch, check_image_cache, check_repeats, check_training_fits
 from .model import join, model_config, parse_overrides, suggest
 
 
@@ -43,6 +43,8 @@ def check_settings(args) -> None:
     check_pooling(args)
     check_data(args)
     check_optimizer(args)
+    require(args, "repeated_augmentation", lambda x: x >= 1, "a number of crops, 1 for one")
+    check_repeats(args)
 
 
 def check_evaluation(args) -> None:
@@ -186,6 +188,7 @@ def check_data(args) -> None:
         pass  # it follows from the images
     elif len(args.crop_scale) != 2 or args.crop_scale[0] > args.crop_scale[1]:
         raise ArgumentError(f"crop_scale {join(args.crop_scale)} does not work: give smallest, largest, as in 0.2 1.0")
+    check_image_cache(args)
     require(args, "dataloader_num_workers", lambda x: 0 <= x <= MAX_WORKERS, "a number of workers, 0 for none")
 
 

@@ -1,4 +1,4 @@
-"""Whether a model fits into this machine's memory, by formula: before anything is allocated."""
+"""Whether a model and its batches fit into this machine's memory, by formula: before anything is allocated."""
 
 import os
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from .errors import ArgumentError
 
 
+MAX_CACHE = 1 << 20  # GiB; more is a slip
 WEIGHT_BYTES = 4  # of a parameter in float32
 TRAINING_BYTES = 16  # of a trained one: weight, gradient and AdamW's two moments
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
@@ -75,6 +76,29 @@ def check_batch(config, batch_size: int, option: str) -> None:
         raise ArgumentError(
             f"{option} {batch_size} images of {height}x{width} pixels need {_gib(needed)}, this machine has "
             f"{_gib(memory)}: give fewer or smaller images"
+        )
+
+
+def check_repeats(args) -> None:
+    """The crops of an image stand in one micro-batch, so that it is decoded once."""
+    repeats = args.repeated_augmentation
+    for name in ("total_batch_size", "per_device_train_batch_size"):
+        value = getattr(args, name)
+        if value % repeats:
+            raise ArgumentError(
+                f"{name} {value} is not a multiple of repeated_augmentation {repeats}: give "
+                f"--{name} {max(1, round(value / repeats)) * repeats}"
+            )
+
+
+def check_image_cache(args) -> None:
+    try:
+        works = args.image_cache in ("auto", "off") or 0 < float(args.image_cache) <= MAX_CACHE
+    except ValueError:
+        works = False
+    if not works:
+        raise ArgumentError(
+            f"image_cache {args.image_cache!r} does not work: give auto, off, or a number of GiB, as 16"
         )
 
 

@@ -171,10 +171,16 @@ def run_in_turn(*commands, script="run_pretrain.py") -> list[tuple[int, str]]:
     return [copied(script, command) for command in commands]
 
 
+def without_waiting(log: list[dict]) -> list[dict]:
+    """A log without the parts of the time that went by waiting for images: the clock decides these alone."""
+    assert all(0 <= entry["waiting"] <= 1 for entry in log if "loss" in entry)
+    return [{key: value for key, value in entry.items() if key != "waiting"} for entry in log]
+
+
 def weights_and_history(folder) -> tuple[dict[str, torch.Tensor], list[dict]]:
-    """The weights and the log that a run left."""
+    """The weights and the log that a run left, but for the time that it waited."""
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return load_file(folder / "model.safetensors"), history
+    return load_file(folder / "model.safetensors"), without_waiting(history)
 
 
 def assert_same_weights(one, other):

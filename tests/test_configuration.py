@@ -202,6 +202,15 @@ def test_only_one_process_of_a_machine_speaks(capsys, monkeypatch):
         ("--checkpoints_kept 0", ["checkpoints_kept 0"]),
         ("--picture_epochs -1", ["picture_epochs -1"]),
         ("--seed -1", ["seed -1"]),
+        ("--image_cache many", ["image_cache 'many'", "auto, off"]),
+        ("--image_cache 0", ["image_cache '0'"]),
+        ("--image_cache nan", ["image_cache 'nan'"]),
+        ("--repeated_augmentation 0", ["repeated_augmentation 0"]),
+        ("--repeated_augmentation 3", ["total_batch_size 4096", "repeated_augmentation 3", "--total_batch_size 4095"]),
+        (
+            "--repeated_augmentation 8 --per_device_train_batch_size 4",
+            ["per_device_train_batch_size 4", "--per_device_train_batch_size 8"],
+        ),
         ("--crop_scale 0 1", ["crop_scale 0.0"]),
         ("--crop_scale 0.5 1.5", ["crop_scale 1.5"]),
         ("--crop_scale 0.9 0.5", ["crop_scale 0.9 0.5"]),
@@ -337,6 +346,7 @@ def test_options_of_the_rooms_are_the_arguments_under_their_names():
         "checkpointing_steps": 11,
         "checkpoints_kept": 2,
         "allow_changes": False,
+        "repeats": 1,
     }
     assert parse("--checkpointing_steps", "500").run_options(11)["checkpointing_steps"] == 500
     assert args.dataloader_num_workers is None and args.run_folders() == [Path("runs/pretrain")]

@@ -1,9 +1,12 @@
+import io
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from modeling_mae.data.decode import BadImage, decode
+from modeling_mae.data import decode as decode_module
+from modeling_mae.data.decode import BadImage, decode, plain_jpeg_size
 from modeling_mae.errors import UserError
 
 
@@ -66,3 +69,39 @@ def test_files_have_one_channel_or_three(tmp_path):
     Image.fromarray(COLOURS).save(tmp_path / "rgb.png")
     with pytest.raises(UserError, match=r"num_channels=4: .*1 \(gray\) or 3 \(RGB\)"):
         read(tmp_path / "rgb.png", 4)
+
+
+def jpegs():
+    """Waves in every form that PIL writes: (channels, file)."""
+    for size in ((33, 47), (16, 16), (1, 1), (101, 8)):
+        x, y = np.meshgrid(*map(np.arange, size))
+        pixels = 128 + 100 * np.sin(x / 3 + np.arange(3)[:, None, None]) * np.cos(y / 5)
+        image = Image.fromarray(pixels.transpose(1, 2, 0).astype(np.uint8))
+        for options in ({"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"progressive": True}):
+            for quality in (40, 95):
+                for channels, mode in ((3, "RGB"), (1, "L")):
+                    image.convert(mode).save(file := io.BytesIO(), "JPEG", quality=quality, **options)
+                    yield size, channels, file.getvalue()
+
+
+def test_simplejpeg_gives_the_pixels_of_torchvision(monkeypatch):
+    pytest.importorskip("simplejpeg")
+    files = list(jpegs())
+    ours = [decode(data, None, channels) for _, _, data in files for channels in (1, 3)]
+    monkeypatch.setattr(decode_module, "simplejpeg", None)
+    theirs = [decode(data, None, channels) for _, _, data in files for channels in (1, 3)]
+    assert len(ours) == 2 * 64 and all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
+    assert all(one.stride() == other.stride() for one, other in zip(ours, theirs, strict=True) if one.shape[0] == 3)
+
+
+def test_a_plain_jpeg_tells_its_size():
+    for (width, height), _, data in jpegs():
+        assert plain_jpeg_size(data) == (height, width)
+        assert all(plain_jpeg_size(data[:end]) is None for end in range(2, 20))
+    image, exif = Image.fromarray(COLOURS), Image.Exif()
+    exif[0x0112] = 6
+    for options in ({"exif": exif}, {"comment": b"x" * 300}):
+        image.save(file := io.BytesIO(), "JPEG", **options)
+        assert plain_jpeg_size(file.getvalue()) == (None if "exif" in options else (8, 12))
+    image.convert("CMYK").save(file := io.BytesIO(), "JPEG")
+    assert plain_jpeg_size(file.getvalue()) is None

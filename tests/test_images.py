@@ -51,7 +51,7 @@ def test_very_many_images_are_not_read_before_the_training(monkeypatch):
     source = load_source(max_samples=30)
     assert open_images(source, (28, 28), 1, memory_budget=PLENTY).where == "in memory"
     monkeypatch.setattr(images_module, "READ_AT_START", 29)
-    assert open_images(source, (28, 28), 1, memory_budget=PLENTY).where == "from files"
+    assert open_images(source, (28, 28), 1, memory_budget=PLENTY).where == images_module.KEPT
 
 
 def test_in_memory_where_they_fit_and_from_files_elsewhere(tmp_path):

@@ -1,6 +1,7 @@
 import os
 import signal
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -128,16 +129,32 @@ def test_a_loading_worker_for_each_core_of_the_machine(monkeypatch):
     assert loading_workers(None) == 8
 
 
-def test_the_processes_of_a_machine_share_its_memory(monkeypatch):
+def test_memory_for_decoded_images(monkeypatch):
+    accelerator = Accelerator(cpu=True)
     monkeypatch.setattr(os, "sysconf_names", {"SC_AVPHYS_PAGES": 0}, raising=False)
-    for gibibytes, processes, expected in ((16, 1, 4), (16, 2, 2), (16, 4, 1), (400, 1, 8), (400, 4, 2)):
+    for gibibytes, given, expected in ((16, "auto", 4), (400, "auto", 8), (16, "off", 0), (16, "12.5", 12.5)):
         pages = {"SC_AVPHYS_PAGES": gibibytes << 18, "SC_PAGE_SIZE": 1 << 12}
         monkeypatch.setattr(os, "sysconf", pages.__getitem__)
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-        assert image_memory() == expected << 30
+        options = image_memory(accelerator, given)
+        assert options["memory_budget"] == expected * (1 << 30) and options["machine"].first
+    with pytest.raises(UserError, match="image_cache 17 is more than the 16.0 GiB of free memory"):
+        image_memory(accelerator, "17")
     monkeypatch.setattr(os, "sysconf_names", {})  # where the system does not say
-    monkeypatch.delenv("LOCAL_WORLD_SIZE")
-    assert image_memory() == 8 << 30
+    assert image_memory(accelerator, "auto")["memory_budget"] == 8 << 30
+
+
+def test_each_machine_has_its_first_process_and_the_least_memory_counts(monkeypatch):
+    """Process 3 of 4, on the second of two machines."""
+    monkeypatch.setattr(os, "sysconf_names", {"SC_AVPHYS_PAGES": 0}, raising=False)
+    monkeypatch.setattr(os, "sysconf", {"SC_AVPHYS_PAGES": 16 << 18, "SC_PAGE_SIZE": 1 << 12}.__getitem__)
+    monkeypatch.setattr(
+        "modeling_mae.training.launch.gather_object", lambda values: [8 << 30, 8 << 30, *values, *values]
+    )
+    process = SimpleNamespace(num_processes=4, process_index=3, local_process_index=1)
+    options = image_memory(process, "auto")
+    assert options["memory_budget"] == 2 << 30
+    machine = options["machine"]
+    assert not machine.first and machine.first_rank == 2 and not machine.alone
 
 
 def test_a_signal_is_noted_and_the_handlers_come_back():

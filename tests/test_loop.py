@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import without_waiting
 
 from modeling_mae.data.bit_depth import BadImage
 from modeling_mae.data.images import MemoryImages
@@ -25,7 +26,7 @@ from modeling_mae.training.signals import STOP_SIGNALS
 from modeling_mae.training.state import open_run
 
 
-ENTRY = {"step": 4, "epoch": 0.5, "loss": 0.25, "learning_rate": 1e-3}
+ENTRY = {"step": 4, "epoch": 0.5, "loss": 0.25, "learning_rate": 1e-3, "waiting": 0.384}
 NUM_IMAGES, BATCH = 26, 4
 UPDATES_PER_EPOCH = 6  # two images are left out of each epoch
 SCHEDULE = Schedule(updates=15, updates_per_epoch=UPDATES_PER_EPOCH, warmup=4, peak=0.2, floor=0.01)
@@ -43,11 +44,12 @@ def test_a_bar_on_a_terminal_and_lines_elsewhere(monkeypatch, capsys):
         captured = capsys.readouterr()
         if terminal:
             assert captured.out == ""
-            assert all(text in captured.err for text in ("4/8", "images/s=6", "loss=0.2500", "lr=1.00e-03"))
+            words = ("4/8", "images/s=6", "loss=0.2500", "lr=1.00e-03", "waiting=38%")
+            assert all(text in captured.err for text in words)
         else:
             assert captured.err == "" and captured.out.count("\n") == 1
             start = "update 4/8  epoch 0.50  loss 0.2500  lr 1.00e-03  6"
-            assert captured.out.startswith(start) and captured.out.endswith("images/s  00:02 left\n")
+            assert captured.out.startswith(start) and captured.out.endswith("images/s  waiting 38%  00:02 left\n")
     Display(False, 0, 8, 32).show(ENTRY)  # not the main process
     assert capsys.readouterr() == ("", "")
 
@@ -315,8 +317,39 @@ def test_going_on_is_exact(tmp_path, last):
     assert labels + notes.labels == images_by_hand()
     for name, value in whole.model.state_dict().items():
         assert torch.equal(second.model.state_dict()[name], value)
-    assert second.history.read() == whole.history.read()
+    assert without_waiting(second.history.read()) == without_waiting(whole.history.read())
     assert epochs_of_parts == epochs_of_whole == [(1, 6), (2, 12), (3, 15)]
+
+
+def test_the_part_of_the_time_that_went_by_waiting_for_images(tmp_path, monkeypatch, capsys):
+    clock = [100.0]
+    monkeypatch.setattr("modeling_mae.training.waiting.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    run, loss_of, _ = start(tmp_path)
+    run.accelerator.trackers = []
+    logged = []
+    monkeypatch.setattr(run.accelerator, "log", lambda values, step: logged.append((step, values["waiting"])))
+
+    class Slow:
+        num_workers = 0
+
+        def __iter__(self):
+            for number, batch in enumerate(loader):
+                clock[0] += 3 if number < 2 else 1  # of the first two updates: 6 s of 8 s
+                yield batch
+
+    def slow_loss(batch, update, micro):
+        clock[0] += 1
+        return loss_of(batch, update, micro)
+
+    loader, run.batches = run.batches, Slow()
+    run.batches_can_fail = True
+    train(run, slow_loss)
+    expected = [(2, 0.75), *((step, 0.5) for step in (4, 6, 8, 10, 12, 14, 15))]
+    assert [(entry["step"], entry["waiting"]) for entry in run.history.read()] == expected == logged
+    output = capsys.readouterr().out
+    assert "images/s  waiting 75%" in output
+    # 6 + 13 of 8 + 26 s
+    assert "waiting    56% of the time waiting for images: " in output and "--image_cache" in output
 
 
 def test_going_on_from_an_older_checkpoint_gives_up_what_came_after_it(tmp_path, capsys):
@@ -328,7 +361,8 @@ def test_going_on_from_an_older_checkpoint_gives_up_what_came_after_it(tmp_path,
     assert "removed    checkpoint-12, checkpoint-15" in capsys.readouterr().out
     assert run.history.read() == entries[:4]
     train(run, loss_of)
-    assert notes.labels == images_by_hand()[8:] and run.history.read() == entries
+    assert notes.labels == images_by_hand()[8:]
+    assert without_waiting(run.history.read()) == without_waiting(entries)
 
 
 def stopped_at_8(folder, **options) -> None:
@@ -441,7 +475,7 @@ def test_a_run_without_images_stops_with_a_checkpoint_and_goes_on_exactly(tmp_pa
     train(run, loss_of)
     assert sum(notes.labels, []) == sum(images_by_hand()[5:], [])
     assert all(torch.equal(run.model.state_dict()[k], v) for k, v in whole.model.state_dict().items())
-    assert run.history.read() == whole.history.read()
+    assert without_waiting(run.history.read()) == without_waiting(whole.history.read())
 
 
 def test_a_run_without_its_first_images_starts_again(tmp_path):

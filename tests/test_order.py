@@ -107,3 +107,22 @@ def test_split_batch_names_numbers_that_work(total, per_device, processes):
     # The nearest of all that divide, by trying every one.
     fits = [n for n in range(1, total + 1) if total % (n * processes) == 0]
     assert [abs(n - per_device) for n in devices] == ([min(abs(n - per_device) for n in fits)] if fits else [])
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_repeats_stand_side_by_side_in_one_micro_batch(processes):
+    """An update of 16 images with 4 crops each has 4 of the permutation's images; a pass has 12 updates of them."""
+    hands = dealt_by_hand(50, 4, 2, 7, range(30), processes)
+    expected = [[(epoch, [i for i in card for _ in range(4)]) for epoch, card in hand] for hand in hands]
+    order = Order(50, 16 // 4, seed=7)
+    for process_index in range(processes):
+        batches = MicroBatches(order, 8, range(30), process_index, processes, repeats=4)
+        assert list(batches) == expected[process_index] and len(batches) == 30 * 2 // processes
+        assert (
+            list(MicroBatches(order, 8, range(13, 30), process_index, processes, 4))
+            == list(batches)[13 * 2 // processes :]
+        )
+    with pytest.raises(UserError, match="batch of 8 images is not a multiple of repeated_augmentation 3"):
+        MicroBatches(Order(50, 8, seed=0), 8, range(1), repeats=3)
+    with pytest.raises(UserError, match="total_batch_size 16 is not a multiple of"):
+        MicroBatches(order, 12, range(1), repeats=4)

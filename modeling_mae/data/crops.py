@@ -1,8 +1,10 @@
-"""Which part of an image is seen: a pure function of (seed, epoch, image). The crops and resizes themselves.
+"""Which part of an image is seen: a pure function of (seed, epoch, image, repeat). The crops and resizes themselves.
 
 torchvision's transforms draw from a generator with a state, and crop one box a call. Here every image of a batch has
 its own box in one call. The box is the same in every process and loading worker, before and after a resume.
 """
+
+from collections import Counter
 
 import numpy as np
 import torch
@@ -12,9 +14,9 @@ ASPECT_RATIOS = (3 / 4, 4 / 3)  # width to height of a random crop: the RandomRe
 TRIES = 10  # to draw a box that fits, as torchvision does before it takes the centre
 
 
-def uniforms(seed: int, epoch: int | list[int], indices, count: int) -> np.ndarray:
-    """``(images, count)`` numbers in [0, 1) that depend on seed, epoch and image index alone. `epoch` is one number
-    for all images, or one for each.
+def uniforms(seed: int, epoch: int | list[int], indices, count: int, repeats=0) -> np.ndarray:
+    """``(images, count)`` numbers in [0, 1) that depend on seed, epoch, image index and repeat alone. `epoch` and
+    `repeats` are one number for all images, or one for each.
 
     This is splitmix64 as a counter-based generator. The libraries' generators carry a state, which workers and
     processes cannot share.
@@ -27,7 +29,9 @@ def uniforms(seed: int, epoch: int | list[int], indices, count: int) -> np.ndarr
         return x ^ (x >> np.uint64(31))
 
     with np.errstate(over="ignore"):
-        key = mix(mix(np.array([seed], np.uint64)) ^ np.asarray(epoch, np.uint64))
+        # No epoch reaches 2^32, so that epoch and repeat fill different bits.
+        moment = np.asarray(epoch, np.uint64) ^ (np.asarray(repeats, np.uint64) << np.uint64(32))
+        key = mix(mix(np.array([seed], np.uint64)) ^ moment)
         key = mix(key ^ np.asarray(indices, np.uint64))[:, None]  # (images, 1)
         bits = mix(key ^ np.arange(count, dtype=np.uint64))  # (images, count)
     return (bits >> np.uint64(11)) * 2.0**-53
@@ -39,13 +43,14 @@ class RandomResizedCrop:
     def __init__(self, seed: int, scale=(0.2, 1.0), ratio=ASPECT_RATIOS, flip: bool = True):
         self.seed, self.scale, self.ratio, self.flip = seed, tuple(scale), tuple(ratio), flip
 
-    def __call__(self, epoch: int | list[int], indices, height, width) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, epoch: int | list[int], indices, height, width, repeats=0) -> tuple[torch.Tensor, torch.Tensor]:
         """Boxes ``(images, 4)`` = top, left, height, width in pixels, and flips ``(images,)``.
 
-        `epoch`, and `height` and `width` of the images in pixels: one number for all, or one for each.
+        `epoch`, `height` and `width` of the images in pixels, and which crop of the epoch this is (`repeats`): one
+        number for all, or one for each.
         """
         n = len(indices)
-        draws = uniforms(self.seed, epoch, indices, 2 * TRIES + 3)
+        draws = uniforms(self.seed, epoch, indices, 2 * TRIES + 3, repeats)
         height = np.broadcast_to(np.asarray(height), (n,))[:, None]
         width = np.broadcast_to(np.asarray(width), (n,))[:, None]
         area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * draws[:, :TRIES])  # (images, tries)
@@ -66,6 +71,16 @@ class RandomResizedCrop:
         return boxes, torch.from_numpy((draws[:, -1] < 0.5) & self.flip)
 
 
+def repeats_of(epoch: int | list[int], indices: list[int]) -> list[int]:
+    """How many times each index stands before, in the same batch and epoch."""
+    seen, repeats = Counter(), []
+    epochs = [epoch] * len(indices) if np.isscalar(epoch) else epoch
+    for image in zip(epochs, indices, strict=True):
+        repeats.append(seen[image])
+        seen[image] += 1
+    return repeats
+
+
 def training_crop(seed: int, scale: list[float], flip: bool, size: tuple[int, int]) -> RandomResizedCrop:
     """RandomResizedCrop of `scale`. The scale 1 1 takes the largest box with the aspect ratio of `size`."""
     if tuple(scale) == (1.0, 1.0):
@@ -82,8 +97,8 @@ class CenterCrop:
     def __init__(self, size: tuple[int, int], fraction: float = 1.0):
         self.size, self.fraction = size, fraction
 
-    def __call__(self, epoch: int | list[int], indices, height, width) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `RandomResizedCrop`; no image is flipped."""
+    def __call__(self, epoch: int | list[int], indices, height, width, repeats=0) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `RandomResizedCrop`; no image is flipped, and repeats are the same."""
         n = len(indices)
         height, width = np.broadcast_to(np.asarray(height), (n,)), np.broadcast_to(np.asarray(width), (n,))
         scale = self.fraction * np.minimum(height / self.size[0], width / self.size[1])

@@ -51,13 +51,24 @@ class MicroBatches(Sampler):
     its own.
 
     Micro-batch m of process p is number m * processes + p of its update: as many as `total_batch_size` holds are dealt
-    to the processes in turn.
+    to the processes in turn. Each image of the order stands in its micro-batch `repeats` times, side by side.
+
+    Raises:
+        UserError: the numbers do not fit each other.
     """
 
-    def __init__(self, order: Order, batch_size: int, updates: range, process_index: int = 0, num_processes: int = 1):
-        split_batch(order.total_batch_size, batch_size, num_processes)
-        self.order, self.batch_size, self.updates = order, batch_size, updates
-        self.process_index, self.num_processes = process_index, num_processes
+    def __init__(
+        self,
+        order: Order,
+        batch_size: int,
+        updates: range,
+        process_index: int = 0,
+        num_processes: int = 1,
+        repeats: int = 1,
+    ):
+        split_batch(order.total_batch_size * repeats, batch_size, num_processes)
+        self.order, self.batch_size, self.updates = order, distinct_images(batch_size, repeats), updates
+        self.process_index, self.num_processes, self.repeats = process_index, num_processes, repeats
 
     def __len__(self) -> int:
         return len(self.updates) * (self.order.total_batch_size // (self.batch_size * self.num_processes))
@@ -69,7 +80,19 @@ class MicroBatches(Sampler):
                 self.process_index * self.batch_size, len(indices), self.num_processes * self.batch_size
             ):
                 piece = slice(first, first + self.batch_size)
-                yield epoch if np.isscalar(epoch) else epoch[piece].tolist(), indices[piece].tolist()
+                epochs = epoch if np.isscalar(epoch) else np.repeat(epoch[piece], self.repeats).tolist()
+                yield epochs, np.repeat(indices[piece], self.repeats).tolist()
+
+
+def distinct_images(batch_size: int, repeats: int) -> int:
+    """How many images a batch holds where each stands in it `repeats` times.
+
+    Raises:
+        UserError: the batch is no multiple of them.
+    """
+    if batch_size % repeats:
+        raise UserError(f"a batch of {batch_size} images is not a multiple of repeated_augmentation {repeats}")
+    return batch_size // repeats
 
 
 def check_total_batch(total: int, num_images: int) -> None:

@@ -10,8 +10,9 @@ import datasets
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, ProjectConfiguration
+from accelerate.utils import DistributedType, ProjectConfiguration, gather_object
 
+from ..data.image_cache import Machine
 from ..errors import UserError
 
 
@@ -111,13 +112,30 @@ def loading_workers(given: int | None) -> int:
     return min(MAX_LOADING_WORKERS, available_cores() // local_processes())
 
 
-def image_memory() -> int:
-    """Bytes of decoded images that one process may keep: a quarter of the free memory, shared among the machine's
-    processes."""
+def image_memory(accelerator: Accelerator, image_cache: str) -> dict:
+    """What `open_images` takes for decoded images in memory: `memory_budget`, bytes for each machine, and `machine`.
+
+    `image_cache` is a number of GiB, off, or auto: a quarter of the free memory.
+
+    Raises:
+        UserError: a machine has less free memory.
+    """
     free = 32 << 30  # where the system does not say: macOS, Windows
     if "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(MAX_IMAGE_MEMORY, free // 4) // local_processes()
+    machine = Machine()
+    if accelerator.num_processes > 1:
+        first = accelerator.process_index - accelerator.local_process_index
+        machine = Machine(False, accelerator.process_index, first, lambda value: gather_object([value]))
+    free = min(machine.gather(free))  # the processes must agree, also where their machines differ
+    if image_cache == "auto":
+        return {"memory_budget": min(MAX_IMAGE_MEMORY, free // 4), "machine": machine}
+    budget = 0 if image_cache == "off" else int(float(image_cache) * (1 << 30))
+    if budget > free:
+        raise UserError(
+            f"image_cache {image_cache} is more than the {free / (1 << 30):.1f} GiB of free memory: give less, or auto"
+        )
+    return {"memory_budget": budget, "machine": machine}
 
 
 def count_faults(accelerator: Accelerator, sets: list) -> dict[str, int]:

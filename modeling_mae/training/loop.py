@@ -13,9 +13,11 @@ from tqdm import tqdm
 
 from ..errors import TrainingStopped, UserError
 from .endings import dead_worker, ignore_loading_workers, one_line
+from .launch import available_cores, local_processes
 from .sharded import gradient_norm, local_tensors
 from .signals import StopRequest
 from .state import Run
+from .waiting import Waiting, describe_waiting
 
 
 SECONDS_BETWEEN_LINES = 10  # outside a terminal
@@ -49,14 +51,13 @@ class Display:
         left, all_left = self.seconds_left(entry["step"], now)
         if self.bar is not None:
             figures = {"loss": f"{entry['loss']:.4f}", "lr": f"{entry['learning_rate']:.2e}"}
-            self.bar.set_postfix(
-                {**figures, "images/s": f"{speed:.0f}", **({"all left": all_left} if self.later else {})}
-            )
+            figures |= {"images/s": f"{speed:.0f}", "waiting": f"{entry['waiting']:.0%}"}
+            self.bar.set_postfix({**figures, **({"all left": all_left} if self.later else {})})
         elif self.main and (now - self.last_line >= SECONDS_BETWEEN_LINES or entry["step"] == self.total):
             self.last_line = now
             print(
                 f"update {entry['step']}/{self.total}  epoch {entry['epoch']:.2f}  loss {entry['loss']:.4f}  "
-                f"lr {entry['learning_rate']:.2e}  {speed:.0f} images/s  {left} left"
+                f"lr {entry['learning_rate']:.2e}  {speed:.0f} images/s  waiting {entry['waiting']:.0%}  {left} left"
                 + f", {all_left} for all trainings"
                 * bool(self.later),
                 flush=True,
@@ -95,7 +96,7 @@ def train(
     progress, schedule = run.progress, run.schedule
     display = Display(accelerator.is_main_process, progress.update, schedule.updates, run.images_per_update, later)
     unread: list[torch.Tensor] = []  # losses still on the device, at most logging_steps of them
-    batches = iter(run.batches)
+    batches, waiting = iter(run.batches), Waiting(accelerator.device)
     micro_steps = accelerator.gradient_accumulation_steps
 
     def end_epoch() -> None:
@@ -118,7 +119,7 @@ def train(
                 logs = (update + 1) % run.logging_steps == 0 or update + 1 == schedule.updates
                 buffers = [buffer.clone() for buffer in model.buffers()] if run.batches_can_fail else []
                 for micro in range(micro_steps):
-                    batch = next_batch(run, batches, stop)
+                    batch = next_batch(run, batches, stop, waiting)
                     if isinstance(batch, str):
                         # The update is given up. Its gradients are lost, and BatchNorm must not remember it.
                         for buffer, before in zip(model.buffers(), buffers, strict=True):
@@ -141,7 +142,7 @@ def train(
 
                 if logs:
                     read_losses(run, unread)
-                    log_entry(run, display, norm)
+                    log_entry(run, display, norm, waiting)
                 signal_number = stop.agreed()
                 if not signal_number:
                     end_epoch()
@@ -149,15 +150,17 @@ def train(
                     folder = save_checkpoint(run, unread)
                     if signal_number:
                         raise stopped_by_signal(run, signal_number, folder)
+            say_waiting(run, waiting)
     finally:
         display.close()
 
 
-def next_batch(run: Run, batches: Iterator[dict], stop: StopRequest) -> dict | str:
+def next_batch(run: Run, batches: Iterator[dict], stop: StopRequest, waiting: Waiting) -> dict | str:
     """The next batch; or the reason, as text, if this process or another one has none."""
     batch, reason, began = None, "", time.perf_counter()
     try:
-        batch = next(batches)
+        with waiting:
+            batch = next(batches)
     except Exception as error:
         ignore_loading_workers()  # the checkpoint must be written in peace
         if isinstance(error, UserError):
@@ -196,21 +199,37 @@ def read_losses(run: Run, unread: list[torch.Tensor]) -> None:
     run.progress.losses += losses
 
 
-def log_entry(run: Run, display: Display, norm: torch.Tensor) -> None:
-    """Log the mean loss since the last entry. The trackers also get the norm of the last update's gradient."""
+def log_entry(run: Run, display: Display, norm: torch.Tensor, waiting: Waiting) -> None:
+    """Log the mean loss since the last entry, and the largest part of this time that a process waited for images. The
+    trackers also get the norm of the last update's gradient."""
     progress, schedule = run.progress, run.schedule
     entry = {
         "step": progress.update,
         "epoch": schedule.epoch(progress.update),
         "loss": sum(progress.losses) / len(progress.losses),
         "learning_rate": schedule.rate(progress.update - 1),
+        "waiting": round(largest_of_processes(run, waiting.read()), 3),
     }
     progress.losses = []
     run.history.add(entry)
     speed = display.show(entry)
-    values = {"loss": entry["loss"], "learning_rate": entry["learning_rate"], "images_per_second": speed}
+    values = {key: entry[key] for key in ("loss", "learning_rate", "waiting")}
+    values |= {"images_per_second": speed}
     values["gradient_norm"] = norm.item()  # the losses have waited for the device already
     run.accelerator.log(values, step=progress.update)
+
+
+def largest_of_processes(run: Run, number: float) -> float:
+    return run.accelerator.gather(torch.tensor([number], device=run.accelerator.device)).max().item()
+
+
+def say_waiting(run: Run, waiting: Waiting) -> None:
+    """Print how much of the training went by waiting for images, and what to do about it."""
+    part = largest_of_processes(run, waiting.whole())
+    workers = run.batches.num_workers
+    # A GPU's processes need a core each, a CPU's all that they have.
+    spare_cores = available_cores() - local_processes() * (workers + 1)
+    run.accelerator.print(describe_waiting(part, workers, spare_cores, not run.batches_can_fail), flush=True)
 
 
 def check_finite(run: Run) -> None:

@@ -97,6 +97,7 @@ def open_run(
     batch_size: int,
     total_batch_size: int,
     num_workers: int,
+    repeats: int = 1,
     logging_steps: int,
     checkpointing_steps: int,
     checkpoints_kept: int,
@@ -105,8 +106,9 @@ def open_run(
     """Open a training in `folder`: fresh, or going on from `checkpoint` (of `choose_checkpoint`).
 
     `model` and `optimizer` are prepared already. `made_with` are the settings that decide the weights; they go into
-    each checkpoint, and going on with others must be allowed. Going on loads the checkpoint, and forgets what was
-    logged and saved after it.
+    each checkpoint, and going on with others must be allowed. `repeats` are those of `Images.training_loader`.
+
+    Going on loads the checkpoint, and forgets what was logged and saved after it.
 
     Raises:
         UserError: the checkpoint does not fit, or the batch sizes do not fit each other or the number of images.
@@ -114,6 +116,8 @@ def open_run(
     progress = Progress()
     versions = {name: version(name) for name in ("torch", "transformers", "accelerate")}
     made_with = {**made_with, "precision": accelerator.mixed_precision, "schedule": asdict(schedule)}
+    # Crops of files are rounded to 8 bits, those of images in memory are not.
+    made_with["image_cache"] = "from files" if images.decodes else "in memory"
     made_with |= {"processes": accelerator.num_processes, "versions": versions}
     checkpoints = Checkpoints(accelerator, folder, checkpoints_kept, made_with)
     if checkpoint:
@@ -134,6 +138,7 @@ def open_run(
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
         num_workers=num_workers,
+        repeats=repeats,
     )
     return Run(
         accelerator,

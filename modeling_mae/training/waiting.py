@@ -1,0 +1,68 @@
+"""How much of its time a training waits for images."""
+
+import time
+
+import torch
+
+
+WORTH_ADVICE = 0.1  # of the time
+
+
+class Waiting:
+    """A clock around each call that may wait for images: ``with waiting: ...``.
+
+    A GPU works on what it was given while the process already waits for the next batch. Only the time that the GPU
+    itself has nothing to do counts then: from the end of its work to the moment when the process has the batch.
+    """
+
+    def __init__(self, device: torch.device):
+        self.on_gpu = device.type == "cuda"
+        self.seconds = 0.0  # since the last reading
+        self.total = 0.0
+        self.since = self.began = time.perf_counter()
+        self.marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []  # before and after a call
+
+    def __enter__(self) -> "Waiting":
+        self.before = self._mark()
+        return self
+
+    def __exit__(self, *_) -> None:
+        after = self._mark()
+        if self.on_gpu:
+            self.marks.append((self.before, after))
+        else:
+            self.seconds += after - self.before
+
+    def _mark(self):
+        if not self.on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def read(self) -> float:
+        """The part of the time since the last reading, 0 to 1. The process waits for the GPU here."""
+        for before, after in self.marks:
+            after.synchronize()
+            self.seconds += before.elapsed_time(after) / 1000
+        self.marks.clear()
+        self.total += self.seconds
+        now = time.perf_counter()
+        part = min(1.0, self.seconds / max(now - self.since, 1e-9))
+        self.seconds, self.since = 0.0, now
+        return part
+
+    def whole(self) -> float:
+        """The part of all the time up to the last reading."""
+        return min(1.0, self.total / max(self.since - self.began, 1e-9))
+
+
+def describe_waiting(part: float, workers: int, spare_cores: int, in_memory: bool) -> str:
+    """A line for the end of a training that waited for `part` of its time, and what to do about it."""
+    line = f"waiting    {part:.0%} of the time waiting for images"
+    if part < WORTH_ADVICE:
+        return line
+    if in_memory:
+        return f"{line}, which lie in memory: the model is small beside the work of gathering them"
+    more = f"more --dataloader_num_workers than {workers}" if spare_cores > 0 else "more cores"
+    return f"{line}: {more}, a larger --image_cache, --repeated_augmentation 2 in pre-training, or smaller files"

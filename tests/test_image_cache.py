@@ -1,0 +1,201 @@
+"""Decoded images in memory that processes share."""
+
+import io
+import os
+import signal
+import threading
+import time
+from multiprocessing import get_context
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from modeling_mae.data.crops import RandomResizedCrop
+from modeling_mae.data.decode import BadImage
+from modeling_mae.data.image_cache import KeptImages, Machine, share_memory
+from modeling_mae.data.images import FileImages, MemoryImages, open_images
+from modeling_mae.data.sources import Source
+
+
+PLENTY = 1 << 24  # bytes
+
+
+def make_source(shapes, kind="PNG", broken=()) -> Source:
+    """Image i is noise of its own."""
+    cells = []
+    for i, shape in enumerate(shapes):
+        pixels = np.random.default_rng(i).integers(0, 255, (*shape, 3), np.uint8)
+        Image.fromarray(pixels).save(file := io.BytesIO(), kind)
+        cells.append({"bytes": b"broken" if i in broken else file.getvalue(), "path": f"{i}.{kind}"})
+    return Source(datasets.Dataset.from_dict({"image": cells}), "image", None, "noise")
+
+
+UNEQUAL = [(20 + i, 30) for i in range(12)]
+
+
+def run_together(work) -> list:
+    """What `work(machine)` gives or raises in each of two processes of a machine, played by threads."""
+    barrier, values, results = threading.Barrier(2), [None, None], [None, None]
+
+    def play(rank: int) -> None:
+        def gather(value):
+            values[rank] = value
+            barrier.wait(10)
+            both = list(values)
+            barrier.wait(10)
+            return both
+
+        try:
+            results[rank] = work(Machine(False, rank, 0, gather))
+        except Exception as error:
+            results[rank] = error
+
+    threads = [threading.Thread(target=play, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def memory_of(size: int):
+    return share_memory(size, Machine())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_images_are_kept_until_the_memory_is_full(dtype):
+    image = torch.arange(3 * 5 * 7).view(3, 5, 7).to(dtype)
+    budget = 4 * (image.nbytes + 8)
+    kept = KeptImages(memory_of(KeptImages.bytes_for(100, budget)), 100, dtype)
+    assert kept.get(3) is None
+    for i in range(100):
+        kept.put(i, image + i, whole=i == 2)
+    found = [kept.get(i) for i in range(100)]
+    assert all(pair is not None for pair in found[:4]) and found[5:] == [None] * 95
+    for i in range(4):
+        assert torch.equal(found[i][0], image + i) and found[i][1] == (i == 2) and found[i][0].dtype == dtype
+    kept.put(1, image + 50, whole=True)  # it is there already: only what is known of it changes
+    assert torch.equal(kept.get(1)[0], image + 1) and kept.get(1)[1]
+
+
+def noise(i: int) -> torch.Tensor:
+    shape = tuple(np.random.default_rng(i).integers(1, 40, 3))
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(i))
+
+
+def keep_all(kept, order):
+    for i in order:
+        kept.put(i, noise(i), whole=False)
+
+
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_processes_keep_images_at_the_same_time(method):
+    """Four processes decode the same 60 images in different orders. None overwrites another's."""
+    kept = KeptImages(memory_of(KeptImages.bytes_for(60, 1 << 22)), 60, torch.uint8)
+    context = get_context(method)
+    orders = [np.random.default_rng(i).permutation(60).tolist() for i in range(4)]
+    processes = [context.Process(target=keep_all, args=(kept, order)) for order in orders]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert all(torch.equal(kept.get(i)[0], noise(i)) for i in range(60))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_kept_images_give_the_same_batches(kind):
+    source = make_source([*UNEQUAL, (200, 300), (150, 160)], kind)
+    crop = RandomResizedCrop(0, (0.05, 1.0))
+    plain = open_images(source, (16, 16), 3, memory_budget=0).view(crop)
+    kept = open_images(source, (16, 16), 3, memory_budget=PLENTY).view(crop)
+    assert plain.kept is None and kept.kept is not None and kept.where.startswith("from files, kept in memory")
+    indices, decoded = list(range(14)), []
+    for epoch in range(8):
+        if epoch == 6:
+            kept.decode = lambda data, path, **named: (
+                decoded.append(path) or FileImages.decode(kept, data, path, **named)
+            )
+        assert torch.equal(kept.batch(epoch, indices)["images"], plain.batch(epoch, indices)["images"])
+    assert all(torch.equal(kept.read(i), plain.read(i)) for i in indices)
+    # Only a JPEG file whose crop lets it be decoded at reduced size is read again: these would be other pixels.
+    assert not decoded if kind == "PNG" else {"12.JPEG"} <= set(decoded) <= {f"{i}.JPEG" for i in range(14)}
+
+
+def test_what_one_loading_worker_decoded_all_have():
+    images = open_images(make_source(UNEQUAL), (16, 16), 3, memory_budget=PLENTY)
+    list(images.loader([(0, [i]) for i in range(12)], 2))
+    images.decode = None  # none is decoded again
+    assert len(list(images.loader([(1, [i]) for i in range(12)], 2))) == 12
+
+
+def test_a_set_that_does_not_fit_is_not_kept():
+    source = make_source(UNEQUAL)
+    total = sum(height * width * 3 for height, width in UNEQUAL)
+    assert open_images(source, (16, 16), 3, memory_budget=total).kept is not None
+    assert open_images(source, (16, 16), 3, memory_budget=total - 1).kept is None
+
+
+def test_one_process_decodes_for_its_machine(monkeypatch):
+    source, decoded = make_source([(20, 30)] * 40), []
+    original = FileImages.decode
+
+    def decode(self, data, path, *rest, **named):
+        decoded.append(path)
+        return original(self, data, path, *rest, **named)
+
+    monkeypatch.setattr(FileImages, "decode", decode)
+    alone = open_images(source, (16, 16), 3, memory_budget=PLENTY)
+    of_one = len(decoded)
+    both = run_together(lambda machine: open_images(source, (16, 16), 3, memory_budget=PLENTY, machine=machine))
+    assert all(isinstance(images, MemoryImages) for images in both), both
+    assert len(decoded) == of_one + 40 + 2 * 16  # each looks at its sample
+    assert all(torch.equal(images.pixels, alone.pixels) for images in both)
+    both[0].pixels[7, 0, 0, 0] = 99 - alone.pixels[7, 0, 0, 0] // 2
+    assert torch.equal(both[0].pixels, both[1].pixels)  # one memory
+
+
+def test_processes_agree_where_an_image_is_bad_or_of_another_shape():
+    labels = np.arange(40)
+    options = {"memory_budget": PLENTY, "labels": labels, "on_bad_image": "skip"}
+    source = make_source([(20, 30)] * 40, broken=[7])
+    for images in run_together(lambda machine: open_images(source, (16, 16), 3, machine=machine, **options)):
+        assert images.labels.tolist() == [*range(7), 8, *range(8, 40)]
+        assert images.skipped.nonzero().tolist() == [[7]]
+    options["on_bad_image"] = "error"
+    for error in run_together(lambda machine: open_images(source, (16, 16), 3, machine=machine, **options)):
+        assert isinstance(error, BadImage) and "7.PNG" in str(error)
+    source = make_source([(20, 30)] * 7 + [(21, 30)] + [(20, 30)] * 32)
+    one, two = run_together(lambda machine: open_images(source, (16, 16), 3, machine=machine, **options))
+    one.batch(0, list(range(40)))
+    two.decode = None  # it has what the other one decoded
+    assert torch.equal(two.batch(1, [7, 8])["images"], one.batch(1, [7, 8])["images"])
+
+
+def test_where_memory_cannot_be_shared_each_reads_the_files(monkeypatch):
+    monkeypatch.delattr(os, "memfd_create")
+    images = open_images(make_source(UNEQUAL), (16, 16), 3, memory_budget=PLENTY)
+    assert images.kept is None and images.where == "from files" and len(images.batch(0, [0])["images"]) == 1
+
+
+def hold(size, pipe):
+    memory = memory_of(size)
+    memory.map[:] = bytes(size)
+    pipe.send(memory.path)
+    time.sleep(60)
+
+
+def test_a_killed_process_leaves_nothing_behind():
+    before = set(os.listdir("/dev/shm"))
+    ours, theirs = get_context("fork").Pipe()
+    process = get_context("fork").Process(target=hold, args=(1 << 20, theirs))
+    process.start()
+    assert ours.poll(30)
+    path = ours.recv()
+    assert os.path.exists(path) and set(os.listdir("/dev/shm")) == before
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert not os.path.exists(path) and set(os.listdir("/dev/shm")) == before
