@@ -27,7 +27,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from modeling_mae import EvalNet
+from modeling_mae import EvalNet, MAEModel
 from modeling_mae.data.labelled_sets import LabelledSets, load_labelled_sets
 from modeling_mae.data.order import MicroBatches, split_batch
 from modeling_mae.data.processor import Processing, choose_processing, processor_of
@@ -44,6 +44,7 @@ from modeling_mae.evaluation.classifier import (
     training_view,
 )
 from modeling_mae.evaluation.features import K, frozen_encoder, frozen_table
+from modeling_mae.evaluation.readouts import chosen_readouts, readout_table
 from modeling_mae.files import write_json
 from modeling_mae.hub import LOG_AND_BEST, Hub, local_checkpoint
 from modeling_mae.report.evaluation import describe_training, report_evaluation, report_training
@@ -76,7 +77,8 @@ def main(args: EvalArguments) -> None:
     # Images with labels, and everything that can be wrong with one of the trainings
     config, say = model_config(args), accelerator.print
     tests_classifier = is_classifier(config) and not args.do_train
-    if not (args.do_train or args.knn or tests_classifier):
+    readouts = chosen_readouts(config.num_hidden_layers, **args.readout_options())
+    if not (args.do_train or args.reads_features or tests_classifier):
         raise UserError(
             f"model_name_or_path {args.model_name_or_path!r} has no classifier to test: train one with --do_train "
             "true, or give --knn true"
@@ -121,6 +123,11 @@ def main(args: EvalArguments) -> None:
         options = {"name": "pre-trained encoder", "seed": args.seed, "logistic": True, **loading(args)}
         options["problem_type"] = sets.problem.problem_type
         rows += frozen_table(accelerator, encoder, sets.train, sets.evaluation, transform, **options)
+    if readouts:
+        encoder = load_model(MAEModel, args.model_name_or_path, config=config)
+        options = {"seed": args.seed, "memory_budget": launch.image_memory(), **loading(args)}
+        options["problem_type"] = sets.problem.problem_type
+        rows += readout_table(accelerator, encoder, sets.train, sets.evaluation, transform, readouts, **options)
     if tests_classifier:
         checkpoint = ("checkpoint", args.model_name_or_path, output_dir)
         rows.append(test_classifier(*checkpoint, args, sets, transform, hub, accelerator))
