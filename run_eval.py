@@ -44,6 +44,7 @@ from modeling_mae.evaluation.classifier import (
     training_view,
 )
 from modeling_mae.evaluation.features import K, frozen_encoder, frozen_table
+from modeling_mae.evaluation.frozen_images import probed_sets
 from modeling_mae.evaluation.readouts import chosen_readouts, readout_table
 from modeling_mae.files import write_json
 from modeling_mae.hub import LOG_AND_BEST, Hub, local_checkpoint
@@ -182,6 +183,10 @@ def train_classifier(
     # Schedule and run
     processing = {"mean": transform.channel_mean, "std": transform.channel_std, "white": sets.train.white}
     schedule = Schedule.from_epochs(len(images), **args.schedule_options())
+    seen_sets = sets
+    if not (args.random_erasing or args.mixup or args.cutmix):
+        options = {"epochs": schedule.epoch(schedule.updates), "memory_budget": launch.image_memory(), **loading(args)}
+        images, seen_sets = probed_sets(accelerator, model, images, sets, transform, **options)
     run = open_run(
         *(accelerator, model, optimizer, images, schedule, folder),
         made_with={**args.settings(), **model_settings(config), "data": sets.train_fingerprint, **processing},
@@ -201,6 +206,8 @@ def train_classifier(
     mix = Mix(args.random_erasing, args.mixup, args.cutmix, len(sets.class_names), accelerator.device)
 
     def loss_of(batch: dict, update: int, micro: int) -> torch.Tensor:
+        if "features" in batch:
+            return model(features=batch["features"], labels=batch["labels"]).loss
         place = micro * accelerator.num_processes + accelerator.process_index
         # This seeds drop path too: all that is random depends on the update and the place in the total batch alone.
         pixel_values, labels = mix(transform(batch), batch["labels"], args.seed, update, place)
@@ -209,7 +216,7 @@ def train_classifier(
     def after_epoch(epoch: int, update: int) -> None:
         if epoch % args.eval_epochs and update != schedule.updates:
             return
-        results, _ = evaluate_classifier(accelerator, model, sets, transform, **loading(args))
+        results, _ = evaluate_classifier(accelerator, model, seen_sets, transform, **loading(args))
         keep_if_best(run, folder, problem, results)
 
     launch.init_trackers(accelerator, dataclasses.asdict(args))

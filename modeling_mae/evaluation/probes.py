@@ -18,7 +18,7 @@ from .frozen_problems import metric_of
 
 EPOCHS, BATCH = 10, 256
 FEWEST_UPDATES, WARMUP_UPDATES = 500, 50  # a small set gets more epochs
-LINEAR_RATE, ATTENTIVE_RATE = 1e-2, 3e-2  # of AdamW
+RATE = 3e-2  # of AdamW
 CHUNK = 1024  # images at a time in evaluation
 LOSSES = {
     SINGLE_LABEL: F.cross_entropy,
@@ -88,8 +88,7 @@ def train_probe(probe: Probe, features: torch.Tensor, labels: torch.Tensor, loss
     """Train `probe` in place, on its device."""
     order = Order(len(features), min(BATCH, len(features)), seed)
     updates = max(FEWEST_UPDATES, EPOCHS * order.updates_per_epoch)
-    rate = ATTENTIVE_RATE if features.ndim == 3 else LINEAR_RATE
-    schedule = Schedule(updates, order.updates_per_epoch, WARMUP_UPDATES, rate)
+    schedule = Schedule(updates, order.updates_per_epoch, WARMUP_UPDATES, RATE)
     optimizer = make_optimizer("adamw", probe, weight_decay=0.0, betas=(0.9, 0.999))
     device = probe.head.weight.device
     probe.train()
