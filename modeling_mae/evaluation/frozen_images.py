@@ -12,7 +12,6 @@ from ..data.labelled_sets import LabelledSets
 from ..data.lanes import LaneOrder
 from ..data.order import Order
 from ..modeling_mae import EvalNet
-from ..training.launch import count_over_processes
 from ..training.sharded import whole_weights
 from .metrics import compute_over
 
@@ -92,8 +91,8 @@ def probed_sets(
         arrays = [arrays_of(images.view(crop=crop)) for crop in versions]
         evaluation = arrays_of(sets.evaluation)
     # An image that stands in for a bad one brings its own crop, and crops with a choice are others in every epoch.
-    random = torch.stack([*(crop.had_choice for crop in versions), images.skipped.any()[None]])
-    if count_over_processes(accelerator, random):
+    odd = torch.cat([*(crop.had_choice for crop in versions), images.skipped]).any()
+    if accelerator.reduce(odd.int().to(accelerator.device), "sum"):
         accelerator.print("note       some images are bad or do not have one crop alone: the encoder sees each epoch")
         return images, sets
     frozen = FrozenImages(images, [each["features"] for each in arrays], arrays[0]["labels"])
