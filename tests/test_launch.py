@@ -1,7 +1,9 @@
 import os
 import signal
 import sys
+from unittest import mock
 
+import psutil
 import pytest
 import torch
 from accelerate import Accelerator
@@ -129,15 +131,11 @@ def test_a_loading_worker_for_each_core_of_the_machine(monkeypatch):
 
 
 def test_the_processes_of_a_machine_share_its_memory(monkeypatch):
-    monkeypatch.setattr(os, "sysconf_names", {"SC_AVPHYS_PAGES": 0}, raising=False)
     for gibibytes, processes, expected in ((16, 1, 4), (16, 2, 2), (16, 4, 1), (400, 1, 8), (400, 4, 2)):
-        pages = {"SC_AVPHYS_PAGES": gibibytes << 18, "SC_PAGE_SIZE": 1 << 12}
-        monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+        memory = mock.Mock(available=gibibytes << 30, free=0)  # what caches hold is available, though not free
+        monkeypatch.setattr(psutil, "virtual_memory", lambda memory=memory: memory)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
         assert image_memory() == expected << 30
-    monkeypatch.setattr(os, "sysconf_names", {})  # where the system does not say
-    monkeypatch.delenv("LOCAL_WORLD_SIZE")
-    assert image_memory() == 8 << 30
 
 
 def test_a_signal_is_noted_and_the_handlers_come_back():

@@ -12,6 +12,7 @@ from ..data.labelled_sets import LabelledSets
 from ..data.lanes import LaneOrder
 from ..data.order import Order
 from ..modeling_mae import EvalNet
+from ..training.launch import smallest_budget
 from ..training.sharded import whole_weights
 from .metrics import compute_over
 
@@ -67,6 +68,7 @@ def probed_sets(
         return images, sets
     count = len(versions) * len(images) + len(sets.evaluation)
     needed = count * values_of(net) * 4  # bytes
+    memory_budget = smallest_budget(accelerator, memory_budget)
     if needed > memory_budget:
         accelerator.print(
             f"note       the features of all images take {needed / 2**30:.1f} GiB, more than the "

@@ -14,6 +14,7 @@ from ..data.images import Images
 from ..errors import UserError
 from ..modeling_mae import MAEModel
 from ..problems import PROBLEMS, SINGLE_LABEL
+from ..training.launch import smallest_budget
 from .features import KS, K, array_accuracies
 from .metrics import compute_over
 from .probes import probe_metric
@@ -126,6 +127,7 @@ def readout_table(
     Metrics are on the main process only.
     """
     config, problem = encoder.config, PROBLEMS[problem_type]
+    memory_budget = smallest_budget(accelerator, memory_budget)
     kept = _fitting(readouts, config, len(train) + len(evaluation), memory_budget, accelerator.print)
     keys = list(dict.fromkeys(key for readout in kept for key in readout.keys))
     if not keys:
@@ -162,8 +164,8 @@ def readout_table(
 def _fitting(
     readouts: list[Readout], config: MAEConfig, images: int, budget: int, say: Callable[[str], None]
 ) -> list[Readout]:
-    """Those of the `readouts` whose features fit into `budget` bytes all together; `say` names the others. While
-    features are collected, they are in memory twice."""
+    """Those of the `readouts` whose features fit into `budget` bytes all together; `say` names the others. What is
+    computed from features takes as much again."""
     sizes: dict[tuple[int, str], int] = {}
     kept = []
     for readout in readouts:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import datasets
+import psutil
 import torch
 import transformers
 from accelerate import Accelerator
@@ -112,12 +113,14 @@ def loading_workers(given: int | None) -> int:
 
 
 def image_memory() -> int:
-    """Bytes of decoded images that one process may keep: a quarter of the free memory, shared among the machine's
-    processes."""
-    free = 32 << 30  # where the system does not say: macOS, Windows
-    if "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(MAX_IMAGE_MEMORY, free // 4) // local_processes()
+    """Bytes of decoded images, or of their features, that one process may keep: a quarter of the available memory,
+    shared among the machine's processes."""
+    return min(MAX_IMAGE_MEMORY, psutil.virtual_memory().available // 4) // local_processes()
+
+
+def smallest_budget(accelerator: Accelerator, memory_budget: int) -> int:
+    """The smallest of the processes' budgets, so that all decide alike. Every process must ask."""
+    return int(accelerator.gather(torch.tensor([memory_budget], device=accelerator.device)).min())
 
 
 def count_faults(accelerator: Accelerator, sets: list) -> dict[str, int]:
