@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
+from torch.distributed.fsdp import FSDPModule
 
 from ..data.crops import OnlyCrop, RandomResizedCrop
 from ..data.images import Images
@@ -13,7 +14,6 @@ from ..data.lanes import LaneOrder
 from ..data.order import Order
 from ..modeling_mae import EvalNet
 from ..training.launch import smallest_budget
-from ..training.sharded import whole_weights
 from .metrics import compute_over
 
 
@@ -58,13 +58,14 @@ def probed_sets(
 ) -> tuple[Images, LabelledSets]:
     """`images` (of a training) and `sets` with frozen features in place of the images, where the prepared `model` is a
     probe, nothing random happens to the images but the flip, and that pays. Else, and where the features do not fit
-    into `memory_budget` bytes, both as they are.
+    into `memory_budget` bytes or the model is sharded, both as they are.
 
     A probe sees then what it would see, up to the rounding of batches of another size.
     """
     net = accelerator.unwrap_model(model, keep_torch_compile=False)
     versions = versions_of(images)
-    if net.n_partial != 0 or not 0 < len(versions) < epochs:
+    sharded = isinstance(net, FSDPModule)  # its encoder cannot be called before the whole
+    if net.n_partial != 0 or sharded or not 0 < len(versions) < epochs:
         return images, sets
     count = len(versions) * len(images) + len(sets.evaluation)
     needed = count * values_of(net) * 4  # bytes
@@ -89,9 +90,8 @@ def probed_sets(
     mirrored = " and their mirror images" * (len(versions) - 1)
     accelerator.print(f"features   of {len(images):,} images{mirrored}: computed once", flush=True)
     net.eval()
-    with whole_weights(net):
-        arrays = [arrays_of(images.view(crop=crop)) for crop in versions]
-        evaluation = arrays_of(sets.evaluation)
+    arrays = [arrays_of(images.view(crop=crop)) for crop in versions]
+    evaluation = arrays_of(sets.evaluation)
     # An image that stands in for a bad one brings its own crop, and crops with a choice are others in every epoch.
     odd = torch.cat([*(crop.had_choice for crop in versions), images.skipped]).any()
     if accelerator.reduce(odd.int().to(accelerator.device), "sum"):
