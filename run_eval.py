@@ -27,7 +27,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from modeling_mae import EvalNet
+from modeling_mae import EvalNet, MAEModel
 from modeling_mae.data.labelled_sets import LabelledSets, load_labelled_sets
 from modeling_mae.data.order import MicroBatches, split_batch
 from modeling_mae.data.processor import Processing, choose_processing, processor_of
@@ -44,6 +44,8 @@ from modeling_mae.evaluation.classifier import (
     training_view,
 )
 from modeling_mae.evaluation.features import K, frozen_encoder, frozen_table
+from modeling_mae.evaluation.frozen_images import probed_sets
+from modeling_mae.evaluation.readouts import chosen_readouts, readout_table
 from modeling_mae.files import write_json
 from modeling_mae.hub import LOG_AND_BEST, Hub, local_checkpoint
 from modeling_mae.report.evaluation import describe_training, report_evaluation, report_training
@@ -76,7 +78,8 @@ def main(args: EvalArguments) -> None:
     # Images with labels, and everything that can be wrong with one of the trainings
     config, say = model_config(args), accelerator.print
     tests_classifier = is_classifier(config) and not args.do_train
-    if not (args.do_train or args.knn or tests_classifier):
+    readouts = chosen_readouts(config.num_hidden_layers, **args.readout_options())
+    if not (args.do_train or args.reads_features or tests_classifier):
         raise UserError(
             f"model_name_or_path {args.model_name_or_path!r} has no classifier to test: train one with --do_train "
             "true, or give --knn true"
@@ -122,6 +125,11 @@ def main(args: EvalArguments) -> None:
         options = {"name": "pre-trained encoder", "seed": args.seed, "logistic": True, **loading(args)}
         options["problem_type"] = sets.problem.problem_type
         rows += frozen_table(accelerator, encoder, sets.train, sets.evaluation, transform, **options)
+    if readouts:
+        encoder = load_model(MAEModel, args.model_name_or_path, config=config)
+        options = {"seed": args.seed, "memory_budget": launch.feature_memory(), **loading(args)}
+        options["problem_type"] = sets.problem.problem_type
+        rows += readout_table(accelerator, encoder, sets.train, sets.evaluation, transform, readouts, **options)
     if tests_classifier:
         checkpoint = ("checkpoint", args.model_name_or_path, output_dir)
         rows.append(test_classifier(*checkpoint, args, sets, transform, hub, accelerator))
@@ -176,6 +184,14 @@ def train_classifier(
     # Schedule and run
     processing = {"mean": transform.channel_mean, "std": transform.channel_std, "white": sets.train.white}
     schedule = Schedule.from_epochs(len(images), **args.schedule_options())
+    seen_sets = sets
+    if not (args.random_erasing or args.mixup or args.cutmix):
+        options = {
+            "epochs": schedule.epoch(schedule.updates),
+            "memory_budget": launch.feature_memory(),
+            **loading(args),
+        }
+        images, seen_sets = probed_sets(accelerator, model, images, sets, transform, **options)
     run = open_run(
         *(accelerator, model, optimizer, images, schedule, folder),
         made_with={**args.settings(), **model_settings(config), "data": sets.train_fingerprint, **processing},
@@ -195,6 +211,8 @@ def train_classifier(
     mix = Mix(args.random_erasing, args.mixup, args.cutmix, len(sets.class_names), accelerator.device)
 
     def loss_of(batch: dict, update: int, micro: int) -> torch.Tensor:
+        if "features" in batch:
+            return model(features=batch["features"], labels=batch["labels"]).loss
         place = micro * accelerator.num_processes + accelerator.process_index
         # This seeds drop path too: all that is random depends on the update and the place in the total batch alone.
         pixel_values, labels = mix(transform(batch), batch["labels"], args.seed, update, place)
@@ -203,7 +221,7 @@ def train_classifier(
     def after_epoch(epoch: int, update: int) -> None:
         if epoch % args.eval_epochs and update != schedule.updates:
             return
-        results, _ = evaluate_classifier(accelerator, model, sets, transform, **loading(args))
+        results, _ = evaluate_classifier(accelerator, model, seen_sets, transform, **loading(args))
         keep_if_best(run, folder, problem, results)
 
     launch.init_trackers(accelerator, dataclasses.asdict(args))

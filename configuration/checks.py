@@ -51,6 +51,8 @@ def check_evaluation(args) -> None:
     """Raises an ArgumentError for `EvalArguments` that cannot work, of any of its trainings."""
     check_texts(args)
     check_checkpoint(args)
+    exclude(args, "readouts", "feature_layers")
+    exclude(args, "readouts", "feature_pooling")
     check_problem_type(args)
     require(args, "label_fraction", lambda x: 0 < x <= 1, "a part in (0, 1], as in 0.1")
     require(args, "max_eval_samples", lambda x: x >= 1, "a number of images, at least 1")
@@ -127,7 +129,7 @@ def check_checkpoint(args) -> None:
     if args.n_partial == []:
         raise ArgumentError("n_partial is empty: give 0, 0.5, 1, ... or the depth")
     trains_from_scratch_only = args.do_train and args.from_scratch and not args.n_partial
-    if name is None and (args.knn or not trains_from_scratch_only):
+    if name is None and (args.reads_features or not trains_from_scratch_only):
         raise ArgumentError(
             "model_name_or_path is not given: give a pre-trained checkpoint's folder or Hub id, or only "
             "--from_scratch true with --config_name"

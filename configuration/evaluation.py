@@ -80,6 +80,19 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         "k-NN (k 10, 20, 100, 200) and logistic regression on frozen features: raw pixels, an untrained encoder, and "
         "the checkpoint's.",
     )
+    readouts: str | None = option(
+        None,
+        "all: one table of the pre-trained encoder's features, by blocks and poolings: k-NN, logistic regression, and "
+        "a probe, which is attentive for the pooling attention. It shows which suits the data.",
+    )
+    feature_layers: list[int] | None = option(
+        None, "Blocks, counted from 1, whose features stand side by side in such a table. By default the last block."
+    )
+    feature_pooling: list[str] | None = option(
+        None,
+        "Poolings of the patch tokens, one row of such a table each: mean, mean_deviation, attention; cls is the "
+        "class token. By default mean.",
+    )
     validation_dir: str | None = option(None, "Folder to evaluate on, of images by class or of parquet files.")
     label_column_name: str | None = option(None, "Column of the labels. By default the only column of labels.")
     problem_type: str | None = option(
@@ -141,9 +154,18 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
     def set_options(self) -> dict[str, Any]:
         """What `load_labelled_sets` takes of the options."""
         names = ("eval_split", "validation_dir", "max_train_samples", "max_eval_samples")
-        needs_training_images = self.do_train or self.knn
+        needs_training_images = self.do_train or self.reads_features
         train_split = self.train_split if needs_training_images else None
         return {"train_split": train_split, **{name: getattr(self, name) for name in names}}
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether frozen features are looked at."""
+        return self.knn or any(value is not None for value in self.readout_options().values())
+
+    def readout_options(self) -> dict[str, Any]:
+        """What `chosen_readouts` takes beside the depth."""
+        return {"names": self.readouts, "layers": self.feature_layers, "poolings": self.feature_pooling}
 
     def result_options(self) -> list[str]:
         """The options that the results of a training depend on."""
@@ -151,6 +173,7 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         harmless |= {"logging_steps", "checkpointing_steps", "checkpoints_kept", "dataloader_num_workers", "report_to"}
         harmless |= {"push_to_hub", "hub_model_id", "hub_private_repo", "save_predictions", "knn", "from_scratch"}
         harmless |= {"per_device_train_batch_size", "per_device_eval_batch_size", "linear_overrides", "license"}
+        harmless |= {"readouts", "feature_layers", "feature_pooling"}
         return [field.name for field in dataclasses.fields(self) if field.name not in harmless]
 
     def trainings(self) -> list["EvalTraining"]:

@@ -888,29 +888,51 @@ class EvalNet(MAEPreTrainedModel):
                     module.train()
         return self
 
+    def frozen_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What a probe (`freeze(0)`) leaves as it is: the pooled features ``(batch, width)``, with pooling="attention"
+        the patch tokens ``(batch, patches, width)``. `forward` takes them in place of the images, so that those of
+        images that do not change can be computed once."""
+        encoded = self.mae(pixel_values, return_dict=True)
+        return encoded.pooler_output if self.mae.pooler is None else encoded.last_hidden_state[:, 1:]
+
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
+        self,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
+        **kwargs,
     ) -> ImageClassifierOutput:
-        """Classify ``pixel_values (batch, channels, height, width)``: ``logits (batch, classes)``. With `labels`, also
-        the loss, as in `loss`.
+        """Classify ``pixel_values (batch, channels, height, width)``, or `features` as `frozen_features` gives them:
+        ``logits (batch, classes)``. With `labels`, also the loss, as in `loss`.
 
         Raises:
-            ValueError: a wrong shape or size of the images, or labels of a wrong shape.
+            ValueError: not one of images and features, images or labels of a wrong shape or size.
         """
-        if self.config.pooling == "flatten" and self.grid_of(pixel_values) != self.config.grid:
-            raise ValueError(
-                f"images of {tuple(pixel_values.shape[2:])} pixels: a head with pooling='flatten' is made for "
-                f"image_size={self.config.image_size} alone"
-            )
-        encoded = self.mae(pixel_values, return_dict=True, **kwargs)
-        logits = self.head(self.head_norm(encoded.pooler_output))
+        if (pixel_values is None) == (features is None):
+            raise ValueError("give either pixel_values or features")
+        encoded = MAEModelOutput()
+        if features is not None:
+            pooled = features if self.mae.pooler is None else self.mae.pooler(features)
+        else:
+            self.check_size(pixel_values)
+            encoded = self.mae(pixel_values, return_dict=True, **kwargs)
+            pooled = encoded.pooler_output
+        logits = self.head(self.head_norm(pooled))
         loss = None
         if labels is not None:
             loss = self.loss(logits, labels)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
         )
+
+    def check_size(self, pixel_values: torch.Tensor) -> None:
+        """ValueError for a size of ``pixel_values (batch, channels, height, width)`` that the head is not made for."""
+        if self.config.pooling == "flatten" and self.grid_of(pixel_values) != self.config.grid:
+            raise ValueError(
+                f"images of {tuple(pixel_values.shape[2:])} pixels: a head with pooling='flatten' is made for "
+                f"image_size={self.config.image_size} alone"
+            )
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The loss ``()`` of ``logits (batch, classes)`` in float32, by `config.problem_type` as transformers' heads.

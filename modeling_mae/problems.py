@@ -59,7 +59,7 @@ PROBLEMS = {
                 "loss": "cross-entropy",
             },
             shares=("accuracy", "top5_accuracy", "balanced_accuracy", "f1_macro", "auroc"),
-            columns={"logistic_regression": "logistic regr.", "accuracy": "accuracy"},
+            columns={"logistic_regression": "logistic regr.", "probe": "probe", "accuracy": "accuracy"},
             labels="classes",
             imbalanced_columns={"balanced_accuracy": "balanced", "f1_macro": "F1 macro", "auroc": "AUROC"},
         ),
@@ -78,6 +78,7 @@ PROBLEMS = {
             shares=("mean_average_precision", "f1_micro", "f1_macro"),
             columns={
                 "logistic_regression": "logistic regr.",
+                "probe": "probe",
                 "mean_average_precision": "mAP",
                 "f1_micro": "F1 micro",
                 "f1_macro": "F1 macro",
@@ -98,6 +99,7 @@ PROBLEMS = {
             shares=(),
             columns={
                 "ridge_regression": "ridge regr.",
+                "probe": "probe",
                 "mean_squared_error": "MSE",
                 "mean_absolute_error": "MAE",
                 "r2": "R2",

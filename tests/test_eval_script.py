@@ -62,11 +62,16 @@ def recipe(checkpoint, tmp_path):
 def test_all_strategies_in_one_call(tmp_path, recipe):
     folder = tmp_path / "run"
     options = ("--from_scratch", "true", "--knn", "true", "--save_predictions", "true", "--label_fraction", 0.5)
+    options += ("--feature_layers", 1, "--feature_pooling", "mean_deviation", "attention")
     output = run(recipe, "--output_dir", folder, "--n_partial", 0, 0.5, 1, 2, *options)
     rows = {row["name"]: row for row in json.loads((folder / "results.json").read_text())}
     frozen = ["raw pixels", "untrained encoder", "pre-trained encoder"]
     runs = ["n_partial-0", "n_partial-0.5", "n_partial-1", "n_partial-2", "from-scratch"]
-    assert list(rows) == frozen + runs
+    readouts = ["mean_deviation, block 1", "attention, block 1"]
+    assert list(rows) == frozen + readouts + runs
+    for name in readouts:
+        assert 0.1 < rows[name]["probe"] < 1 and f"{100 * rows[name]['probe']:.1f}" in output.split("\n\n")[-2]
+    assert "logistic_regression" in rows[readouts[0]] and "knn" not in rows[readouts[1]]
     assert all(0 < rows[name]["logistic_regression"] < 1 and set(rows[name]["knn"]) == {"10", "20", "100", "200"}
                for name in frozen)  # fmt: skip
     # head 16 x 10 + 10; the block's MLP 2 x 16 x 32 + 48 and its norm 32; the final norm 32

@@ -2,7 +2,9 @@ import os
 import signal
 import sys
 from types import SimpleNamespace
+from unittest import mock
 
+import psutil
 import pytest
 import torch
 from accelerate import Accelerator
@@ -13,7 +15,7 @@ from modeling_mae.data.decode import BadImage
 from modeling_mae.errors import TrainingStopped, UserError
 from modeling_mae.training import signals
 from modeling_mae.training.endings import run_script
-from modeling_mae.training.launch import image_memory, loading_workers
+from modeling_mae.training.launch import feature_memory, image_memory, loading_workers
 from modeling_mae.training.signals import StopRequest
 
 
@@ -129,24 +131,25 @@ def test_a_loading_worker_for_each_core_of_the_machine(monkeypatch):
     assert loading_workers(None) == 8
 
 
+def has_free(monkeypatch, gibibytes: int) -> None:
+    memory = mock.Mock(available=gibibytes << 30, free=0)  # what caches hold is available, though not free
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+
+
 def test_memory_for_decoded_images(monkeypatch):
     accelerator = Accelerator(cpu=True)
-    monkeypatch.setattr(os, "sysconf_names", {"SC_AVPHYS_PAGES": 0}, raising=False)
     for gibibytes, given, expected in ((16, "auto", 4), (400, "auto", 8), (16, "off", 0), (16, "12.5", 12.5)):
-        pages = {"SC_AVPHYS_PAGES": gibibytes << 18, "SC_PAGE_SIZE": 1 << 12}
-        monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+        has_free(monkeypatch, gibibytes)
         options = image_memory(accelerator, given)
         assert options["memory_budget"] == expected * (1 << 30) and options["machine"].first
+    has_free(monkeypatch, 16)
     with pytest.raises(UserError, match="image_cache 17 is more than the 16.0 GiB of free memory"):
         image_memory(accelerator, "17")
-    monkeypatch.setattr(os, "sysconf_names", {})  # where the system does not say
-    assert image_memory(accelerator, "auto")["memory_budget"] == 8 << 30
 
 
 def test_each_machine_has_its_first_process_and_the_least_memory_counts(monkeypatch):
     """Process 3 of 4, on the second of two machines."""
-    monkeypatch.setattr(os, "sysconf_names", {"SC_AVPHYS_PAGES": 0}, raising=False)
-    monkeypatch.setattr(os, "sysconf", {"SC_AVPHYS_PAGES": 16 << 18, "SC_PAGE_SIZE": 1 << 12}.__getitem__)
+    has_free(monkeypatch, 16)
     monkeypatch.setattr(
         "modeling_mae.training.launch.gather_object", lambda values: [8 << 30, 8 << 30, *values, *values]
     )
@@ -155,6 +158,13 @@ def test_each_machine_has_its_first_process_and_the_least_memory_counts(monkeypa
     assert options["memory_budget"] == 2 << 30
     machine = options["machine"]
     assert not machine.first and machine.first_rank == 2 and not machine.alone
+
+
+def test_the_processes_of_a_machine_share_the_memory_for_features(monkeypatch):
+    for gibibytes, processes, expected in ((16, 1, 4), (16, 2, 2), (16, 4, 1), (400, 1, 8), (400, 4, 2)):
+        has_free(monkeypatch, gibibytes)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert feature_memory() == expected << 30
 
 
 def test_a_signal_is_noted_and_the_handlers_come_back():

@@ -108,6 +108,19 @@ def test_partial_curve():
     assert len(axes.lines) == 1 and axes.get_legend() is None
 
 
+def test_points_of_different_numbers_of_images_are_not_joined():
+    images = {0: 12000, 1: 1200, 4: 1200, None: 1200}
+    (axes,) = charts.partial_curve({0: 0.25, 1: 0.5, 4: 0.75}, from_scratch=0.625, images=images).axes
+    assert points(axes) == [(0, 25.0)] and points(axes, 1) == [(1, 50.0), (2, 75.0)]
+    assert [text.get_text() for text in axes.get_legend().texts] == [
+        "pre-trained, 12,000 labelled images",
+        "pre-trained, 1,200 labelled images",
+        "from scratch, all blocks, 1,200 labelled images",
+    ]
+    (axes,) = charts.partial_curve({0: 0.25, 1: 0.5}, images={0: 1200, 1: 1200}).axes
+    assert len(axes.lines) == 1 and axes.get_legend() is None
+
+
 def test_confusion_picture():
     (axes,) = charts.confusion_picture([[3, 1, 0], [0, 0, 0], [5, 0, 5]], ["cat", "dog", "owl"]).axes
     # each row in shares of its images, and a class without any is no division by zero

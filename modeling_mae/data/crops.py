@@ -70,6 +70,31 @@ class RandomResizedCrop:
         boxes = torch.from_numpy(np.stack([top, left, h, w], 1).astype(np.int64))  # (images, 4)
         return boxes, torch.from_numpy((draws[:, -1] < 0.5) & self.flip)
 
+    def has_choice(self, height, width) -> np.ndarray:
+        """Whether images of this size can get several boxes, ``(images,)``. `height` and `width` are arrays."""
+        low = np.exp(np.log(self.ratio[0]))
+        w, h = np.round(np.sqrt(height * width * low)), np.round(np.sqrt(height * width / low))
+        fits = (w <= width) & (h <= height)  # where it does not, there is the central crop alone
+        varied = self.scale != (1.0, 1.0) or self.ratio[0] != self.ratio[1]
+        return varied | (fits & ((w < width) | (h < height)))
+
+
+class OnlyCrop:
+    """The boxes of a `RandomResizedCrop` that has no choice, with all images mirrored or none. `had_choice` tells
+    whether it had one all the same, also where loading workers called it."""
+
+    def __init__(self, crop: RandomResizedCrop, mirrored: bool):
+        self.crop, self.mirrored = crop, mirrored
+        self.had_choice = torch.zeros(1, dtype=torch.bool).share_memory_()
+
+    def __call__(self, epoch: int, indices, height, width) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `RandomResizedCrop`."""
+        sizes = (np.broadcast_to(np.asarray(side), (len(indices),)) for side in (height, width))
+        if self.crop.has_choice(*sizes).any():
+            self.had_choice[0] = True
+        boxes, flips = self.crop(epoch, indices, height, width)
+        return boxes, torch.full_like(flips, self.mirrored)
+
 
 def repeats_of(epoch: int | list[int], indices: list[int]) -> list[int]:
     """How many times each index stands before, in the same batch and epoch."""

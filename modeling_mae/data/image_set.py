@@ -44,8 +44,8 @@ class Images(Dataset, ABC):
         self.skipped = torch.zeros(num_images, dtype=torch.bool)  # unreadable images that another one stands in for
         self.incomplete = torch.zeros(num_images, dtype=torch.bool)  # whose missing values were filled
         self._labels = labels  # (num_images,) class numbers, or (num_images, n) floats
-        self._rows: np.ndarray | None = None  # of a view: its images' positions in the whole set
-        self._augment: Callable | None = None
+        self.rows: np.ndarray | None = None  # of a view: its images' positions in the whole set
+        self.augment: Callable | None = None
 
     @abstractmethod
     def read(self, index: int) -> torch.Tensor:
@@ -56,12 +56,12 @@ class Images(Dataset, ABC):
         """The batch of these images of the whole set."""
 
     def __len__(self) -> int:
-        return len(self.skipped) if self._rows is None else len(self._rows)
+        return len(self.skipped) if self.rows is None else len(self.rows)
 
     @property
     def labels(self) -> torch.Tensor | None:
         """Class numbers ``(images,)``, floats ``(images, classes or targets)``, or None."""
-        return self._labels if self._labels is None or self._rows is None else self._labels[self._rows]
+        return self._labels if self._labels is None or self.rows is None else self._labels[self.rows]
 
     def view(
         self,
@@ -81,19 +81,19 @@ class Images(Dataset, ABC):
             raise UserError("augmentation by --auto_augment needs images of 8 bits, which these are not: give none")
         view = copy.copy(self)
         view.crop = crop or self.crop
-        view._augment = augment or self._augment
+        view.augment = augment or self.augment
         if rows is not None:
-            view._rows = rows if self._rows is None else self._rows[rows]
+            view.rows = rows if self.rows is None else self.rows[rows]
         return view
 
     def batch(self, epoch: int | list[int], indices: list[int]) -> dict:
         """The images at `indices` as epoch `epoch` sees them: one for all, or one for each."""
-        rows = indices if self._rows is None else self._rows[indices].tolist()
+        rows = indices if self.rows is None else self.rows[indices].tolist()
         batch = self._crop_batch(epoch, rows)
-        if self._augment is not None:
+        if self.augment is not None:
             pixels = finish_crop(batch, self.size).round().to(torch.uint8)  # (batch, channels, *size)
             batch = {key: batch[key] for key in ("labels",) if key in batch}
-            batch["images"] = self._augment(pixels, epoch, indices)
+            batch["images"] = self.augment(pixels, epoch, indices)
         return batch
 
     def __getitem__(self, epoch_and_indices: tuple[int | list[int], list[int]]) -> dict:
@@ -108,7 +108,7 @@ class Images(Dataset, ABC):
     def can_fail(self) -> bool:
         """Whether a batch takes files or loading workers, either of which can fail."""
         # What lies in memory is cropped on the device: a worker would only copy it.
-        return self.decodes or self._augment is not None
+        return self.decodes or self.augment is not None
 
     def loader(self, batches: Sampler | Iterable[tuple[int, list[int]]], num_workers: int) -> DataLoader:
         """The given batches, each (epoch, indices), in order."""
@@ -126,7 +126,7 @@ class Images(Dataset, ABC):
 
     def order(self, total_batch_size: int, seed: int) -> Order | LaneOrder | MixedOrder:
         if self.mixture is not None:
-            return self.mixture.order(self._rows, total_batch_size, seed)
+            return self.mixture.order(self.rows, total_batch_size, seed)
         return Order(len(self), total_batch_size, seed)
 
     def training_loader(

@@ -205,7 +205,7 @@ class StreamedImages(FileImages):
     where = "streamed"
 
     def order(self, total_batch_size: int, seed: int) -> Order | LaneOrder | MixedOrder:
-        if self._rows is not None or self.mixture is not None:
+        if self.rows is not None or self.mixture is not None:
             return super().order(total_batch_size, seed)  # a unit has few images of a part
         return LaneOrder(self.source.dataset.counts, total_batch_size, seed)
 

@@ -165,13 +165,27 @@ def frozen_accuracies(
         features_and_labels += frozen_features(accelerator, encode, images, transform, batch_size, num_workers)
     if not accelerator.is_main_process:
         return {}
-    ks = tuple(k for k in ks if k <= len(train))
+    return array_accuracies(accelerator, features_and_labels, ks=ks, logistic=logistic, problem_type=problem_type)
+
+
+def array_accuracies(
+    accelerator: Accelerator,
+    features_and_labels: list[np.ndarray],
+    *,
+    ks: tuple[int, ...],
+    logistic: bool,
+    problem_type: str = SINGLE_LABEL,
+) -> dict:
+    """As `frozen_accuracies`, of features ``(images, width)`` and labels: of the training images, then of those to
+    evaluate on."""
+    train_features, train_labels = features_and_labels[:2]
+    images = len(train_features)
+    ks = tuple(k for k in ks if k <= images)
     results: dict = {"knn": _knn(features_and_labels, ks, problem_type, accelerator.device) if ks else {}}
     if logistic:
-        train_features, train_labels = features_and_labels[:2]
         classes = int(train_labels.max()) + 1 if train_labels.ndim == 1 else train_labels.shape[1]
         if train_features.size * classes > LOGISTIC_LIMIT:
-            accelerator.print(f"note       no logistic regression: {len(train):,} images would take hours to fit")
+            accelerator.print(f"note       no logistic regression: {images:,} images would take hours to fit")
         else:
             results |= _linear_model(features_and_labels, problem_type)
     return results

@@ -29,15 +29,22 @@ def compute_over(
     share = -(-total // accelerator.num_processes)
     indices = [min(rank * share + i, total - 1) for i in range(share)]
     batches = [(0, indices[first : first + batch_size]) for first in range(0, share, batch_size)]
-    parts: dict[str, list[torch.Tensor]] = {}
+    arrays: dict[str, torch.Tensor] = {}
     for batch, (_, batch_indices) in zip(images.loader(batches, num_workers), batches, strict=True):
         batch = {key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()}
         values = {"index": torch.tensor(batch_indices, device=accelerator.device), **compute(batch)}
-        for key, value in accelerator.gather(values).items():
-            parts.setdefault(key, []).append(value.cpu())
-    arrays = {key: torch.cat(values).numpy() for key, values in parts.items()}
-    _, first_of_each = np.unique(arrays.pop("index"), return_index=True)
-    return {key: values[first_of_each] for key, values in arrays.items()}
+        values = {key: value.cpu() for key, value in accelerator.gather(values).items()}
+        places, first_of_each = np.unique(values.pop("index"), return_index=True)
+        for key, value in values.items():
+            if key not in arrays:
+                arrays[key] = torch.empty(total, *value.shape[1:], dtype=value.dtype)
+            arrays[key][places] = value[first_of_each]
+    return {key: array.numpy() for key, array in arrays.items()}
+
+
+def classify(model, transform: Callable[[dict], torch.Tensor], batch: dict):
+    """The output of the classifier `model` for a batch of images, or of features that were computed once."""
+    return model(features=batch["features"]) if "features" in batch else model(transform(batch))
 
 
 def predict(
@@ -59,7 +66,7 @@ def predict_with(
     """`columns(logits, labels)` of all `images` in eval mode: arrays ``(images, ...)``."""
 
     def compute(batch: dict) -> dict[str, torch.Tensor]:
-        return columns(model(transform(batch)).logits.float(), batch["labels"])
+        return columns(classify(model, transform, batch).logits.float(), batch["labels"])
 
     model.eval()
     share_buffers(accelerator, model)

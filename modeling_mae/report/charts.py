@@ -123,24 +123,41 @@ def partial_curve(
     accuracies: dict[float, float],
     from_scratch: float | None = None,
     problem: Problem = PROBLEMS[SINGLE_LABEL],
+    images: dict[float | None, int] | None = None,
 ) -> Figure:
     """Accuracy against the number of tuned blocks (the paper's Figure 9).
 
     `accuracies` is {tuned blocks: accuracy in 0..1, or the problem's own metric}. `from_scratch`, that of
-    training from scratch, is drawn as a horizontal line."""
+    training from scratch, is drawn as a horizontal line. `images` is {tuned blocks: images trained on}, None
+    being from scratch: points of different numbers of images are not joined."""
     figure = Figure(figsize=(6, 4), dpi=120, layout="constrained")
     axes = figure.subplots()
     blocks = sorted(accuracies)
     scale = 100 if problem.is_share else 1
     percents = [scale * accuracies[n] for n in blocks]
     places = range(len(blocks))  # equal steps: on a true scale 0, 0.5 and 1 would crowd together beside 12
-    axes.plot(places, percents, marker="o", color="tab:blue", label="pre-trained")
+    images = images or {}
+    counts = [images.get(n) for n in blocks]
+    several = len(set(counts)) > 1
+
+    def label(title: str, count: int | None) -> str:
+        return f"{title}, {count:,} labelled images" if several and count else title
+
+    for count in dict.fromkeys(counts):
+        points = [(place, percents[place]) for place in places if counts[place] == count]
+        axes.plot(*_columns(points), marker="o", label=label("pre-trained", count))
     for place, percent in zip(places, percents, strict=True):
         axes.annotate(
             problem.shown(percent / scale), (place, percent), (0, 6), textcoords="offset points", ha="center", size=8
         )
     if from_scratch is not None:
-        axes.axhline(scale * from_scratch, color="tab:gray", linestyle="--", label="from scratch, all blocks")
+        axes.axhline(
+            scale * from_scratch,
+            color="tab:gray",
+            linestyle="--",
+            label=label("from scratch, all blocks", images.get(None)),
+        )
+    if from_scratch is not None or several:
         axes.legend(framealpha=0)
     axes.set_xticks(places, [f"{n:g}" for n in blocks])
     axes.set(xlabel="blocks tuned", ylabel=_axis_title(problem))

@@ -10,7 +10,7 @@ from ..problems import MULTI_LABEL, PROBLEMS, SINGLE_LABEL, THRESHOLD, Problem
 from .cards import MAX_CLASSES_SHOWN, write_classifier_card, write_overview_card
 from .charts import confusion_picture, partial_curve, training_curve
 from .figures import save_figure
-from .results import probe_name, results_cells, results_table, tuned_accuracies
+from .results import images_by_blocks, probe_name, results_cells, results_table, tuned_accuracies
 from .run import EVALUATION, write_run
 from .run_pages import write_run_page
 
@@ -151,7 +151,8 @@ def report_evaluation(
     tuned, from_scratch = tuned_accuracies(rows, problem)
     has_picture = len(tuned) > 1
     if has_picture:
-        save_figure(partial_curve(tuned, from_scratch, problem), output_dir / "partial.png")
+        figure = partial_curve(tuned, from_scratch, problem, images_by_blocks(rows))
+        save_figure(figure, output_dir / "partial.png")
         print(f"picture    {output_dir / 'partial.png'}")
     table = results_table(rows, k=k, problem=problem)
     if len(folders) > 1:

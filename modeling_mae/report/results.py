@@ -52,3 +52,8 @@ def tuned_accuracies(rows: list[dict], problem: Problem) -> tuple[dict[float, fl
     """({blocks tuned: the problem's metric}, that of training from scratch or None)."""
     tuned = {row["n_partial"]: row[problem.metric] for row in rows if row.get("n_partial") is not None}
     return tuned, next((row[problem.metric] for row in rows if row["name"] == "from-scratch"), None)
+
+
+def images_by_blocks(rows: list[dict]) -> dict[float | None, int]:
+    """{blocks tuned: images trained on}; None is from scratch."""
+    return {row["n_partial"]: row["images"] for row in rows if "n_partial" in row and "images" in row}

@@ -9,7 +9,7 @@ from .advice import evaluation_advice, pretraining_advice
 from .charts import features_curve, loss_curve, partial_curve, training_curve
 from .figures import chart_uri, picture_uri
 from .page import Folded, Picture, Row, Section, Table, Text, write_page
-from .results import results_cells, tuned_accuracies
+from .results import images_by_blocks, results_cells, tuned_accuracies
 from .run import PRETRAINING, RunFiles, Training, read_run
 from .settings import setting_text, shown_settings
 
@@ -139,7 +139,7 @@ def _evaluation_charts(run: RunFiles, problem: Problem) -> list:
     tuned, from_scratch = tuned_accuracies(run.rows, problem)
     charts = []
     if len(tuned) > 1:
-        chart = partial_curve(tuned, from_scratch, problem)
+        chart = partial_curve(tuned, from_scratch, problem, images_by_blocks(run.rows))
         charts.append(Picture(chart_uri(chart), f"{problem.metric_title} by blocks tuned"))
     curves = [
         Picture(chart_uri(training_curve(training.log, problem)), f"Curves of {name}", name)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import datasets
+import psutil
 import torch
 import transformers
 from accelerate import Accelerator
@@ -120,9 +121,7 @@ def image_memory(accelerator: Accelerator, image_cache: str) -> dict:
     Raises:
         UserError: a machine has less free memory.
     """
-    free = 32 << 30  # where the system does not say: macOS, Windows
-    if "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = psutil.virtual_memory().available
     machine = Machine()
     if accelerator.num_processes > 1:
         first = accelerator.process_index - accelerator.local_process_index
@@ -136,6 +135,17 @@ def image_memory(accelerator: Accelerator, image_cache: str) -> dict:
             f"image_cache {image_cache} is more than the {free / (1 << 30):.1f} GiB of free memory: give less, or auto"
         )
     return {"memory_budget": budget, "machine": machine}
+
+
+def feature_memory() -> int:
+    """Bytes of frozen features that one process may keep: a quarter of the free memory, shared among the machine's
+    processes."""
+    return min(MAX_IMAGE_MEMORY, psutil.virtual_memory().available // 4) // local_processes()
+
+
+def smallest_budget(accelerator: Accelerator, memory_budget: int) -> int:
+    """The smallest of the processes' budgets, so that all decide alike. Every process must ask."""
+    return int(accelerator.gather(torch.tensor([memory_budget], device=accelerator.device)).min())
 
 
 def count_faults(accelerator: Accelerator, sets: list) -> dict[str, int]:

@@ -1,0 +1,117 @@
+"""Images whose frozen features are computed once, so that a probe trains without the encoder."""
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from torch.distributed.fsdp import FSDPModule
+
+from ..data.crops import OnlyCrop, RandomResizedCrop
+from ..data.images import Images
+from ..data.labelled_sets import LabelledSets
+from ..data.lanes import LaneOrder
+from ..data.order import Order
+from ..modeling_mae import EvalNet
+from ..training.launch import smallest_budget
+from .metrics import compute_over
+
+
+class FrozenImages(Images):
+    """The features of `images` in their place. `versions` are those of the images as they are and, where their crop
+    flips some, of their mirror images, ``(images, ...)`` each. Batches have `features` and `labels`. Order and flips
+    are those of the images."""
+
+    where = "in memory"
+    decodes = False
+
+    def __init__(self, images: Images, versions: list[torch.Tensor], labels: torch.Tensor):
+        super().__init__(len(images), images.size, 1.0, labels)
+        self.images, self.versions = images, versions
+
+    def read(self, index: int) -> torch.Tensor:
+        return self.images.read(index)
+
+    def _crop_batch(self, epoch: int, indices: list[int]) -> dict:
+        features = self.versions[0][indices]
+        if len(self.versions) > 1:
+            rows = indices if self.images.rows is None else self.images.rows[indices]
+            _, flips = self.images.crop(epoch, rows, *self.size)  # flips do not depend on the size
+            features[flips] = self.versions[1][torch.tensor(indices)[flips]]
+        return {"features": features, "labels": self._labels[indices]}
+
+    def order(self, total_batch_size: int, seed: int) -> Order | LaneOrder:
+        return self.images.order(total_batch_size, seed)
+
+
+def probed_sets(
+    accelerator: Accelerator,
+    model,
+    images: Images,
+    sets: LabelledSets,
+    transform: Callable[[dict], torch.Tensor],
+    *,
+    epochs: float,
+    memory_budget: int,
+    batch_size: int,
+    num_workers: int,
+) -> tuple[Images, LabelledSets]:
+    """`images` (of a training) and `sets` with frozen features in place of the images, where the prepared `model` is a
+    probe, nothing random happens to the images but the flip, and that pays. Else, and where the features do not fit
+    into `memory_budget` bytes or the model is sharded, both as they are.
+
+    A probe sees then what it would see, up to the rounding of batches of another size.
+    """
+    net = accelerator.unwrap_model(model, keep_torch_compile=False)
+    versions = versions_of(images)
+    sharded = isinstance(net, FSDPModule)  # its encoder cannot be called before the whole
+    if net.n_partial != 0 or sharded or not 0 < len(versions) < epochs:
+        return images, sets
+    count = len(versions) * len(images) + len(sets.evaluation)
+    needed = count * values_of(net) * 4  # bytes
+    memory_budget = smallest_budget(accelerator, memory_budget)
+    if needed > memory_budget:
+        accelerator.print(
+            f"note       the features of all images take {needed / 2**30:.1f} GiB, more than the "
+            f"{memory_budget / 2**30:.1f} GiB for images: the encoder computes them in every epoch"
+        )
+        return images, sets
+
+    @torch.no_grad()
+    def compute(batch: dict) -> dict[str, torch.Tensor]:
+        with accelerator.autocast():
+            features = net.frozen_features(transform(batch))
+        return {"features": features.float(), "labels": batch["labels"]}
+
+    def arrays_of(view: Images) -> dict[str, torch.Tensor]:
+        arrays = compute_over(accelerator, view, batch_size, num_workers, compute)
+        return {key: torch.from_numpy(array) for key, array in arrays.items()}
+
+    mirrored = " and their mirror images" * (len(versions) - 1)
+    accelerator.print(f"features   of {len(images):,} images{mirrored}: computed once", flush=True)
+    net.eval()
+    arrays = [arrays_of(images.view(crop=crop)) for crop in versions]
+    evaluation = arrays_of(sets.evaluation)
+    # An image that stands in for a bad one brings its own crop, and crops with a choice are others in every epoch.
+    odd = torch.cat([*(crop.had_choice for crop in versions), images.skipped]).any()
+    if accelerator.reduce(odd.int().to(accelerator.device), "sum"):
+        accelerator.print("note       some images are bad or do not have one crop alone: the encoder sees each epoch")
+        return images, sets
+    frozen = FrozenImages(images, [each["features"] for each in arrays], arrays[0]["labels"])
+    evaluation = FrozenImages(sets.evaluation, [evaluation["features"]], evaluation["labels"])
+    return frozen, dataclasses.replace(sets, evaluation=evaluation)
+
+
+def versions_of(images: Images) -> list[OnlyCrop]:
+    """The crops that show all that `images` can look like: one, or two where they are flipped too. None where they
+    are changed otherwise."""
+    crop = images.crop
+    if images.augment is not None or not isinstance(crop, RandomResizedCrop) or crop.scale != (1.0, 1.0):
+        return []
+    return [OnlyCrop(crop, mirrored) for mirrored in (False, True)[: 1 + crop.flip]]
+
+
+def values_of(net: EvalNet) -> int:
+    """How many numbers `frozen_features` gives for an image."""
+    config = net.config
+    return config.hidden_size * (config.num_patches if config.pooling in ("attention", "flatten") else 1)
