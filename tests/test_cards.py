@@ -3,8 +3,8 @@
 import yaml
 from huggingface_hub import ModelCard
 
-from modeling_mae.report.cards import write_classifier_card, write_overview_card, write_pretraining_card
 from modeling_mae.report.advice import _data_words as data_words
+from modeling_mae.report.cards import write_classifier_card, write_overview_card, write_pretraining_card
 from modeling_mae.report.settings import folder_name, setting_text, shown_settings
 
 
