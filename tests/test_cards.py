@@ -3,8 +3,9 @@
 import yaml
 from huggingface_hub import ModelCard
 
+from modeling_mae.report.advice import _data_words as data_words
 from modeling_mae.report.cards import write_classifier_card, write_overview_card, write_pretraining_card
-from modeling_mae.report.settings import folder_name
+from modeling_mae.report.settings import folder_name, setting_text, shown_settings
 
 
 def metadata(folder):
@@ -168,3 +169,16 @@ def test_names_of_folders(tmp_path, monkeypatch):
         (".", tmp_path.name),
     ):
         assert folder_name(place) == name
+
+
+def test_several_folders_are_shown_by_their_names():
+    settings = shown_settings(
+        {"train_dir": ["/home/me/one", "data/two/"], "mix": [0.7, 0.3], "validation_dir": "/x/y"}
+    )
+    assert {name: setting_text(value) for name, value in settings.items()} == {
+        "train_dir": "one two",
+        "mix": "0.7 0.3",
+        "validation_dir": "y",
+    }
+    words = data_words({"train_dir": ["/home/me/one", "two"], "mix": [0.7, 0.3]}, shared=True)
+    assert words == ["--train_dir", "one", "two", "--mix", "0.7", "0.3"]

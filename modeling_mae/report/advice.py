@@ -7,13 +7,13 @@ from pathlib import Path
 from ..problems import PROBLEMS, SINGLE_LABEL, Problem
 from .page import Text
 from .run import RunFiles, Training
-from .settings import folder_name
+from .settings import folder_names, setting_text
 
 
 FEW_UPDATES = 20  # an epoch, for a small set
 WAITS = 0.2  # of the time: more than this is worth mending
-DATA_OPTIONS = ("dataset_name", "dataset_config_name", "train_dir", "validation_dir", "train_split", "eval_split")
-DATA_OPTIONS += ("image_column_name", "streaming")
+DATA_OPTIONS = ("dataset_name", "dataset_config_name", "train_dir", "mix", "validation_dir", "train_split")
+DATA_OPTIONS += ("eval_split", "image_column_name", "streaming")
 
 
 # --- pre-training ---
@@ -241,8 +241,9 @@ def _data_words(arguments: dict, shared: bool) -> list[str]:
         if value in (None, False) or (name, value) == ("train_split", "train"):
             continue
         if shared and name in ("train_dir", "validation_dir"):
-            value = folder_name(value)
-        words += [f"--{name}", str(value).lower() if value is True else str(value)]
+            value = folder_names(value)
+        values = value if isinstance(value, list) else [value]
+        words += [f"--{name}", *map(setting_text, values)]
     return words
 
 

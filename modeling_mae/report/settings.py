@@ -26,8 +26,13 @@ def shown_settings(arguments: dict) -> dict:
         if name == MERGED:
             settings |= {field: _value(text) for field, text in fields.items()}
         else:
-            settings[name] = folder_name(value) if name in NAMED_FOLDERS else value
+            settings[name] = folder_names(value) if name in NAMED_FOLDERS else value
     return settings
+
+
+def folder_names(places: str | list[str]) -> str | list[str]:
+    """As `folder_name`, of one place or of several."""
+    return list(map(folder_name, places)) if isinstance(places, list) else folder_name(places)
 
 
 def folder_name(place: str) -> str:
