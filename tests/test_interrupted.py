@@ -139,10 +139,10 @@ def test_a_closed_pipe_ends_nothing(tmp_path, command):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 4 MiB, of which a file `filler` takes all but the given number of bytes."""
+    """A file system of 8 MiB, of which a file `filler` takes all but the given number of bytes."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True, text=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], capture_output=True, text=True)
     if mounted.returncode:
         pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
     try:
@@ -157,7 +157,7 @@ def test_a_full_disk(tmp_path, command, small_disk, free):
     words = (*words, "--checkpointing_steps", 1, "--checkpoints_kept", 100)
     run(*words, "--output_dir", tmp_path / "whole", script=script)
     folder = small_disk / "run"
-    (small_disk / "filler").write_bytes(b"0" * (4 * 2**20 - free))
+    (small_disk / "filler").write_bytes(b"0" * (8 * 2**20 - free))
     output = run(*words, "--output_dir", folder, code=1, script=script)
     error = output.splitlines()[-1]
     assert "no space left on device" in error and str(small_disk) in error, output

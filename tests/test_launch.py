@@ -179,7 +179,7 @@ def test_a_signal_is_noted_and_the_handlers_come_back():
 
 def test_the_second_ctrl_c_stops_at_once(monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr(signals.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     with StopRequest(Accelerator(cpu=True)) as stop:
         signal.raise_signal(signal.SIGINT)
         clock[0] += 0.5

@@ -87,12 +87,12 @@ class OnlyCrop:
         self.crop, self.mirrored = crop, mirrored
         self.had_choice = torch.zeros(1, dtype=torch.bool).share_memory_()
 
-    def __call__(self, epoch: int, indices, height, width) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, epoch: int, indices, height, width, repeats=0) -> tuple[torch.Tensor, torch.Tensor]:
         """As `RandomResizedCrop`."""
         sizes = (np.broadcast_to(np.asarray(side), (len(indices),)) for side in (height, width))
         if self.crop.has_choice(*sizes).any():
             self.had_choice[0] = True
-        boxes, flips = self.crop(epoch, indices, height, width)
+        boxes, flips = self.crop(epoch, indices, height, width, repeats)
         return boxes, torch.full_like(flips, self.mirrored)
 
 
