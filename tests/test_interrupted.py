@@ -78,7 +78,7 @@ def test_killed_again_and_again(tmp_path, command):
         elif kills % 2:
             while not partials(folder) - before and process.poll() is None:
                 time.sleep(0.0005)
-            time.sleep(moments.random() * 0.02)
+            time.sleep(moments.random() * 0.004)  # a small checkpoint takes some milliseconds
         else:  # at a time of start-up, or of one of the next updates
             end, last = time.monotonic() + moments.random() * 10, newest(folder) + moments.randint(1, 8)
             while time.monotonic() < end and newest(folder) < last and process.poll() is None:
