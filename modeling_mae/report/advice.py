@@ -20,7 +20,8 @@ DATA_OPTIONS += ("eval_split", "image_column_name", "streaming")
 
 
 def judge_growth(log: list[dict]) -> str:
-    """What the entries of `FeatureGrowth` say: since when the features beat raw pixels, and whether they still grow.
+    """What the entries of `FeatureGrowth` say: since when the features beat raw pixels, whether they beat those of the
+    untrained encoder, and whether they still grow.
 
     A difference counts where it is larger than a standard error of an accuracy on so many images.
     """
@@ -36,6 +37,9 @@ def judge_growth(log: list[dict]) -> str:
         ahead = [entry["epoch"] for entry in entries if not behind or entry["epoch"] > behind[-1]]
         beats = f"beat raw pixels ({100 * raw:.1f} %) since epoch {ahead[0]:g}" if ahead else ""
         sentence = f"{sentence}, features {beats or f'do not beat raw pixels ({100 * raw:.1f} %)'}"
+    untrained = baselines.get("knn_untrained", 0.0)
+    if last <= untrained:
+        sentence = f"{sentence}; the untrained encoder has {100 * untrained:.1f} %, so nothing is gained yet"
     if len(entries) < 2:
         return sentence
     earlier = entries[: max(1, 3 * len(entries) // 4)]  # a last quarter that brings nothing is a plateau
