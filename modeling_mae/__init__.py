@@ -22,31 +22,5 @@ def _starts_the_command() -> bool:
 
 # Registering loads torch, for which `mae --help` would wait. The command registers after it has read its arguments.
 if not _starts_the_command():
-    from . import registration
-    from .registration import (
-        EvalNet,
-        MAEBackbone,
-        MAEConfig,
-        MAEForPreTraining,
-        MAEForPreTrainingOutput,
-        MAEModel,
-        MAEModelOutput,
-        MAEPreTrainedModel,
-        mask_noise,
-    )
-
-    __all__ = [
-        "EvalNet",
-        "MAEBackbone",
-        "MAEConfig",
-        "MAEForPreTraining",
-        "MAEForPreTrainingOutput",
-        "MAEModel",
-        "MAEModelOutput",
-        "MAEPreTrainedModel",
-        "mask_noise",
-    ]
-    if "MAEImageProcessor" in registration.__all__:  # only with Pillow
-        from .registration import MAEImageProcessor
-
-        __all__ += ["MAEImageProcessor"]
+    from .registration import *  # noqa: F403 (what its __all__ names)
+    from .registration import __all__  # noqa: F401

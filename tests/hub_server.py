@@ -9,11 +9,16 @@ import hashlib
 import json
 import re
 import threading
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import yaml
+from huggingface_hub import constants
+
+from modeling_mae import hub
 
 
 LFS = (".safetensors", ".bin", ".pkl", ".pt", ".npy")
@@ -274,3 +279,16 @@ ROUTES = [
     ("POST", f"/api/{KIND}/{REPO}/commit/(?P<revision>.+)", "commit"),
     ("GET", f"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
 ]
+
+
+@contextmanager
+def served_hub(monkeypatch):
+    """A server that this process takes for the Hub, with a token that may write there. Nobody waits to try again."""
+    with HubServer() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None))
+        monkeypatch.setattr(hub, "WAITS", (0, 0))
+        monkeypatch.setenv("HF_TOKEN", server.token)
+        yield server

@@ -3,17 +3,14 @@
 import argparse
 import ast
 import configparser
-from types import SimpleNamespace
 
 import pytest
 import yaml
 from conftest import ROOT
-from hub_server import HubServer
-from huggingface_hub import constants
+from hub_server import served_hub
 from PIL import Image
 from test_app import random_pixels, saved
 
-from modeling_mae import hub as hub_module
 from modeling_mae.app.command import add_arguments
 from modeling_mae.app.explorer import Explorer
 from modeling_mae.errors import UserError
@@ -25,14 +22,8 @@ from modeling_mae.app import space as space_module  # noqa: E402
 
 
 @pytest.fixture
-def server(monkeypatch, tmp_path):
-    with HubServer() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None))
-        monkeypatch.setattr(hub_module, "WAITS", (0, 0))
-        monkeypatch.setenv("HF_TOKEN", server.token)
+def server(monkeypatch):
+    with served_hub(monkeypatch) as server:
         yield server
 
 

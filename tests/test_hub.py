@@ -21,13 +21,12 @@ from conftest import (
     wait_for_update,
     without_waiting,
 )
-from hub_server import HubServer, Repo
+from hub_server import Repo, served_hub
 from huggingface_hub import constants
 from transformers import AutoModel, AutoModelForImageClassification
 
 from configuration import PretrainArguments, parse_arguments
 from modeling_mae import EvalNet, MAEForPreTraining
-from modeling_mae import hub as hub_module
 from modeling_mae.errors import TrainingStopped, UserError
 from modeling_mae.hub import LOG_AND_BEST, Hub, download_checkpoint, hub_source
 
@@ -41,17 +40,11 @@ LONG += ("--report_to", "tensorboard")
 @pytest.fixture
 def server(monkeypatch, tmp_path):
     """A Hub of the user `me`, the one that the client of this process talks to, without waits."""
-    with HubServer() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    with served_hub(monkeypatch) as server:
         template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr("transformers.utils.hub._hf_api", None)
-        monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None))
-        monkeypatch.setattr(hub_module, "WAITS", (0, 0))
-        monkeypatch.setenv("HF_TOKEN", server.token)
         yield server
 
 

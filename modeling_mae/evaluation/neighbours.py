@@ -97,8 +97,8 @@ def nearest_neighbours(features: Features, queries: Features, k: int = 5) -> tup
         widths = features.values.shape[1], queries.values.shape[1]
         raise UserError(f"features of {widths[0]} and {widths[1]} values cannot be compared: compute both alike")
     bank, wanted = _normalised(features.values), _normalised(queries.values)
-    found = [(chunk @ bank.T).topk(min(k, len(bank))) for chunk in wanted.split(CHUNK)]
-    cosines, positions = (torch.cat([getattr(part, name) for part in found]) for name in ("values", "indices"))
+    nearest = [(chunk @ bank.T).topk(min(k, len(bank))) for chunk in wanted.split(CHUNK)]
+    cosines, positions = (torch.cat([getattr(chunk, name) for chunk in nearest]) for name in ("values", "indices"))
     return positions.cpu().numpy(), cosines.cpu().numpy()
 
 

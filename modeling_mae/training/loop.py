@@ -55,11 +55,11 @@ class Display:
             self.bar.set_postfix({**figures, **({"all left": all_left} if self.later else {})})
         elif self.main and (now - self.last_line >= SECONDS_BETWEEN_LINES or entry["step"] == self.total):
             self.last_line = now
+            rest = f", {all_left} for all trainings" if self.later else ""
             print(
                 f"update {entry['step']}/{self.total}  epoch {entry['epoch']:.2f}  loss {entry['loss']:.4f}  "
-                f"lr {entry['learning_rate']:.2e}  {speed:.0f} images/s  waiting {entry['waiting']:.0%}  {left} left"
-                + f", {all_left} for all trainings"
-                * bool(self.later),
+                f"lr {entry['learning_rate']:.2e}  {speed:.0f} images/s  waiting {entry['waiting']:.0%}  "
+                f"{left} left{rest}",
                 flush=True,
             )
         return speed
@@ -200,7 +200,7 @@ def read_losses(run: Run, unread: list[torch.Tensor]) -> None:
 
 
 def log_entry(run: Run, display: Display, norm: torch.Tensor, waiting: Waiting) -> None:
-    """Log the mean loss since the last entry, and the largest part of this time that a process waited for images. The
+    """Log the mean loss since the last entry, and the largest share of this time that a process waited for images. The
     trackers also get the norm of the last update's gradient."""
     progress, schedule = run.progress, run.schedule
     entry = {
@@ -225,11 +225,11 @@ def largest_of_processes(run: Run, number: float) -> float:
 
 def say_waiting(run: Run, waiting: Waiting) -> None:
     """Print how much of the training went by waiting for images, and what to do about it."""
-    part = largest_of_processes(run, waiting.whole())
+    share = largest_of_processes(run, waiting.whole())
     workers = run.batches.num_workers
     # A GPU's processes need a core each, a CPU's all that they have.
     spare_cores = available_cores() - local_processes() * (workers + 1)
-    run.accelerator.print(describe_waiting(part, workers, spare_cores, not run.batches_can_fail), flush=True)
+    run.accelerator.print(describe_waiting(share, workers, spare_cores, not run.batches_can_fail), flush=True)
 
 
 def check_finite(run: Run) -> None:

@@ -58,12 +58,12 @@ def find_batch_size(
 
     finder = find_executable_batch_size(attempt, next(sizes), lambda: next(sizes))
     with unchanged_random_states(accelerator.device):
-        found = finder()
+        fitting = finder()
     model.zero_grad()
-    found = int(accelerator.gather(torch.tensor([found], device=accelerator.device)).min())
-    if found == NONE_FITS:
+    fitting = int(accelerator.gather(torch.tensor([fitting], device=accelerator.device)).min())
+    if fitting == NONE_FITS:
         raise UserError("not even one image at a time fits into the GPU's memory: give a smaller model or image_size")
-    return found
+    return fitting
 
 
 def unchanged_random_states(device: torch.device) -> AbstractContextManager:

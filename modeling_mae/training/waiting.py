@@ -41,26 +41,26 @@ class Waiting:
         return event
 
     def read(self) -> float:
-        """The part of the time since the last reading, 0 to 1. The process waits for the GPU here."""
+        """The share of the time since the last reading, 0 to 1. The process waits for the GPU here."""
         for before, after in self.marks:
             after.synchronize()
             self.seconds += before.elapsed_time(after) / 1000
         self.marks.clear()
         self.total += self.seconds
         now = time.perf_counter()
-        part = min(1.0, self.seconds / max(now - self.since, 1e-9))
+        share = min(1.0, self.seconds / max(now - self.since, 1e-9))
         self.seconds, self.since = 0.0, now
-        return part
+        return share
 
     def whole(self) -> float:
-        """The part of all the time up to the last reading."""
+        """The share of all the time up to the last reading."""
         return min(1.0, self.total / max(self.since - self.began, 1e-9))
 
 
-def describe_waiting(part: float, workers: int, spare_cores: int, in_memory: bool) -> str:
-    """A line for the end of a training that waited for `part` of its time, and what to do about it."""
-    line = f"waiting    {part:.0%} of the time waiting for images"
-    if part < WORTH_ADVICE:
+def describe_waiting(share: float, workers: int, spare_cores: int, in_memory: bool) -> str:
+    """A line for the end of a training that waited for `share` of its time, and what to do about it."""
+    line = f"waiting    {share:.0%} of the time waiting for images"
+    if share < WORTH_ADVICE:
         return line
     if in_memory:
         return f"{line}, which lie in memory: the model is small beside the work of gathering them"
