@@ -3,17 +3,7 @@
 Linear probing, partial and end-to-end fine-tuning, training from scratch, frozen features, or testing alone.
 """
 
-from configuration import (
-    EVAL_CROP_FRACTION,
-    RESULTS,
-    ArgumentError,
-    EvalArguments,
-    EvalTraining,
-    check_blocks,
-    model_config,
-    model_settings,
-    parse_arguments,
-)
+from configuration import ArgumentError, EvalArguments, EvalTraining, model_config, model_settings, parse_arguments
 
 
 if __name__ == "__main__":  # before the other imports: --help and a misspelt option need not wait for torch
@@ -29,20 +19,11 @@ from accelerate.utils import set_seed
 
 from modeling_mae import EvalNet, MAEModel
 from modeling_mae.data.labelled_sets import LabelledSets, load_labelled_sets
-from modeling_mae.data.order import MicroBatches, split_batch
+from modeling_mae.data.order import split_batch
 from modeling_mae.data.processor import Processing, choose_processing, processor_of
 from modeling_mae.data.statistics import choose_mean_std
 from modeling_mae.errors import UserError
-from modeling_mae.evaluation.classifier import (
-    class_names_of,
-    describe_resizing,
-    evaluate_classifier,
-    is_classifier,
-    keep_if_best,
-    make_classifier,
-    problem_notes,
-    training_view,
-)
+from modeling_mae.evaluation import classifier
 from modeling_mae.evaluation.features import K, frozen_encoder, frozen_table
 from modeling_mae.evaluation.frozen_images import probed_sets
 from modeling_mae.evaluation.readouts import chosen_readouts, readout_table
@@ -62,48 +43,36 @@ from modeling_mae.training.state import load_model, open_run, save_model
 
 def main(args: EvalArguments) -> None:
     # Folders and Hub
-    output_dir = Path(args.output_dir)
+    output_dir, trainings = Path(args.output_dir), args.trainings()
     accelerator = launch.make_accelerator(output_dir, args.trackers)
-    trainings = args.trainings()
-    if accelerator.is_main_process:
-        for folder in dict.fromkeys([output_dir, *args.run_folders()]):
-            claim_folder(folder, args.overwrite_output_dir)
-    hub = Hub(output_dir, **args.hub_options(), main_process=accelerator.is_main_process, beside=LOG_AND_BEST)
-    hub.start()
+    main_process, say = accelerator.is_main_process, accelerator.print
+    for folder in dict.fromkeys([output_dir, *args.run_folders()]) if main_process else ():
+        claim_folder(folder, args.overwrite_output_dir)
+    hub = Hub(output_dir, **args.hub_options(), main_process=main_process, beside=LOG_AND_BEST).start()
     resume = local_checkpoint(accelerator, output_dir, args.resume_from_checkpoint, LOG_AND_BEST)
-    finished = {}  # the results of trainings that need not be done again
-    if resume == "auto":
-        finished = {training.name: training.finished_results(accelerator.print) for training in trainings}
+    # The results of trainings that need not be done again.
+    finished = {training.name: training.finished_results(say) if resume == "auto" else None for training in trainings}
 
     # Images with labels, and everything that can be wrong with one of the trainings
-    config, say = model_config(args), accelerator.print
-    tests_classifier = is_classifier(config) and not args.do_train
+    config, loading = model_config(args), args.loading_options(launch.loading_workers(args.dataloader_num_workers))
     readouts = chosen_readouts(config.num_hidden_layers, **args.readout_options())
-    if not (args.do_train or args.reads_features or tests_classifier):
-        raise UserError(
-            f"model_name_or_path {args.model_name_or_path!r} has no classifier to test: train one with --do_train "
-            "true, or give --knn true"
-        )
-    say(describe_resizing(config, args.model_name_or_path), end="")
+    tests_checkpoint = not args.do_train and classifier.is_tested(config, args.model_name_or_path, args.reads_features)
+    say(classifier.describe_resizing(config, args.model_name_or_path), end="")
     processing = choose_processing(
         args.model_name_or_path,
         Processing(**args.processing_options()),
-        keeps_crop=not args.do_train,
-        keeps_white=tests_classifier,
-        crop_fraction=EVAL_CROP_FRACTION,
+        keeps_white=tests_checkpoint,
         say=say,
+        **args.crop_options(),
     )
     # Training decides on the classes. A classifier that is only tested has its own.
     sets = load_labelled_sets(
         args.source_options(),
         **args.set_options(),
-        class_names=class_names_of(config) if tests_classifier else None,
-        problem_type=args.problem_type or (config.problem_type if tests_classifier else None),
+        class_names=classifier.class_names_of(config) if tests_checkpoint else None,
+        problem_type=args.problem_type or (config.problem_type if tests_checkpoint else None),
         open_options={
-            "size": config.image_height_width,
-            "num_channels": config.num_channels,
-            "on_bad_image": args.on_bad_image,
-            "scaled_decoding": args.scaled_decoding,
+            **args.open_options(config),
             **launch.image_memory(accelerator, args.image_cache),
             **processing.open_options(),
         },
@@ -115,35 +84,39 @@ def main(args: EvalArguments) -> None:
     transform = BatchTransform(mean, std, config.image_height_width).to(accelerator.device)
     say(f"data       {sets}, mean {mean}, std {std}{sets.remarks}")
     say(f"parallel   {launch.describe_parallelism(accelerator)}")
-    check = (config.num_hidden_layers, sets, mean, accelerator.num_processes)
-    work = {training.name: check_training(training, *check) for training in trainings}
+    for training in trainings:
+        training.check_blocks(config.num_hidden_layers)
+    common = {"depth": config.num_hidden_layers, "mean": mean, "processes": accelerator.num_processes}
+    work = {
+        each.name: classifier.training_work(each.name, sets.train, each.n_partial, **common, **each.work_options())
+        for each in trainings
+    }
 
     # Frozen features, the checkpoint as it is, and every training
     rows = []
+    compared = (sets.train, sets.evaluation, transform)
+    options = {"seed": args.seed, "problem_type": sets.problem.problem_type, **loading}
     if args.knn:
-        encoder = frozen_encoder(args.model_name_or_path, config, accelerator.print)
-        options = {"name": "pre-trained encoder", "seed": args.seed, "logistic": True, **loading(args)}
-        options["problem_type"] = sets.problem.problem_type
-        rows += frozen_table(accelerator, encoder, sets.train, sets.evaluation, transform, **options)
+        encoder = frozen_encoder(args.model_name_or_path, config, say)
+        rows += frozen_table(accelerator, encoder, *compared, name="pre-trained encoder", logistic=True, **options)
     if readouts:
         encoder = load_model(MAEModel, args.model_name_or_path, config=config)
-        options = {"seed": args.seed, "memory_budget": launch.feature_memory(), **loading(args)}
-        options["problem_type"] = sets.problem.problem_type
-        rows += readout_table(accelerator, encoder, sets.train, sets.evaluation, transform, readouts, **options)
-    if tests_classifier:
+        options["memory_budget"] = launch.feature_memory()
+        rows += readout_table(accelerator, encoder, *compared, readouts, **options)
+    if tests_checkpoint:
         checkpoint = ("checkpoint", args.model_name_or_path, output_dir)
-        rows.append(test_classifier(*checkpoint, args, sets, transform, hub, accelerator))
+        rows.append(test_classifier(accelerator, *checkpoint, args, sets, transform, hub))
     with hub.finishing_uploads(accelerator):
-        to_do = sum(amount for name, amount in work.items() if not finished.get(name))
+        to_do = sum(amount for name, amount in work.items() if not finished[name])
         for training in trainings:
-            if finished.get(training.name):
-                rows.append(finished[training.name])
-                continue
-            to_do -= work[training.name]
-            rows.append(train_classifier(training, sets, transform, hub, resume, later=to_do / work[training.name]))
+            row = finished[training.name]
+            if not row:
+                to_do -= work[training.name]
+                row = train_classifier(training, sets, transform, hub, resume, later=to_do / work[training.name])
+            rows.append(row)
     faults = launch.count_faults(accelerator, sets.all())
     accelerator.end_training()
-    if not accelerator.is_main_process:
+    if not main_process:
         return
     report_evaluation(
         output_dir=output_dir,
@@ -168,16 +141,18 @@ def train_classifier(
     accelerator = launch.make_accelerator(folder, args.trackers)
     total_batch, micro_batch = args.total_batch_size, args.per_device_train_batch_size
     accelerator.gradient_accumulation_steps = split_batch(total_batch, micro_batch, accelerator.num_processes)
-    images = training_view(sets.train, mean=transform.channel_mean, **args.view_options())
+    loading = args.loading_options(launch.loading_workers(args.dataloader_num_workers))
+    images = classifier.training_view(sets.train, mean=transform.channel_mean, **args.view_options())
+    mix = Mix(args.random_erasing, args.mixup, args.cutmix, len(sets.class_names), accelerator.device)
 
     # Model and optimizer
     config = model_config(args)
     set_seed(args.seed)
     encoder = None if training.n_partial is None else args.model_name_or_path
     targets = {"problem_type": problem.problem_type, "target_means": images.labels.float().mean(0)}
-    model = make_classifier(config, encoder, sets.class_names, training.n_partial, accelerator.print, **targets)
-    options = {"weight_decay": args.weight_decay, "layer_decay": args.layer_decay}
-    optimizer = make_optimizer(args.optimizer, model, betas=(args.adam_beta1, args.adam_beta2), **options)
+    new = (config, encoder, sets.class_names, training.n_partial, accelerator.print)
+    model = classifier.make_classifier(*new, **targets)
+    optimizer = make_optimizer(args.optimizer, model, **args.optimizer_options())
     tuned, whole = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (False, True))
     model, optimizer = accelerator.prepare(model, optimizer)
 
@@ -185,30 +160,25 @@ def train_classifier(
     processing = {"mean": transform.channel_mean, "std": transform.channel_std, "white": sets.train.white}
     schedule = Schedule.from_epochs(len(images), **args.schedule_options())
     seen_sets = sets
-    if not (args.random_erasing or args.mixup or args.cutmix):
-        options = {
-            "epochs": schedule.epoch(schedule.updates),
-            "memory_budget": launch.feature_memory(),
-            **loading(args),
-        }
+    if not mix.changes:
+        options = {"epochs": schedule.epoch(schedule.updates), "memory_budget": launch.feature_memory(), **loading}
         images, seen_sets = probed_sets(accelerator, model, images, sets, transform, **options)
     run = open_run(
         *(accelerator, model, optimizer, images, schedule, folder),
         made_with={**args.settings(), **model_settings(config), "data": sets.train_fingerprint, **processing},
         checkpoint=choose_checkpoint(accelerator, folder, resume),
-        num_workers=launch.loading_workers(args.dataloader_num_workers),
+        num_workers=loading["num_workers"],
         after_checkpoint=hub.checkpoint,
         **args.run_options(schedule.updates_per_epoch),
     )
     accelerator.print(
         f"\n{training.name}: {tuned:,} of {whole:,} parameters, {len(images):,} images, {schedule}, batch "
-        f"{launch.describe_batch(accelerator, total_batch, micro_batch)}, {args.optimizer}, rate {schedule.peak:.3e} "
-        f"after {schedule.warmup} updates, {accelerator.mixed_precision} precision on {accelerator.device}"
-        f"{run.start}"
+        f"{launch.describe_batch(accelerator, total_batch, micro_batch)}, {args.optimizer}, rate "
+        f"{schedule.describe_rate()}, {accelerator.mixed_precision} precision on {accelerator.device}{run.start}"
     )
-    for note in problem_notes(problem, images, args.label_fraction, args.mixup or args.cutmix, config.label_smoothing):
+    shares = (args.label_fraction, args.mixup or args.cutmix, config.label_smoothing)
+    for note in classifier.problem_notes(problem, images, *shares):
         accelerator.print(f"note       {note}")
-    mix = Mix(args.random_erasing, args.mixup, args.cutmix, len(sets.class_names), accelerator.device)
 
     def loss_of(batch: dict, update: int, micro: int) -> torch.Tensor:
         if "features" in batch:
@@ -219,10 +189,9 @@ def train_classifier(
         return model(pixel_values, labels=labels).loss
 
     def after_epoch(epoch: int, update: int) -> None:
-        if epoch % args.eval_epochs and update != schedule.updates:
-            return
-        results, _ = evaluate_classifier(accelerator, model, seen_sets, transform, **loading(args))
-        keep_if_best(run, folder, problem, results)
+        if epoch % args.eval_epochs == 0 or update == schedule.updates:
+            results, _ = classifier.evaluate_classifier(accelerator, model, seen_sets, transform, **loading)
+            classifier.keep_if_best(run, folder, problem, results)
 
     launch.init_trackers(accelerator, dataclasses.asdict(args))
     train(run, loss_of, after_epoch, later)
@@ -232,21 +201,21 @@ def train_classifier(
     # What the training leaves
     (folder / "last").mkdir(exist_ok=True)
     save_model(accelerator, model, folder / "last")
-    log, name = run.history.read(), sets.train_name
-    sentence = describe_training(training.n_partial, len(images), args.label_fraction, name, config.pooling)
-    about = {"training": sentence, "log": log, **schedule.length}
-    row = test_classifier(training.name, str(folder), folder, args, sets, transform, hub, accelerator, **about)
+    described = (training.n_partial, len(images), args.label_fraction, sets.train_name, config.pooling)
+    about = {"training": describe_training(*described), **run.about}
+    row = test_classifier(accelerator, training.name, str(folder), folder, args, sets, transform, hub, **about)
     row |= {"n_partial": training.n_partial, "pooling": config.pooling}
     row |= {"images": len(images), "tuned_parameters": tuned}
     if accelerator.is_main_process:
-        last = [entry for entry in log if f"eval_{problem.metric}" in entry][-1]
+        last = [entry for entry in about["log"] if f"eval_{problem.metric}" in entry][-1]
         row |= {f"last_{problem.metric}": last[f"eval_{problem.metric}"], "epochs": last["epoch"]}
-        write_json(folder / RESULTS, row)
+        write_json(training.results_file, row)
     accelerator.free_memory()
     return row
 
 
 def test_classifier(
+    accelerator: Accelerator,
     name: str,
     checkpoint: str,
     folder: Path,
@@ -254,15 +223,13 @@ def test_classifier(
     sets: LabelledSets,
     transform: BatchTransform,
     hub: Hub,
-    accelerator: Accelerator,
     **about,
 ) -> dict:
     """The row `name` of the results: those of the classifier in `checkpoint`. Its card and pictures go to `folder`."""
-    model = load_model(EvalNet, checkpoint)
-    prepared = accelerator.prepare_model(model, evaluation_mode=True)
-    results, predictions = evaluate_classifier(
-        accelerator, prepared, sets, transform, with_auroc=True, **loading(args)
-    )
+    model = accelerator.prepare_model(load_model(EvalNet, checkpoint), evaluation_mode=True)
+    loading = args.loading_options(launch.loading_workers(args.dataloader_num_workers))
+    tested = classifier.evaluate_classifier(accelerator, model, sets, transform, **loading, with_auroc=True)
+    results, predictions = tested
     if accelerator.is_main_process:
         processor_of(sets.evaluation, transform.channel_mean, transform.channel_std).save_pretrained(folder)
         report_training(
@@ -276,28 +243,6 @@ def test_classifier(
             **about,
         )
     return {"name": name, **results}
-
-
-def check_training(training: EvalTraining, depth: int, sets: LabelledSets, mean: list[float], processes: int) -> float:
-    """Raise before any long work what the last of several trainings would raise after the others. Gives about how much
-    work the training is, in forward passes of an image: a backward pass through a block takes twice its forward pass.
-    """
-    args = training.arguments
-    try:
-        check_blocks(training.n_partial, depth)
-        images = training_view(sets.train, mean=mean, **args.view_options())
-        order = images.order(args.total_batch_size, args.seed)
-        MicroBatches(order, args.per_device_train_batch_size, range(1), num_processes=processes)
-        updates = Schedule.from_epochs(len(images), **args.schedule_options()).updates
-    except (ArgumentError, UserError) as error:
-        raise UserError(f"{training.name}: {error}") from None
-    tuned = depth if training.n_partial is None else training.n_partial
-    return updates * args.total_batch_size * (1 + 2 * tuned / depth)
-
-
-def loading(args: EvalArguments) -> dict:
-    workers = launch.loading_workers(args.dataloader_num_workers)
-    return {"batch_size": args.per_device_eval_batch_size, "num_workers": workers}
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ if __name__ == "__main__":  # before the other imports: --help and a misspelt op
 
 import dataclasses
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -23,13 +22,13 @@ from modeling_mae.data.pretraining_sets import load_pretraining_sets, load_train
 from modeling_mae.data.processor import processor_of
 from modeling_mae.data.statistics import choose_mean_std
 from modeling_mae.errors import UserError
-from modeling_mae.evaluation.features import K, knn_of_saved
+from modeling_mae.evaluation.features import EVAL_BATCH, K, knn_of_saved
 from modeling_mae.evaluation.growth import FeatureGrowth
 from modeling_mae.evaluation.nearest import nearest_images
 from modeling_mae.hub import Hub, local_checkpoint
 from modeling_mae.report.neighbours import save_nearest
-from modeling_mae.report.pretraining import describe_model, report_pretraining
-from modeling_mae.report.reconstruction import ReconstructionSheet, save_reconstruction
+from modeling_mae.report.pretraining import about_model, report_pretraining
+from modeling_mae.report.reconstruction import PICTURED, ReconstructionSheet
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform
 from modeling_mae.training.checkpoints import choose_checkpoint
@@ -43,20 +42,18 @@ from modeling_mae.training.trials import find_batch_size, fit_length
 
 
 NORMALISED_LOSS = "loss       1 is what predicting the mean of each patch gives\n"
-EVAL_BATCH = 256  # images; without gradients it takes less memory than a training batch of usual size
 
 
 def main(args: PretrainArguments) -> None:
     # Folder and Hub
     output_dir = Path(args.output_dir)
     accelerator = launch.make_accelerator(output_dir, args.trackers)
-    main_process, processes = accelerator.is_main_process, accelerator.num_processes
+    main_process, processes, say = accelerator.is_main_process, accelerator.num_processes, accelerator.print
     if not args.own_images:  # an error here leaves the folder as it is
         split_batch(args.total_batch_size, args.per_device_train_batch_size, processes)
     if main_process:
         claim_folder(output_dir, args.overwrite_output_dir)
-    hub = Hub(output_dir, **args.hub_options(), main_process=main_process)
-    hub.start()
+    hub = Hub(output_dir, **args.hub_options(), main_process=main_process).start()
     resume = local_checkpoint(accelerator, output_dir, args.resume_from_checkpoint)
     checkpoint = choose_checkpoint(accelerator, output_dir, resume)
     before = read_manifest(checkpoint)["made_with"] if checkpoint else {}
@@ -69,147 +66,121 @@ def main(args: PretrainArguments) -> None:
     if args.own_images:
         facts = dataclasses.asdict(image_facts(source, args.bands))
         args, chosen, reasons = settle(args, **facts, processes=processes, before=chosen)
-        accelerator.print(*(f"chosen     {reason}\n" for reason in reasons), sep="", end="", flush=True)
-    total_batch, micro_batch = args.total_batch_size, args.per_device_train_batch_size
-    accelerator.gradient_accumulation_steps = split_batch(total_batch, micro_batch, processes)
+        say(*(f"chosen     {reason}\n" for reason in reasons), sep="", end="", flush=True)
     config = model_config(args)
-    size = config.image_height_width  # pixels
-    workers = launch.loading_workers(args.dataloader_num_workers)
-    open_options = {"size": size, "num_channels": config.num_channels, "bands": args.bands}
-    open_options |= {"on_bad_image": args.on_bad_image, "scaled_decoding": args.scaled_decoding}
-    open_options |= launch.image_memory(accelerator, args.image_cache)
     sets = load_pretraining_sets(
         source,
         args.source_options(),
         eval_split=args.eval_split,
         k=K if args.knn or args.eval_every_epochs else None,
         white=args.white_value or before.get("white"),
-        open_options=open_options,
+        open_options=args.open_options(config) | launch.image_memory(accelerator, args.image_cache),
         main_process_first=main_first,
-        say=accelerator.print,
+        say=say,
     )
     images = sets.images
-    mean, std = choose_mean_std(images, (args.image_mean, args.image_std), before, accelerator.print)
-    transform = BatchTransform(mean, std, size).to(accelerator.device)
+    mean, std = choose_mean_std(images, (args.image_mean, args.image_std), before, say)
+    transform = BatchTransform(mean, std, images.size).to(accelerator.device)
 
     # Model and optimizer
     set_seed(args.seed)
     model = load_model(MAEForPreTraining, args.model_name_or_path, config=config)
-    architecture = describe_model(config, sum(p.numel() for p in model.parameters()))
-    betas = (args.adam_beta1, args.adam_beta2)
-    optimizer = make_optimizer("adamw", model, weight_decay=args.weight_decay, betas=betas)
+    about = about_model(config, sum(p.numel() for p in model.parameters()))
+    optimizer = make_optimizer("adamw", model, **args.optimizer_options())
     model, optimizer = accelerator.prepare(model, optimizer)
     unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
 
-    # The mask of an image is a pure function of (seed, update, place in the total batch). So it is the same with any
-    # number of processes, and after a resume.
+    # Batch and loss
+    if args.auto_batch_size:
+        fitting = find_batch_size(accelerator, unwrapped, args.total_batch_size, args.per_device_train_batch_size)
+        args = dataclasses.replace(args, per_device_train_batch_size=fitting)
+    total_batch, micro_batch = args.total_batch_size, args.per_device_train_batch_size
+    accelerator.gradient_accumulation_steps = split_batch(total_batch, micro_batch, processes)
     generator = torch.Generator(accelerator.device)
 
     def loss_of(batch: dict, update: int, micro: int) -> torch.Tensor:
         pixel_values = transform(batch)  # (batch, channels, height, width)
+        # The mask of an image is a pure function of (seed, update, place in the total batch). So it is the same with
+        # any number of processes, and after a resume.
         generator.manual_seed(args.seed * 2**31 + update)
         noise = mask_noise(config.mask_type, total_batch, config.grid, generator, accelerator.device)
         first = (micro * processes + accelerator.process_index) * micro_batch
         return model(pixel_values, noise=noise[first : first + len(pixel_values)]).loss
 
-    # Trials: the images at a time that fit into memory, the epochs that fit into the hours
-    training_images = images.view(crop=training_crop(args.seed, args.crop_scale, args.horizontal_flip, size))
-    loading = {"batch_size": EVAL_BATCH, "num_workers": workers}
+    # Length and run
+    training_images = images.view(crop=training_crop(args.seed, args.crop_scale, args.horizontal_flip, images.size))
+    loading = {"batch_size": EVAL_BATCH, "num_workers": launch.loading_workers(args.dataloader_num_workers)}
     growth = FeatureGrowth(accelerator, images, sets.evaluation, transform, k=K, **loading)
-    if args.auto_batch_size:
-        micro_batch = find_batch_size(accelerator, unwrapped, total_batch, micro_batch)
-        accelerator.gradient_accumulation_steps = split_batch(total_batch, micro_batch, processes)
-        args = dataclasses.replace(args, per_device_train_batch_size=micro_batch)
     if args.max_hours and not checkpoint:
-        batches = {"batch_size": micro_batch, "total_batch_size": total_batch, "num_workers": workers}
-        batches["repeats"] = args.repeated_augmentation
-        options = {**batches, **args.trial_options(), "images_a_look": growth.images}
-        epochs, reason = fit_length(accelerator, model, optimizer, training_images, loss_of, **options)
-        args = args.with_length(epochs)
-        accelerator.print(f"chosen     num_train_epochs={epochs:g}: {reason}", flush=True)
+        options = {**args.trial_options(), "num_workers": loading["num_workers"], "images_a_look": growth.images}
+        args = args.with_length(fit_length(accelerator, model, optimizer, training_images, loss_of, **options))
     elif args.max_hours and "num_train_epochs" not in before.get("chosen", {}):
-        accelerator.print("note       max_hours counts where a run begins: this one keeps its length")
+        say("note       max_hours counts where a run begins: this one keeps its length")
     chosen |= args.length() if args.max_hours else {}
-
-    # Schedule and run
     schedule = Schedule.from_epochs(len(images), **args.schedule_options())
-    made_with = {**args.settings(), **model_settings(config), "data": fingerprint(source)}
-    made_with |= {"chosen": chosen} if chosen else {}
+    made_with = {**args.settings(), **model_settings(config), "data": fingerprint(source), "mean": mean, "std": std}
     run = open_run(
         *(accelerator, model, optimizer, training_images, schedule, output_dir),
-        made_with={**made_with, "mean": mean, "std": std, "white": images.white},
+        made_with={**made_with, "white": images.white, **({"chosen": chosen} if chosen else {})},
         checkpoint=checkpoint,
-        num_workers=workers,
+        num_workers=loading["num_workers"],
         after_checkpoint=hub.checkpoint,
         **args.run_options(schedule.updates_per_epoch),
     )
-    accelerator.print(
-        f"model      {architecture}\n"
+    say(
+        f"model      {about['architecture']}\n"
         f"data       {source.name}: {len(images):,} images, mean {mean}, std {std}, {images.where}{images.remarks}\n"
         f"batch      {launch.describe_batch(accelerator, total_batch, micro_batch)}\n"
         f"length     {schedule}{run.start}\n"
-        f"rate       {schedule.peak:.3e} after {schedule.warmup} updates of warm-up, cosine to 0\n"
+        f"rate       {schedule.describe_rate()}, cosine to 0\n"
         f"precision  {accelerator.mixed_precision}, on {accelerator.device}\n"
         f"{NORMALISED_LOSS * config.norm_pix_loss}"
         f"parallel   {launch.describe_parallelism(accelerator)}"
     )
 
-    picture_batch = images.batch(0, list(range(0, len(images), max(1, len(images) // 8)))[:8])
-    pixel_values = transform(send_to_device(picture_batch, accelerator.device))
-    reconstructions = ReconstructionSheet(unwrapped, pixel_values, mean, std, args.seed)
-
-    def picture(path: Path, update: int) -> None:
-        sheet = reconstructions.draw()
-        if main_process:
-            save_reconstruction(path, sheet)
-            launch.log_image(accelerator, "reconstruction", sheet, update)
+    # Training, with pictures and looks at the features
+    pixel_values = transform(send_to_device(images.batch(0, images.spread(PICTURED)), accelerator.device))
+    sheet = ReconstructionSheet(unwrapped, pixel_values, mean, std, args.seed)
 
     def after_epoch(epoch: int, update: int) -> None:
         if args.eval_every_epochs and (epoch % args.eval_every_epochs == 0 or update == schedule.updates):
             growth.look(run.history, unwrapped, schedule.epoch(update), update)
         if args.picture_epochs and epoch % args.picture_epochs == 0:
-            picture(output_dir / "pictures" / f"reconstruction-epoch-{epoch:04d}.png", update)
+            path = output_dir / "pictures" / f"reconstruction-epoch-{epoch:04d}.png"
+            launch.log_image(accelerator, "reconstruction", sheet.save(path, main_process), update)
 
     launch.init_trackers(accelerator, dataclasses.asdict(args))
     if args.eval_every_epochs:
         growth.look_at_baselines(run.history, config, args.seed)
-    began = time.perf_counter()
     with hub.finishing_uploads(accelerator):
         train(run, loss_of, after_epoch)
-    seconds = time.perf_counter() - began
 
     # What the run leaves: the model first, whatever may fail after it
     save_model(accelerator, model, output_dir)
     if main_process:
         processor_of(images, mean, std).save_pretrained(output_dir)
-    picture(output_dir / "reconstruction.png", schedule.updates)
+    drawn = sheet.save(output_dir / "reconstruction.png", main_process)
+    launch.log_image(accelerator, "reconstruction", drawn, schedule.updates)
     nearest = nearest_images(accelerator, unwrapped, images, sets.evaluation, transform, **loading)
-    neighbours = save_nearest(output_dir / "neighbours.png", nearest, mean, std)
-    faults = launch.count_faults(accelerator, [images])
     evaluation = sets.evaluation if args.knn else None
     knn = knn_of_saved(accelerator, output_dir, images, evaluation, transform, seed=args.seed, **loading)
+    about |= launch.count_faults(accelerator, [images]) | launch.hardware(accelerator)
     accelerator.end_training()
     if not main_process:
         return
     report_pretraining(
         output_dir=output_dir,
         arguments=dataclasses.asdict(args),
-        log=run.history.read(),
-        architecture=architecture,
-        normalised=config.norm_pix_loss,
-        seconds=seconds,
-        waited=run.waited / max(seconds, 1e-9),
-        picture=reconstructions.describe(args.bands),
-        neighbours=neighbours,
-        depth=config.num_hidden_layers,
+        picture=sheet.describe(args.bands),
+        neighbours=save_nearest(output_dir / "neighbours.png", nearest, mean, std),
         license=args.license,
         knn=knn,
         k=K,
         **hub.about(output_dir),
-        **schedule.length,
         **sets.about,
-        **launch.hardware(accelerator),
-        **faults,
+        **run.about,
+        **run.times,
+        **about,
     )
     if not hub.push():
         sys.exit(1)

@@ -9,7 +9,7 @@ of the wall. Readout: mean of the last block's patch tokens, whole images; k-NN 
 regression on 12,000 labels; 2,000 evaluation images.
 
     PYTHONPATH=. python benchmarks/time_to_accuracy.py [--budgets 10 30 100] [--seeds 0 1 2] [--dtype bfloat16]
-        [--picture FILE.png]
+        [--only "ours" ...] [--picture FILE.png]
 """
 
 import argparse
@@ -162,7 +162,7 @@ def draw(path: Path, rows: list[dict]) -> None:
     figure = Figure(figsize=(9, 4), dpi=120, layout="constrained")
     titles = {"knn": "k-NN (k = 20)", "probe": "logistic regression"}
     for axes, (key, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
-        for name in NAMES:
+        for name in dict.fromkeys(row["name"] for row in rows):
             budgets = sorted({row["budget"] for row in rows})
             values = [[row[key] for row in rows if (row["name"], row["budget"]) == (name, b)] for b in budgets]
             (line,) = axes.plot(budgets, [statistics.mean(v) for v in values], marker="o", label=name)
@@ -173,7 +173,7 @@ def draw(path: Path, rows: list[dict]) -> None:
         axes.set(xlabel="seconds of pre-training", ylabel="accuracy in %")
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     figure.savefig(path)
 
 
@@ -181,6 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budgets", type=float, nargs="+", default=[10.0, 30.0, 100.0], help="seconds")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help="of the contestants")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of autocast, for all")
     parser.add_argument("--picture", type=Path, help="a PNG file for the curves")
     args = parser.parse_args()
@@ -206,7 +207,7 @@ def main() -> None:
     for seed in args.seeds:
         for budget in args.budgets:
             contestants = [
-                Contestant(name, seed, budget, bfloat16, arguments, sets.images, transform) for name in NAMES
+                Contestant(name, seed, budget, bfloat16, arguments, sets.images, transform) for name in args.only
             ]
             while any(contestant.seconds < budget for contestant in contestants):
                 for contestant in contestants:
@@ -218,7 +219,7 @@ def main() -> None:
     print(
         f"\n{'':32}" + "".join(f"{f'{budget:g} s: updates':>18}{'k-NN':>18}{'probe':>18}" for budget in args.budgets)
     )
-    for name in NAMES:
+    for name in args.only:
         line = f"{name:32}"
         for budget in args.budgets:
             chosen = [row for row in rows if (row["name"], row["budget"]) == (name, budget)]

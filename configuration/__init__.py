@@ -11,17 +11,14 @@ from .arguments import (
     PretrainArguments,
     RunArguments,
 )
-from .checks import check_blocks
 from .errors import ArgumentError
-from .evaluation import EVAL_CROP_FRACTION, RESULTS, EvalArguments, EvalTraining
+from .evaluation import EvalArguments, EvalTraining
 from .model import model_config, model_settings
 from .own_images import settle
 from .parsing import parse_arguments
 
 
 __all__ = [
-    "EVAL_CROP_FRACTION",
-    "RESULTS",
     "ArgumentError",
     "DataArguments",
     "EvalArguments",
@@ -30,7 +27,6 @@ __all__ = [
     "OptimizerArguments",
     "PretrainArguments",
     "RunArguments",
-    "check_blocks",
     "model_config",
     "model_settings",
     "parse_arguments",

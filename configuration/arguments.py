@@ -108,6 +108,11 @@ class DataArguments:
             "streaming": self.streaming,
         }
 
+    def open_options(self, config) -> dict[str, Any]:
+        """What `open_images` takes of the options and of the `MAEConfig`."""
+        model = {"size": config.image_height_width, "num_channels": config.num_channels}
+        return {**model, "on_bad_image": self.on_bad_image, "scaled_decoding": self.scaled_decoding}
+
 
 @dataclass
 class OptimizerArguments:
@@ -132,6 +137,10 @@ class OptimizerArguments:
             "warmup_epochs": self.warmup_epochs,
             "base_learning_rate": self.base_learning_rate,
         }
+
+    def optimizer_options(self) -> dict[str, Any]:
+        """What `make_optimizer` takes beside the optimizer's name and the model."""
+        return {"weight_decay": self.weight_decay, "betas": (self.adam_beta1, self.adam_beta2)}
 
 
 @dataclass
@@ -261,9 +270,14 @@ class PretrainArguments(RunArguments, OptimizerArguments, DataArguments, ModelAr
         """What `load_training_source` takes of the options."""
         return {name: getattr(self, name) for name in ("train_split", "max_train_samples")}
 
+    def open_options(self, config) -> dict[str, Any]:
+        return {**super().open_options(config), "bands": self.bands}
+
     def trial_options(self) -> dict[str, Any]:
         """What `fit_length` takes of the options."""
-        options = {"hours": self.max_hours, "wanted": self.num_train_epochs, "seed": self.seed}
+        batches = {"batch_size": self.per_device_train_batch_size, "total_batch_size": self.total_batch_size}
+        options = {"hours": self.max_hours, "wanted": self.num_train_epochs, "seed": self.seed, **batches}
+        options["repeats"] = self.repeated_augmentation
         return {**options, "epochs_between_looks": self.eval_every_epochs, "knn": self.knn}
 
     def length(self) -> dict[str, float]:

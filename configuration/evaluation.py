@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import DataArguments, ModelArguments, OptimizerArguments, RunArguments, option
-from .checks import check_evaluation
+from .checks import check_blocks, check_evaluation
 from .errors import ArgumentError
 from .model import model_fields, parse_overrides, parse_pairs
 from .parsing import parse_mapping
@@ -141,6 +141,13 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
     def schedule_options(self) -> dict[str, Any]:
         return {**super().schedule_options(), "min_learning_rate": self.min_learning_rate}
 
+    def optimizer_options(self) -> dict[str, Any]:
+        return {**super().optimizer_options(), "layer_decay": self.layer_decay}
+
+    def loading_options(self, workers: int) -> dict[str, Any]:
+        """How images to evaluate on are loaded, by so many loading `workers`."""
+        return {"batch_size": self.per_device_eval_batch_size, "num_workers": workers}
+
     def view_options(self) -> dict[str, Any]:
         """What `training_view` takes beside images and mean."""
         names = ("seed", "crop_scale", "horizontal_flip", "label_fraction", "auto_augment")
@@ -150,6 +157,10 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         """How images are to be brought to the model, where the checkpoint's image processor does not decide."""
         given = {"mean": self.image_mean, "std": self.image_std, "white": self.white_value, "bands": self.bands}
         return {**given, "crop_fraction": self.eval_crop_fraction}
+
+    def crop_options(self) -> dict[str, Any]:
+        """What `choose_processing` takes of the options for the crop."""
+        return {"keeps_crop": not self.do_train, "crop_fraction": EVAL_CROP_FRACTION}
 
     def set_options(self) -> dict[str, Any]:
         """What `load_labelled_sets` takes of the options."""
@@ -239,6 +250,24 @@ class EvalTraining:
     n_partial: float | None  # blocks tuned; None: from scratch, all of them
     arguments: EvalArguments  # nothing is left open
 
+    @property
+    def results_file(self) -> Path:
+        """Where its row of results stands when it is finished."""
+        return self.folder / RESULTS
+
+    def check_blocks(self, depth: int) -> None:
+        """Raises an ArgumentError where an encoder of `depth` blocks cannot tune `n_partial` of them."""
+        try:
+            check_blocks(self.n_partial, depth)
+        except ArgumentError as error:
+            raise ArgumentError(f"{self.name}: {error}") from None
+
+    def work_options(self) -> dict[str, Any]:
+        """What `training_work` takes of the options."""
+        args = self.arguments
+        options = {"view": args.view_options(), "schedule": args.schedule_options()}
+        return {**options, "batch_size": args.per_device_train_batch_size}
+
     def finished_results(self, say: Callable[[str], None]) -> dict | None:
         """The row of results that an earlier call of the same training left in the folder; None where there is
         something to do.
@@ -249,10 +278,9 @@ class EvalTraining:
         Raises:
             ArgumentError: the results are those of another training, or of one with other settings.
         """
-        finished = self.folder / RESULTS
-        if not finished.exists():
+        if not self.results_file.exists():
             return None
-        row = json.loads(finished.read_text())
+        row = json.loads(self.results_file.read_text())
         if row["name"] != self.name:
             raise ArgumentError(
                 f"{self.folder} holds the results of {row['name']}, not of {self.name}: give another --output_dir"

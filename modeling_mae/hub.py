@@ -66,14 +66,14 @@ class Hub:
         in_repository = self.active and folder == self.folder
         return {"name": self.card_name(folder), "repo_id": self.repo_id if in_repository else None}
 
-    def start(self) -> None:
+    def start(self) -> "Hub":
         """Create the repository before any long work. When the Hub cannot be reached, say so and go on.
 
         Raises:
             UserError: the Hub refuses the token or the repository's name.
         """
         if not self.active:
-            return
+            return self
         # The client's messages and bars would break into what the training shows.
         logging.set_verbosity_error()
         disable_progress_bars()
@@ -87,6 +87,7 @@ class Hub:
                     "a token that may write there, or give another --hub_model_id"
                 ) from None
             _say(f"the Hub does not answer ({_reason(error)}): the run goes on, and pushing is tried again later")
+        return self
 
     def checkpoint(self, path: Path) -> None:
         """Upload the checkpoint `path` in the background, unless an earlier upload still runs."""

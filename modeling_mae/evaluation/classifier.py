@@ -12,9 +12,12 @@ from ..data.crops import training_crop
 from ..data.images import Images
 from ..data.labelled_sets import LabelledSets
 from ..data.labels import balanced_part, random_part
+from ..data.order import MicroBatches
+from ..errors import UserError
 from ..modeling_mae import EvalNet
 from ..problems import REGRESSION, SINGLE_LABEL, Problem
 from ..training.augment import RandAugment
+from ..training.optim import Schedule
 from ..training.state import Run, load_model, save_model
 from .metrics import class_scores, predict_with
 from .problem_metrics import EVALUATIONS
@@ -27,6 +30,20 @@ SMALL_DEVIATION, LARGE_DEVIATION = 0.05, 20.0  # of a regression's targets; outs
 def is_classifier(config: MAEConfig) -> bool:
     """Whether the checkpoint of this configuration has a trained head."""
     return "EvalNet" in (config.architectures or [])
+
+
+def is_tested(config: MAEConfig, checkpoint: str | None, reads_features: bool) -> bool:
+    """Whether `checkpoint`, which is not trained further, has a classifier to test.
+
+    Raises:
+        UserError: it has none, and no frozen features are read either.
+    """
+    if not is_classifier(config) and not reads_features:
+        raise UserError(
+            f"model_name_or_path {checkpoint!r} has no classifier to test: train one with --do_train true, or give "
+            "--knn true"
+        )
+    return is_classifier(config)
 
 
 def class_names_of(config: MAEConfig) -> list[str]:
@@ -72,6 +89,35 @@ def training_view(
     if auto_augment != "none":
         augment = RandAugment(auto_augment, images.size, mean, seed)
     return images.view(training_crop(seed, crop_scale, horizontal_flip, images.size), rows, augment)
+
+
+def training_work(
+    name: str,
+    images: Images,
+    n_partial: float | None,
+    *,
+    depth: int,
+    mean: list[float],
+    processes: int,
+    view: dict,
+    schedule: dict,
+    batch_size: int,
+) -> float:
+    """About how much work the training `name` is, in forward passes of an image: a backward pass through a block takes
+    twice its forward pass. `view` goes to `training_view`, `schedule` to `Schedule.from_epochs`.
+
+    Raises:
+        UserError: what the training would raise, which may be the last of several, before the first does any work.
+    """
+    try:
+        part = training_view(images, mean=mean, **view)
+        order = part.order(schedule["total_batch_size"], view["seed"])
+        MicroBatches(order, batch_size, range(1), num_processes=processes)
+        updates = Schedule.from_epochs(len(part), **schedule).updates
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    tuned = depth if n_partial is None else n_partial
+    return updates * schedule["total_batch_size"] * (1 + 2 * tuned / depth)
 
 
 def problem_notes(

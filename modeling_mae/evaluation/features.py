@@ -20,6 +20,7 @@ from .frozen_problems import knn_averages, linear_predictions, metric_of
 from .metrics import compute_over
 
 
+EVAL_BATCH = 256  # images; without gradients it takes less memory than a training batch of usual size
 K = 20  # of the k-NN accuracy that tables and cards show
 KS = (10, K, 100, 200)
 TEMPERATURE = 0.07  # of the k-NN votes (Wu et al., arXiv 1805.01978)

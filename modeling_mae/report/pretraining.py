@@ -11,15 +11,16 @@ from .run import PRETRAINING, Training, write_run
 from .run_pages import run_figures, write_run_page
 
 
-def describe_model(config, parameters: int) -> str:
-    """The architecture of an `MAEConfig` in a line; `parameters` is their number."""
+def about_model(config, parameters: int) -> dict:
+    """What a report says of the model of an `MAEConfig`: `architecture` is a line, with the number of `parameters`."""
     patch, image = ("x".join(map(str, size)) for size in (config.patch_height_width, config.image_height_width))
     decoder = "decoder" if config.decoder_type == "self" else f"{config.decoder_type} decoder"
-    return (
+    architecture = (
         f"{config.num_hidden_layers} x {config.hidden_size} encoder, {config.decoder_num_hidden_layers} x "
         f"{config.decoder_hidden_size} {decoder}, {parameters / 1e6:.3g} M parameters, patches of {patch} in {image} "
         f"pixels, {config.num_channels} channel{'s' if config.num_channels > 1 else ''}"
     )
+    return {"architecture": architecture, "depth": config.num_hidden_layers, "normalised": config.norm_pix_loss}
 
 
 def report_pretraining(

@@ -11,6 +11,7 @@ from ..masking_mae import mask_noise
 from .figures import save_figure
 
 
+PICTURED = 8  # images in the picture of a pre-training
 GRAY = 128  # the colour of masked patches
 MASKS = {"random": "random", "block": "random rectangles", "grid": "one patch in each 2 x 2 and more"}
 STRETCH = (2, 98)  # percentiles that become black and white
@@ -46,6 +47,13 @@ class ReconstructionSheet:
         noise, grid = noise.to(self.pixel_values.device), config.grid
         reconstruction, mask = reconstruct_images(self.model, self.pixel_values, noise)
         return reconstruction_grid(self.pixel_values, mask, reconstruction, self.mean, self.std, grid)
+
+    def save(self, path: Path, writes: bool) -> torch.Tensor:
+        """Draw the picture, and write it as PNG where this process `writes`. Gives what `draw` gives."""
+        sheet = self.draw()
+        if writes:
+            save_reconstruction(path, sheet)
+        return sheet
 
     def describe(self, bands: list[int] | None = None) -> str:
         """How the picture is made, for people. `bands` as in `describe_shown`."""

@@ -84,6 +84,11 @@ class Mix:
         options = {"mixup_alpha": mixup, "cutmix_alpha": cutmix, "label_smoothing": 0.0, "num_classes": num_classes}
         self.mix = Mixup(**options) if mixup or cutmix else None
 
+    @property
+    def changes(self) -> bool:
+        """Whether it changes anything."""
+        return self.erase is not None or self.mix is not None
+
     def __call__(self, pixel_values: torch.Tensor, labels: torch.Tensor, *key: int):
         """``(batch, channels, height, width)`` and class numbers ``(batch,)``, or probabilities ``(batch, classes)``
         when mixed: a pure function of the integers in `key`.

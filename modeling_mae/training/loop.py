@@ -108,6 +108,7 @@ def train(
             progress.epoch = epoch
             model.train()
 
+    began = time.perf_counter()
     model.train()
     try:
         with StopRequest(accelerator) as stop:
@@ -152,6 +153,7 @@ def train(
                         raise stopped_by_signal(run, signal_number, folder)
             say_waiting(run, waiting)
     finally:
+        run.seconds += time.perf_counter() - began
         display.close()
 
 

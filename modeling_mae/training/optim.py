@@ -62,6 +62,9 @@ class Schedule:
         progress = (update - self.warmup) / max(1, self.updates - self.warmup)
         return self.floor + (self.peak - self.floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
+    def describe_rate(self) -> str:
+        return f"{self.peak:.3e} after {self.warmup} updates of warm-up"
+
     def epoch(self, update: int) -> float:
         """Epochs done after `update` updates."""
         return update / self.updates_per_epoch

@@ -74,12 +74,23 @@ class Run:
     logging_steps: int
     checkpointing_steps: int
     after_checkpoint: Callable[[Path], None]
-    waited: float = 0.0  # seconds for images
+    seconds: float = 0.0  # that the training took, since it was opened
+    waited: float = 0.0  # seconds of these for images
 
     @property
     def start(self) -> str:
         """Where the run goes on from, as the end of a sentence; empty for a fresh start."""
         return f", from update {self.progress.update} of {self.resumed_from}" if self.resumed_from else ""
+
+    @property
+    def about(self) -> dict:
+        """What a report says of the training."""
+        return {"log": self.history.read(), **self.schedule.length}
+
+    @property
+    def times(self) -> dict[str, float]:
+        """Its `seconds`, and the part of them, 0..1, in which it `waited` for images."""
+        return {"seconds": self.seconds, "waited": self.waited / max(self.seconds, 1e-9)}
 
 
 def open_run(

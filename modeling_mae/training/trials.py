@@ -139,8 +139,8 @@ def fit_length(
     epochs_between_looks: int,
     knn: bool,
     **loading,
-) -> tuple[float, str]:
-    """(epochs, reason): the length, at most `wanted`, of a run that may take `hours`, by timing its first updates.
+) -> float:
+    """The epochs, at most `wanted`, of a run that may take `hours`, by timing its first updates. Prints the reason.
 
     An image that is looked at counts like one that is trained on. `images_a_look` are those whose features are
     computed every `epochs_between_looks`, and with `knn` twice at the end. `loading` goes to `training_loader`.
@@ -154,7 +154,9 @@ def fit_length(
     a_look = seconds / total_batch_size * images_a_look
     looks = {"seconds_of_a_look": a_look, "epochs_between_looks": epochs_between_looks}
     epochs = fit_epochs(hours, wanted, an_epoch, **looks, other_seconds=2 * a_look * knn)
-    return epochs, f"an epoch takes {an_epoch:.3g} s by trial updates, for max_hours {hours:g}"
+    why = f"an epoch takes {an_epoch:.3g} s by trial updates, for max_hours {hours:g}"
+    accelerator.print(f"chosen     num_train_epochs={epochs:g}: {why}", flush=True)
+    return epochs
 
 
 def fit_epochs(
