@@ -22,6 +22,7 @@ MAX_WORKERS = 1024
 def check_pretraining(args) -> None:
     """Raises an ArgumentError for `PretrainArguments` that cannot work."""
     check_texts(args)
+    check_place(args)
     if args.own_images:  # what is left open is settled, and checked, when the images are known
         parse_overrides(args.config_overrides)
         check_data(args)
@@ -50,6 +51,7 @@ def check_settings(args) -> None:
 def check_evaluation(args) -> None:
     """Raises an ArgumentError for `EvalArguments` that cannot work, of any of its trainings."""
     check_texts(args)
+    check_place(args)
     check_checkpoint(args)
     exclude(args, "readouts", "feature_layers")
     exclude(args, "readouts", "feature_pooling")
@@ -88,14 +90,25 @@ def check_texts(args) -> None:
             raise ArgumentError(f"{name} {value!r} is empty: give a value, or leave the option out")
 
 
+def check_place(args) -> None:
+    """model_name_or_path may be a folder or a Hub id. A Hub id is owner/name; where owner is a folder here, a path was
+    meant, and asking the Hub for it would take long."""
+    name = args.model_name_or_path
+    if name is not None and Path(name).is_file():
+        raise ArgumentError(
+            f"model_name_or_path {name!r} is a file: convert it with `python -m modeling_mae.interop {name} FOLDER` "
+            "and give FOLDER"
+        )
+    if name is not None and not Path(name).exists() and (Path(name).parent.is_dir() or name.count("/") != 1):
+        raise ArgumentError(
+            f"model_name_or_path {name!r} is neither a folder here nor a Hub id: pre-train first, or give the "
+            "output_dir of a run, or owner/name"
+        )
+
+
 def check_model(args, decoder: bool = False) -> None:
     """`decoder`: the whole model is trained, with its decoder."""
     exclude(args, "model_name_or_path", "config_name")
-    if args.model_name_or_path is not None and Path(args.model_name_or_path).is_file():
-        raise ArgumentError(
-            f"model_name_or_path {args.model_name_or_path!r} is a file: convert it with `python -m "
-            f"modeling_mae.interop {args.model_name_or_path} FOLDER` and give FOLDER"
-        )
     # A configuration on the Hub would need the network. It is checked when it is loaded.
     if args.model_name_or_path is None or Path(args.model_name_or_path).is_dir():
         config = model_config(args)
@@ -134,8 +147,6 @@ def check_checkpoint(args) -> None:
             "model_name_or_path is not given: give a pre-trained checkpoint's folder or Hub id, or only "
             "--from_scratch true with --config_name"
         )
-    if name is not None and not Path(name).exists() and (Path(name).parent.is_dir() or name.count("/") > 1):
-        raise ArgumentError(f"model_name_or_path {name!r} is not a folder here: pre-train first, or give a Hub id")
     if name is None or Path(name).is_dir():
         depth = model_config(args).num_hidden_layers
         for value in args.n_partial or []:

@@ -107,6 +107,10 @@ def _refuse_other_projects(name: str, cache_dir: str | None) -> None:
     except OSError:
         return  # there is nothing: from_pretrained says so
     kind = values.get("model_type", values.get("architecture"))
+    if kind is None:
+        inside = [repr(str(file.parent)) for file in sorted(Path(name).glob("*/config.json"))]
+        remedy = " or ".join(inside) or "the output_dir of a run, or a Hub id"
+        raise ArgumentError(f"model_name_or_path {name!r} has no config.json of a model: give {remedy}")
     if kind != MAEConfig.model_type:
         raise ArgumentError(
             f"model_name_or_path {name!r} is another project's checkpoint ({kind}): convert it with "
@@ -150,6 +154,11 @@ def model_config(args):
     except (ValueError, OSError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
         reason = " ".join(str(error.__cause__ or error).split())
         place = args.model_name_or_path or args.config_name
+        if isinstance(error, OSError) and not Path(place).exists():
+            raise ArgumentError(
+                f"model_name_or_path {place!r} is neither a folder here nor a Hub id that can be reached "
+                f"({reason.split('. ')[0].rstrip('.')[:200]}): check the path, or the network and the id"
+            ) from error
         is_ours = isinstance(error, (ValueError, OSError, StrictDataclassError))
         raise ArgumentError(
             reason if is_ours else f"the configuration of {place!r} does not work: {reason}"

@@ -1,5 +1,7 @@
 """The kinds of errors that end a command with one line instead of a traceback."""
 
+from pathlib import Path
+
 
 class UserError(ValueError):
     """What the user of a command can mend. The message is one line: the value, the reason, the remedy."""
@@ -12,3 +14,26 @@ class TrainingStopped(Exception):
     def __init__(self, message: str, code: int = 1):
         super().__init__(message)
         self.code = code
+
+
+def refuse_missing(checkpoint: str) -> None:
+    """Raise where `checkpoint` names nothing on this machine and can be no Hub id either: asking the Hub takes long.
+
+    Raises:
+        UserError: it is no file or folder, and not of the form owner/name, or owner is a folder here.
+    """
+    path = Path(checkpoint)
+    if not path.exists() and (path.parent.is_dir() or checkpoint.count("/") != 1):
+        raise UserError(
+            f"checkpoint {checkpoint!r} is neither a folder here nor a Hub id: give the output_dir of a run, or "
+            "owner/name"
+        )
+
+
+def not_found(checkpoint: str, error: Exception) -> UserError:
+    """The error for a `checkpoint` that is not on this machine, where `error` is what came of asking the Hub."""
+    reason = " ".join(str(error.__cause__ or error).split()).split(". ")[0].rstrip(".")
+    return UserError(
+        f"checkpoint {checkpoint!r} is neither a folder here nor a Hub id that can be reached ({reason[:200]}): check "
+        "the path, or the network and the id"
+    )

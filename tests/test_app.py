@@ -2,6 +2,7 @@
 
 import io
 
+import huggingface_hub
 import numpy as np
 import pytest
 import timm
@@ -263,9 +264,19 @@ def test_a_bad_file_is_one_line_with_its_name(explorer, data):
     assert "\n" not in str(error.value)
 
 
-def test_checkpoints_that_cannot_be_looked_at(tmp_path):
-    with pytest.raises(UserError, match="cannot be loaded.*give a file, a folder"):
-        Explorer(str(tmp_path / "none"))
+def test_checkpoints_that_cannot_be_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("hi\n")
+    for name, message in (
+        (tmp_path / "none", "is neither a folder here nor a Hub id: give"),
+        ("me/none", "is neither a folder here nor a Hub id that can be reached .*: check the path"),
+        (tmp_path / "empty", "cannot be loaded.*give a file, a folder"),
+        (tmp_path / "notes.txt", "is no checkpoint: give a .safetensors"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            Explorer(str(name))
+        assert "\n" not in str(error.value)
     saved(tmp_path / "gray", processor=False, num_channels=1)
     with pytest.raises(UserError, match="has no image processor"):
         Explorer(str(tmp_path / "gray"))

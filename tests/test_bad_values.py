@@ -7,11 +7,12 @@ import re
 import time
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from conftest import TINY_GRAY
 
-from configuration import EvalArguments, PretrainArguments, parse_arguments
+from configuration import ArgumentError, EvalArguments, PretrainArguments, model_config, parse_arguments
 from configuration import memory as memory_module
 from configuration.memory import decoder_parameters, encoder_parameters, machine_memory
 from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining, MAEModel
@@ -150,6 +151,24 @@ EDITS = [
     ({"problem_type": "ranking"}, "problem_type='ranking' is none of"),
     ({"id2label": 5}, "configuration of"),
 ]
+
+
+@pytest.mark.parametrize("cls", [PretrainArguments, EvalArguments])
+def test_a_checkpoint_that_is_not_there(capsys, checkpoint, cls, monkeypatch):
+    Path("empty").mkdir()
+    Path("several").mkdir()
+    checkpoint.rename("several/n_partial-4")
+    for name, message in (
+        ("nowhere", "'nowhere' is neither a folder here nor a Hub id: pre-train first, or give"),
+        ("several/n_partial-5", "is neither a folder here nor a Hub id: "),
+        ("empty", "'empty' has no config.json of a model: give the output_dir of a run"),
+        ("several", "'several' has no config.json of a model: give 'several/n_partial-4'"),
+    ):
+        assert message in refused(capsys, "--model_name_or_path", name, "--output_dir", "run", cls=cls)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    args = parse_arguments(cls, ["--model_name_or_path", "me/nothing"])  # only the Hub knows
+    with pytest.raises(ArgumentError, match="'me/nothing' is neither a folder here nor a Hub id that can be reached"):
+        model_config(args)
 
 
 @pytest.mark.parametrize("edit, message", EDITS)

@@ -261,7 +261,7 @@ def test_own_folders(tmp_path, recipe):
             "n_partial-0: total_batch_size 512 is more"
         ),
         ("--n_partial", 3): "n_partial 3 does not work: give 0 (head only)",
-        ("--model_name_or_path", tmp_path / "nowhere"): "is not a folder here",
+        ("--model_name_or_path", tmp_path / "nowhere"): "is neither a folder here nor a Hub id",
     }
     ends = run_in_turn(*((*words, *more) for more in message_by_words), script="run_eval.py")
     for (code, output), message in zip(ends, message_by_words.values(), strict=True):

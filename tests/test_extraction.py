@@ -5,6 +5,7 @@ import json
 import tarfile
 
 import datasets
+import huggingface_hub
 import numpy as np
 import pandas
 import pyarrow.parquet
@@ -299,20 +300,28 @@ def test_labels_and_unreadable_images_in_parts(tmp_path, checkpoint):
     assert found.rows == [0, 1, 4, 5] and found.labels == [None, None, 5, 6] and found.files == ["0", "1", "4", "5"]
 
 
-def test_what_is_wrong_with_a_checkpoint_is_one_line(tmp_path, checkpoint, images):
+def test_what_is_wrong_with_a_checkpoint_is_one_line(tmp_path, checkpoint, images, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "config.json").write_text(json.dumps({"model_type": "vit_mae"}))
     (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("hi\n")
+    save_checkpoint(tmp_path / "several" / "n_partial-4")
     save_checkpoint(tmp_path / "bare")
     (tmp_path / "bare" / "preprocessor_config.json").unlink()
     for name, message in (
         ("theirs", "another project's .vit_mae.: convert it with `mae convert"),
         ("empty", "has no config.json"),
-        ("nowhere/at/all", "cannot be loaded"),
+        ("nowhere/at/all", "is neither a folder here nor a Hub id"),
         ("bare", "has no image processor"),
+        ("notes.txt", "is a file: .* `mae convert"),
+        ("several", "has no config.json of a model: give '.*several/n_partial-4'$"),
     ):
         with pytest.raises(UserError, match=message):
             extract_features(str(tmp_path / name), images)
+    with pytest.raises(UserError, match="'me/nothing' is neither .* nor a Hub id that can be reached") as error:
+        extract_features("me/nothing", images)
+    assert "\n" not in str(error.value)
     for place in ("nowhere", tmp_path / "nowhere", tmp_path / "empty", tmp_path / "theirs" / "config.json"):
         with pytest.raises(UserError):
             extract_features(checkpoint, place)

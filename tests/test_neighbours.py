@@ -69,7 +69,7 @@ def test_a_features_file_finds_its_own_images_and_copies(tmp_path):
     np.testing.assert_array_equal(
         query_features(features, [copy], checkpoint=str(tmp_path / "moved")).values, queries.values[[other]]
     )
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="is neither a folder here nor a Hub id"):
         query_features(features, [copy])
     save_checkpoint(checkpoint, initializer_range=0.03)
     with pytest.raises(UserError, match="has other weights"):

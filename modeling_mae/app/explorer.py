@@ -14,7 +14,7 @@ from ..data.bit_depth import WHITE
 from ..data.crops import CenterCrop, crop_and_resize
 from ..data.decode import decode
 from ..data.processor import Processing, checkpoint_processing, image_processor, processing_of
-from ..errors import UserError
+from ..errors import UserError, not_found, refuse_missing
 from ..interop.read import read
 from ..interop.state_dicts import IMAGENET_MEAN, IMAGENET_STD
 from ..modeling_mae import EvalNet, MAEForPreTraining, MAEModel, MAEPreTrainedModel
@@ -171,6 +171,7 @@ def load_any(checkpoint: str) -> MAEPreTrainedModel:
     Raises:
         UserError: there is no such checkpoint, or it cannot be read.
     """
+    refuse_missing(checkpoint)
     try:
         for model_class, part in ((EvalNet, "head."), (MAEForPreTraining, "decoder.")):
             model, info = model_class.from_pretrained(checkpoint, output_loading_info=True, dtype=torch.float32)
@@ -180,6 +181,8 @@ def load_any(checkpoint: str) -> MAEPreTrainedModel:
     except UserError:
         raise
     except (OSError, SafetensorError, ValueError, RuntimeError, StrictDataclassError) as error:
+        if not Path(checkpoint).exists():
+            raise not_found(checkpoint, error) from error
         reason = " ".join(str(error).split())[:300].rstrip(".")
         raise UserError(
             f"checkpoint {checkpoint!r} cannot be loaded: {reason}; give a file, a folder with a config.json and "

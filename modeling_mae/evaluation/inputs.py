@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from ..data.processor import Processing, choose_processing
 from ..data.row_names import RowNames
 from ..data.shards import ShardedRows
 from ..data.sources import Source
-from ..errors import UserError
+from ..errors import UserError, not_found, refuse_missing
 from ..training.augment import BatchTransform
 from .classifier import is_classifier
 
@@ -34,11 +35,19 @@ def checkpoint_config(checkpoint: str) -> MAEConfig:
     Raises:
         UserError: there is none, or it is another project's.
     """
+    refuse_missing(checkpoint)
+    if Path(checkpoint).is_file():
+        raise UserError(
+            f"checkpoint {checkpoint!r} is a file: give the folder of one, or convert it with `mae convert "
+            f"{checkpoint} FOLDER` and give FOLDER"
+        )
     try:
         values, _ = PreTrainedConfig.get_config_dict(checkpoint)
         kind = values.get("model_type", values.get("architecture"))
         if kind is None:
-            raise UserError(f"checkpoint {checkpoint!r} has no config.json: give a folder with one, or a Hub id")
+            inside = [repr(str(file.parent)) for file in sorted(Path(checkpoint).glob("*/config.json"))]
+            remedy = " or ".join(inside) or "the output_dir of a run, or a Hub id"
+            raise UserError(f"checkpoint {checkpoint!r} has no config.json of a model: give {remedy}")
         if kind != MAEConfig.model_type:
             raise UserError(
                 f"checkpoint {checkpoint!r} is another project's ({kind}): convert it with `mae convert {checkpoint} "
@@ -48,6 +57,8 @@ def checkpoint_config(checkpoint: str) -> MAEConfig:
     except (OSError, ValueError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
         if isinstance(error, UserError):
             raise
+        if not Path(checkpoint).exists():
+            raise not_found(checkpoint, error) from error
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(f"checkpoint {checkpoint!r} cannot be loaded: {reason[:300]}") from error
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from transformers import AutoImageProcessor
 
 from ..configuration_mae import MAEConfig
-from ..errors import UserError
+from ..errors import UserError, refuse_missing
 from ..modeling_mae import EvalNet, MAEForPreTraining, MAEModel, MAEPreTrainedModel
 from .processors import transformers_processor
 from .read import read, reading
@@ -58,8 +58,9 @@ def _load(source: str, fields: dict) -> tuple[MAEPreTrainedModel, object | None]
     """The model and, if there is one, the image processor."""
     path = Path(source)
     # No Hub id looks like this. Asking the Hub for it would take long, and its answer would mislead.
-    if (path.is_absolute() or path.suffix in WEIGHT_FILES) and not path.exists():
+    if path.suffix in WEIGHT_FILES and not path.exists():
         raise UserError(f"{source} does not exist; give a file, a folder with a config.json, or a Hub id")
+    refuse_missing(source)
     foreign = read(source, fields.get("image_size"), dict(fields))
     if foreign is not None:
         names = set(foreign.state_dict)

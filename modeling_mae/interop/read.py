@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor, PreTrainedConfig
 from transformers.utils import cached_file, logging
 
 from ..configuration_mae import MAEConfig
-from ..errors import UserError
+from ..errors import UserError, not_found
 from .layouts import TIMM_POOLINGS, official_from_vit, shared_fields
 from .state_dicts import (
     Foreign,
@@ -43,6 +43,8 @@ def reading(source) -> Iterator[None]:
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        if not Path(str(source)).exists():
+            raise not_found(str(source), error) from error
         reason = one_line(error).rstrip(".")[:400]
         raise UserError(
             f"{source} cannot be read: {reason}. Give a file, a folder with a config.json, or a Hub id"
@@ -104,7 +106,11 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
         try:
             with torch.serialization.safe_globals([argparse.Namespace]):
                 content = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        except Exception as error:  # what is no pickle ends in errors of any kind
+            if not isinstance(error, (pickle.UnpicklingError, RuntimeError, EOFError)):
+                raise UserError(
+                    f"{path} is no checkpoint: give a .safetensors, .pth, .pt, .bin or .ckpt file"
+                ) from error
             reason = one_line(error)
             blocked = re.search(r"(?:Unsupported global: GLOBAL|GLOBAL) (\S+)", reason)
             detail = f"it wants to run {blocked[1]}" if blocked else reason[:160]
