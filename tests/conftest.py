@@ -131,10 +131,12 @@ def started(*arguments, **options) -> tuple[int, str]:
     return process.returncode, output
 
 
-def copied(script, arguments) -> tuple[int, str]:
-    """Exit code and output of the script in a copy of the process that has imported the libraries."""
+def copied(script, arguments, folder=ROOT) -> tuple[int, str]:
+    """Exit code and output of the script in a copy of the process that has imported the libraries.
+
+    It runs in `folder`."""
     with tempfile.NamedTemporaryFile() as output:
-        process = PREPARED.Process(target=as_script, args=(script, list(map(str, arguments)), output.name))
+        process = PREPARED.Process(target=as_script, args=(script, list(map(str, arguments)), output.name, folder))
         with mock.patch.dict(os.environ, ENVIRONMENT):
             process.start()
         try:

@@ -1,14 +1,19 @@
 """Nearest neighbours and near-duplicates: of points whose cosines are known, and by the command."""
 
 import csv
+import io
 import shutil
 
+import datasets
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from applied import copy_images, save_checkpoint, write_script
 from conftest import copied
 from PIL import Image
 
+from modeling_mae.data.sources import BUNDLED
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation import Features, extract_features, load_features, near_duplicates, nearest_neighbours
 from modeling_mae.evaluation import neighbours as neighbours_module
@@ -35,18 +40,52 @@ def test_neighbours_by_angle():
         nearest_neighbours(at_angles(0), Features(np.ones((1, 3), np.float32), ["a"], [0], None))
 
 
+def around(*degrees, centre=(0.0, 0.0), radius=1.0):
+    """Points on a circle, and the same at each quarter turn, so that they have the same variance in all directions."""
+    angles = np.radians([angle + turn for turn in (0, 90, 180, 270) for angle in degrees])
+    values = np.stack([np.cos(angles), np.sin(angles)], 1) * radius + centre
+    return Features(values.astype(np.float32), [""] * len(angles), list(range(len(angles))), None)
+
+
 @pytest.mark.parametrize("chunk", [2, 1024])
-def test_duplicates_by_angle(monkeypatch, chunk):
+@pytest.mark.parametrize("place", [{}, {"centre": (300.0, 500.0), "radius": 8.0}])  # there all cosines are above 0.999
+def test_duplicates_by_angle(monkeypatch, chunk, place):
     monkeypatch.setattr(neighbours_module, "CHUNK", chunk)
-    features = at_angles(0, 90, 1, 93, 180, 3, 0)
+    features = around(0, 1, 3, **place)
     positions, earlier, cosines = near_duplicates(features, np.cos(np.radians(2.5)))
-    # 0 again is exactly like 0; 1 is like 0; 3 is most like 1; 93 is too far from 90, and nothing is like itself
-    assert list(zip(positions.tolist(), earlier.tolist(), strict=True)) == [(6, 0), (2, 0), (5, 2)]
-    np.testing.assert_allclose(cosines, np.cos(np.radians([0, 1, 2])), atol=1e-6)
-    assert len(near_duplicates(at_angles(0, 0, 0), 1.0 - 1e-6)[0]) == 2
-    assert len(near_duplicates(at_angles(0, 50, 100))[0]) == 0
+    # 1 is like 0, and 3 is most like 1. Nothing is like itself, or like a later one.
+    pairs = sorted(zip(positions.tolist(), earlier.tolist(), strict=True))
+    assert pairs == sorted((i + 3 * turn, i - 1 + 3 * turn) for turn in range(4) for i in (1, 2))
+    assert (np.diff(cosines) <= 0).all()
+    np.testing.assert_allclose(cosines, np.cos(np.radians([1] * 4 + [2] * 4)), atol=2e-5)
+    assert len(near_duplicates(features, np.cos(np.radians(0.5)))[0]) == 0
     with pytest.raises(UserError, match="threshold 2"):
         near_duplicates(features, 2)
+
+
+def test_duplicates_of_very_few_images():
+    for count in (2, 3, 5):
+        same = Features(np.full((count, 7), 0.3, np.float32), ["same"] * count, list(range(count)), None)
+        assert sorted(near_duplicates(same)[0]) == list(range(1, count))
+    assert len(near_duplicates(at_angles(0, 50))[0]) == len(near_duplicates(at_angles(0, 50, 100))[0]) == 0
+    assert len(near_duplicates(at_angles(0))[0]) == 0
+
+
+def test_copies_are_told_from_images_of_one_kind(tmp_path):
+    """Of an encoder that nothing has trained, which makes all images of clothes look alike."""
+    files = datasets.load_dataset("parquet", data_files=str(BUNDLED / "test*"), split="train")
+    images = list(files.select(range(240))["image"])
+    for i in range(0, 240, 12):
+        buffer = io.BytesIO()
+        images[i].save(buffer, "JPEG", quality=80)
+        images.append(Image.open(buffer))
+    checkpoint = save_checkpoint(tmp_path / "model", hidden_size=64, patch_size=4)
+    features = extract_features(checkpoint, images, num_workers=0)
+    cosines = F.normalize(torch.from_numpy(features.values)) @ F.normalize(torch.from_numpy(features.values)).T
+    assert (cosines.fill_diagonal_(-1).amax(1) > 0.995).float().mean() > 0.6
+    positions, earlier, _ = near_duplicates(features)
+    right = (positions >= 240) & (earlier == (positions - 240) * 12)
+    assert right.sum() >= 18 and (~right).sum() <= 2  # of 20 copies and 240 others
 
 
 def test_a_features_file_finds_its_own_images_and_copies(tmp_path):

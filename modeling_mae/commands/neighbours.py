@@ -23,7 +23,8 @@ def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
         "--threshold",
         type=float,
         metavar="COSINE",
-        help="from which two images count as near-duplicates; what suits depends on the model and the images",
+        help="from which two images count as near-duplicates (default 0.9); of features that are centred and have the "
+        "same variance in each of their directions, so that different images are near 0 and copies near 1",
     )
     parser.add_argument("--checkpoint", help="of a folder's features; of a features file's, if it has moved")
     parser.add_argument("--output", type=Path, metavar="OUT.csv", help="write the table there too")

@@ -24,7 +24,9 @@ from .inputs import Inputs, checkpoint_config, open_inputs, weights_checksum
 from .parts import FEATURES, KEY, features_array
 
 
-ALIKE = 0.995  # cosine from which two images count as near-duplicates
+ALIKE = 0.9  # cosine of evened features from which two images count as near-duplicates
+RIDGE = 3  # median variances, added to the variance of each direction: below, copies differ as much as images
+MOST_ROWS = 4096  # images that the directions are taken from, and at most as many directions
 CHUNK = 1024  # images compared with all others at once
 
 
@@ -106,13 +108,15 @@ def near_duplicates(features: Features, threshold: float = ALIKE) -> tuple[np.nd
     """(positions, positions of the earlier image that each is most like, cosines), the most alike first.
 
     Each image is there that is at least `threshold` like an earlier one. Without those, no two images are so alike.
+    The cosines are those of `evened` features. So they tell copies from images that are only of one kind, and the
+    threshold does not depend on the encoder.
 
     Raises:
         UserError: the threshold is no cosine.
     """
     if not -1 <= threshold <= 1:
         raise UserError(f"threshold {threshold} is not in -1 ... 1: give a cosine, as {ALIKE}")
-    bank, positions, earlier, cosines = _normalised(features.values), [], [], []
+    bank, positions, earlier, cosines = F.normalize(evened(_on_device(features.values)), dim=1), [], [], []
     for start in range(0, len(bank), CHUNK):
         chunk = bank[start : start + CHUNK]
         likeness = chunk @ bank[: start + len(chunk)].T  # (chunk, all up to its end)
@@ -128,9 +132,26 @@ def near_duplicates(features: Features, threshold: float = ALIKE) -> tuple[np.nd
     return joined[0][order], joined[1][order], joined[2][order]
 
 
+def evened(values: torch.Tensor) -> torch.Tensor:
+    """``(images, width) -> (images, directions + 1)``: centred, with about the same variance in each principal
+    direction of the set (whitening with a ridge). Then different images have cosines near 0, and only copies are near
+    1. As they are, all features of an encoder may point almost the same way."""
+    centred = values - values.mean(0)
+    rows = torch.linspace(0, len(values) - 1, min(len(values), MOST_ROWS), device=values.device).round().long()
+    _, lengths, directions = torch.linalg.svd(centred[rows], full_matrices=False)
+    variances = lengths.square() / len(rows)
+    rounding = 1e-9 * values.square().mean()  # what is left where all images are the same
+    scales = (variances + RIDGE * variances.median() + rounding).clamp_min(1e-30).rsqrt()
+    # The constant makes images alike that are all at the mean.
+    return F.pad((centred @ directions.T) * scales, (0, 1), value=0.01)
+
+
+def _on_device(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(values).to("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _normalised(values: np.ndarray) -> torch.Tensor:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return F.normalize(torch.from_numpy(values).to(device), dim=1)
+    return F.normalize(_on_device(values), dim=1)
 
 
 def features_of_place(place: str, checkpoint: str, **options) -> Features:
