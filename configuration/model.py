@@ -147,6 +147,7 @@ def model_config(args):
     try:
         if args.model_name_or_path is not None:
             config = MAEConfig.from_pretrained(args.model_name_or_path, cache_dir=args.cache_dir, **overrides)
+            config.validate()  # from_pretrained sets the overrides after its checks
         else:
             config = MAEConfig(**{**values, **overrides})
     # Strict dataclasses wrap the error of a validator into several lines of their own. transformers trusts a

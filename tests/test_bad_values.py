@@ -153,6 +153,18 @@ EDITS = [
 ]
 
 
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("pooling=attention", "num_pooling_queries=16 with num_pooling_heads=1 would"),
+        ("image_size=30", "image_size=30x30 is not a multiple of patch_size=4x4"),
+    ],
+)
+def test_overrides_of_a_checkpoint_are_checked(capsys, checkpoint, override, message):
+    words = ("--model_name_or_path", checkpoint, "--output_dir", "run", "--n_partial", 0)
+    assert message in refused(capsys, *words, "--config_overrides", override, cls=EvalArguments)
+
+
 @pytest.mark.parametrize("cls", [PretrainArguments, EvalArguments])
 def test_a_checkpoint_that_is_not_there(capsys, checkpoint, cls, monkeypatch):
     Path("empty").mkdir()

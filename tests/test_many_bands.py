@@ -13,6 +13,7 @@ import pytest
 import tifffile
 import torch
 from conftest import TINY_GRAY, run
+from documented import readme_commands, words_of
 from PIL import Image, ImageFilter
 from test_readme import BLOCKS as README_BLOCKS
 
@@ -55,8 +56,10 @@ def folder(tmp_path_factory):
 
 
 def test_from_tiff_to_features(tmp_path, folder, monkeypatch):
-    words = [*OPTIONS, "num_channels=5", "--max_train_steps", 4, "--warmup_epochs", 0, "--knn", "false"]
-    output = run("--train_dir", folder, "--output_dir", tmp_path / "runs" / "fields", *words)
+    (command,) = [command for command in readme_commands() if "--train_dir fields" in command]
+    places = {"fields": folder, "runs/fields": tmp_path / "runs" / "fields"}
+    words = [places.get(word, word) for word in words_of(command)[3:]]
+    output = run(*words, *OPTIONS, "--max_train_steps", 4, "--warmup_epochs", 0, "--knn", "false")
     assert "values 0..65535 are kept, 65535 is white" in output
     assert "filled     2 of 40 images, whose missing values became the mean of their band" in output
     card = (tmp_path / "runs" / "fields" / "README.md").read_text()
