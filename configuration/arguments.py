@@ -238,8 +238,8 @@ class PretrainArguments(RunArguments, OptimizerArguments, DataArguments, ModelAr
     )
     max_hours: float | None = option(
         None,
-        "Hours that training may take. After a few trial updates the run gets as many whole epochs as fit, at most "
-        "num_train_epochs, and keeps that length when it goes on from a checkpoint.",
+        "Hours that training may take. After a few trial updates the run gets as many epochs as fit, to a hundredth, "
+        "at most num_train_epochs, and keeps that length when it goes on from a checkpoint.",
     )
     auto_batch_size: bool = option(
         False,

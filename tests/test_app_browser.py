@@ -277,6 +277,43 @@ def test_nothing_comes_from_the_network(browser):
     assert not [entry for entry in browser.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
 
+def test_on_a_phone_nothing_is_cut_off(browser):
+    browser.told(".")
+    command, script = browser.driver.execute_cdp_cmd, browser.driver.execute_script
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    command("Emulation.setDeviceMetricsOverride", phone)
+    try:
+        assert until(lambda: script("return innerWidth") == 390)
+        assert script("return document.documentElement.scrollWidth") <= 390
+        style = "return getComputedStyle(document.querySelector('#neighbours .grid-container')).gridTemplateColumns"
+        assert len(script(style).split()) == 4
+        widths = script("return [...document.querySelectorAll('.pane.clickable img')].map(image => image.clientWidth)")
+        assert len(widths) == 2 and min(widths) > 300  # a finger meets a patch
+    finally:
+        command("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_the_message_can_be_read_in_the_dark(browser):
+    """The contrast that WCAG 2 asks for is 4.5."""
+    script = browser.driver.execute_script
+    contrast = """
+        const style = getComputedStyle(document.querySelector("#message p"))
+        const luminance = color => color.match(/[\\d.]+/g).slice(0, 3).map(value => value / 255)
+            .map(value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
+            .reduce((sum, value, i) => sum + value * [0.2126, 0.7152, 0.0722][i], 0)
+        const [low, high] = [luminance(style.color), luminance(style.backgroundColor)].sort((a, b) => a - b)
+        return [(high + 0.05) / (low + 0.05), luminance(style.backgroundColor)]
+    """
+    ratio, background = script(contrast)
+    assert ratio > 4.5 and background > 0.5
+    script("document.body.classList.add('dark')")
+    try:
+        ratio, background = script(contrast)
+        assert ratio > 4.5 and background < 0.1
+    finally:
+        script("document.body.classList.remove('dark')")
+
+
 def test_a_classifier_in_a_space(driver, files, tmp_path):
     """A Space is a folder of its own: it runs with nothing of this one."""
     saved(tmp_path / "run", EvalNet, num_labels=3, id2label={0: "cat", 1: "dog", 2: "eel"})

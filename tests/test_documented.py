@@ -31,8 +31,8 @@ DRAWINGS = {
     "run_pretrain.py      folder and Hub": "test_every_file_of_the_drawings_exists",
 }
 OF_OTHERS = {"name", "help", "signal", "nodes", "time"}  # any, argparse's, and SLURM's
-# Commands of the README that this file runs, by their beginning, in the order that they need: what they print, and what
-# they leave.
+# Commands of the README that this file runs, by their beginning, in the order that they need: what they print, and a
+# file that they leave.
 QUICK = {
     "mae features runs/demo": ("48 rows", "features.parquet"),
     "mae predict ": ("48 rows", "predictions.csv"),
@@ -45,7 +45,10 @@ SLOW = {
         "n_partial-0.5",
         "runs/mine_eval/n_partial-4/model.safetensors",
     ),
-    "accelerate launch run_pretrain.py --train_dir photographs drawings": ("drawings", "runs/pretrain/report.html"),
+    "accelerate launch run_pretrain.py own_images --train_dir photographs drawings": (
+        "drawings",
+        "runs/own_images/report.html",
+    ),
     "mae convert runs/demo runs/demo.onnx": ("written", "runs/demo.onnx"),
 }
 RUN = QUICK | SLOW
@@ -54,9 +57,9 @@ NOT_RUN = {
     ". .venv/bin/activate": "an installation",
     "make ": "an installation, and minutes",
     "pip install": "the network",
-    "accelerate launch --num_processes 1 --num_cpu_threads_per_process": "test_readme_guide.py runs it",
-    "accelerate launch --config_file configuration/accelerate/one_gpu.yaml": "a GPU",
-    "accelerate launch run_pretrain.py --train_dir fields": "test_many_bands.py runs it",
+    "accelerate launch --quiet --config_file configuration/accelerate/cpu.yaml": "test_readme_guide.py runs it",
+    "accelerate launch --quiet --config_file configuration/accelerate/one_gpu.yaml": "a GPU",
+    "accelerate launch run_pretrain.py own_images --train_dir fields": "test_many_bands.py runs it",
     "mae app": "test_app_browser.py runs one",
     "mae convert facebook/vit-mae-base": "the Hub; test_interop.py reads such checkpoints",
     "mae convert mae_pretrain_vit_base.pth": "published weights; test_interop.py reads such checkpoints",

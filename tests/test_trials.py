@@ -139,8 +139,11 @@ def test_epochs_that_fit_into_the_hours():
     # 57 of 60 minutes are there for epochs and looks
     assert fit_epochs(1, 800, 60) == 57
     assert fit_epochs(1, 57, 60) == 57 and fit_epochs(1, 10.5, 60) == 10.5  # all that are wanted
-    assert fit_epochs(0.001, 800, 60) == 1  # even where that takes longer
-    assert fit_epochs(0.001, 0.5, 60) == 0.5
+    # An epoch that takes long is not left out: 57 minutes are 1.425 epochs of 40, and 0.35 of 160.
+    assert fit_epochs(1, 800, 40 * 60) == 1.42 and fit_epochs(1, 800, 160 * 60) == 0.35
+    assert fit_epochs(0.001, 800, 60) == 0.05  # 3.42 of 60 seconds
+    assert fit_epochs(0.0001, 800, 60) == 0.01 and fit_epochs(1e-6, 800, 60) == 0.01
+    assert fit_epochs(0.001, 0.03, 60) == 0.03 and fit_epochs(0.001, 0.005, 3600) == 0.005
     # A look takes a minute: one before, and one every ten epochs and at the end. 50 + 1 + 5 = 56; 51 + 1 + 6 = 58.
     assert fit_epochs(1, 800, 60, seconds_of_a_look=60, epochs_between_looks=10) == 50
     assert fit_epochs(1, 800, 60, other_seconds=60 * 27) == 30

@@ -118,8 +118,8 @@ class Page:
                 kind = "a classifier" if explorer.classifies else "an encoder"
                 gr.Markdown(NO_DECODER.format(kind=kind), elem_id="no-decoder")
         with gr.Row():
-            self.class_attention = pane("Attention of the class token", "class-attention")
-            self.patch_attention = pane("Attention of the patch", "patch-attention")
+            self.class_attention = pane("Class token's attention", "class-attention")
+            self.patch_attention = pane("Patch's attention", "patch-attention")
             self.components = pane("Principal components of patches", "components")
         self.neighbours = gr.Gallery(
             label="Nearest in the folder (cosine similarity)",
@@ -252,11 +252,11 @@ class Page:
             self.original: views.with_frame(original, patch, grid).numpy(),
             self.class_attention: gr.Image(
                 views.with_heat(original, by_class[1:], grid).numpy(),
-                label=f"Attention of the class token ({by_class[0]:.0%} to itself)",
+                label=f"Class token's attention ({by_class[0]:.0%} to itself)",
             ),
             self.patch_attention: gr.Image(
                 views.with_frame(views.with_heat(original, by_patch[1:], grid), patch, grid).numpy(),
-                label=f"Attention of the patch ({by_patch[0]:.0%} to class)",
+                label=f"Patch's attention ({by_patch[0]:.0%} to class token)",
             ),
             self.components: views.with_colours(colours, grid, original.shape[:2]).numpy(),
         }

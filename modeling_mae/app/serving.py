@@ -12,8 +12,11 @@ SESSIONS = 100  # of visitors, whose images are kept in memory
 STYLE = """
 #title h2, #title p {margin: 0}
 #title, #message {padding: 0}
+#title {overflow-wrap: anywhere}
 #message p {margin: 0; padding: .35rem .75rem; border-radius: .4rem; background: #eef2f7; color: #24303f}
 #message p.error {background: #fde8e8; color: #8f1d1d}
+.dark #message p {background: #27303d; color: #dbe4ee}
+.dark #message p.error {background: #4c1d1d; color: #fecaca}
 .pane img {cursor: default}
 .pane.clickable img {cursor: crosshair}
 .pane [data-testid=block-label] {position: static; border: none; background: none; padding: .4rem .6rem}
@@ -23,6 +26,9 @@ STYLE = """
 .pane .grid-container {grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) !important}
 .pane .thumbnail-item {height: auto; aspect-ratio: auto; overflow: visible; border: none}
 .pane .caption-label {position: static; max-width: 100%; text-align: center; padding: .2rem 0; border: none}
+@media (max-width: 640px) {
+.pane .grid-container {grid-template-columns: repeat(4, minmax(0, 1fr)) !important}
+}
 """
 
 

@@ -168,12 +168,14 @@ def fit_epochs(
     epochs_between_looks: int = 0,
     other_seconds: float = 0.0,
 ) -> float:
-    """How many epochs fit into `hours`: whole ones, at least 1; or all that are `wanted`, if they fit.
+    """How many epochs fit into `hours`, to a hundredth and at least that; or all that are `wanted`, if they fit.
 
     `seconds_of_a_look` at the features count every `epochs_between_looks` (0: never), at the end and once before.
 
     >>> fit_epochs(1, 800, 60)  # 57 of the 60 minutes are for epochs of a minute
-    57
+    57.0
+    >>> fit_epochs(1, 800, 2400)  # or of 40 minutes
+    1.42
     """
 
     def seconds(epochs: float) -> float:
@@ -183,4 +185,6 @@ def fit_epochs(
     limit = hours * 3600 * (1 - SPARE)
     if seconds(wanted) <= limit:
         return wanted
-    return min(wanted, max(1, bisect.bisect_right(range(1, math.ceil(wanted) + 1), limit, key=seconds)))
+    hundredths = range(1, math.ceil(100 * wanted) + 1)
+    fitting = bisect.bisect_right(hundredths, limit, key=lambda hundredth: seconds(hundredth / 100))
+    return min(wanted, max(1, fitting) / 100)
