@@ -1,5 +1,6 @@
 """Nearest neighbours and near-duplicates: of points whose cosines are known, and by the command."""
 
+import argparse
 import csv
 import io
 import shutil
@@ -13,6 +14,7 @@ from applied import copy_images, save_checkpoint, write_script
 from conftest import copied
 from PIL import Image
 
+from modeling_mae.commands.neighbours import add_arguments
 from modeling_mae.data.sources import BUNDLED
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation import Features, extract_features, load_features, near_duplicates, nearest_neighbours
@@ -61,6 +63,15 @@ def test_duplicates_by_angle(monkeypatch, chunk, place):
     assert len(near_duplicates(features, np.cos(np.radians(0.5)))[0]) == 0
     with pytest.raises(UserError, match="threshold 2"):
         near_duplicates(features, 2)
+    features.values[5], features.files[5] = np.nan, "dark.png"
+    with pytest.raises(UserError, match="'dark.png' are not finite"):
+        near_duplicates(features)
+
+
+def test_the_help_names_the_threshold():
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert f"(default {neighbours_module.ALIKE})" in " ".join(parser.format_help().split())
 
 
 def test_duplicates_of_very_few_images():

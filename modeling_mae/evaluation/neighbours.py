@@ -112,10 +112,14 @@ def near_duplicates(features: Features, threshold: float = ALIKE) -> tuple[np.nd
     threshold does not depend on the encoder.
 
     Raises:
-        UserError: the threshold is no cosine.
+        UserError: the threshold is no cosine, or a feature is not finite.
     """
     if not -1 <= threshold <= 1:
         raise UserError(f"threshold {threshold} is not in -1 ... 1: give a cosine, as {ALIKE}")
+    finite = np.isfinite(features.values).all(1)
+    if not finite.all():
+        name = features.files[int(finite.argmin())]
+        raise UserError(f"the features of {name!r} are not finite numbers: compute them again in full precision")
     bank, positions, earlier, cosines = F.normalize(evened(_on_device(features.values)), dim=1), [], [], []
     for start in range(0, len(bank), CHUNK):
         chunk = bank[start : start + CHUNK]
