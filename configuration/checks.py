@@ -93,6 +93,7 @@ def check_texts(args) -> None:
 def check_place(args) -> None:
     """model_name_or_path may be a folder or a Hub id. A Hub id is owner/name; where owner is a folder here, a path was
     meant, and asking the Hub for it would take long."""
+    exclude(args, "model_name_or_path", "config_name")
     name = args.model_name_or_path
     if name is not None and Path(name).is_file():
         raise ArgumentError(
@@ -108,7 +109,6 @@ def check_place(args) -> None:
 
 def check_model(args, decoder: bool = False) -> None:
     """`decoder`: the whole model is trained, with its decoder."""
-    exclude(args, "model_name_or_path", "config_name")
     # A configuration on the Hub would need the network. It is checked when it is loaded.
     if args.model_name_or_path is None or Path(args.model_name_or_path).is_dir():
         config = model_config(args)

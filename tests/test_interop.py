@@ -618,7 +618,8 @@ def test_missing_sources_are_one_line(tmp_path, refused, monkeypatch, name):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     for source in (name, tmp_path / name):
         line = refused(source, tmp_path / "x")
-        assert str(source) in line and "ive a file, a folder with a config.json, or a Hub id" in line
+        remedy = "give a file, a folder" if name.endswith(".pth") else "is neither a folder here nor a Hub id"
+        assert str(source) in line and remedy in line
     assert not (tmp_path / "x").exists()
 
 
