@@ -1,5 +1,6 @@
 """What several test modules share: a tiny model, and the real commands as a user starts them."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from accelerate.commands import launch
 from as_script import as_script
 from PIL import Image
 from safetensors.torch import load_file
@@ -54,7 +56,7 @@ warmup_epochs: 1
 base_learning_rate: 1.0e-2
 logging_steps: 3
 checkpointing_steps: 7
-picture_epochs: 2
+picture_epochs: 0
 knn: false
 report_to: none
 config_overrides: {json.dumps(TINY_GRAY)}
@@ -80,6 +82,10 @@ def pytest_configure(config):
         cache = tempfile.TemporaryDirectory(prefix="datasets-", ignore_cleanup_errors=True)
         config.add_cleanup(cache.cleanup)
         os.environ["HF_DATASETS_CACHE"] = cache.name
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what was imported stays to the end: a collection need not go through it
 
 
 def tiny_config(**changes) -> MAEConfig:
@@ -112,13 +118,84 @@ def start(*arguments, script="run_pretrain.py", launcher=(), **environment) -> s
     )
 
 
-def run(*arguments, code=0, script="run_pretrain.py", **options) -> str:
-    """What the command prints. It must end with this exit code, and without a traceback.
+class Copies:
+    """A command by copies of a process that has the libraries, with what the tests need of `subprocess.Popen`.
 
-    With `options` of `start` it is that command. Without, a copy of a process with the libraries runs the script."""
-    ended, output = started(*arguments, script=script, **options) if options else copied(script, arguments)
+    `launcher` and `environment` are those of `start`. The processes are then what `accelerate launch` would start."""
+
+    def __init__(self, script, arguments, launcher=(), **environment):
+        self.output, self.store = tempfile.NamedTemporaryFile(), None
+        environments = self._launched(launcher, environment) if launcher else [environment]
+        words = (script, list(map(str, arguments)), self.output.name)
+        self.processes = [PREPARED.Process(target=as_script, args=(*words, each)) for each in environments]
+        with mock.patch.dict(os.environ, ENVIRONMENT):
+            for process in self.processes:
+                process.start()
+
+    def _launched(self, launcher, environment) -> list[dict[str, str]]:
+        """The environment of each process, as the launcher would set it."""
+        arguments = launch.launch_command_parser().parse_args([*launcher, "script"])
+        with mock.patch.dict(os.environ, environment):
+            settings = launch.prepare_multi_gpu_env(launch._validate_launch_command(arguments)[0])
+        # In place of the launcher, this process has the store in which the others find each other.
+        self.store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        settings |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+        settings |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port)}
+        count = arguments.num_processes
+        settings |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+        return [{**settings, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+    @property
+    def pid(self) -> int:
+        return self.processes[0].pid
+
+    @property
+    def returncode(self) -> int:
+        """Of the first process that failed, else 0."""
+        return next((process.exitcode for process in self.processes if process.exitcode), 0)
+
+    def poll(self) -> int | None:
+        return None if any(process.is_alive() for process in self.processes) else self.returncode
+
+    def wait_for_line(self, start: str) -> None:
+        """Wait until a line that begins so is printed, or the command has ended."""
+        while f"\n{start}" not in f"\n{self.printed}" and self.poll() is None:
+            time.sleep(0.01)
+
+    @property
+    def printed(self) -> str:
+        return Path(self.output.name).read_text()
+
+    def communicate(self, timeout=300) -> tuple[str, None]:
+        end = time.monotonic() + timeout
+        for process in self.processes:
+            process.join(max(0, end - time.monotonic()))
+        self.kill()
+        return self.printed, None
+
+    def send_signal(self, number: int) -> None:
+        for process in self.processes:
+            os.kill(process.pid, number)
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+
+
+def run(*arguments, code=0, script="run_pretrain.py", **options) -> str:
+    """What the command prints, run by `Copies`. It must end with this exit code, and without a traceback."""
+    ended, output = copied(script, arguments, **options)
     assert ended == code and "Traceback" not in output, output
     return output
+
+
+def copied(script, arguments, **options) -> tuple[int, str]:
+    """Exit code and output of the command in `Copies`."""
+    copies = Copies(script, arguments, **options)
+    output, _ = copies.communicate()
+    return copies.returncode, output
 
 
 def started(*arguments, **options) -> tuple[int, str]:
@@ -129,20 +206,6 @@ def started(*arguments, **options) -> tuple[int, str]:
     finally:
         process.kill()  # a command that hangs must not outlive its test
     return process.returncode, output
-
-
-def copied(script, arguments) -> tuple[int, str]:
-    """Exit code and output of the script in a copy of the process that has imported the libraries."""
-    with tempfile.NamedTemporaryFile() as output:
-        process = PREPARED.Process(target=as_script, args=(script, list(map(str, arguments)), output.name))
-        with mock.patch.dict(os.environ, ENVIRONMENT):
-            process.start()
-        try:
-            process.join(timeout=300)
-        finally:
-            process.kill()
-            process.join()
-        return process.exitcode, Path(output.name).read_text()
 
 
 def processes_of(folder) -> list[int]:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import (
     TWO_PROCESSES,
+    Copies,
     assert_same_run,
     assert_same_weights,
     photograph,
@@ -31,8 +32,9 @@ from modeling_mae.data.sources import BUNDLED
 
 
 def test_run_leaves_what_it_promises(tmp_path, recipe):
-    output = run(recipe, "--output_dir", tmp_path / "run", "--knn", "true", "--report_to", "tensorboard")
     folder = tmp_path / "run"
+    more = ("--knn", "true", "--report_to", "tensorboard", "--picture_epochs", 2)
+    output = run(recipe, "--output_dir", folder, *more)
     for name in (
         "model.safetensors config.json preprocessor_config.json arguments.json trainer_state.json loss.png README.md "
         "reconstruction.png knn.json pictures/reconstruction-epoch-0002.png pictures/reconstruction-epoch-0004.png"
@@ -68,7 +70,7 @@ def test_run_leaves_what_it_promises(tmp_path, recipe):
 
 def test_resume_is_exact(tmp_path, recipe):
     run(recipe, "--output_dir", tmp_path / "straight")
-    stopped = start(recipe, "--output_dir", tmp_path / "resumed")
+    stopped = Copies("run_pretrain.py", (recipe, "--output_dir", tmp_path / "resumed"))
     while not (tmp_path / "resumed" / "checkpoint-7").exists() and stopped.poll() is None:
         time.sleep(0.01)
     stopped.kill()
@@ -113,14 +115,10 @@ def test_a_signal_to_the_launcher_reaches_the_run(tmp_path, recipe):
 
 def test_signal_writes_a_checkpoint_and_says_how_to_go_on(tmp_path, recipe):
     run(recipe, "--output_dir", tmp_path / "straight")
-    process = start(recipe, "--output_dir", tmp_path / "run", "--checkpointing_steps", 1000)
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith("update 3/"):
-            process.send_signal(signal.SIGTERM)
-    process.wait()
-    output = "".join(lines)
+    process = Copies("run_pretrain.py", (recipe, "--output_dir", tmp_path / "run", "--checkpointing_steps", 1000))
+    process.wait_for_line("update 3/")
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM, output
     assert "--resume_from_checkpoint auto goes on" in output and "Traceback" not in output
     run(recipe, "--output_dir", tmp_path / "run", "--resume_from_checkpoint", "auto")
