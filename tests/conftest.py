@@ -121,12 +121,13 @@ def start(*arguments, script="run_pretrain.py", launcher=(), **environment) -> s
 class Copies:
     """A command by copies of a process that has the libraries, with what the tests need of `subprocess.Popen`.
 
-    `launcher` and `environment` are those of `start`. The processes are then what `accelerate launch` would start."""
+    It runs in `folder`. `launcher` and `environment` are those of `start`: the processes are then what `accelerate
+    launch` would start."""
 
-    def __init__(self, script, arguments, launcher=(), **environment):
+    def __init__(self, script, arguments, folder=ROOT, launcher=(), **environment):
         self.output, self.store = tempfile.NamedTemporaryFile(), None
         environments = self._launched(launcher, environment) if launcher else [environment]
-        words = (script, list(map(str, arguments)), self.output.name)
+        words = (script, list(map(str, arguments)), self.output.name, folder)
         self.processes = [PREPARED.Process(target=as_script, args=(*words, each)) for each in environments]
         with mock.patch.dict(os.environ, ENVIRONMENT):
             for process in self.processes:
@@ -191,9 +192,9 @@ def run(*arguments, code=0, script="run_pretrain.py", **options) -> str:
     return output
 
 
-def copied(script, arguments, **options) -> tuple[int, str]:
+def copied(script, arguments, folder=ROOT, **options) -> tuple[int, str]:
     """Exit code and output of the command in `Copies`."""
-    copies = Copies(script, arguments, **options)
+    copies = Copies(script, arguments, folder, **options)
     output, _ = copies.communicate()
     return copies.returncode, output
 
