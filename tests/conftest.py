@@ -1,5 +1,7 @@
 """What several test modules share: a tiny model, and the real commands as a user starts them."""
 
+import atexit
+import contextlib
 import gc
 import json
 import multiprocessing
@@ -12,6 +14,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from accelerate.commands import launch
@@ -132,12 +135,14 @@ class Copies:
         with mock.patch.dict(os.environ, ENVIRONMENT):
             for process in self.processes:
                 process.start()
+        atexit.register(self.kill)  # what a failed test has left must not hold up the end
 
     def _launched(self, launcher, environment) -> list[dict[str, str]]:
-        """The environment of each process, as the launcher would set it."""
+        """What the launcher would change in the environment of each process."""
         arguments = launch.launch_command_parser().parse_args([*launcher, "script"])
-        with mock.patch.dict(os.environ, environment):
-            settings = launch.prepare_multi_gpu_env(launch._validate_launch_command(arguments)[0])
+        with mock.patch.dict(os.environ, {**ENVIRONMENT, **environment}):
+            whole = launch.prepare_multi_gpu_env(launch._validate_launch_command(arguments)[0])
+        settings = {name: value for name, value in whole.items() if os.environ.get(name) != value}
         # In place of the launcher, this process has the store in which the others find each other.
         self.store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         settings |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
@@ -172,6 +177,7 @@ class Copies:
         for process in self.processes:
             process.join(max(0, end - time.monotonic()))
         self.kill()
+        atexit.unregister(self.kill)
         return self.printed, None
 
     def send_signal(self, number: int) -> None:
@@ -179,10 +185,15 @@ class Copies:
             os.kill(process.pid, number)
 
     def kill(self) -> None:
-        for process in self.processes:
-            process.kill()
+        """End the processes, and their loading workers, which else keep the run's folder for some seconds."""
+        running = [psutil.Process(process.pid) for process in self.processes if process.is_alive()]
+        workers = [child for process in running for child in process.children(recursive=True)]
+        for process in (*running, *workers):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         for process in self.processes:
             process.join()
+        psutil.wait_procs(workers)
 
 
 def run(*arguments, code=0, script="run_pretrain.py", **options) -> str:
@@ -197,16 +208,6 @@ def copied(script, arguments, folder=ROOT, **options) -> tuple[int, str]:
     copies = Copies(script, arguments, folder, **options)
     output, _ = copies.communicate()
     return copies.returncode, output
-
-
-def started(*arguments, **options) -> tuple[int, str]:
-    """Exit code and output of `start`."""
-    process = start(*arguments, **options)
-    try:
-        output, _ = process.communicate(timeout=300)
-    finally:
-        process.kill()  # a command that hangs must not outlive its test
-    return process.returncode, output
 
 
 def processes_of(folder) -> list[int]:

@@ -6,8 +6,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_GRAY
-from conftest import run as run_script
+from conftest import TINY_GRAY, copied
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
@@ -61,7 +60,9 @@ def toys(tmp_path_factory):
 
 
 def run(*words, fails=False):
-    return run_script(*words, code=int(fails), script="run_eval.py")
+    code, output = copied("run_eval.py", words)
+    assert bool(code) == fails and "Traceback" not in output, output
+    return output
 
 
 def words_for(checkpoint, toys, column, folder):
