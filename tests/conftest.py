@@ -6,6 +6,7 @@ import gc
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -93,6 +94,15 @@ def pytest_collection_finish():
 
 def tiny_config(**changes) -> MAEConfig:
     return MAEConfig(**{**TINY, **changes})
+
+
+@pytest.fixture
+def heeded_signals():
+    """No signal is ignored, though a shell may have started the tests so: with nohup, or in the background."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
