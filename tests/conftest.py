@@ -1,8 +1,12 @@
 """What several test modules share: a tiny model, and the real commands as a user starts them."""
 
+import atexit
+import contextlib
+import gc
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -11,8 +15,10 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import psutil
 import pytest
 import torch
+from accelerate.commands import launch
 from as_script import as_script
 from PIL import Image
 from safetensors.torch import load_file
@@ -54,7 +60,7 @@ warmup_epochs: 1
 base_learning_rate: 1.0e-2
 logging_steps: 3
 checkpointing_steps: 7
-picture_epochs: 2
+picture_epochs: 0
 knn: false
 report_to: none
 config_overrides: {json.dumps(TINY_GRAY)}
@@ -82,8 +88,21 @@ def pytest_configure(config):
         os.environ["HF_DATASETS_CACHE"] = cache.name
 
 
+def pytest_collection_finish():
+    gc.freeze()  # what was imported stays to the end: a collection need not go through it
+
+
 def tiny_config(**changes) -> MAEConfig:
     return MAEConfig(**{**TINY, **changes})
+
+
+@pytest.fixture
+def heeded_signals():
+    """No signal is ignored, though a shell may have started the tests so: with nohup, or in the background."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -112,39 +131,93 @@ def start(*arguments, script="run_pretrain.py", launcher=(), **environment) -> s
     )
 
 
-def run(*arguments, code=0, script="run_pretrain.py", **options) -> str:
-    """What the command prints. It must end with this exit code, and without a traceback.
+class Copies:
+    """A command by copies of a process that has the libraries, with what the tests need of `subprocess.Popen`.
 
-    With `options` of `start` it is that command. Without, a copy of a process with the libraries runs the script."""
-    ended, output = started(*arguments, script=script, **options) if options else copied(script, arguments)
+    It runs in `folder`. `launcher` and `environment` are those of `start`: the processes are then what `accelerate
+    launch` would start."""
+
+    def __init__(self, script, arguments, folder=ROOT, launcher=(), **environment):
+        self.output, self.store = tempfile.NamedTemporaryFile(), None
+        environments = self._launched(launcher, environment) if launcher else [environment]
+        words = (script, list(map(str, arguments)), self.output.name, folder)
+        self.processes = [PREPARED.Process(target=as_script, args=(*words, each)) for each in environments]
+        with mock.patch.dict(os.environ, ENVIRONMENT):
+            for process in self.processes:
+                process.start()
+        atexit.register(self.kill)  # what a failed test has left must not hold up the end
+
+    def _launched(self, launcher, environment) -> list[dict[str, str]]:
+        """What the launcher would change in the environment of each process."""
+        arguments = launch.launch_command_parser().parse_args([*launcher, "script"])
+        with mock.patch.dict(os.environ, {**ENVIRONMENT, **environment}):
+            whole = launch.prepare_multi_gpu_env(launch._validate_launch_command(arguments)[0])
+        settings = {name: value for name, value in whole.items() if os.environ.get(name) != value}
+        # In place of the launcher, this process has the store in which the others find each other.
+        self.store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        settings |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+        settings |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port)}
+        count = arguments.num_processes
+        settings |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+        return [{**settings, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+    @property
+    def pid(self) -> int:
+        return self.processes[0].pid
+
+    @property
+    def returncode(self) -> int:
+        """Of the first process that failed, else 0."""
+        return next((process.exitcode for process in self.processes if process.exitcode), 0)
+
+    def poll(self) -> int | None:
+        return None if any(process.is_alive() for process in self.processes) else self.returncode
+
+    def wait_for_line(self, start: str) -> None:
+        """Wait until a line that begins so is printed, or the command has ended."""
+        while f"\n{start}" not in f"\n{self.printed}" and self.poll() is None:
+            time.sleep(0.01)
+
+    @property
+    def printed(self) -> str:
+        return Path(self.output.name).read_text()
+
+    def communicate(self, timeout=300) -> tuple[str, None]:
+        end = time.monotonic() + timeout
+        for process in self.processes:
+            process.join(max(0, end - time.monotonic()))
+        self.kill()
+        atexit.unregister(self.kill)
+        return self.printed, None
+
+    def send_signal(self, number: int) -> None:
+        for process in self.processes:
+            os.kill(process.pid, number)
+
+    def kill(self) -> None:
+        """End the processes, and their loading workers, which else keep the run's folder for some seconds."""
+        running = [psutil.Process(process.pid) for process in self.processes if process.is_alive()]
+        workers = [child for process in running for child in process.children(recursive=True)]
+        for process in (*running, *workers):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        for process in self.processes:
+            process.join()
+        psutil.wait_procs(workers)
+
+
+def run(*arguments, code=0, script="run_pretrain.py", **options) -> str:
+    """What the command prints, run by `Copies`. It must end with this exit code, and without a traceback."""
+    ended, output = copied(script, arguments, **options)
     assert ended == code and "Traceback" not in output, output
     return output
 
 
-def started(*arguments, **options) -> tuple[int, str]:
-    """Exit code and output of `start`."""
-    process = start(*arguments, **options)
-    try:
-        output, _ = process.communicate(timeout=300)
-    finally:
-        process.kill()  # a command that hangs must not outlive its test
-    return process.returncode, output
-
-
-def copied(script, arguments, folder=ROOT) -> tuple[int, str]:
-    """Exit code and output of the script in a copy of the process that has imported the libraries.
-
-    It runs in `folder`."""
-    with tempfile.NamedTemporaryFile() as output:
-        process = PREPARED.Process(target=as_script, args=(script, list(map(str, arguments)), output.name, folder))
-        with mock.patch.dict(os.environ, ENVIRONMENT):
-            process.start()
-        try:
-            process.join(timeout=300)
-        finally:
-            process.kill()
-            process.join()
-        return process.exitcode, Path(output.name).read_text()
+def copied(script, arguments, folder=ROOT, **options) -> tuple[int, str]:
+    """Exit code and output of the command in `Copies`."""
+    copies = Copies(script, arguments, folder, **options)
+    output, _ = copies.communicate()
+    return copies.returncode, output
 
 
 def processes_of(folder) -> list[int]:

@@ -63,9 +63,22 @@ def assert_same(output, other, **tolerance):
         torch.testing.assert_close(one, two, **(tolerance or {"atol": 0, "rtol": 0}))
 
 
-@pytest.fixture(params=[*CLASSES, CROSS], ids=lambda param: getattr(param, "__name__", "cross decoder"))
+EVERY_KIND = {"params": [*CLASSES, CROSS], "ids": lambda param: getattr(param, "__name__", "cross decoder")}
+
+
+def of_kind(kind, **changes) -> MAEPreTrainedModel:
+    return tiny(MAEForPreTraining, **CROSS, **changes) if kind is CROSS else tiny(kind, **changes)
+
+
+@pytest.fixture(**EVERY_KIND)
 def model(request) -> MAEPreTrainedModel:
-    return tiny(MAEForPreTraining, **CROSS) if request.param is CROSS else tiny(request.param)
+    return of_kind(request.param)
+
+
+@pytest.fixture(**EVERY_KIND)
+def shallow_model(request) -> MAEPreTrainedModel:
+    """Encoder and decoder have one layer: a compiler takes its time for each."""
+    return of_kind(request.param, num_hidden_layers=1, decoder_num_hidden_layers=1)
 
 
 def run(model: MAEPreTrainedModel, **options):
@@ -324,8 +337,9 @@ def test_another_size(model_class, position_embedding, size):
     assert_same(again, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_compile(model):
+def test_compile(shallow_model):
     """Without a graph break, as in use; pre-training also while gradients are recorded."""
+    model = shallow_model
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for gradients in {False, isinstance(model, MAEForPreTraining)}:
         with torch.set_grad_enabled(gradients):
@@ -333,7 +347,8 @@ def test_compile(model):
             assert_same(output, model(**inputs(type(model))), atol=1e-5, rtol=1.3e-6)
 
 
-def test_export_with_a_dynamic_batch(model):
+def test_export_with_a_dynamic_batch(shallow_model):
+    model = shallow_model
     example, batch = inputs(type(model)), torch.export.Dim("batch", min=1, max=64)
     with torch.no_grad():
         program = torch.export.export(

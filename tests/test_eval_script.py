@@ -7,9 +7,16 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_GRAY, TWO_PROCESSES, assert_same_run, assert_same_weights, run_in_turn, weights_and_history
+from conftest import (
+    TINY_GRAY,
+    TWO_PROCESSES,
+    Copies,
+    assert_same_run,
+    assert_same_weights,
+    run_in_turn,
+    weights_and_history,
+)
 from conftest import run as run_script
-from conftest import start as start_script
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
@@ -165,7 +172,7 @@ def test_a_killed_run_goes_on_exactly(tmp_path, recipe):
     """With everything that draws random numbers: RandAugment, erasing, mixup, cutmix, drop path."""
     command = (recipe, "--n_partial", 2, "--config_overrides", "drop_path_rate=0.5")
     run(*command, "--output_dir", tmp_path / "straight")
-    stopped = start_script(*command, "--output_dir", tmp_path / "killed", script="run_eval.py")
+    stopped = Copies("run_eval.py", (*command, "--output_dir", tmp_path / "killed"))
     while not (tmp_path / "killed" / "checkpoint-7").exists() and stopped.poll() is None:
         time.sleep(0.01)
     stopped.kill()

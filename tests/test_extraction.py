@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from applied import MEAN, STD, copy_images, save_checkpoint, save_classifier, write_script
-from conftest import TWO_PROCESSES, copied, photograph, started
+from conftest import TWO_PROCESSES, copied, photograph
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
@@ -349,7 +349,7 @@ def test_two_processes_and_a_kill_give_the_identical_file(tmp_path, checkpoint):
     code, output = copied(killed, (*words, target, *options))
     assert code == -9 and len(list((tmp_path / "two.parquet.parts").glob("part-*.parquet"))) == 7, output
 
-    code, output = started("features", *words[1:], target, *options, script=script, **TWO_PROCESSES)
+    code, output = copied(script, (*words, target, *options), **TWO_PROCESSES)
     assert code == 0 and output.count("written ") == 1 and "7 of 20 parts" in output, output
     assert target.read_bytes() == (tmp_path / "one.parquet").read_bytes()
 

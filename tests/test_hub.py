@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import (
+    Copies,
     assert_same_run,
     assert_same_weights,
     run,
-    start,
     tiny_config,
     wait_for_update,
     without_waiting,
@@ -352,7 +352,8 @@ def test_a_run_goes_on_elsewhere_from_what_it_pushed(server, tmp_path, recipe):
     assert all(there[name] == content for name, content in last.items() if "checkpoint-" in name)
 
     source = ("--resume_from_checkpoint", f"hub://me/whole@{first.sha}")
-    stopped = start(*command, tmp_path / "stopped", *source, *push, "me/stopped", **client)
+    words = (*command, tmp_path / "stopped", *source, *push, "me/stopped")
+    stopped = Copies("run_pretrain.py", words, **client)
     wait_for_update(stopped, tmp_path / "stopped", 12)
     stopped.send_signal(signal.SIGTERM)
     output, _ = stopped.communicate()

@@ -1,11 +1,13 @@
 """Decoded images in memory that processes share."""
 
+import contextlib
 import io
 import os
 import signal
 import threading
 import time
 from multiprocessing import get_context
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -181,6 +183,15 @@ def test_where_memory_cannot_be_shared_each_reads_the_files(monkeypatch):
     assert images.kept is None and images.where == "from files" and len(images.batch(0, [0])["images"]) == 1
 
 
+def shared_files(size: int) -> list[Path]:
+    """The files of this size in the folder of shared memory, where a killed process would leave them."""
+    paths = []
+    for path in Path("/dev/shm").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another test's, which has just gone
+            paths += [path] * (path.stat().st_size == size)
+    return paths
+
+
 def hold(size, pipe):
     memory = memory_of(size)
     memory.map[:] = bytes(size)
@@ -189,13 +200,13 @@ def hold(size, pipe):
 
 
 def test_a_killed_process_leaves_nothing_behind():
-    before = set(os.listdir("/dev/shm"))
+    size = (1 << 20) + 4099  # that of no other file: tests beside this one have files there too
     ours, theirs = get_context("fork").Pipe()
-    process = get_context("fork").Process(target=hold, args=(1 << 20, theirs))
+    process = get_context("fork").Process(target=hold, args=(size, theirs))
     process.start()
     assert ours.poll(30)
     path = ours.recv()
-    assert os.path.exists(path) and set(os.listdir("/dev/shm")) == before
+    assert os.stat(path).st_size == size and not shared_files(size)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    assert not os.path.exists(path) and set(os.listdir("/dev/shm")) == before
+    assert not os.path.exists(path) and not shared_files(size)

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import ENVIRONMENT
 from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from transformers.utils import logging
@@ -42,7 +43,7 @@ for pair in sys.argv[1:]:
     folder, kind = pair.split("=")
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     model = getattr(transformers, kind).from_pretrained(folder).eval()
-    pixels = processor(Image.open("photograph.png"), return_tensors="pt").pixel_values
+    pixels = processor(Image.open(folder + "/../photograph.png"), return_tensors="pt").pixel_values
     arguments = {"noise": torch.arange(16.0)[None]} if "PreTraining" in kind else {}
     with torch.no_grad():
         outputs = model(pixels, **arguments)
@@ -62,52 +63,57 @@ def saved(folder, kind, channels, crop_fraction=1.0, **fields):
     return model, processor
 
 
-@pytest.fixture
-def photograph(tmp_path):
-    def make(channels):
-        pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
-        image = Image.fromarray(pixels).convert("L" if channels == 1 else "RGB")
-        image.save(tmp_path / "photograph.png")
-        return image
-
-    return make
+def photograph(path, channels):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels).convert("L" if channels == 1 else "RGB")
+    image.save(path)
+    return image
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("to, crop_fraction", [("transformers", 1.0), ("vit", 0.8)])
-def test_transformers_needs_nothing_of_ours(tmp_path, photograph, to, crop_fraction, channels):
-    image = photograph(channels)
+def converted(folder, to, crop_fraction, channels):
+    """For each kind of model what to load, and as which class; the model, its processor and the image."""
+    folder.mkdir()
+    image = photograph(folder / "photograph.png", channels)
     options = {"pooling": "cls", "id2label": NAMES, "problem_type": "multi_label_classification"}
-    models, pairs = {}, []
     for kind, fields in ((EvalNet, options), (MAEForPreTraining, {}), (MAEModel, {})):
-        source, target = tmp_path / kind.__name__, tmp_path / f"{kind.__name__}-{to}"
-        models[target], processor = saved(source, kind, channels, crop_fraction, **fields)
+        source, target = folder / kind.__name__, folder / f"{kind.__name__}-{to}"
+        model, processor = saved(source, kind, channels, crop_fraction, **fields)
         text = convert(str(source), target, to)
         assert ("Image.convert('L')" in text) == (channels == 1)
         content = json.loads((target / "config.json").read_text())
         assert "auto_map" not in content and not list(target.glob("*.py"))
-        pairs.append(f"{target}={text.split(': ')[1].split('.')[0]}")
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    command = [sys.executable, "-c", ALONE, *pairs]
+        yield target, text.split(": ")[1].split(".")[0], model, processor, image
+
+
+@torch.no_grad()
+def test_transformers_needs_nothing_of_ours(tmp_path):
+    """One process loads everything, because its imports take most of the time."""
+    cases = [
+        case
+        for to, crop_fraction in (("transformers", 1.0), ("vit", 0.8))
+        for channels in (1, 3)
+        for case in converted(tmp_path / f"{to}-{channels}", to, crop_fraction, channels)
+    ]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | ENVIRONMENT
+    command = [sys.executable, "-c", ALONE, *(f"{target}={kind}" for target, kind, *_ in cases)]
     process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     lines = process.stdout.splitlines()
     assert all(line.startswith("transformers.models.vit") for line in lines)
-    assert [line.split()[1] for line in lines] == ["multi_label_classification", "None", "None"]
-    for target, model in models.items():
+    assert [line.split()[1] for line in lines] == ["multi_label_classification", "None", "None"] * 4
+    for target, kind, model, processor, image in cases:
         arrays = np.load(target / "output.npz")
         # One of 256 levels: torchvision and Pillow round otherwise.
         pixels = processor(image, return_tensors="pt").pixel_values
-        np.testing.assert_allclose(arrays["pixels"], pixels, atol=1.01 / 255 / 0.2)
+        np.testing.assert_allclose(arrays["pixels"], pixels, atol=1.01 / 255 / 0.2, err_msg=str(target))
         pixels = torch.from_numpy(arrays["pixels"])
-        if isinstance(model, MAEForPreTraining) and to == "transformers":
+        if "PreTraining" in kind:
             values = model(pixels, noise=torch.arange(16.0)[None]).logits
         elif isinstance(model, EvalNet):
             values = model(pixels).logits
         else:
             values = getattr(model, "mae", model)(pixels).last_hidden_state
-        np.testing.assert_allclose(arrays["values"], values, atol=1e-4)
+        np.testing.assert_allclose(arrays["values"], values, atol=1e-4, err_msg=str(target))
 
 
 def test_no_processor_is_said(tmp_path):

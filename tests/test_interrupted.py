@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import RECIPE, ROOT, TINY_GRAY, assert_same_run, photograph, run, start
+from conftest import RECIPE, ROOT, TINY_GRAY, Copies, assert_same_run, photograph, run, start
 
 from modeling_mae import MAEConfig, MAEForPreTraining
 from modeling_mae.data.processor import image_processor
@@ -114,20 +114,20 @@ def test_a_loading_worker_is_killed(tmp_path, command, photos):
     else:
         words += ("--image_mean", *[0.5] * 3, "--image_std", *[0.5] * 3)
         MAEForPreTraining(MAEConfig(**{**TINY_GRAY, "num_channels": 3})).save_pretrained(tmp_path / "encoder")
-    process = start(*words, "--output_dir", tmp_path / "run", script=script)
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith("update 3/"):
-            workers = [child for child in psutil.Process(process.pid).children() if script in child.cmdline()]
-            assert len(workers) == 2
-            workers[0].kill()
-    assert process.wait() == 1 and "Traceback" not in "".join(lines), lines
-    error = lines[-1]  # torch tells it in place of a batch, or as a signal in the middle of anything
+    process = Copies(script, (*words, "--output_dir", tmp_path / "run"))
+    process.wait_for_line("update 3/")
+    training = psutil.Process(process.pid)
+    workers = [child for child in training.children() if child.cmdline() == training.cmdline()]
+    assert len(workers) == 2
+    workers[0].kill()
+    output, _ = process.communicate()
+    assert process.returncode == 1 and "Traceback" not in output, output
+    error = output.splitlines()[-1]  # torch tells it in place of a batch, or as a signal in the middle of anything
     assert "a loading worker died" in error and "mostly because the memory was full" in error
     assert "--resume_from_checkpoint auto" in error and "fewer --dataloader_num_workers" in error
 
 
+@pytest.mark.parametrize("command", ["run_pretrain.py"], indirect=True)
 def test_a_closed_pipe_ends_nothing(tmp_path, command):
     words, script = command
     words = [sys.executable, script, *map(str, words), "--output_dir", str(tmp_path / "run")]

@@ -167,7 +167,7 @@ def test_the_processes_of_a_machine_share_the_memory_for_features(monkeypatch):
         assert feature_memory() == expected << 30
 
 
-def test_a_signal_is_noted_and_the_handlers_come_back():
+def test_a_signal_is_noted_and_the_handlers_come_back(heeded_signals):
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with StopRequest(Accelerator(cpu=True)) as stop:
         assert stop.agreed() == 0
@@ -177,7 +177,7 @@ def test_a_signal_is_noted_and_the_handlers_come_back():
     assert {number: signal.getsignal(number) for number in before} == before
 
 
-def test_the_second_ctrl_c_stops_at_once(monkeypatch):
+def test_the_second_ctrl_c_stops_at_once(monkeypatch, heeded_signals):
     clock = [100.0]
     monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     with StopRequest(Accelerator(cpu=True)) as stop:

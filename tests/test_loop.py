@@ -258,7 +258,7 @@ def test_weights_that_are_not_finite_stop_without_a_checkpoint(tmp_path, update,
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
-def test_a_signal_stops_with_a_checkpoint(tmp_path, number):
+def test_a_signal_stops_with_a_checkpoint(tmp_path, number, heeded_signals):
     handlers = [signal.getsignal(each) for each in STOP_SIGNALS]
     run, loss_of, notes = start(tmp_path)
 

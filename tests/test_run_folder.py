@@ -1,12 +1,9 @@
 import json
 import os
-import signal
 import socket
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT
+from conftest import Copies
 
 from modeling_mae.errors import UserError
 from modeling_mae.training.run_folder import MARK, claim_folder
@@ -65,14 +62,14 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
 
 
 def test_a_second_run_in_a_folder_is_refused_while_the_first_lives(tmp_path):
-    code = (
-        "import sys, time; from pathlib import Path; from modeling_mae.training.run_folder import claim_folder; "
-        f"claim_folder(Path({str(tmp_path)!r}), False); print('locked', flush=True); time.sleep(60)"
+    folder, script = tmp_path / "run", tmp_path / "holder"
+    script.write_text(
+        "import time; from pathlib import Path; from modeling_mae.training.run_folder import claim_folder; "
+        f"claim_folder(Path({str(folder)!r}), False); print('locked', flush=True); time.sleep(60)"
     )
-    holder = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert holder.stdout.readline() == "locked\n"
+    holder = Copies(script, ())
+    holder.wait_for_line("locked")
     with pytest.raises(UserError, match=f"in use by process {holder.pid} on {socket.gethostname()}, since 20"):
-        claim_folder(tmp_path, overwrite=True)
-    holder.send_signal(signal.SIGKILL)
-    holder.wait()
-    claim_folder(tmp_path, overwrite=False)  # a killed run blocks nobody
+        claim_folder(folder, overwrite=True)
+    holder.kill()
+    claim_folder(folder, overwrite=False)  # a killed run blocks nobody

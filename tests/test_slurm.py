@@ -17,9 +17,9 @@ SCRIPT = ROOT / "configuration" / "accelerate" / "slurm.sh"
 COMMANDS = {
     "scontrol": 'echo "scontrol $*" >> log; if [ "$1" = show ]; then printf "alpha\\nbeta\\n"; fi',
     "srun": 'export SLURM_NODEID=1; exec "$@"',
-    "accelerate": """printf "%s\\n" "$@" > words
+    "accelerate": """trap 'echo "checkpoint written" >> log; exit 143' TERM
+        printf "%s\\n" "$@" > words
         [ -e trains ] || exit 3
-        trap 'echo "checkpoint written" >> log; exit 143' TERM
         while true; do sleep 0.05; done""",
 }
 
@@ -57,7 +57,6 @@ def test_the_warning_before_the_time_limit_puts_the_job_back_into_the_queue(job,
     while not (tmp_path / "words").exists():
         assert process.poll() is None
         time.sleep(0.05)
-    time.sleep(0.2)  # for the trap
     process.send_signal(signal.SIGUSR1)
     process.wait(timeout=30)
     lines = (tmp_path / "log").read_text().splitlines()[1:]
