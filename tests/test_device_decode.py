@@ -166,7 +166,7 @@ def test_a_full_device_is_no_bad_file(monkeypatch):
 def test_what_the_device_does_not_touch(decoded):
     plenty = 1 << 24
     usual, ours = open_both(WHOLE, memory_budget=plenty)
-    assert usual.where == KEPT and ours.where == "from files" and ours.kept is None
+    assert usual.where == KEPT and ours.where == "from files, JPEG decoded on cpu" and ours.kept is None
     changed = ours.view(augment=lambda images, epoch, indices: 255 - images)
     (batch,) = changed.loader([(0, [0, 1])], 2)
     assert torch.equal(batch["images"], 255 - usual.batch(0, [0, 1])["images"]) and not decoded

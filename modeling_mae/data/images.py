@@ -282,6 +282,7 @@ def open_images(
     if decode_device is not None:
         check_pictures(ranges, bands, num_channels)
         files.decode_device = decode_device
+        files.where += f", JPEG decoded on {decode_device.type}"
     scale = describe_scale(files.white) if files.dtype != torch.uint8 else ""
     remarks = [scale, describe_stacks(stacks), source.left_out]
     files.remarks = "".join(f"; {remark}" for remark in remarks if remark)
