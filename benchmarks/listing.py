@@ -117,6 +117,9 @@ def measure(name: str, folder: str, cache: str, results) -> None:
     if name == "run":
         import run_pretrain  # noqa: F401
 
+        # As in a process that a user starts: spawned loading workers would import everything again.
+        multiprocessing.set_start_method("fork", force=True)
+
     usage, began, busy = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter(), processor_seconds()
     count, remark = contestant(folder, cache)
     seconds, busy = time.perf_counter() - began, processor_seconds() - busy
