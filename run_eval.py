@@ -45,6 +45,7 @@ def main(args: EvalArguments) -> None:
     # Folders and Hub
     output_dir, trainings = Path(args.output_dir), args.trainings()
     accelerator = launch.make_accelerator(output_dir, args.trackers)
+    decoding = launch.decoding(accelerator, args.decode_device, args.dataloader_num_workers)
     main_process, say = accelerator.is_main_process, accelerator.print
     for folder in dict.fromkeys([output_dir, *args.run_folders()]) if main_process else ():
         claim_folder(folder, args.overwrite_output_dir)
@@ -74,6 +75,7 @@ def main(args: EvalArguments) -> None:
         open_options={
             **args.open_options(config),
             **launch.image_memory(accelerator, args.image_cache),
+            **decoding,
             **processing.open_options(),
         },
         main_process_first=accelerator.main_process_first,

@@ -48,6 +48,7 @@ def main(args: PretrainArguments) -> None:
     # Folder and Hub
     output_dir = Path(args.output_dir)
     accelerator = launch.make_accelerator(output_dir, args.trackers)
+    decoding = launch.decoding(accelerator, args.decode_device, args.dataloader_num_workers)
     main_process, processes, say = accelerator.is_main_process, accelerator.num_processes, accelerator.print
     if not args.own_images:  # an error here leaves the folder as it is
         split_batch(args.total_batch_size, args.per_device_train_batch_size, processes)
@@ -74,7 +75,7 @@ def main(args: PretrainArguments) -> None:
         eval_split=args.eval_split,
         k=K if args.knn or args.eval_every_epochs else None,
         white=args.white_value or before.get("white"),
-        open_options=args.open_options(config) | launch.image_memory(accelerator, args.image_cache),
+        open_options=args.open_options(config) | launch.image_memory(accelerator, args.image_cache) | decoding,
         main_process_first=main_first,
         say=say,
     )

@@ -3,7 +3,8 @@
 Ours (decoding, cropping and flipping uint8 in the loading process; normalisation of whole batches) against the
 pipeline of the field (PIL, RandomResizedCrop bicubic, flip, ToTensor, Normalize), with decoding alone as the limit.
 They take turns in one process. "ours, loading process" leaves out the normalisation, which runs where the model does:
-what a core has to do beside a GPU. "decoded whole" is ours without the reduced decoding of large photographs.
+what a core has to do beside a GPU. "decoded whole" is ours without the reduced decoding of large photographs. Where
+there is a GPU, "ours, GPU" is `--decode_device cuda`: one process reads, the GPU decodes, crops and normalises.
 
 The files are noise whose strength falls with its frequency, as in nature, so that they are as large as photographs.
 `--photographs` adds scikit-learn's two sample photographs, scaled up to 4000 x 3000. Then it says how far reduced
@@ -83,6 +84,14 @@ def race(title: str, files: list[bytes], rounds: int) -> None:
         ]
     )
     indices, epochs = list(range(len(files))), itertools.count()
+    on_gpu = ours.view()
+    on_gpu.decode_device = torch.device("cuda")
+
+    def decode_on_gpu() -> None:
+        (batch,) = on_gpu.loader([(next(epochs), indices)], 0)
+        gpu_transform(batch)
+        torch.cuda.synchronize()
+
     contestants = {
         "PIL, as usual": lambda: torch.stack([usual(Image.open(io.BytesIO(f)).convert("RGB")) for f in files]),
         "ours, loading process": lambda: ours.batch(next(epochs), indices),
@@ -90,6 +99,9 @@ def race(title: str, files: list[bytes], rounds: int) -> None:
         "ours, decoded whole": lambda: whole.batch(next(epochs), indices),
         "decoding alone": lambda: [decode(f, None, 3) for f in files],
     }
+    if torch.cuda.is_available():
+        gpu_transform = BatchTransform(MEAN, STD, (224, 224)).to("cuda")
+        contestants["ours, GPU"] = decode_on_gpu
     times = {name: [] for name in contestants}
     for turn in range(rounds + 1):
         for name, work in contestants.items():

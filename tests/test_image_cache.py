@@ -19,7 +19,7 @@ from modeling_mae.data.crops import RandomResizedCrop
 from modeling_mae.data.decode import BadImage
 from modeling_mae.data.image_cache import KeptImages, Machine, share_memory
 from modeling_mae.data.images import FileImages, MemoryImages, open_images
-from modeling_mae.data.sources import Source
+from modeling_mae.data.sources import Source, load_source
 
 
 PLENTY = 1 << 24  # bytes
@@ -158,6 +158,39 @@ def test_one_process_decodes_for_its_machine(monkeypatch):
     assert all(torch.equal(images.pixels, alone.pixels) for images in both)
     both[0].pixels[7, 0, 0, 0] = 99 - alone.pixels[7, 0, 0, 0] // 2
     assert torch.equal(both[0].pixels, both[1].pixels)  # one memory
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_all_is_decoded_at_the_start(monkeypatch, workers):
+    """By this process, or by others that write into shared memory."""
+    monkeypatch.setattr("modeling_mae.data.images.WORTH_PROCESSES", 0)
+    monkeypatch.setattr("modeling_mae.data.filling.PIECE", 7)
+    pixels = [np.random.default_rng(i).integers(0, 255, (20, 30, 3), np.uint8) for i in range(40)]
+    options = {"memory_budget": PLENTY, "num_workers": workers, "labels": np.arange(40), "white": 255}
+    state = torch.get_rng_state()
+    images = open_images(make_source([(20, 30)] * 40), (16, 16), 3, **options)
+    assert isinstance(images, MemoryImages) and torch.equal(torch.get_rng_state(), state)
+    assert np.array_equal(images.pixels.permute(0, 2, 3, 1).numpy(), pixels) and not images.skipped.any()
+    source = make_source([(20, 30)] * 40, broken=(3, 4, 39))
+    images = open_images(source, (16, 16), 3, on_bad_image="skip", **options)
+    expected = [*range(3), 5, 5, *range(5, 39), 0]
+    assert images.labels.tolist() == expected and images.skipped.nonzero().flatten().tolist() == [3, 4, 39]
+    assert np.array_equal(images.pixels.permute(0, 2, 3, 1).numpy(), np.stack(pixels)[expected])
+    with pytest.raises(BadImage, match="^3.PNG is not a readable image"):
+        open_images(make_source([(20, 30)] * 40, broken=(3, 36)), (16, 16), 3, **options)
+    other_shape = make_source([(20, 30)] * 22 + [(20, 31)] + [(20, 30)] * 17)
+    assert isinstance(open_images(other_shape, (16, 16), 3, **options), FileImages)
+
+
+def test_other_processes_note_missing_values(tmp_path, monkeypatch):
+    monkeypatch.setattr("modeling_mae.data.images.WORTH_PROCESSES", 0)
+    values = [np.full((8, 8), i, np.float32) for i in range(30)]
+    values[11][2, 3] = np.nan
+    for i, value in enumerate(values):
+        np.save(tmp_path / f"{i:02}.npy", value)
+    options = {"memory_budget": PLENTY, "num_workers": 2}
+    images = open_images(load_source(data_dir=str(tmp_path)), (8, 8), 1, **options)
+    assert images.incomplete.nonzero().tolist() == [[11]] and images.pixels[11].unique().tolist() == [11 * 255]
 
 
 def test_processes_agree_where_an_image_is_bad_or_of_another_shape():

@@ -231,6 +231,24 @@ def test_loading_workers_change_nothing(photographs):
     assert torch.equal(torch.get_rng_state(), global_state)  # the global generator stands where it stood
 
 
+@pytest.mark.parametrize("processes, workers", [(1, 1), (2, 0), (2, 3), (4, 0), (4, 1)])
+@pytest.mark.parametrize("kind", ["numbered", "photographs"])
+def test_batches_do_not_depend_on_processes_workers_and_start(kind, processes, workers, request):
+    images = request.getfixturevalue(kind).view(crop=RandomResizedCrop(0))
+    options = {"seed": 1, "batch_size": 1, "total_batch_size": 4}
+    alone = list(images.training_loader(updates=range(7), **options))
+    shares = [
+        list(
+            images.training_loader(
+                updates=range(2, 7), process_index=p, num_processes=processes, num_workers=workers, **options
+            )
+        )
+        for p in range(processes)
+    ]
+    dealt = [batch for turn in zip(*shares, strict=True) for batch in turn]
+    assert len(dealt) == 20 and all(map(same, dealt, alone[8:]))
+
+
 def test_workers_load_what_is_work(numbered, photographs):
     """What lies in memory is cropped on the device: a worker would only copy it."""
     batches = [(0, [1, 2])]

@@ -1,7 +1,8 @@
-"""The real commands on streams: killed again and again, with other processes and workers, and evaluated."""
+"""The real commands on streams and other sources: killed, gone on with by other processes and workers, evaluated."""
 
 import json
 import os
+import re
 import signal
 import tarfile
 from contextlib import nullcontext
@@ -9,7 +10,16 @@ from contextlib import nullcontext
 import numpy as np
 import pyarrow.parquet
 import pytest
-from conftest import TWO_PROCESSES, assert_same_run, processes_of, run, run_in_turn, start, wait_for_update
+from conftest import (
+    TWO_PROCESSES,
+    assert_same_run,
+    photograph,
+    processes_of,
+    run,
+    run_in_turn,
+    start,
+    wait_for_update,
+)
 from shard_server import serve
 from test_streams import make_shards
 
@@ -38,6 +48,11 @@ def kill_after(update: int, folder, *words, **options) -> str:
     output, _ = process.communicate()
     assert ended is None, output
     return output
+
+
+def resumed_from(output: str) -> int:
+    """The update that the header names."""
+    return int(re.search(r", from update (\d+) of", output)[1])
 
 
 def a_thousand_shards(folder):
@@ -71,12 +86,40 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, stream, kind, remote
     folder = make_shards(tmp_path / "shards", kind, (50, 3, 90, 17))
     with serve(folder) if remote else nullcontext() as server:
         place = f"{server}/part-{{000..003}}.{kind}" if remote else folder
-        words = [*stream, "--train_dir", place, "--dataloader_num_workers"]
+        # Long enough that a busy machine does not let it end before it is killed.
+        words = [*stream, "--train_dir", place, "--max_train_steps", 60, "--dataloader_num_workers"]
         kill_after(8, tmp_path / "killed", *words, 1)
         goes_on = [*words, 2, "--output_dir", tmp_path / "killed", "--resume_from_checkpoint", "auto"]
         (code, output), whole = run_in_turn(goes_on, [*words, 0, "--output_dir", tmp_path / "whole"])
     assert (code, whole[0]) == (0, 0), (output, whole)
-    assert ", from update 7 of" in output and "streamed" in output
+    assert 7 <= resumed_from(output) < 60 and "streamed" in output
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.fixture(params=["files", "memory", "parquet", "tar"])
+def source(request, tmp_path, recipe):
+    """The words that make a command of run_pretrain.py with the small recipe read this kind of source."""
+    words = [recipe, "--max_train_steps", 60]
+    if request.param == "memory":
+        return words
+    recipe.write_text(recipe.read_text().replace("max_train_samples: 160\n", ""))
+    if request.param == "files":
+        (tmp_path / "photos").mkdir()
+        for i in range(75):
+            photograph(tmp_path / "photos" / f"{i}.jpg", i)
+        return [*words, "--train_dir", tmp_path / "photos", "--config_overrides", "num_channels=3"]
+    folder = make_shards(tmp_path / "shards", request.param, (50, 3, 90, 17))
+    return [*words, "--train_dir", folder, "--streaming", "true", "--cache_dir", tmp_path / "cache"]
+
+
+def test_any_source_goes_on_with_other_processes_and_workers(tmp_path, source):
+    """Mixtures have a test of their own, streams on the Hub and of many shards too."""
+    workers, resume = [*source, "--dataloader_num_workers"], ("--resume_from_checkpoint", "auto")
+    run(*workers, 0, "--output_dir", tmp_path / "whole")
+    kill_after(8, tmp_path / "killed", *workers, 1, **TWO_PROCESSES)
+    first = resumed_from(kill_after(23, tmp_path / "killed", *workers, 3, *resume))
+    output = run(*workers, 0, *resume, "--output_dir", tmp_path / "killed", **TWO_PROCESSES)
+    assert 7 <= first <= resumed_from(output) < 60 and resumed_from(output) >= 21
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 

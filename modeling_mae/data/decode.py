@@ -19,6 +19,7 @@ from ..errors import UserError
 from ..image_processing_mae import MOST_MISSING
 from .arrays import array_pixels, bands_first, is_stack, plain_numbers, read_array
 from .bit_depth import WHITE, BadImage, check_8_bits, deep_file_values, deep_values, is_deep, kind_and_highest, scaled
+from .device_decode import EncodedJpeg, leave_to_device
 from .reduced import ReducedJpeg, Reduction, picture_tensor, reduce_jpeg
 
 
@@ -64,7 +65,8 @@ def decode_present(
     enough_pixels: int | None = None,
     bands: list[int] | None = None,
     reduction: Reduction | None = None,
-) -> tuple[torch.Tensor | ReducedJpeg, torch.Tensor | None]:
+    left_for_size: tuple[int, int] | None = None,
+) -> tuple[torch.Tensor | ReducedJpeg | EncodedJpeg, torch.Tensor | None]:
     """``(channels, height, width)`` of an encoded image: uint8 of a file with 8 bits, else float32 where 255 is white.
     And bool of the same shape, true where a value was missing; None where none was.
 
@@ -78,7 +80,8 @@ def decode_present(
     `enough_pixels` is for statistics: a larger image is thinned out to no fewer. JPEG is decoded at reduced size then,
     several times faster.
 
-    `reduction` is for crops: a JPEG file that it allows to be smaller comes as a `ReducedJpeg`.
+    `reduction` is for crops: a JPEG file that it allows to be smaller comes as a `ReducedJpeg`. `left_for_size` comes
+    before it: a JPEG file that a device can decode and crop to this (height, width) comes as an `EncodedJpeg`.
 
     Raises:
         BadImage: the data cannot be decoded, or its values do not fit `white`; the message names the file.
@@ -100,6 +103,8 @@ def decode_present(
                 data = file.read()
         if data[:2] == b"\xff\xd8":
             check_8_bits(white, name)
+            if left_for_size and (left := leave_to_device(data, channels, left_for_size)) is not None:
+                return left, None
             image, gone = _decode_jpeg(data, channels, enough_pixels, None if bands else reduction), None
             if isinstance(image, ReducedJpeg):
                 return image, None
@@ -234,7 +239,8 @@ def _decode_with_pil(
             return _deep_tensor(*deep_values(opened, data, name), num_channels, white, name)
         check_8_bits(white, name)
         opened.load()
-        image = ImageOps.exif_transpose(opened)
+        ImageOps.exif_transpose(opened, in_place=True)  # a copy of a small picture costs a tenth of its decoding
+        image = opened
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         background = Image.new("RGBA", image.size, "white")
@@ -264,4 +270,5 @@ def _deep_tensor(values: np.ndarray, alpha, num_channels: int, white: float | No
 
 
 def _to_tensor(image: Image.Image, num_channels: int) -> torch.Tensor:
-    return picture_tensor(image.convert("L" if num_channels == 1 else "RGB"))
+    mode = "L" if num_channels == 1 else "RGB"
+    return picture_tensor(image if image.mode == mode else image.convert(mode))

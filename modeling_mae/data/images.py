@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
@@ -14,6 +15,8 @@ from .arrays import cell_of, describe_stacks
 from .bit_depth import WHITE, common_white, describe_scale
 from .crops import repeats_of
 from .decode import BadImage, decode_present, look_at, name_of
+from .device_decode import DeviceLoader, EncodedJpeg, check_pictures, pack
+from .filling import WORTH_PROCESSES, fill
 from .image_cache import KeptImages, Machine, share_memory
 from .image_set import Images
 from .lanes import LaneOrder
@@ -67,6 +70,8 @@ class FileImages(Images):
     decodes = True
     scaled_decoding = True  # of large JPEG files, at 1/2, 1/4 or 1/8 size where their crop allows it
     kept: KeptImages | None = None  # what was decoded before
+    decode_device: torch.device | None = None  # that decodes and crops JPEG files for the loader; None: the workers
+    leaves_jpeg = False  # to `decode_device`: of the copy of this set that loading workers have
 
     def __init__(
         self,
@@ -93,7 +98,7 @@ class FileImages(Images):
         index: int,
         enough_pixels: int | None = None,
         reduction_of: Callable[[int], Reduction | None] = lambda index: None,
-    ) -> tuple[torch.Tensor | ReducedJpeg, int]:
+    ) -> tuple[torch.Tensor | ReducedJpeg | EncodedJpeg, int]:
         """(image, its index): image `index`, or the next readable one where bad images are skipped.
 
         `enough_pixels` is for statistics, as in `decode`. Missing values are NaN then. `reduction_of(index)` says how
@@ -124,7 +129,7 @@ class FileImages(Images):
         if gone is not None:
             self.incomplete[index] = True
             image = image.float().masked_fill(gone, torch.nan) if enough_pixels else image
-        if kept is not None and not isinstance(image, ReducedJpeg):
+        if kept is not None and torch.is_tensor(image):
             kept.put(index, image, whole=reduction is None or reduction(*image.shape[1:]) > 1)
         return image
 
@@ -136,8 +141,10 @@ class FileImages(Images):
         reduction: Reduction | None = None,
     ):
         """As `decode_present`, under the rules of this set."""
-        image, gone = decode_present(data, path, self.num_channels, self.white, enough_pixels, self.bands, reduction)
-        if isinstance(image, ReducedJpeg):
+        left = self.size if self.leaves_jpeg else None
+        rules = (self.num_channels, self.white, enough_pixels, self.bands, reduction, left)
+        image, gone = decode_present(data, path, *rules)
+        if not torch.is_tensor(image):
             return image, gone
         if self.dtype == torch.uint8 and image.dtype != torch.uint8 and not torch.equal(image, image.to(torch.uint8)):
             raise BadImage(f"{name_of(path)} has values that 8 bits do not hold, as the other files do: convert it")
@@ -167,7 +174,7 @@ class FileImages(Images):
     def _crop_batch(self, epoch: int | list[int], indices: list[int]) -> dict:
         repeats = np.array(repeats_of(epoch, indices))
         epochs = np.broadcast_to(epoch, len(indices))
-        read, rows = {}, np.array(indices)
+        read, rows, asked = {}, np.array(indices), indices
         for index in dict.fromkeys(indices):  # what stands here several times is decoded once
             here = rows == index
             read[index] = self.read_or_next(index, reduction_of=partial(self._reduction, epochs[here], repeats[here]))
@@ -178,10 +185,24 @@ class FileImages(Images):
         boxes, flips = self.crop(epoch, indices, heights, widths, repeats)
         resized = []
         for image, box, flip in zip(images, boxes.tolist(), flips.tolist(), strict=True):
-            image = self._resized_crop(image, box)
-            resized.append(image.flip(2) if flip else image)
-        batch = {"images": torch.stack(resized)}
+            if not isinstance(image, EncodedJpeg):
+                image = self._resized_crop(image, box)
+                resized.append(image.flip(2) if flip else image)
+        batch = {"images": torch.stack(resized) if resized else torch.empty(0, dtype=self.dtype)}
+        if len(resized) < len(images):
+            batch["encoded"] = pack(images, boxes, flips, asked)
+            batch |= {"epochs": epochs.tolist(), "indices": list(indices)}
         return batch if self._labels is None else {**batch, "labels": self._labels[list(indices)]}
+
+    def loader(self, batches, num_workers: int) -> DataLoader | DeviceLoader:
+        """As that of every set. With a `decode_device` its batches come from there, but for images that `augment`
+        changes: it needs them in the workers."""
+        if self.decode_device is None or self.augment is not None:
+            return super().loader(batches, num_workers)
+        left = self.view()
+        left.leaves_jpeg = True
+        loader = super(FileImages, left).loader(batches, num_workers)
+        return DeviceLoader(loader, self.decode_device, self._resized_crop, self._crop_batch)
 
     def _resized_crop(self, image: torch.Tensor | ReducedJpeg, box: list[int]) -> torch.Tensor:
         if isinstance(image, ReducedJpeg):
@@ -226,18 +247,25 @@ def open_images(
     white: float | None = None,
     bands: list[int] | None = None,
     scaled_decoding: bool = True,
+    decode_device: torch.device | None = None,
+    num_workers: int = 0,
 ) -> Images:
     """The images of `source` for a model that takes `size` (height, width): in memory when all have the same shape,
     take at most `memory_budget` bytes and are at most `READ_AT_START`; else from their files. `labels` are class
     numbers ``(images,)`` or floats ``(images, classes or targets)``. The value `white` in the files becomes 255; None
     finds it from a sample. `bands`, counted from 1, are those of the files that the model sees.
 
-    The processes of a `machine` share the memory. All processes of the run must call this together. Images of several
-    shapes, or more images, that fit by their mean are kept once they are decoded.
+    The processes of a `machine` share the memory, which `num_workers` others fill where that is faster. All processes
+    of the run must call this together. Images of several shapes, or more images, that fit by their mean are kept once
+    they are decoded.
+
+    `decode_device` decodes and crops JPEG files in place of the loading workers (see `device_decode.py`), whole and
+    again in each epoch. Images of one shape that fit into memory are decoded at the start all the same.
 
     Raises:
         BadImage: as `FileImages.read_or_next`.
-        UserError: the images have no common white, or the bands are not as many as channels.
+        UserError: the images have no common white, the bands are not as many as channels, or `decode_device` is given
+            and they are no pictures of 8 bits.
     """
     if bands and len(bands) != num_channels:
         raise UserError(f"bands {bands} are {len(bands)}, the model takes {num_channels} channels: set num_channels")
@@ -251,40 +279,49 @@ def open_images(
         files.white = common_white(ranges)
     if any(kind != "8 bits" for _, kind, _ in ranges):
         files.dtype = torch.float32
+    if decode_device is not None:
+        check_pictures(ranges, bands, num_channels)
+        files.decode_device = decode_device
+        files.where += f", JPEG decoded on {decode_device.type}"
     scale = describe_scale(files.white) if files.dtype != torch.uint8 else ""
     remarks = [scale, describe_stacks(stacks), source.left_out]
     files.remarks = "".join(f"; {remark}" for remark in remarks if remark)
     if isinstance(files, StreamedImages):
         return files
-    return _kept_in_memory(files, memory_budget, machine or Machine())
+    return _kept_in_memory(files, memory_budget, machine or Machine(), num_workers)
 
 
-def _kept_in_memory(files: FileImages, budget: int, machine: Machine) -> Images:
+def _kept_in_memory(files: FileImages, budget: int, machine: Machine, num_workers: int) -> Images:
     """The images of these files, in at most `budget` bytes of memory, where they fit."""
     sample = [files.read(i) for i in files.spread(SHAPE_SAMPLE)]
     bytes_needed = len(files) * sum(image.nbytes for image in sample) // len(sample)
     if bytes_needed > budget:
         return files
     if len({image.shape for image in sample}) == 1 and len(files) <= READ_AT_START:
-        images = _read_all(files, sample[0].shape, machine)
+        images = _read_all(files, sample[0].shape, machine, num_workers)
         if images is not None:
             return images
+    if files.decode_device is not None:
+        return files
     memory = share_memory(KeptImages.bytes_for(len(files), budget), machine)
     if memory is not None:
         files.kept, files.where = KeptImages(memory, len(files), files.dtype), KEPT
     return files
 
 
-def _read_all(files: FileImages, shape: torch.Size, machine: Machine) -> MemoryImages | None:
-    """All images in memory; None when one has another shape. One process of a machine decodes them."""
+def _read_all(files: FileImages, shape: torch.Size, machine: Machine, num_workers: int) -> MemoryImages | None:
+    """All images in memory; None when one has another shape. One process of a machine decodes them, or its
+    `num_workers` do."""
     size = len(files) * shape.numel() * files.dtype.itemsize
-    memory = None if machine.alone else share_memory(size, machine)
+    num_workers = num_workers if size >= WORTH_PROCESSES else 0
+    memory = share_memory(size, machine) if num_workers or not machine.alone else None
     shape = (len(files), *shape)  # (images, channels, height, width)
     pixels = torch.empty(shape, dtype=files.dtype) if memory is None else memory.tensor(shape, files.dtype)
     outcome = None
     if memory is None or machine.first:
         try:
-            outcome = _fill(pixels, files)
+            stand_ins = fill(pixels, files, num_workers if memory is not None else 0)
+            outcome = None if stand_ins is None else (stand_ins, files.skipped, files.incomplete)
         except UserError as error:
             outcome = error
     outcome = machine.from_first(outcome) if memory is not None else outcome
@@ -295,21 +332,3 @@ def _read_all(files: FileImages, shape: torch.Size, machine: Machine) -> MemoryI
     stand_ins, files.skipped, files.incomplete = outcome
     labels = None if files.labels is None else files.labels[stand_ins]
     return MemoryImages(pixels, files.size, files.crop.fraction, labels, files)
-
-
-def _fill(pixels: torch.Tensor, files: FileImages) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
-    """Decode all files into ``pixels (images, channels, height, width)``. Gives which image stands where, which were
-    skipped, and which have missing values; None when one has another shape."""
-    stand_ins = torch.arange(len(files))
-    rows = files.source.dataset.select_columns([files.source.image_column])
-    for start in range(0, len(files), 1000):
-        for i, cell in enumerate(map(cell_of, rows[start : start + 1000][files.source.image_column]), start):
-            try:
-                image, gone = files.decode(cell["bytes"], cell["path"])
-                files.incomplete[i] = gone is not None
-            except BadImage:
-                image, stand_ins[i] = files.read_or_next(i)
-            if image.shape != pixels.shape[1:]:
-                return None
-            pixels[i] = image
-    return stand_ins, files.skipped, files.incomplete

@@ -69,7 +69,7 @@ def reduce_jpeg(opened: Image.Image, num_channels: int, reduction: Reduction) ->
     """The image of a JPEG file of which the header alone is read so far; None where it has to be decoded whole."""
     if opened.mode == "CMYK" or not reduction.possible(opened.height, opened.width):
         return None
-    orientation = _orientation(opened)
+    orientation = orientation_of(opened)
     width, height = opened.size[::-1] if orientation in QUARTER_TURNS else opened.size
     times = reduction(height, width)
     if times == 1:
@@ -86,7 +86,7 @@ def reduce_jpeg(opened: Image.Image, num_channels: int, reduction: Reduction) ->
     return ReducedJpeg(picture, (num_channels, height, width), shift, times)
 
 
-def _orientation(opened: Image.Image) -> int:
+def orientation_of(opened: Image.Image) -> int:
     """1 to 8; 1 where EXIF has none that can be read."""
     if "exif" not in opened.info:
         return 1

@@ -113,6 +113,19 @@ def loading_workers(given: int | None) -> int:
     return min(MAX_LOADING_WORKERS, available_cores() // local_processes())
 
 
+def decoding(accelerator: Accelerator, decode_device: str, workers: int | None) -> dict:
+    """What `open_images` takes for decoding: `decode_device`, that of this process for cuda and None for cpu; and
+    `num_workers`, the loading workers of all processes of this machine, of which each has the given `workers`.
+
+    Raises:
+        UserError: this process has no CUDA device.
+    """
+    device = None if decode_device == "cpu" else accelerator.device
+    if device is not None and device.type != "cuda":
+        raise UserError(f"decode_device {decode_device} needs a GPU, and this run is on {device.type}: give cpu")
+    return {"decode_device": device, "num_workers": loading_workers(workers) * local_processes()}
+
+
 def image_memory(accelerator: Accelerator, image_cache: str) -> dict:
     """What `open_images` takes for decoded images in memory: `memory_budget`, bytes for each machine, and `machine`.
 
