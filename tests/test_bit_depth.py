@@ -19,16 +19,18 @@ from modeling_mae.errors import UserError
 RAMP = np.arange(64).reshape(8, 8)
 
 
-def png16(values: np.ndarray) -> bytes:
-    """A PNG file of ``values (height, width, channels)`` uint16, which Pillow does not write in colour."""
+def png16(values: np.ndarray, rows: bytes | None = None, packed: bytes | None = None, interlaced: bool = False):
+    """A PNG file of ``values (height, width, channels)`` uint16, which Pillow does not write in colour. `rows` or what
+    is `packed` of them may be others; then all checksums are right all the same."""
     height, width, channels = values.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values) if rows is None else rows
+    packed = zlib.compress(rows) if packed is None else packed
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, interlaced)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
 
 
 def tiff(values: np.ndarray, extra: list[int]) -> bytes:
@@ -132,6 +134,48 @@ def test_16_bit_colours(tmp_path, channels):
     if channels != 3:
         expected[1, 1] = 255  # on white
     np.testing.assert_allclose(images.read(0).permute(1, 2, 0), expected, rtol=1e-6)
+
+
+def test_16_bit_colours_in_seven_passes():
+    values = np.random.default_rng(0).integers(0, 65536, (5, 9, 3)).astype(np.uint16)
+    starts = [
+        (0, 0, 8, 8),
+        (0, 4, 8, 8),
+        (4, 0, 8, 4),
+        (0, 2, 4, 4),
+        (2, 0, 4, 2),
+        (0, 1, 2, 2),
+        (1, 0, 2, 1),
+    ]
+    passes = [values[row::down, column::right] for row, column, down, right in starts]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for part in passes if part.size for row in part)
+    image = decode(png16(values, rows, interlaced=True), "x.png", 3, white=65535)
+    np.testing.assert_allclose(image.permute(1, 2, 0), values * (255 / 65535), rtol=1e-6)
+
+
+def damaged_files():
+    values = np.random.default_rng(0).integers(0, 65536, (6, 7, 3)).astype(np.uint16)
+    whole, row = png16(values), 1 + 7 * 3 * 2  # bytes
+    rows = b"".join(b"\0" + line.astype(">u2").tobytes() for line in values)
+    packed = zlib.compress(rows)
+    middle = len(whole) // 2
+    return {
+        "cut off": whole[:middle],
+        "without an end": whole[:-12],
+        "a byte flipped": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+        "a row is missing": png16(values, rows[:-row]),
+        "a row too many": png16(values, rows + rows[:row]),
+        "no such filter": png16(values, b"\x09" + rows[1:]),
+        "nothing packed": png16(values, packed=b""),
+        "packed wrongly": png16(values, packed=packed[:20] + b"\xff\xff" + packed[22:]),
+        "a wrong checksum of the rows": png16(values, packed=packed[:-1] + bytes([packed[-1] ^ 1])),
+    }
+
+
+@pytest.mark.parametrize("damage", damaged_files())
+def test_damaged_16_bit_colours_are_bad_images(damage):
+    with pytest.raises(BadImage, match="x.png is not a readable image"):  # libpng would end the process
+        decode(damaged_files()[damage], "x.png", 3)
 
 
 def test_16_bit_colours_in_tiff(tmp_path):

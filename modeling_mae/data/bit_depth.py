@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from torchvision.io import decode_image
 
 from ..errors import UserError
+from .clean_png import clean_png
 
 
 WHITE = 255  # of ordinary files, with 8 bits a channel
@@ -35,12 +36,13 @@ def deep_values(opened: Image.Image, data: bytes, name: str) -> tuple[np.ndarray
 
     Raises:
         BadImage: a negative whole number.
+        ValueError: a PNG file is damaged.
     """
     alpha = None
     if opened.mode.startswith(("I", "F")):
         values = np.asarray(ImageOps.exif_transpose(opened))
     else:  # PNG, of which Pillow reads the upper 8 bits of 16 only
-        encoded = torch.frombuffer(data, dtype=torch.uint8)
+        encoded = torch.frombuffer(bytearray(clean_png(data)), dtype=torch.uint8)
         values = decode_image(encoded, apply_exif_orientation=True).permute(1, 2, 0).numpy()
         if values.shape[2] in (2, 4):
             values, alpha = values[..., :-1], np.round(values[..., -1] / 257).astype(np.uint8)
