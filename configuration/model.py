@@ -26,6 +26,8 @@ def model_settings(config) -> dict[str, Any]:
     names = [name for name in model_fields() if not name.startswith("_")]
     if config.pooling != "attention":
         names = [name for name in names if not name.startswith("num_pooling_")]
+    if not config.uniformity_weight:  # older checkpoints do not name it
+        names.remove("uniformity_weight")
     return {name: getattr(config, name) for name in names}
 
 

@@ -51,6 +51,8 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
             outputs of all encoder blocks; ``stages``: also of the embedded patches; ``last``: the encoder's output.
         prediction_ratio: the part of all patches that is predicted, above 0 and at most `mask_ratio`. Unset predicts
             every masked patch. CrossMAE has 0.25.
+        uniformity_weight: of the uniformity term of U-MAE (arXiv 2210.08344) in the loss of MAEForPreTraining, 0 or
+            more. It pushes the features of the images in a batch apart. U-MAE has 0.01.
         out_features, out_indices: of MAEBackbone, the stages whose feature maps it gives, by name (``stem``,
             ``stage1`` ... ``stage<depth>``) or number; the last block alone by default.
 
@@ -83,6 +85,7 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
     drop_path_rate: float | int = 0.0
     label_smoothing: float | int = 0.0
     prediction_ratio: float | int | None = None
+    uniformity_weight: float | int = 0.0
     decoder_type: Literal["self", "cross"] = "self"
     decoder_reads: Literal["blocks", "stages", "last"] = "blocks"
     decoder_hidden_size: int = 512
@@ -218,6 +221,8 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
                 f"prediction_ratio={self.prediction_ratio} is outside (0, mask_ratio={self.mask_ratio}]: only masked "
                 "patches are predicted; leave it unset for all of them"
             )
+        if not 0 <= self.uniformity_weight < math.inf:
+            raise ValueError(f"uniformity_weight={self.uniformity_weight} is no weight: give a number, 0 or more")
 
     def validate_numbers(self):
         for name in ("initializer_range", "head_initializer_range"):

@@ -699,8 +699,11 @@ class MAEForPreTraining(MAEPreTrainedModel):
             count = predicted_count(num_patches, ratio, masked)
             count = None if count == masked else count
         logits, predicted_ids = self.decoder(encoded, self.grid_of(pixel_values), count)
+        loss = self.loss(pixel_values, logits, encoded.mask, predicted_ids)
+        if self.config.uniformity_weight:
+            loss = loss + self.config.uniformity_weight * mean_squared_cosine(encoded.last_hidden_state[:, 1:].mean(1))
         return MAEForPreTrainingOutput(
-            loss=self.loss(pixel_values, logits, encoded.mask, predicted_ids),
+            loss=loss,
             logits=logits,
             mask=encoded.mask,
             ids_restore=encoded.ids_restore,
@@ -758,6 +761,16 @@ class MAEForPreTraining(MAEPreTrainedModel):
             mean, deviation = patch_statistics(patches)
             predicted = predicted * deviation + mean
         return self.unpatchify(torch.where(outputs.mask[..., None] > 0, predicted, patches), pixel_values.shape[2:])
+
+
+def mean_squared_cosine(features: torch.Tensor) -> torch.Tensor:
+    """Of every two of ``features (images, width)``, in float32 whatever the model computes in; 0 of a single image.
+    The images are those that one process sees at a time."""
+    with torch.autocast(features.device.type, enabled=False):
+        normalised = F.normalize(features.float(), dim=1)
+        cosines = normalised @ normalised.T  # (images, images); the diagonal is 1
+        images = len(features)
+        return (cosines.square().sum() - images) / max(1, images * (images - 1))
 
 
 def patch_statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

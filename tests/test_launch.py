@@ -63,6 +63,12 @@ def test_a_stopped_training_ends_with_its_code(capsys):
     assert stop.value.code == 1
 
 
+def test_control_c_before_the_training_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_script(raising(KeyboardInterrupt()), None)
+    assert stop.value.code == 130 and capsys.readouterr().err == "run_pretrain.py: stopped by SIGINT\n"
+
+
 class OneBadImage(torch.utils.data.Dataset):
     def __len__(self):
         return 1

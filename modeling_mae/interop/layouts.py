@@ -104,6 +104,7 @@ LAYOUTS = {
     "transformers' ViTMAEForPreTraining": {
         "decoder_type": Carries(("self",), "--to vit writes the encoder alone"),
         "prediction_ratio": Carries((None,), "--set prediction_ratio=null, or --to vit for the encoder alone"),
+        "uniformity_weight": Carries((0,), "--set uniformity_weight=0, or --to vit for the encoder alone"),
         "pooling": ENCODER_POOLING,
         "mask_type": Carries(("random",), "--set mask_type=random, or --to vit for the encoder alone"),
     },

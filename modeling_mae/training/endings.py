@@ -57,6 +57,10 @@ def run_script(
     script = script or Path(sys.argv[0]).name
     try:
         main(arguments)
+    except KeyboardInterrupt:  # outside of a training, which answers it with a checkpoint
+        ignore_loading_workers()
+        print(f"{script}: stopped by SIGINT", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         ignore_loading_workers()
         _end_in_one_line(error, script, arguments, mendable, go_on)
