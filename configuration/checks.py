@@ -53,8 +53,6 @@ def check_evaluation(args) -> None:
     check_texts(args)
     check_place(args)
     check_checkpoint(args)
-    exclude(args, "readouts", "feature_layers")
-    exclude(args, "readouts", "feature_pooling")
     check_problem_type(args)
     require(args, "label_fraction", lambda x: 0 < x <= 1, "a part in (0, 1], as in 0.1")
     require(args, "max_eval_samples", lambda x: x >= 1, "a number of images, at least 1")

@@ -22,6 +22,8 @@ def test_the_readouts_that_options_choose():
     assert chosen_readouts(4, None, [1, 3], None) == [Readout((1, 3), "mean")]
     assert chosen_readouts(4, None, None, ["cls", "attention"]) == [Readout((4,), "cls"), Readout((4,), "attention")]
     every = chosen_readouts(12, "all", None, None)
+    assert chosen_readouts(12, "all", None, ["mean_deviation"]) == every  # a recipe may have chosen some already
+    assert chosen_readouts(12, "all", [3, 5], None) == [*every, Readout((3, 5), "mean")]
     assert len(every) == 3 * 4 + 3  # three poolings of blocks 6, 9, 12 and all; attention of the single blocks
     assert Readout((6,), "attention") in every and Readout(tuple(range(1, 13)), "mean_deviation") in every
     assert [str(readout) for readout in chosen_readouts(1, "all", None, None)] == [

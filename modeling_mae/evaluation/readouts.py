@@ -62,8 +62,8 @@ def chosen_readouts(
     """The readouts of an encoder of `depth` blocks that the options ask for.
 
     `names` "all": every pooling of the blocks at half and at three quarters of the depth, of the last block, and of
-    all blocks side by side (attention: of the single blocks). Else: each of the `poolings` (by default the mean), of
-    `layers` side by side (by default the last block); none where neither is given.
+    all blocks side by side (attention: of the single blocks). And, where either is given, each of the `poolings` (by
+    default the mean), of `layers` side by side (by default the last block).
 
     Raises:
         UserError: a name, block or pooling that there is not, or one given twice.
@@ -77,13 +77,15 @@ def chosen_readouts(
             if value not in known or values.count(value) > 1:
                 choice = f"of 1 ... {depth}" if isinstance(known, range) else f"of {', '.join(known)}"
                 raise UserError(f"{option} {value!r} does not work: give one {choice}, each once")
+    given = layers is not None or poolings is not None
+    chosen = [Readout(tuple(layers or [depth]), pooling) for pooling in poolings or ["mean"]] if given else []
     if names is None:
-        given = layers is not None or poolings is not None
-        return [Readout(tuple(layers or [depth]), pooling) for pooling in poolings or ["mean"]] if given else []
+        return chosen
     single = [(layer,) for layer in sorted({max(1, depth // 2), max(1, 3 * depth // 4), depth})]
     everything = [tuple(range(1, depth + 1))] if depth > 1 else []
     pairs = itertools.product(POOLINGS, single + everything)
-    return [Readout(layers, pooling) for pooling, layers in pairs if pooling != ATTENTION or layers in single]
+    every = [Readout(layers, pooling) for pooling, layers in pairs if pooling != ATTENTION or layers in single]
+    return list(dict.fromkeys(every + chosen))
 
 
 def block_features(
