@@ -220,6 +220,15 @@ def copied(script, arguments, folder=ROOT, **options) -> tuple[int, str]:
     return copies.returncode, output
 
 
+def dealt_batches(images, processes: int, **options) -> list[dict]:
+    """The batches of `training_loader` over all processes, in the order in which they are trained on."""
+    shares = [
+        list(images.training_loader(process_index=index, num_processes=processes, **options))
+        for index in range(processes)
+    ]
+    return [batch for turn in zip(*shares, strict=True) for batch in turn]
+
+
 def processes_of(folder) -> list[int]:
     """Those that train into `folder`: the script's, without the launcher and without loading workers."""
     pids = []

@@ -19,7 +19,7 @@ from modeling_mae.errors import UserError
 RAMP = np.arange(64).reshape(8, 8)
 
 
-def png16(values: np.ndarray, rows: bytes | None = None, packed: bytes | None = None, interlaced: bool = False):
+def png16(values: np.ndarray, rows: bytes | None = None, packed: bytes | None = None, interlaced: int = 0):
     """A PNG file of ``values (height, width, channels)`` uint16, which Pillow does not write in colour. `rows` or what
     is `packed` of them may be others; then all checksums are right all the same."""
     height, width, channels = values.shape
@@ -153,6 +153,14 @@ def test_16_bit_colours_in_seven_passes():
     np.testing.assert_allclose(image.permute(1, 2, 0), values * (255 / 65535), rtol=1e-6)
 
 
+def with_header(file: bytes, place: int, replaced: bytes) -> bytes:
+    """The PNG file with other bytes at `place` of its header, and the checksum of that."""
+    header = file[16:29]
+    header = header[:place] + replaced + header[place + len(replaced) :]
+    chunk = struct.pack(">I", len(header)) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    return file[:8] + chunk + file[33:]
+
+
 def damaged_files():
     values = np.random.default_rng(0).integers(0, 65536, (6, 7, 3)).astype(np.uint16)
     whole, row = png16(values), 1 + 7 * 3 * 2  # bytes
@@ -167,6 +175,10 @@ def damaged_files():
         "a row too many": png16(values, rows + rows[:row]),
         "no such filter": png16(values, b"\x09" + rows[1:]),
         "nothing packed": png16(values, packed=b""),
+        "an unknown order of rows": png16(values, interlaced=2),
+        "an unknown way of packing": with_header(whole, 10, b"\1"),
+        "an unknown way of filtering": with_header(whole, 11, b"\1"),
+        "a header too long": with_header(whole, 13, b"\0"),
         "packed wrongly": png16(values, packed=packed[:20] + b"\xff\xff" + packed[22:]),
         "a wrong checksum of the rows": png16(values, packed=packed[:-1] + bytes([packed[-1] ^ 1])),
     }

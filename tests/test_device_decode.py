@@ -6,6 +6,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from conftest import dealt_batches
 from PIL import Image
 from test_reduced import jpeg, waves
 
@@ -96,15 +97,7 @@ def test_the_batches_are_those_of_loading_workers(decoded, processes, workers):
     ours.scaled_decoding = True
     options = {"seed": 1, "batch_size": 2, "total_batch_size": 8, "repeats": 2}
     alone = list(usual.training_loader(updates=range(8), **options))
-    shares = [
-        list(
-            ours.training_loader(
-                updates=range(3, 8), num_workers=workers, process_index=p, num_processes=processes, **options
-            )
-        )
-        for p in range(processes)
-    ]
-    dealt = [batch for turn in zip(*shares, strict=True) for batch in turn]
+    dealt = dealt_batches(ours, processes, updates=range(3, 8), num_workers=workers, **options)
     assert len(dealt) == 20 and all(same(*pair) for pair in zip(dealt, alone[12:], strict=True))
     assert 5 < sum(decoded) < 20  # once for both crops
 

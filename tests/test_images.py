@@ -5,6 +5,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from conftest import dealt_batches
 from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -237,15 +238,7 @@ def test_batches_do_not_depend_on_processes_workers_and_start(kind, processes, w
     images = request.getfixturevalue(kind).view(crop=RandomResizedCrop(0))
     options = {"seed": 1, "batch_size": 1, "total_batch_size": 4}
     alone = list(images.training_loader(updates=range(7), **options))
-    shares = [
-        list(
-            images.training_loader(
-                updates=range(2, 7), process_index=p, num_processes=processes, num_workers=workers, **options
-            )
-        )
-        for p in range(processes)
-    ]
-    dealt = [batch for turn in zip(*shares, strict=True) for batch in turn]
+    dealt = dealt_batches(images, processes, updates=range(2, 7), num_workers=workers, **options)
     assert len(dealt) == 20 and all(map(same, dealt, alone[8:]))
 
 

@@ -26,8 +26,11 @@ def clean_png(data: bytes) -> bytes:
         packed += body if kind == b"IDAT" else b""
         if kind in KEPT:
             kept.setdefault(kind, body)
-    width, height, bits, colour, _, _, interlaced = struct.unpack(">IIBBBBB", kept[b"IHDR"])
-    if bits != 16 or colour not in CHANNELS or not width or not height:
+    try:
+        width, height, bits, colour, *methods, interlaced = struct.unpack(">IIBBBBB", kept[b"IHDR"])
+    except (KeyError, struct.error):
+        raise ValueError("it has no header") from None
+    if bits != 16 or colour not in CHANNELS or not width or not height or methods != [0, 0] or interlaced > 1:
         raise ValueError("its header is wrong")
     if len(kept.get(b"tRNS", b"")) not in (0, 2 * CHANNELS[colour]) or colour > 2:
         kept.pop(b"tRNS", None)

@@ -110,10 +110,10 @@ def training_work(
         UserError: what the training would raise, which may be the last of several, before the first does any work.
     """
     try:
-        part = training_view(images, mean=mean, **view)
-        order = part.order(schedule["total_batch_size"], view["seed"])
+        seen = training_view(images, mean=mean, **view)
+        order = seen.order(schedule["total_batch_size"], view["seed"])
         MicroBatches(order, batch_size, range(1), num_processes=processes)
-        updates = Schedule.from_epochs(len(part), **schedule).updates
+        updates = Schedule.from_epochs(len(seen), **schedule).updates
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
     tuned = depth if n_partial is None else n_partial
