@@ -220,8 +220,11 @@ def load_model(model_class: type[PreTrainedModel], checkpoint: str | None, **opt
 
 
 def save_model(accelerator: Accelerator, model: torch.nn.Module, folder: Path) -> None:
-    """`save_pretrained` into `folder`, from sharded models too. The old files stay until the new are complete."""
+    """`save_pretrained` into `folder`, from sharded and compiled models too. The old files stay until the new are
+    complete."""
     state = accelerator.get_state_dict(model)
+    # torch.compile puts a name before those of what it has wrapped: the model, or each of its blocks.
+    state = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
     if accelerator.is_main_process:
         partial = folder / ".partial-model"
         shutil.rmtree(partial, ignore_errors=True)
