@@ -63,7 +63,10 @@ def open_both(files, **options):
 
 
 def same(one: dict, other: dict) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+    """Whether the batches are equal, with images to one level of 255: the device resizes all of a batch at once."""
+    images = {"images": (one["images"].int() - other["images"].int()).abs() > 1}
+    unequal = {key: images.get(key, one[key] != other[key]) for key in one}
+    return one.keys() == other.keys() and not any(values.any() for values in unequal.values())
 
 
 @pytest.fixture
@@ -108,8 +111,9 @@ def test_a_batch_is_decoded_at_once_as_far_as_memory_goes(decoded, monkeypatch):
     assert same(batch, expected) and decoded == [8]
     monkeypatch.setattr(device_decode, "AT_ONCE", 30_000)
     (batch,) = ours.loader([(0, list(range(8)))], 0)
-    assert same(batch, expected) and decoded == [8, 5, 3]  # 29,670 bytes of four images
-    assert same(ours.batch(0, [3, 5]), usual.batch(0, [3, 5])) and len(decoded) == 3  # a single batch: the CPU
+    # The first three fill 3 x 3 x 34 x 90 = 27,540 bytes, with the fourth it would be 4 x 3 x 41 x 90 = 44,280.
+    assert same(batch, expected) and decoded == [8, 3, 2, 2, 1]
+    assert same(ours.batch(0, [3, 5]), usual.batch(0, [3, 5])) and len(decoded) == 5  # a single batch: the CPU
 
 
 def test_what_the_device_refuses_the_cpu_decodes(decoded):

@@ -15,11 +15,12 @@ from torch.utils.data import DataLoader
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from ..errors import UserError
+from .crops import crop_and_resize
 from .reduced import orientation_of
 
 
-AT_ONCE = 1 << 28  # bytes of decoded images on the device
-MOST_TIMES = 32  # larger a side may be than the crop's final size. From 47 on torch cannot resize it on a GPU.
+AT_ONCE = 1 << 27  # bytes of decoded images on the device
+MOST_TIMES = 32  # larger a side may be than the crop's final size: the weights of a resize are as many
 END_OF_IMAGE = b"\xff\xd9"
 
 
@@ -80,13 +81,14 @@ def pack(images: list, boxes: torch.Tensor, flips: torch.Tensor, asked: list[int
 
 
 class DeviceLoader:
-    """The batches of `loader`, with the files that its workers left encoded decoded and cropped on `device`.
+    """The batches of `loader`, with the files that its workers left encoded decoded and cropped to `size` (height,
+    width) on `device`.
 
-    `crop(image, box)` resizes a crop. `crop_batch(epochs, indices)` gives the batch of files that nvjpeg refuses.
+    `crop_batch(epochs, indices)` gives the batch of files that nvjpeg refuses.
     """
 
-    def __init__(self, loader: DataLoader, device: torch.device, crop: Callable, crop_batch: Callable):
-        self.loader, self.device, self.crop, self.crop_batch = loader, device, crop, crop_batch
+    def __init__(self, loader: DataLoader, device: torch.device, size: tuple[int, int], crop_batch: Callable):
+        self.loader, self.device, self.size, self.crop_batch = loader, device, size, crop_batch
         self.num_workers = loader.num_workers
 
     def __len__(self) -> int:
@@ -99,33 +101,53 @@ class DeviceLoader:
         """The batch with all its images on the device, at their final size."""
         encoded = batch.pop("encoded")
         epochs, indices = batch.pop("epochs"), batch.pop("indices")
+        shape = (len(indices), encoded["shapes"][0][0], *self.size)
+        images = torch.empty(shape, dtype=torch.uint8, device=self.device)  # (batch, channels, height, width)
         left = {row for rows in encoded["rows"] for row in rows}
-        done = [row for row in range(len(indices)) if row not in left]
-        cropped = dict(zip(done, batch["images"].to(self.device, non_blocking=True), strict=True))
+        images[[row for row in range(len(indices)) if row not in left]] = batch["images"].to(self.device)
+        refused = []
         files = encoded["data"].split(encoded["lengths"])
-        for rows, image in zip(encoded["rows"], decode_all(files, encoded["shapes"], self.device), strict=True):
-            if image is None:
-                again = self.crop_batch([epochs[row] for row in rows], [indices[row] for row in rows])
-                cropped |= zip(rows, again["images"].to(self.device), strict=True)
-                if "labels" in batch:
-                    batch["labels"][rows] = again["labels"]  # a stand-in has its own
-                continue
-            for row in rows:
-                crop = self.crop(image, encoded["boxes"][row])
-                cropped[row] = crop.flip(2) if encoded["flips"][row] else crop
-        return {**batch, "images": torch.stack([cropped[row] for row in range(len(indices))])}
+        for group in groups(encoded["shapes"]):
+            crops = {}
+            decoded = decode_batch(list(files[group]), shape[1], self.device)
+            for rows, expected, image in zip(encoded["rows"][group], encoded["shapes"][group], decoded, strict=True):
+                if image is None or tuple(image.shape) != tuple(expected):
+                    refused += rows
+                    continue
+                for row in rows:
+                    top, left, height, width = encoded["boxes"][row]
+                    crops[row] = image[:, top : top + height, left : left + width]
+            if crops:
+                flips = torch.tensor([encoded["flips"][row] for row in crops])
+                images[list(crops)] = resize_all(list(crops.values()), flips, self.size)
+        if refused:
+            again = self.crop_batch([epochs[row] for row in refused], [indices[row] for row in refused])
+            images[refused] = again["images"].to(self.device)
+            if "labels" in batch:
+                batch["labels"][refused] = again["labels"]  # a stand-in has its own
+        return {**batch, "images": images}
 
 
-def decode_all(files: list[torch.Tensor], shapes: list, device: torch.device) -> Iterator[torch.Tensor | None]:
-    """Each of the `files` uint8 ``(bytes,)`` as uint8 ``(channels, height, width)``; None of what is refused."""
-    first, size = 0, 0
-    for end, (channels, height, width) in enumerate(shapes, 1):
-        size += channels * height * width
-        if size >= AT_ONCE or end == len(shapes):
-            images = decode_batch(list(files[first:end]), channels, device)
-            for image, shape in zip(images, shapes[first:end], strict=True):
-                yield image if image is not None and list(image.shape) == list(shape) else None
-            first, size = end, 0
+def groups(shapes: list[tuple[int, int, int]]) -> Iterator[slice]:
+    """Which neighbours are decoded at once: at most `AT_ONCE` bytes, if all were as high and wide as the largest."""
+    first, height, width = 0, 0, 0
+    for i, (channels, h, w) in enumerate(shapes):
+        height, width = max(height, h), max(width, w)
+        if i > first and (i + 1 - first) * channels * height * width > AT_ONCE:
+            yield slice(first, i)
+            first, height, width = i, h, w
+    yield slice(first, len(shapes))
+
+
+def resize_all(crops: list[torch.Tensor], flips: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """uint8 ``(channels, any height, any width)`` each -> uint8 ``(crops, channels, *size)``, as torchvision resizes
+    each of them: to one level of 255. A call of torchvision for each takes longer than to decode it."""
+    boxes = torch.tensor([[0, 0, *crop.shape[1:]] for crop in crops])
+    height, width = boxes[:, 2:].amax(0).tolist()
+    padded = crops[0].new_zeros(len(crops), len(crops[0]), height, width)
+    for place, crop in zip(padded, crops, strict=True):
+        place[:, : crop.shape[1], : crop.shape[2]] = crop
+    return crop_and_resize(padded, boxes, flips, size).round_().to(torch.uint8)
 
 
 def decode_batch(files: list[torch.Tensor], channels: int, device: torch.device) -> list[torch.Tensor | None]:

@@ -188,7 +188,8 @@ class FileImages(Images):
             if not isinstance(image, EncodedJpeg):
                 image = self._resized_crop(image, box)
                 resized.append(image.flip(2) if flip else image)
-        batch = {"images": torch.stack(resized) if resized else torch.empty(0, dtype=self.dtype)}
+        nothing = torch.empty(0, self.num_channels, *self.size, dtype=self.dtype)
+        batch = {"images": torch.stack(resized) if resized else nothing}
         if len(resized) < len(images):
             batch["encoded"] = pack(images, boxes, flips, asked)
             batch |= {"epochs": epochs.tolist(), "indices": list(indices)}
@@ -202,7 +203,7 @@ class FileImages(Images):
         left = self.view()
         left.leaves_jpeg = True
         loader = super(FileImages, left).loader(batches, num_workers)
-        return DeviceLoader(loader, self.decode_device, self._resized_crop, self._crop_batch)
+        return DeviceLoader(loader, self.decode_device, self.size, self._crop_batch)
 
     def _resized_crop(self, image: torch.Tensor | ReducedJpeg, box: list[int]) -> torch.Tensor:
         if isinstance(image, ReducedJpeg):
