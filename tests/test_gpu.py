@@ -1,0 +1,159 @@
+"""What a GPU may do otherwise than a CPU. Without a GPU these tests are left out."""
+
+import copy
+import re
+import time
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, assert_same_run, run, tiny_config, weights_and_history
+from PIL import Image
+from test_device_decode import png, unreadable
+from test_reduced import jpeg, waves
+
+from modeling_mae import EvalNet, MAEForPreTraining, mask_noise
+from modeling_mae.data.crops import RandomResizedCrop
+from modeling_mae.data.images import open_images
+from modeling_mae.data.sources import Source
+from modeling_mae.training.augment import BatchTransform
+from modeling_mae.training.waiting import Waiting
+
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+GPU = torch.device("cuda", 0)
+IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+NOISE = torch.rand(4, 16, generator=torch.Generator().manual_seed(1))
+CROSS = {"decoder_type": "cross", "prediction_ratio": 0.25}
+SHORT = ("--max_train_samples", 160, "--total_batch_size", 32, "--per_device_train_batch_size", 32)
+
+
+@pytest.mark.parametrize("fields", [{}, CROSS, {"uniformity_weight": 0.1}])
+def test_losses_and_gradients_are_those_of_the_cpu(fields):
+    torch.manual_seed(0)
+    model = MAEForPreTraining(tiny_config(**fields))
+    twin = copy.deepcopy(model).to(GPU)
+    loss, loss_on_gpu = model(IMAGES, noise=NOISE).loss, twin(IMAGES.to(GPU), noise=NOISE.to(GPU)).loss
+    assert loss_on_gpu.item() == pytest.approx(loss.item(), rel=1e-5)
+    loss.backward()
+    loss_on_gpu.backward()
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        if one.grad is not None:
+            torch.testing.assert_close(other.grad.cpu(), one.grad, rtol=1e-3, atol=1e-6)
+    with torch.autocast("cuda", torch.bfloat16):
+        assert twin(IMAGES.to(GPU), noise=NOISE.to(GPU)).loss.item() == pytest.approx(loss.item(), rel=0.02)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "flatten", "attention"])
+def test_logits_are_those_of_the_cpu(pooling):
+    torch.manual_seed(0)
+    net = EvalNet(tiny_config(pooling=pooling, num_labels=5)).eval()
+    with torch.no_grad():
+        logits = net(IMAGES).logits
+        torch.testing.assert_close(net.to(GPU)(IMAGES.to(GPU)).logits.cpu(), logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mask_type", ["random", "block", "grid"])
+def test_masks_hide_what_is_asked_for(mask_type):
+    noise = mask_noise(mask_type, 6, (4, 4), torch.Generator(GPU).manual_seed(0), GPU)
+    again = mask_noise(mask_type, 6, (4, 4), torch.Generator(GPU).manual_seed(0), GPU)
+    assert noise.device == GPU and torch.equal(noise, again)
+    model = MAEForPreTraining(tiny_config(mask_type=mask_type)).to(GPU)
+    mask = model(torch.zeros(6, 3, 32, 32, device=GPU), noise=noise).mask
+    assert mask.sum(1).tolist() == [12] * 6
+
+
+def test_batches_are_cropped_and_normalised_as_on_the_cpu():
+    images = torch.randint(256, (5, 3, 40, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    boxes, flips = RandomResizedCrop(0)(0, range(5), 40, 50)
+    transform = BatchTransform([0.4, 0.5, 0.6], [0.2, 0.3, 0.4], (16, 20))
+    expected = transform({"images": images, "boxes": boxes, "flips": flips})
+    batch = {"images": images.to(GPU), "boxes": boxes.to(GPU), "flips": flips.to(GPU)}
+    torch.testing.assert_close(transform.to(GPU)(batch).cpu(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_nvjpeg_gives_what_the_cpu_decodes():
+    """nvjpeg enlarges the colours of a JPEG file in another way than libjpeg, so that single values differ."""
+    shapes = [(60 + 13 * i, 150 - 9 * i) for i in range(8)]
+    files = [jpeg(waves(*shape)) for shape in shapes] + [jpeg(waves(90, 70).convert("L")), png(waves(44, 31))]
+    files += [jpeg(waves(70, 44), progressive=True), unreadable(), jpeg(waves(40, 90), 6)]
+    cells = [{"bytes": data, "path": f"{i}.jpg"} for i, data in enumerate(files)]
+    source = Source(datasets.Dataset.from_dict({"image": cells}), "image", None, "test")
+    options = {"memory_budget": 0, "white": 255, "on_bad_image": "skip", "scaled_decoding": False}
+    options["labels"] = np.arange(len(files))
+    usual, ours = (
+        open_images(source, (32, 32), 3, decode_device=device, **options).view(RandomResizedCrop(0))
+        for device in (None, GPU)
+    )
+    batches = [(epoch, list(range(len(files)))) for epoch in range(4)]
+    for batch, expected in zip(ours.loader(batches, 2), usual.loader(batches, 0), strict=True):
+        assert batch["images"].device == GPU and batch["images"].dtype == torch.uint8
+        apart = (batch["images"].cpu().int() - expected["images"].int()).abs()
+        assert apart.float().mean() < 1.5 and apart.max() < 40
+        assert torch.equal(batch["labels"], expected["labels"])
+    assert ours.skipped.nonzero().flatten().tolist() == [11]
+
+
+def test_only_a_gpu_without_work_waits():
+    one = torch.randn(8192, 8192, device=GPU)
+    torch.cuda.synchronize()
+    waiting = Waiting(GPU)
+    with waiting:
+        time.sleep(0.3)  # nothing to do
+    assert waiting.read() > 0.8
+    for _ in range(60):
+        one @ one  # half a second or more
+    with waiting:
+        time.sleep(0.1)
+    assert waiting.read() < 0.1
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_a_run_learns_and_goes_on_exactly(tmp_path, recipe, precision):
+    options = {"ACCELERATE_MIXED_PRECISION": precision}
+    output = run(recipe, "--output_dir", tmp_path / "one", **options)
+    assert f"precision  {precision}, on cuda" in output
+    losses = [entry["loss"] for entry in weights_and_history(tmp_path / "one")[1] if "loss" in entry]
+    assert losses[-1] < losses[0] - 0.05
+    other = ("--output_dir", tmp_path / "other", "--checkpoints_kept", 9)
+    run(recipe, *other, **options)
+    run(recipe, *other, "--resume_from_checkpoint", tmp_path / "other" / "checkpoint-7", **options)
+    assert_same_run(tmp_path / "one", tmp_path / "other")
+
+
+def test_a_compiled_run_learns_the_same(tmp_path, recipe):
+    run(recipe, "--output_dir", tmp_path / "usual")
+    run(recipe, "--output_dir", tmp_path / "compiled", ACCELERATE_DYNAMO_BACKEND="inductor")
+    usual, compiled = (weights_and_history(tmp_path / name) for name in ("usual", "compiled"))
+    losses = [[entry["loss"] for entry in history if "loss" in entry] for _, history in (usual, compiled)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3) and usual[0].keys() == compiled[0].keys()
+
+
+def test_every_kind_of_evaluation_runs(tmp_path, recipe):
+    run(recipe, "--output_dir", tmp_path / "encoder")
+    words = ("--model_name_or_path", tmp_path / "encoder", "--output_dir", tmp_path / "eval", *SHORT)
+    words += ("--max_eval_samples", 200, "--num_train_epochs", 2, "--warmup_epochs", 0, "--report_to", "none")
+    words += ("--n_partial", 0, 0.5, 1, 2, "--knn", "true", "--from_scratch", "true")
+    output = run(*words, script="run_eval.py", ACCELERATE_MIXED_PRECISION="bf16")
+    results = (tmp_path / "eval" / "results.txt").read_text()
+    assert "on cuda" in output and "k-NN" in results
+    assert all(0 <= float(value) <= 100 for value in re.findall(r"\b\d+\.\d\b", results))
+
+
+def test_a_run_lets_the_gpu_decode(tmp_path):
+    (tmp_path / "photographs").mkdir()
+    for i in range(40):
+        (tmp_path / "photographs" / f"{i}.jpg").write_bytes(jpeg(waves(40 + i, 90 - i)))
+    words = ("--train_dir", tmp_path / "photographs", "--max_train_steps", 6, "--warmup_epochs", 0, "--knn", "false")
+    words += ("--total_batch_size", 20, "--per_device_train_batch_size", 20, "--logging_steps", 1)
+    words += ("--report_to", "none")
+    words += ("--config_overrides", *(f"{key}={value}" for key, value in TINY.items()))
+    losses = []
+    for place in ("cuda", "cpu"):
+        output = run(*words, "--output_dir", tmp_path / place, "--decode_device", place)
+        assert ("JPEG decoded on cuda" in output) == (place == "cuda")
+        losses.append([entry["loss"] for entry in weights_and_history(tmp_path / place)[1] if "loss" in entry])
+    assert losses[0] == pytest.approx(losses[1], rel=0.02) and len(losses[0]) == 6
+    assert Image.open(tmp_path / "cuda" / "reconstruction.png").size[0] > 100
