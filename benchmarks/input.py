@@ -46,9 +46,9 @@ def jpeg(pixels: np.ndarray, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def noise(height: int, width: int, count: int) -> list[bytes]:
+def noise(height: int, width: int, count: int, seed: int = 0) -> list[bytes]:
     """JPEGs as detailed as photographs (about 4 bits a pixel)."""
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     rows, columns = np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None]
     strength = 1 / np.maximum(1 / width, np.hypot(rows, columns))
     files = []

@@ -5,17 +5,19 @@ patches. The loss is another one, so its speed alone does not say which is bette
 
 A step is forward, backward and the AdamW update on random images. The contestants take turns in one process, one
 step each, so that what else the machine does hits all alike; medians are shown. All have the same optimizer (torch's
-fused AdamW) and, as ViTMAE's own are zero from scratch, filled position tables. Peak memory is measured in a process
-for each. The matrix-multiply rate of the machine, measured between the steps, is the limit for a step's arithmetic.
+fused AdamW) and, as ViTMAE's own are zero from scratch, filled position tables. Peak memory is what a contestant
+takes on a GPU, or a process of its own on a CPU. The matrix-multiply rate of the machine, measured between the steps,
+is the limit for a step's arithmetic. With `--compile` each takes part a second time, through torch.compile.
 
     PYTHONPATH=. python benchmarks/train_step.py [--sizes base tiny demo] [--rounds 7] [--compile]
-        [--device cuda] [--dtype bfloat16]
+        [--device cuda] [--dtype bfloat16] [--batch 256]
 """
 
 import argparse
 import multiprocessing
 import statistics
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from modeling_mae.training.optim import parameter_groups
 
 WORDS = {  # name: (arguments of run_pretrain.py, images a step)
     "base": (["--config_name", "vit_base"], 8),
+    "large": (["--config_name", "vit_large"], 8),
     "tiny": (["--config_name", "vit_tiny", "--config_overrides", "image_size=32", "patch_size=4"], 64),
     "demo": (["demo", "--output_dir", "runs/benchmark", "--overwrite_output_dir", "true"], 256),
 }
@@ -40,27 +43,25 @@ SHARED = (
 ).split()
 
 
-def build(name: str, size: str, device: str):
-    """(model, images a step) of a contestant."""
-    words, batch = WORDS[size]
-    config = model_config(parse_arguments(PretrainArguments, words))
+def build(name: str, size: str, device: str) -> torch.nn.Module:
+    """The model of a contestant."""
+    config = model_config(parse_arguments(PretrainArguments, WORDS[size][0]))
     torch.manual_seed(0)
     if "cross" in name:
         config.decoder_type, config.prediction_ratio = "cross", 0.25
-    ours = MAEForPreTraining(config)
-    if name == "transformers":
-        theirs = ViTMAEForPreTraining(ViTMAEConfig(**{key: getattr(config, key) for key in SHARED}))
+    model = ours = MAEForPreTraining(config)
+    if "transformers" in name:
+        model = ViTMAEForPreTraining(ViTMAEConfig(**{key: getattr(config, key) for key in SHARED}))
         with torch.no_grad():
-            theirs.vit.embeddings.position_embeddings.copy_(ours.mae.embeddings.positions.table)
-            theirs.decoder.decoder_pos_embed.copy_(ours.decoder.positions.table)
-        return theirs.to(device).train(), batch
-    model = ours.to(device).train()
-    return (torch.compile(model) if name.endswith("compiled") else model), batch
+            model.vit.embeddings.position_embeddings.copy_(ours.mae.embeddings.positions.table)
+            model.decoder.decoder_pos_embed.copy_(ours.decoder.positions.table)
+    model = model.to(device).train()
+    return torch.compile(model) if name.endswith("compiled") else model
 
 
-def stepper(name: str, size: str, device: str, dtype: torch.dtype):
-    """A function that does one step."""
-    model, batch = build(name, size, device)
+def stepper(name: str, size: str, batch: int, device: str, dtype: torch.dtype) -> Callable[[], None]:
+    """A function that does one step of `batch` images."""
+    model = build(name, size, device)
     config = model.config
     # transformers' names differ, the rule (no decay in 1-D) and the optimizer are the same
     groups = parameter_groups(model, 0.05)
@@ -75,7 +76,7 @@ def stepper(name: str, size: str, device: str, dtype: torch.dtype):
         optimizer.step()
         optimizer.zero_grad()
 
-    return step, batch
+    return step
 
 
 def seconds(work, device: str) -> float:
@@ -94,13 +95,13 @@ def high_water() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
-def peak_memory(name: str, size: str, device: str, dtype: torch.dtype) -> float:
+def peak_of_process(*contestant) -> float:
     """MB that three steps take beyond what the imports took."""
     before = high_water()
-    step, _ = stepper(name, size, device, dtype)
+    step = stepper(*contestant)
     for _ in range(3):
         step()
-    return torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else high_water() - before
+    return high_water() - before
 
 
 def in_a_process_of_its_own(function, *arguments):
@@ -108,48 +109,66 @@ def in_a_process_of_its_own(function, *arguments):
         return pool.submit(function, *arguments).result()
 
 
-def compare(size: str, names: list[str], rounds: int, device: str, dtype: torch.dtype) -> None:
-    steps = {name: stepper(name, size, device, dtype) for name in names}
-    work = {}
-    for name, (step, _) in steps.items():
-        with FlopCounterMode(display=False) as counter:
-            step()
-        work[name] = counter.get_total_flops()
-        step()
+class Contestant:
+    """What was measured of one of them, and its next step."""
+
+    def __init__(self, name: str, size: str, batch: int, device: str, dtype: torch.dtype):
+        self.name, self.times, self.given = name, [], (name, size, batch, device, dtype)
+        before = torch.cuda.memory_allocated() if device == "cuda" else 0
+        begin = time.perf_counter()
+        self.step = stepper(*self.given)
+        seconds(self.step, device)
+        self.start = time.perf_counter() - begin  # with building and compiling
+        self.step()
+        self.work = 0
+        if not name.endswith("compiled"):
+            with FlopCounterMode(display=False) as counter:
+                self.step()
+            self.work = counter.get_total_flops()
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self.step()
+            self.peak = (torch.cuda.max_memory_allocated() - before) / 2**20
+        else:
+            self.peak = in_a_process_of_its_own(peak_of_process, *self.given)
+
+
+def compare(size: str, names: list[str], rounds: int, batch: int, device: str, dtype: torch.dtype) -> None:
+    contestants = [Contestant(name, size, batch, device, dtype) for name in names]
+    work = {each.name: each.work for each in contestants}
     side = 8192 if device == "cuda" else 1536
     one, other = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    times = {name: [] for name in [*names, "product"]}
+    products = []
     for _ in range(rounds):
-        for name, (step, _) in steps.items():
-            times[name].append(seconds(step, device))
-        times["product"].append(seconds(lambda: one @ other, device))
-    rate = 2 * side**3 / statistics.median(times["product"])
-    images = steps["ours"][1]
-    fastest = {name: images / statistics.median(times[name]) for name in names}
-    print(f"\n{size}: {images} images a step, {device}, {dtype}, matrix products at {rate / 1e9:,.0f} GFLOP/s")
-    print(f"{'':22}{'images/s':>10}{'ratio':>8}{'peak MB':>10}{'GFLOP/image':>13}{'of product rate':>17}")
-    for name in names:
-        share = work[name] / statistics.median(times[name]) / rate
-        memory = in_a_process_of_its_own(peak_memory, name, size, device, dtype)
-        print(
-            f"{name:22}{fastest[name]:10.1f}{fastest[name] / fastest['transformers']:8.2f}{memory:10.0f}"
-            f"{work[name] / images / 1e9:13.2f}{100 * share:16.0f}%",
-            flush=True,
-        )
+        for each in contestants:
+            each.times.append(seconds(each.step, device))
+        products.append(seconds(lambda: one @ other, device))
+    rate = 2 * side**3 / statistics.median(products)
+    images = {each.name: batch / statistics.median(each.times) for each in contestants}
+    machine = torch.cuda.get_device_name() if device == "cuda" else device
+    print(f"\n{size}: {batch} images a step, {machine}, {dtype}, matrix products at {rate / 1e9:,.0f} GFLOP/s")
+    columns = f"{'images/s':>10}{'ratio':>8}{'peak MB':>10}{'GFLOP/image':>13}{'of product rate':>17}{'start, s':>10}"
+    print(f"{'':24}{columns}")
+    for each in contestants:
+        done = work[each.name.removesuffix(", compiled")] / batch  # a step does the same work when compiled
+        rates = f"{images[each.name]:10.1f}{images[each.name] / images['transformers']:8.2f}{each.peak:10.0f}"
+        share = done * images[each.name] / rate
+        print(f"{each.name:24}{rates}{done / 1e9:13.2f}{100 * share:16.0f}%{each.start:10.1f}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", choices=list(WORDS), default=list(WORDS))
+    parser.add_argument("--sizes", nargs="+", choices=list(WORDS), default=["base", "tiny", "demo"])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch", type=int, help="images a step; default: 8 of 224 x 224, 64 or 256 of small ones")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--compile", action="store_true", help="ours also through torch.compile")
+    parser.add_argument("--compile", action="store_true", help="all also through torch.compile")
     args = parser.parse_args()
     names = ["transformers", "ours", "ours, cross"]
-    names += ["ours, compiled", "ours, cross, compiled"] * args.compile
+    names += [f"{name}, compiled" for name in names] * args.compile
     for size in args.sizes:
-        compare(size, names, args.rounds, args.device, getattr(torch, args.dtype))
+        compare(size, names, args.rounds, args.batch or WORDS[size][1], args.device, getattr(torch, args.dtype))
 
 
 if __name__ == "__main__":
