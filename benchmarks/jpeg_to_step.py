@@ -57,18 +57,8 @@ def train(folder: Path, way: str, batch: int, epochs: int, options: list[str]) -
         words += ["--total_batch_size", str(batch), "--per_device_train_batch_size", str(batch), "--knn", "false"]
         if way == "kept":
             words += ["--image_cache", f"{1 + len(os.listdir(folder)) * 375 * 500 * 3 / 2**30:.1f}"]
-        words += [
-            "--image_mean",
-            "0.5",
-            "0.5",
-            "0.5",
-            "--image_std",
-            "0.2",
-            "0.2",
-            "0.2",
-            "--logging_steps",
-            f"{LOGGED}",
-        ]
+        words += "--image_mean 0.5 0.5 0.5 --image_std 0.2 0.2 0.2 --report_to none".split()
+        words += ["--logging_steps", f"{LOGGED}"]
         command = [sys.executable, "run_pretrain.py", *words, "--report_to", "none", *WAYS[way], *options]
         log, seen, begin = Path(run) / "run" / "history.jsonl", [], time.perf_counter()
         with open(f"{run}/printed", "w+") as printed:

@@ -15,6 +15,7 @@ from test_reduced import jpeg, waves
 
 from modeling_mae import EvalNet, MAEForPreTraining, mask_noise
 from modeling_mae.data.crops import RandomResizedCrop
+from modeling_mae.data.device_decode import decode_batch
 from modeling_mae.data.images import open_images
 from modeling_mae.data.sources import Source
 from modeling_mae.training.augment import BatchTransform
@@ -94,6 +95,25 @@ def test_nvjpeg_gives_what_the_cpu_decodes():
         assert apart.float().mean() < 1.5 and apart.max() < 40
         assert torch.equal(batch["labels"], expected["labels"])
     assert ours.skipped.nonzero().flatten().tolist() == [11]
+
+
+def test_decoding_leaves_memory_alone_that_the_gpu_has_still_to_read():
+    """The GPU is kept busy. Meanwhile the memory of what it will read is freed, and images are decoded."""
+    bright, dark = (jpeg(Image.new("RGB", (500, 400), (level,) * 3)) for level in (200, 50))
+    bright, dark = ([torch.frombuffer(bytearray(data), dtype=torch.uint8)] * 16 for data in (bright, dark))
+    expected = [image.sum().item() for image in decode_batch(bright, 3, GPU)]
+    work = torch.randn(8192, 8192, device=GPU)
+    for _ in range(10):
+        values = [torch.full((3, 400, 500), 7, dtype=torch.uint8, device=GPU) for _ in bright]
+        images = decode_batch(bright, 3, GPU)
+        torch.cuda.synchronize()
+        for _ in range(8):
+            work @ work  # 10 ms or more
+        sums = [value.sum() for value in values], [image.sum() for image in images]
+        del values, images
+        decode_batch(dark, 3, GPU)
+        assert [value.item() for value in sums[0]] == [7 * 600_000] * 16
+        assert [value.item() for value in sums[1]] == expected
 
 
 def test_only_a_gpu_without_work_waits():

@@ -5,6 +5,7 @@ and crops all others itself, as without a GPU. What nvjpeg refuses is decoded by
 bad files meet the rules that they always meet.
 """
 
+import functools
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -150,10 +151,31 @@ def resize_all(crops: list[torch.Tensor], flips: torch.Tensor, size: tuple[int, 
     return crop_and_resize(padded, boxes, flips, size).round_().to(torch.uint8)
 
 
+def decode_apart(files: list[torch.Tensor], mode: ImageReadMode, device: torch.device) -> list[torch.Tensor]:
+    """`decode_jpeg`, into the memory of a stream of its own.
+
+    nvjpeg writes at once, whatever the GPU has still to do. PyTorch hands out memory that was freed in the same stream,
+    though kernels that wait in that stream will still read it (pytorch/vision 9606)."""
+    if device.type != "cuda":
+        return decode_jpeg(files, mode, device)
+    usual, own = torch.cuda.current_stream(device), decoding_stream(device)
+    with torch.cuda.stream(own):
+        images = decode_jpeg(files, mode, device)
+    usual.wait_stream(own)
+    for image in images:
+        image.record_stream(usual)  # its memory is free when the GPU has read it
+    return images
+
+
+@functools.cache
+def decoding_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
 def decode_batch(files: list[torch.Tensor], channels: int, device: torch.device) -> list[torch.Tensor | None]:
     mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
     try:
-        return decode_jpeg(files, mode, device)
+        return decode_apart(files, mode, device)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError:  # of one file; it gives none of the others then
