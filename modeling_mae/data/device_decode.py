@@ -154,8 +154,8 @@ def resize_all(crops: list[torch.Tensor], flips: torch.Tensor, size: tuple[int, 
 def decode_apart(files: list[torch.Tensor], mode: ImageReadMode, device: torch.device) -> list[torch.Tensor]:
     """`decode_jpeg`, into the memory of a stream of its own.
 
-    nvjpeg writes at once, whatever the GPU has still to do. PyTorch hands out memory that was freed in the same stream,
-    though kernels that wait in that stream will still read it (pytorch/vision 9606)."""
+    nvjpeg writes at once, whatever the GPU has still to do. PyTorch hands out memory that was freed in the same
+    stream, though kernels that wait in that stream will still read it (pytorch/vision 9606)."""
     if device.type != "cuda":
         return decode_jpeg(files, mode, device)
     usual, own = torch.cuda.current_stream(device), decoding_stream(device)
