@@ -1,4 +1,4 @@
-"""What a GPU may do otherwise than a CPU. Without a GPU these tests are left out."""
+"""What a GPU may do otherwise than a CPU: `pytest -m gpu`, on a machine that has one. All other tests see none."""
 
 import copy
 import re
@@ -22,7 +22,7 @@ from modeling_mae.training.augment import BatchTransform
 from modeling_mae.training.waiting import Waiting
 
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
 GPU = torch.device("cuda", 0)
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
