@@ -1,8 +1,8 @@
 """From JPEG files to trained step: images per second of the real run_pretrain.py, and how long it waits for images.
 
 The files are 500 x 375, as large as photographs; `--distinct` of them differ, the rest are copies, each a file of its
-own. What is decoded is not kept, so that each epoch decodes, but for "kept": there the first epoch decodes and the
-rate is that of the later ones. The rate is read from the second half of the run, after imports and compilation.
+own. What is decoded is not kept, so that each epoch decodes, but for "kept": there all files are decoded before the
+first update. The rate is read from the second half of the run, after imports and compilation.
 
     PYTHONPATH=. python benchmarks/jpeg_to_step.py [--images 40000] [--ways cpu cuda kept] [--epochs 3]
         [-- options of run_pretrain.py, such as --config_name vit_large]
@@ -57,8 +57,8 @@ def train(folder: Path, way: str, batch: int, epochs: int, options: list[str]) -
         words += ["--total_batch_size", str(batch), "--per_device_train_batch_size", str(batch), "--knn", "false"]
         if way == "kept":
             words += ["--image_cache", f"{1 + len(os.listdir(folder)) * 375 * 500 * 3 / 2**30:.1f}"]
-        words += "--image_mean 0.5 0.5 0.5 --image_std 0.2 0.2 0.2 --report_to none".split()
-        words += ["--logging_steps", f"{LOGGED}"]
+        words += "--image_mean 0.5 0.5 0.5 --image_std 0.2 0.2 0.2".split()
+        words += ["--logging_steps", f"{LOGGED}", "--report_to", "none"]
         command = [sys.executable, "run_pretrain.py", *words, "--report_to", "none", *WAYS[way], *options]
         log, seen, begin = Path(run) / "run" / "history.jsonl", [], time.perf_counter()
         with open(f"{run}/printed", "w+") as printed:
@@ -72,6 +72,8 @@ def train(folder: Path, way: str, batch: int, epochs: int, options: list[str]) -
             said = printed.read().splitlines()
     if process.returncode:
         return f"failed: {said[-1]}"
+    if len(seen) < 3:
+        return "too few updates: give more images or epochs"
     (first, start), (last, end) = seen[len(seen) // 2], seen[-1]
     rate = batch * LOGGED * (last - first) / (end - start)
     waiting = next(line for line in said if line.startswith("waiting "))
@@ -93,7 +95,10 @@ def main() -> None:
         folder = args.folder or Path(place) / "images"
         if not folder.exists():
             make_files(folder, args.images, args.distinct)
-        print(f"{args.images:,} JPEGs of 500 x 375, batches of {args.batch}, {' '.join(args.options)}", flush=True)
+        print(
+            f"{len(os.listdir(folder)):,} JPEGs of 500 x 375, batches of {args.batch}, {' '.join(args.options)}",
+            flush=True,
+        )
         for way in args.ways:
             print(f"{way:6}{train(folder, way, args.batch, args.epochs, args.options)}", flush=True)
 

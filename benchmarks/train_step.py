@@ -51,12 +51,13 @@ def build(name: str, size: str, device: str) -> torch.nn.Module:
     torch.manual_seed(0)
     if "cross" in name:
         config.decoder_type, config.prediction_ratio = "cross", 0.25
-    model = ours = MAEForPreTraining(config)
+    model = MAEForPreTraining(config)
     if "transformers" in name:
-        model = ViTMAEForPreTraining(ViTMAEConfig(**{key: getattr(config, key) for key in SHARED}))
+        theirs = ViTMAEForPreTraining(ViTMAEConfig(**{key: getattr(config, key) for key in SHARED}))
         with torch.no_grad():
-            model.vit.embeddings.position_embeddings.copy_(ours.mae.embeddings.positions.table)
-            model.decoder.decoder_pos_embed.copy_(ours.decoder.positions.table)
+            theirs.vit.embeddings.position_embeddings.copy_(model.mae.embeddings.positions.table)
+            theirs.decoder.decoder_pos_embed.copy_(model.decoder.positions.table)
+        model = theirs
     model = model.to(device).train()
     if name.endswith("blocks"):
         return compile_regions(model)

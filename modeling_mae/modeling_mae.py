@@ -437,12 +437,14 @@ class MAEAttentionPooling(nn.Module):
 
 class MAEModel(MAEPreTrainedModel):
     """The encoder. Without masking arguments it is an ordinary vision transformer: every patch, in raster order,
-    deterministic. It also takes images of another size than configured: positions are then interpolated in 2-D."""
+    deterministic. It also takes images of another size than configured: positions are then interpolated in 2-D.
+
+    `add_pooling_layer` false leaves the attention pooling out, also where the configuration has one."""
 
     # The checkpoint's decoder and classifier are left out silently, and a pooling that the configuration has not.
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^head(_norm)?\.", r"^(mae\.)?pooler\."]
 
-    def __init__(self, config: MAEConfig):
+    def __init__(self, config: MAEConfig, add_pooling_layer: bool = True):
         super().__init__(config)
         self.embeddings = MAEEmbeddings(config)
         depth = config.num_hidden_layers
@@ -457,7 +459,8 @@ class MAEModel(MAEPreTrainedModel):
             for i in range(depth)
         )
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.pooler = MAEAttentionPooling(config) if config.pooling == "attention" else None
+        pools = add_pooling_layer and config.pooling == "attention"
+        self.pooler = MAEAttentionPooling(config) if pools else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -647,8 +650,8 @@ class MAEForPreTraining(MAEPreTrainedModel):
 
     def __init__(self, config: MAEConfig):
         super().__init__(config)
-        self.mae = MAEModel(config)
-        self.mae.pooler = None  # nothing here depends on it, and DDP takes no parameters without a gradient
+        # Nothing here depends on a pooling, and DDP takes no parameters without a gradient.
+        self.mae = MAEModel(config, add_pooling_layer=False)
         self.decoder = DECODERS[config.decoder_type](config)
         self.freeze_fixed()
         self.post_init()
@@ -991,8 +994,8 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
             config.set_output_features_output_indices(None, None)  # the last block
         super().__init__(config)
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
-        self.mae = MAEModel(config)
-        self.mae.pooler = None  # nothing here depends on it, and DDP takes no parameters without a gradient
+        # Nothing here depends on a pooling, and DDP takes no parameters without a gradient.
+        self.mae = MAEModel(config, add_pooling_layer=False)
         self.post_init()
 
     @can_return_tuple

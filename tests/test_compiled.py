@@ -1,36 +1,58 @@
 """Runs under torch.compile, as `accelerate launch --dynamo_backend` sets it up. The backend here is one that needs no
 C++ compiler: what is compiled stays what it is."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from conftest import run, weights_and_history
+from conftest import TINY_GRAY, TWO_PROCESSES, run, weights_and_history
 
 from modeling_mae import MAEForPreTraining
 
 
 WAYS = {"whole": {}, "by block": {"ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "true"}}
+by_whole_and_block = pytest.mark.parametrize("way", WAYS)
 
 
-@pytest.mark.parametrize("way", WAYS)
+def assert_near(compiled: Path, usual: Path) -> None:
+    """The names are the same, and the values up to rounding."""
+    weights, expected = (weights_and_history(folder)[0] for folder in (compiled, usual))
+    torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-5)
+
+
+@by_whole_and_block
 def test_a_compiled_run_leaves_the_model_that_any_run_leaves(tmp_path, recipe, way):
     options = {"ACCELERATE_DYNAMO_BACKEND": "eager", **WAYS[way]}
-    run(recipe, "--output_dir", tmp_path / "usual")
-    words = (recipe, "--output_dir", tmp_path / "compiled", "--checkpoints_kept", 9)
-    run(*words, **options)
+    fields = {**TINY_GRAY, "pooling": "attention", "num_pooling_queries": 4}  # pre-training builds no pooling
+    pooled = ("--config_overrides", *(f"{key}={value}" for key, value in fields.items()))
+    run(recipe, "--output_dir", tmp_path / "usual", *pooled)
+    words = (recipe, "--output_dir", tmp_path / "compiled", "--checkpoints_kept", 9, *pooled)
+    assert "compiled by eager" in run(*words, **options)
     run(*words, "--resume_from_checkpoint", tmp_path / "compiled" / "checkpoint-7", **options)
-    (usual, history), (compiled, other) = (weights_and_history(tmp_path / name) for name in ("usual", "compiled"))
-    assert [entry["loss"] for entry in other] == pytest.approx([entry["loss"] for entry in history], rel=1e-5)
-    torch.testing.assert_close(compiled, usual, rtol=1e-4, atol=1e-5)
+    assert_near(tmp_path / "compiled", tmp_path / "usual")
     loaded = MAEForPreTraining.from_pretrained(tmp_path / "compiled").state_dict()
-    assert all(torch.equal(value, loaded[name]) for name, value in compiled.items())
+    weights = weights_and_history(tmp_path / "compiled")[0]
+    assert all(torch.equal(value, loaded[name]) for name, value in weights.items())
 
 
-def test_a_compiled_evaluation_leaves_a_classifier(tmp_path, recipe):
+@by_whole_and_block
+def test_two_processes_leave_the_model_that_one_leaves(tmp_path, recipe, way):
+    run(recipe, "--output_dir", tmp_path / "usual")
+    dynamo = ("--dynamo_backend", "eager", *(["--dynamo_use_regional_compilation"] if WAYS[way] else []))
+    launcher = (*TWO_PROCESSES["launcher"], *dynamo)
+    output = run(recipe, "--output_dir", tmp_path / "compiled", **{**TWO_PROCESSES, "launcher": launcher})
+    assert "2 processes" in output and "compiled by eager" in output
+    assert_near(tmp_path / "compiled", tmp_path / "usual")
+
+
+@by_whole_and_block
+def test_a_compiled_evaluation_leaves_a_classifier(tmp_path, recipe, way):
     run(recipe, "--output_dir", tmp_path / "encoder", "--max_train_steps", 2)
     words = ("--model_name_or_path", tmp_path / "encoder", "--max_train_samples", 96, "--max_eval_samples", 64)
     words += ("--total_batch_size", 32, "--per_device_train_batch_size", 32, "--num_train_epochs", 1)
     words += ("--warmup_epochs", 0, "--n_partial", 1, "--auto_augment", "none", "--report_to", "none")
-    for name, backend in {"usual": "no", "compiled": "eager"}.items():
-        run(*words, "--output_dir", tmp_path / name, script="run_eval.py", ACCELERATE_DYNAMO_BACKEND=backend)
-    usual, compiled = (weights_and_history(tmp_path / name)[0] for name in ("usual", "compiled"))
-    torch.testing.assert_close(compiled, usual, rtol=1e-4, atol=1e-5)
+    run(*words, "--output_dir", tmp_path / "usual", script="run_eval.py")
+    options = {"ACCELERATE_DYNAMO_BACKEND": "eager", **WAYS[way]}
+    output = run(*words, "--output_dir", tmp_path / "compiled", script="run_eval.py", **options)
+    assert "compiled by eager" in output
+    assert_near(tmp_path / "compiled", tmp_path / "usual")

@@ -113,7 +113,11 @@ def test_a_batch_is_decoded_at_once_as_far_as_memory_goes(decoded, monkeypatch):
     (batch,) = ours.loader([(0, list(range(8)))], 0)
     # The first three fill 3 x 3 x 34 x 90 = 27,540 bytes, with the fourth it would be 4 x 3 x 41 x 90 = 44,280.
     assert same(batch, expected) and decoded == [8, 3, 2, 2, 1]
-    assert same(ours.batch(0, [3, 5]), usual.batch(0, [3, 5])) and len(decoded) == 5  # a single batch: the CPU
+    # Two crops of each file take twice as much.
+    twice = [i for i in range(8) for _ in range(2)]
+    (expected,), (batch,) = (list(images.loader([(0, twice)], 0)) for images in (usual, ours))
+    assert same(batch, expected) and decoded[5:] == [2, 1, 1, 1, 1, 1, 1]
+    assert same(ours.batch(0, [3, 5]), usual.batch(0, [3, 5])) and len(decoded) == 12  # a single batch: the CPU
 
 
 def test_what_the_device_refuses_the_cpu_decodes(decoded):
@@ -151,12 +155,13 @@ def test_bad_files_meet_their_usual_rules(decoded, bad):
         list(ours.loader([(0, [1, 2])], 0))
 
 
-def test_a_full_device_is_no_bad_file(monkeypatch):
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError])
+def test_a_full_device_is_no_bad_file(monkeypatch, kind):
     def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise kind("Error while decoding JPEG images: CUDA out of memory")
 
     monkeypatch.setattr(device_decode, "decode_jpeg", full)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(kind, match="out of memory"):
         list(open_both(WHOLE)[1].loader([(0, [0, 1])], 0))
 
 

@@ -20,8 +20,8 @@ from .crops import crop_and_resize
 from .reduced import orientation_of
 
 
-AT_ONCE = 1 << 27  # bytes of decoded images on the device
-MOST_TIMES = 32  # larger a side may be than the crop's final size: the weights of a resize are as many
+AT_ONCE = 1 << 27  # bytes of padded crops on the device; resizing them takes about seven times as much
+MOST_TIMES = 32  # a side that is longer than this many final sizes is left to the CPU: its resize needs many weights
 END_OF_IMAGE = b"\xff\xd9"
 
 
@@ -104,11 +104,9 @@ class DeviceLoader:
         epochs, indices = batch.pop("epochs"), batch.pop("indices")
         shape = (len(indices), encoded["shapes"][0][0], *self.size)
         images = torch.empty(shape, dtype=torch.uint8, device=self.device)  # (batch, channels, height, width)
-        left = {row for rows in encoded["rows"] for row in rows}
-        images[[row for row in range(len(indices)) if row not in left]] = batch["images"].to(self.device)
         refused = []
         files = encoded["data"].split(encoded["lengths"])
-        for group in groups(encoded["shapes"]):
+        for group in groups(encoded["shapes"], [len(rows) for rows in encoded["rows"]]):
             crops = {}
             decoded = decode_batch(list(files[group]), shape[1], self.device)
             for rows, expected, image in zip(encoded["rows"][group], encoded["shapes"][group], decoded, strict=True):
@@ -121,6 +119,8 @@ class DeviceLoader:
             if crops:
                 flips = torch.tensor([encoded["flips"][row] for row in crops])
                 images[list(crops)] = resize_all(list(crops.values()), flips, self.size)
+        encoded_rows = {row for rows in encoded["rows"] for row in rows}
+        images[[row for row in range(len(indices)) if row not in encoded_rows]] = batch["images"].to(self.device)
         if refused:
             again = self.crop_batch([epochs[row] for row in refused], [indices[row] for row in refused])
             images[refused] = again["images"].to(self.device)
@@ -129,12 +129,13 @@ class DeviceLoader:
         return {**batch, "images": images}
 
 
-def groups(shapes: list[tuple[int, int, int]]) -> Iterator[slice]:
-    """Which neighbours are decoded at once: at most `AT_ONCE` bytes, if all were as high and wide as the largest."""
+def groups(shapes: list[tuple[int, int, int]], crops: list[int]) -> Iterator[slice]:
+    """Which neighbours among files are decoded at once. There are so many `crops` of each: all take at most `AT_ONCE`
+    bytes, if they are as high and wide as the largest file."""
     first, height, width = 0, 0, 0
     for i, (channels, h, w) in enumerate(shapes):
         height, width = max(height, h), max(width, w)
-        if i > first and (i + 1 - first) * channels * height * width > AT_ONCE:
+        if i > first and sum(crops[first : i + 1]) * channels * height * width > AT_ONCE:
             yield slice(first, i)
             first, height, width = i, h, w
     yield slice(first, len(shapes))
@@ -142,7 +143,7 @@ def groups(shapes: list[tuple[int, int, int]]) -> Iterator[slice]:
 
 def resize_all(crops: list[torch.Tensor], flips: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """uint8 ``(channels, any height, any width)`` each -> uint8 ``(crops, channels, *size)``, as torchvision resizes
-    each of them: to one level of 255. A call of torchvision for each takes longer than to decode it."""
+    them, to one level of 255. These are a few calls for all crops: calls for each would keep the process busy."""
     boxes = torch.tensor([[0, 0, *crop.shape[1:]] for crop in crops])
     height, width = boxes[:, 2:].amax(0).tolist()
     padded = crops[0].new_zeros(len(crops), len(crops[0]), height, width)
@@ -151,11 +152,11 @@ def resize_all(crops: list[torch.Tensor], flips: torch.Tensor, size: tuple[int, 
     return crop_and_resize(padded, boxes, flips, size).round_().to(torch.uint8)
 
 
-def decode_apart(files: list[torch.Tensor], mode: ImageReadMode, device: torch.device) -> list[torch.Tensor]:
-    """`decode_jpeg`, into the memory of a stream of its own.
+def decode_in_own_stream(files: list[torch.Tensor], mode: ImageReadMode, device: torch.device) -> list[torch.Tensor]:
+    """`decode_jpeg`, into the memory of another stream than the training's.
 
-    nvjpeg writes at once, whatever the GPU has still to do. PyTorch hands out memory that was freed in the same
-    stream, though kernels that wait in that stream will still read it (pytorch/vision 9606)."""
+    nvjpeg does not wait for kernels that are queued. They may still read memory that was freed in the training's
+    stream (pytorch/vision 9606)."""
     if device.type != "cuda":
         return decode_jpeg(files, mode, device)
     usual, own = torch.cuda.current_stream(device), decoding_stream(device)
@@ -175,10 +176,10 @@ def decoding_stream(device: torch.device) -> torch.cuda.Stream:
 def decode_batch(files: list[torch.Tensor], channels: int, device: torch.device) -> list[torch.Tensor | None]:
     mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
     try:
-        return decode_apart(files, mode, device)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:  # of one file; it gives none of the others then
+        return decode_in_own_stream(files, mode, device)
+    except RuntimeError as error:  # of one file; it gives none of the others then
+        if "out of memory" in str(error):  # torchvision raises it as any other
+            raise
         if len(files) == 1:
             return [None]
         half = len(files) // 2

@@ -11,7 +11,7 @@ import psutil
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, ProjectConfiguration, gather_object
+from accelerate.utils import DistributedType, DynamoBackend, ProjectConfiguration, gather_object
 
 from ..data.image_cache import Machine
 from ..errors import UserError
@@ -45,10 +45,13 @@ def make_accelerator(folder: Path, trackers: list[str]) -> Accelerator:
 
 
 def describe_parallelism(accelerator: Accelerator) -> str:
-    """Which kind of parallelism really runs, with how many processes and threads; what to do where cores lie idle."""
+    """Which kind of parallelism really runs, with how many processes and threads, and what compiles the model; what to
+    do where cores lie idle."""
     kind, threads, cores = accelerator.distributed_type.value, torch.get_num_threads(), available_cores()
     line = f"{accelerator.num_processes} processes ({kind})" if accelerator.num_processes > 1 else "1 process"
     line += f" x {threads} thread{'s' if threads > 1 else ''}"
+    compiler = accelerator.state.dynamo_plugin.backend
+    line += "" if compiler == DynamoBackend.NO else f", compiled by {compiler.value.lower()}"
     if accelerator.device.type == "cpu" and threads * local_processes() < cores:
         line += (
             f", of {cores} cores: to use all, start with `accelerate launch --num_cpu_threads_per_process "

@@ -222,13 +222,11 @@ def load_model(model_class: type[PreTrainedModel], checkpoint: str | None, **opt
 def save_model(accelerator: Accelerator, model: torch.nn.Module, folder: Path) -> None:
     """`save_pretrained` into `folder`, from sharded and compiled models too. The old files stay until the new are
     complete."""
-    state = accelerator.get_state_dict(model)
-    # torch.compile puts a name before those of what it has wrapped: the model, or each of its blocks.
-    state = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
+    unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)  # else torch.compile's names come first
+    state = accelerator.get_state_dict(unwrapped)
     if accelerator.is_main_process:
         partial = folder / ".partial-model"
         shutil.rmtree(partial, ignore_errors=True)
-        unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
         try:
             with original_class(unwrapped):
                 unwrapped.save_pretrained(partial, state_dict=state)
