@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_GRAY, TWO_PROCESSES, run, weights_and_history
+from conftest import TWO_PROCESSES, run, weights_and_history
 
 from modeling_mae import MAEForPreTraining
 
@@ -23,10 +23,8 @@ def assert_near(compiled: Path, usual: Path) -> None:
 @by_whole_and_block
 def test_a_compiled_run_leaves_the_model_that_any_run_leaves(tmp_path, recipe, way):
     options = {"ACCELERATE_DYNAMO_BACKEND": "eager", **WAYS[way]}
-    fields = {**TINY_GRAY, "pooling": "attention", "num_pooling_queries": 4}  # pre-training builds no pooling
-    pooled = ("--config_overrides", *(f"{key}={value}" for key, value in fields.items()))
-    run(recipe, "--output_dir", tmp_path / "usual", *pooled)
-    words = (recipe, "--output_dir", tmp_path / "compiled", "--checkpoints_kept", 9, *pooled)
+    run(recipe, "--output_dir", tmp_path / "usual")
+    words = (recipe, "--output_dir", tmp_path / "compiled", "--checkpoints_kept", 9)
     assert "compiled by eager" in run(*words, **options)
     run(*words, "--resume_from_checkpoint", tmp_path / "compiled" / "checkpoint-7", **options)
     assert_near(tmp_path / "compiled", tmp_path / "usual")
