@@ -53,6 +53,18 @@ def run_sharded(script, *arguments, **options) -> str:
     return run(script, *arguments, script="tests/force_fsdp.py", **{**SHARDED, **options})
 
 
+def test_a_sharded_model_is_compiled_by_block(tmp_path, recipe):
+    run(recipe, "--output_dir", tmp_path / "one")
+    words = ("run_pretrain.py", recipe, "--output_dir", tmp_path / "sharded")
+    launcher = (*SHARDED["launcher"], "--dynamo_backend", "eager")
+    output = run_sharded(*words, launcher=launcher, code=1)
+    assert "dynamo_backend eager compiles a model that FSDP shards only block by block" in output
+    output = run_sharded(*words, launcher=(*launcher, "--dynamo_use_regional_compilation"))
+    assert "2 processes (FSDP) x 1 thread, compiled by eager" in output
+    one, sharded = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "sharded"))
+    torch.testing.assert_close(sharded, one, rtol=1e-4, atol=1e-5)
+
+
 def load_elsewhere(folder, auto: str) -> str:
     """The class that a process without the package loads the folder as, and whether its output is finite."""
     code = ELSEWHERE.format(auto=auto)

@@ -35,11 +35,17 @@ def make_accelerator(folder: Path, trackers: list[str]) -> Accelerator:
             f"the launcher has started {started} processes, but each sees {accelerator.num_processes} in all: "
             "on CPUs, set ACCELERATE_USE_CPU=true before `accelerate launch`"
         )
+    compiler = accelerator.state.dynamo_plugin
     plugin = accelerator.state.fsdp_plugin if accelerator.distributed_type == DistributedType.FSDP else None
     if plugin is not None and "FULL" not in str(plugin.state_dict_type):
         raise UserError(
             f"fsdp_state_dict_type {plugin.state_dict_type} writes checkpoints that are not safe to read: set it to "
             "FULL_STATE_DICT in the launcher's configuration"
+        )
+    if plugin is not None and compiler.backend != DynamoBackend.NO and not compiler.use_regional_compilation:
+        raise UserError(
+            f"dynamo_backend {compiler.backend.value.lower()} compiles a model that FSDP shards only block by block: "
+            "add --dynamo_use_regional_compilation behind `accelerate launch`"
         )
     return accelerator
 
