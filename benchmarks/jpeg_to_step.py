@@ -59,7 +59,7 @@ def train(folder: Path, way: str, batch: int, epochs: int, options: list[str]) -
             words += ["--image_cache", f"{1 + len(os.listdir(folder)) * 375 * 500 * 3 / 2**30:.1f}"]
         words += "--image_mean 0.5 0.5 0.5 --image_std 0.2 0.2 0.2".split()
         words += ["--logging_steps", f"{LOGGED}", "--report_to", "none"]
-        command = [sys.executable, "run_pretrain.py", *words, "--report_to", "none", *WAYS[way], *options]
+        command = [sys.executable, "run_pretrain.py", *words, *WAYS[way], *options]
         log, seen, begin = Path(run) / "run" / "history.jsonl", [], time.perf_counter()
         with open(f"{run}/printed", "w+") as printed:
             process = subprocess.Popen(command, stdout=printed, stderr=subprocess.STDOUT)
@@ -77,7 +77,7 @@ def train(folder: Path, way: str, batch: int, epochs: int, options: list[str]) -
     (first, start), (last, end) = seen[len(seen) // 2], seen[-1]
     rate = batch * LOGGED * (last - first) / (end - start)
     waiting = next(line for line in said if line.startswith("waiting "))
-    return f"{rate:8.0f} images/s   update {LOGGED} after {seen[0][1]:.1f} s   {waiting}"
+    return f"{rate:8.0f} images/s   update {LOGGED * seen[0][0]} after {seen[0][1]:.1f} s   {waiting}"
 
 
 def main() -> None:
@@ -95,10 +95,8 @@ def main() -> None:
         folder = args.folder or Path(place) / "images"
         if not folder.exists():
             make_files(folder, args.images, args.distinct)
-        print(
-            f"{len(os.listdir(folder)):,} JPEGs of 500 x 375, batches of {args.batch}, {' '.join(args.options)}",
-            flush=True,
-        )
+        count = len(os.listdir(folder))
+        print(f"{count:,} JPEGs of 500 x 375, batches of {args.batch}, {' '.join(args.options)}", flush=True)
         for way in args.ways:
             print(f"{way:6}{train(folder, way, args.batch, args.epochs, args.options)}", flush=True)
 

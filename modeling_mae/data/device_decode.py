@@ -132,12 +132,12 @@ class DeviceLoader:
 def groups(shapes: list[tuple[int, int, int]], crops: list[int]) -> Iterator[slice]:
     """Which neighbours among files are decoded at once. There are so many `crops` of each: all take at most `AT_ONCE`
     bytes, if they are as high and wide as the largest file."""
-    first, height, width = 0, 0, 0
+    first, count, height, width = 0, 0, 0, 0
     for i, (channels, h, w) in enumerate(shapes):
-        height, width = max(height, h), max(width, w)
-        if i > first and sum(crops[first : i + 1]) * channels * height * width > AT_ONCE:
+        count, height, width = count + crops[i], max(height, h), max(width, w)
+        if i > first and count * channels * height * width > AT_ONCE:
             yield slice(first, i)
-            first, height, width = i, h, w
+            first, count, height, width = i, crops[i], h, w
     yield slice(first, len(shapes))
 
 

@@ -57,7 +57,8 @@ def describe_parallelism(accelerator: Accelerator) -> str:
     line = f"{accelerator.num_processes} processes ({kind})" if accelerator.num_processes > 1 else "1 process"
     line += f" x {threads} thread{'s' if threads > 1 else ''}"
     compiler = accelerator.state.dynamo_plugin.backend
-    line += "" if compiler == DynamoBackend.NO else f", compiled by {compiler.value.lower()}"
+    if compiler != DynamoBackend.NO:
+        line += f", compiled by {compiler.value.lower()}"
     if accelerator.device.type == "cpu" and threads * local_processes() < cores:
         line += (
             f", of {cores} cores: to use all, start with `accelerate launch --num_cpu_threads_per_process "

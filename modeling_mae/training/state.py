@@ -222,7 +222,7 @@ def load_model(model_class: type[PreTrainedModel], checkpoint: str | None, **opt
 def save_model(accelerator: Accelerator, model: torch.nn.Module, folder: Path) -> None:
     """`save_pretrained` into `folder`, from sharded and compiled models too. The old files stay until the new are
     complete."""
-    unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)  # else torch.compile's names come first
+    unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)  # compiled, it has other names
     state = accelerator.get_state_dict(unwrapped)
     if accelerator.is_main_process:
         partial = folder / ".partial-model"
