@@ -28,7 +28,9 @@ from modeling_mae.evaluation.features import K, frozen_encoder, frozen_table
 from modeling_mae.evaluation.frozen_images import probed_sets
 from modeling_mae.evaluation.readouts import chosen_readouts, readout_table
 from modeling_mae.files import write_json
-from modeling_mae.hub import LOG_AND_BEST, Hub, local_checkpoint
+from modeling_mae.hub.common import LOG_AND_BEST
+from modeling_mae.hub.fetch import local_checkpoint
+from modeling_mae.hub.push import Hub
 from modeling_mae.report.evaluation import describe_training, report_evaluation, report_training
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform, Mix

@@ -25,7 +25,8 @@ from modeling_mae.errors import UserError
 from modeling_mae.evaluation.features import EVAL_BATCH, K, knn_of_saved
 from modeling_mae.evaluation.growth import FeatureGrowth
 from modeling_mae.evaluation.nearest import nearest_images
-from modeling_mae.hub import Hub, local_checkpoint
+from modeling_mae.hub.fetch import local_checkpoint
+from modeling_mae.hub.push import Hub
 from modeling_mae.report.neighbours import save_nearest
 from modeling_mae.report.pretraining import about_model, report_pretraining
 from modeling_mae.report.reconstruction import PICTURED, ReconstructionSheet

@@ -4,10 +4,9 @@ Each raises an ArgumentError of one line that names the value and the remedy. Al
 the same on every process. They run before any long work.
 """
 
-import math
 from pathlib import Path
 
-from .errors import ArgumentError
+from .errors import ArgumentError, exclude, need, require
 from .memory import check_batch, check_image_cache, check_repeats, check_training_fits
 from .model import join, model_config, parse_overrides, suggest
 
@@ -105,10 +104,14 @@ def check_place(args) -> None:
         )
 
 
+def model_is_here(args) -> bool:
+    """A configuration on the Hub would need the network: it is checked when it is loaded."""
+    return args.model_name_or_path is None or Path(args.model_name_or_path).is_dir()
+
+
 def check_model(args, decoder: bool = False) -> None:
     """`decoder`: the whole model is trained, with its decoder."""
-    # A configuration on the Hub would need the network. It is checked when it is loaded.
-    if args.model_name_or_path is None or Path(args.model_name_or_path).is_dir():
+    if model_is_here(args):
         config = model_config(args)
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
             if hasattr(args, name):
@@ -126,12 +129,11 @@ def check_model(args, decoder: bool = False) -> None:
 
 def check_pooling(args) -> None:
     """Nothing in pre-training trains the queries of an attention pooling, so its k-NN would tell nothing."""
-    if args.model_name_or_path is None or Path(args.model_name_or_path).is_dir():
-        if model_config(args).pooling == "attention":
-            raise ArgumentError(
-                "pooling='attention' is trained with labels, and pre-training has none: leave it to run_eval.py, here "
-                "give --config_overrides pooling=mean"
-            )
+    if model_is_here(args) and model_config(args).pooling == "attention":
+        raise ArgumentError(
+            "pooling='attention' is trained with labels, and pre-training has none: leave it to run_eval.py, here "
+            "give --config_overrides pooling=mean"
+        )
 
 
 def check_checkpoint(args) -> None:
@@ -145,7 +147,7 @@ def check_checkpoint(args) -> None:
             "model_name_or_path is not given: give a pre-trained checkpoint's folder or Hub id, or only "
             "--from_scratch true with --config_name"
         )
-    if name is None or Path(name).is_dir():
+    if model_is_here(args):
         depth = model_config(args).num_hidden_layers
         for value in args.n_partial or []:
             check_blocks(value, depth)
@@ -332,22 +334,3 @@ def check_hub(args) -> None:
         raise ArgumentError(f"hub_model_id {args.hub_model_id!r}: {error}") from None
     if get_token() is None:
         raise ArgumentError(f"push_to_hub {args.push_to_hub!r} needs a Hub token: run `hf auth login` or set HF_TOKEN")
-
-
-def require(args, name: str, holds, meaning: str) -> None:
-    """`holds(value)` for the argument's value, or each of its values. None (not given) is never wrong."""
-    value = getattr(args, name)
-    for item in value if isinstance(value, list) else [value]:
-        if item is not None and not (math.isfinite(item) and holds(item)):
-            raise ArgumentError(f"{name} {item} does not work: give {meaning}")
-
-
-def exclude(args, one: str, other: str) -> None:
-    if getattr(args, one) and getattr(args, other):
-        values = f"{one} {getattr(args, one)!r} and {other} {getattr(args, other)!r}"
-        raise ArgumentError(f"{values} exclude each other: give one")
-
-
-def need(args, one: str, other: str) -> None:
-    if getattr(args, one) and not getattr(args, other):
-        raise ArgumentError(f"{one} {getattr(args, one)!r} means nothing without {other}: give both or neither")

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 import yaml
 from huggingface_hub import constants
 
-from modeling_mae import hub
+from modeling_mae.hub import common
 
 
 LFS = (".safetensors", ".bin", ".pkl", ".pt", ".npy")
@@ -289,6 +289,6 @@ def served_hub(monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None))
-        monkeypatch.setattr(hub, "WAITS", (0, 0))
+        monkeypatch.setattr(common, "WAITS", (0, 0))
         monkeypatch.setenv("HF_TOKEN", server.token)
         yield server

@@ -28,7 +28,9 @@ from transformers import AutoModel, AutoModelForImageClassification
 from configuration import PretrainArguments, parse_arguments
 from modeling_mae import EvalNet, MAEForPreTraining
 from modeling_mae.errors import TrainingStopped, UserError
-from modeling_mae.hub import LOG_AND_BEST, Hub, download_checkpoint, hub_source
+from modeling_mae.hub.common import LOG_AND_BEST
+from modeling_mae.hub.fetch import download_checkpoint, hub_source
+from modeling_mae.hub.push import Hub
 
 
 # A run of the recipe long enough to be stopped on its way.

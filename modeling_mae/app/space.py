@@ -89,7 +89,7 @@ def make_space(
         command = f"hf upload {space} {shlex.quote(str(folder))} . --repo-type space" + " --private" * private
         print(f"not pushed: there is no token. Run `hf auth login`, then `{command}`")
         return folder
-    from ..hub import push_space  # late: it imports the training's libraries
+    from ..hub.push import push_space  # late: it imports the training's libraries
 
     print(f"pushed     {push_space(folder, space, private=private)}")
     return folder

@@ -21,6 +21,6 @@ def refuse_unknown(source: Source, unknown: list[str]) -> None:
         )
 
 
-def refuse_missing(source: Source, missing: int, total: int, what_is_none: str) -> None:
+def refuse_unlabelled(source: Source, missing: int, total: int, what_is_none: str) -> None:
     if missing:
         raise UserError(f"{missing} of {total} images of {source.name} have no label ({what_is_none}): {OTHER_COLUMN}")

@@ -9,13 +9,13 @@ import math
 import re
 import warnings
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torchvision.io import ImageReadMode, decode_image
 
-from ..errors import UserError
 from ..image_processing_mae import MOST_MISSING
 from .arrays import array_pixels, bands_first, is_stack, plain_numbers, read_array
 from .bit_depth import WHITE, BadImage, check_8_bits, deep_file_values, deep_values, is_deep, kind_and_highest, scaled
@@ -84,37 +84,41 @@ def decode_present(
     before it: a JPEG file that a device can decode and crop to this (height, width) comes as an `EncodedJpeg`.
 
     Raises:
-        BadImage: the data cannot be decoded, or its values do not fit `white`; the message names the file.
-        UserError: another number of channels.
+        BadImage: the data cannot be decoded, or its channels or values do not fit; the message names the file.
     """
     name = name_of(path)
     try:
         if data is None and not path.lower().endswith(".npy"):  # of a large array perhaps only a part is read
-            with open(path, "rb") as file:
-                data = file.read()
+            data = Path(path).read_bytes()
         array = read_array(data, path, name)
         if array is not None:
             return _from_array(*array, num_channels, white, bands, name, enough_pixels)
-        channels = 3 if bands else num_channels
-        if channels not in (1, 3):
-            raise UserError(f"num_channels={num_channels}: image files are read as 1 (gray) or 3 (RGB) channels")
-        if data is None:
-            with open(path, "rb") as file:
-                data = file.read()
-        if data[:2] == b"\xff\xd8":
-            check_8_bits(white, name)
-            if left_for_size and (left := leave_to_device(data, channels, left_for_size)) is not None:
-                return left, None
-            image, gone = _decode_jpeg(data, channels, enough_pixels, None if bands else reduction), None
-            if isinstance(image, ReducedJpeg):
-                return image, None
-        else:
-            image, gone = _decode_with_pil(data, channels, white, name)
-        if bands:
-            image = torch.from_numpy(bands_first(image.numpy(), 0, num_channels, bands, name))
-            gone = None if gone is None else gone[:1].expand_as(image)  # only pictures of one channel have such
+        data = Path(path).read_bytes() if data is None else data
+        return _from_picture(data, num_channels, white, bands, name, enough_pixels, reduction, left_for_size)
     except ERRORS as error:
         raise _bad(error, path) from error
+
+
+def _from_picture(data, num_channels, white, bands, name, enough_pixels, reduction, left_for_size):
+    """As `decode_present`, of a file that holds a picture."""
+    channels = 3 if bands else num_channels
+    if channels not in (1, 3):
+        raise BadImage(
+            f"{name} is read as 1 (gray) or 3 (RGB) channels, and the model takes {channels}: set num_channels"
+        )
+    gone = None
+    if data[:2] == b"\xff\xd8":
+        check_8_bits(white, name)
+        if left_for_size and (left := leave_to_device(data, channels, left_for_size)) is not None:
+            return left, None
+        image = _decode_jpeg(data, channels, enough_pixels, None if bands else reduction)
+        if isinstance(image, ReducedJpeg):
+            return image, None
+    else:
+        image, gone = _decode_with_pil(data, channels, white, name)
+    if bands:
+        image = torch.from_numpy(bands_first(image.numpy(), 0, num_channels, bands, name))
+        gone = None if gone is None else gone[:1].expand_as(image)  # only pictures of one channel have such
     step = math.isqrt(image[0].numel() // enough_pixels) if enough_pixels else 1
     if step <= 1:
         return image, gone

@@ -5,7 +5,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..problems import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from .class_names import only_one_is_named, refuse_missing, refuse_unknown
+from .class_names import only_one_is_named, refuse_unknown, refuse_unlabelled
 from .multi_labels import holds_lists, read_class_lists, read_targets
 from .sources import Source
 
@@ -129,7 +129,7 @@ def _numbers_and_names(source: Source, feature) -> tuple[np.ndarray, list[str]]:
         )
     values = source.dataset[source.label_column][:]  # all at once: the column alone reads the file for each element
     unlabelled = sum(value is None or (not isinstance(value, str) and value < 0) for value in values)
-    refuse_missing(source, unlabelled, len(values), "empty, or below 0")
+    refuse_unlabelled(source, unlabelled, len(values), "empty, or below 0")
     if source.class_names:
         return np.asarray(values, dtype=np.int64), source.class_names
     if "string" not in kind and max(values) < MAX_NUMBERED_CLASSES:

@@ -4,7 +4,7 @@ import datasets
 import numpy as np
 
 from ..errors import UserError
-from .class_names import OTHER_COLUMN, only_one_is_named, refuse_missing, refuse_unknown
+from .class_names import OTHER_COLUMN, only_one_is_named, refuse_unknown, refuse_unlabelled
 from .sources import Source
 
 
@@ -35,7 +35,7 @@ def read_class_lists(source: Source, feature, known_names: list[str] | None) -> 
         )
     lists = source.dataset[source.label_column][:]
     missing = sum(row is None or any(value is None for value in row) for row in lists)
-    refuse_missing(source, missing, len(lists), NO_NUMBER)
+    refuse_unlabelled(source, missing, len(lists), NO_NUMBER)
     own_names = list(getattr(feature.feature, "names", None) or [])
     if not own_names and "string" not in kind and _are_vectors(lists, kind, known_names):
         matrix, names = _matrix_of_vectors(source, lists, known_names)
@@ -120,7 +120,7 @@ def read_targets(source: Source, feature, known_names: list[str] | None) -> tupl
     cells = source.dataset[source.label_column][:]
     rows = cells if holds_lists(feature) else [[cell] for cell in cells]
     missing = sum(not row or any(value is None for value in row) for row in rows)
-    refuse_missing(source, missing, len(rows), NO_NUMBER)
+    refuse_unlabelled(source, missing, len(rows), NO_NUMBER)
     lengths = sorted({len(row) for row in rows})
     if len(lengths) > 1:
         raise UserError(
@@ -128,7 +128,7 @@ def read_targets(source: Source, feature, known_names: list[str] | None) -> tupl
             "image: regression needs as many for each"
         )
     targets = np.asarray(rows, dtype=np.float32)  # (images, targets)
-    refuse_missing(source, int((~np.isfinite(targets)).any(1).sum()), len(rows), NO_NUMBER)
+    refuse_unlabelled(source, int((~np.isfinite(targets)).any(1).sum()), len(rows), NO_NUMBER)
     column = source.label_column
     names = [column] if lengths == [1] else [f"{column} {i}" for i in range(lengths[0])]
     if known_names is not None and len(names) != len(known_names):

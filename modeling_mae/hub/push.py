@@ -1,39 +1,23 @@
-"""The Hub: pushes a run's folder and its newest checkpoint, and fetches a checkpoint to go on from."""
+"""Pushes a run's folder and its newest checkpoint to the Hub, and a Space."""
 
 import os
 import shlex
 import shutil
 import sys
-import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TypeVar
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import (
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.utils import disable_progress_bars, logging, validate_repo_id
+from huggingface_hub.utils import disable_progress_bars, logging
 
-from .errors import TrainingStopped, UserError
-from .training.manifest import checkpoint_name, checkpoint_update
+from ..errors import TrainingStopped, UserError
+from ..training.manifest import checkpoint_update
+from .common import LOG, matching, reason, refused, retried, status_of
 
 
 IGNORED = (".mae_run.json", "*/.mae_run.json", "checkpoint-*", ".partial-*", "*/checkpoint-*", "*/.partial-*")
-SCHEME = "hub://"
-LOG = ("history.jsonl",)
-# A classifier's run needs the best epoch so far too: it is not in the checkpoints.
-LOG_AND_BEST = (*LOG, "model*.safetensors*", "config.json", "*.py")
-WAITS = (1, 4, 10)  # seconds before each further attempt; huggingface_hub repeats most requests itself, too
-T = TypeVar("T")
 
 
 class Hub:
@@ -81,12 +65,12 @@ class Hub:
             self._create()
             self._check_write_access()
         except Exception as error:
-            if _refused(error):
+            if refused(error):
                 raise UserError(
-                    f"hub_model_id {self.repo_id!r} cannot be pushed to ({_reason(error)}): run `hf auth login` with "
+                    f"hub_model_id {self.repo_id!r} cannot be pushed to ({reason(error)}): run `hf auth login` with "
                     "a token that may write there, or give another --hub_model_id"
                 ) from None
-            _say(f"the Hub does not answer ({_reason(error)}): the run goes on, and pushing is tried again later")
+            _say(f"the Hub does not answer ({reason(error)}): the run goes on, and pushing is tried again later")
         return self
 
     def checkpoint(self, path: Path) -> None:
@@ -103,11 +87,11 @@ class Hub:
             shutil.rmtree(staging, ignore_errors=True)
             # The loop may remove the checkpoint, not this copy of it, before the upload ends.
             shutil.copytree(path, staging / name, copy_function=_link)
-            for file in _matching([file.name for file in path.parent.iterdir() if file.is_file()], self.beside):
+            for file in matching([file.name for file in path.parent.iterdir() if file.is_file()], self.beside):
                 copy = shutil.copy2 if file in LOG else _link  # the loop goes on writing to its log
                 copy(path.parent / file, (staging / name).parent / file)
         except OSError as error:
-            _say(f"{path} is not on the Hub ({_reason(error)}): the next one is tried")
+            _say(f"{path} is not on the Hub ({reason(error)}): the next one is tried")
             return
         self.upload = self.api.run_as_future(self._upload, name, staging)
 
@@ -137,11 +121,11 @@ class Hub:
             return True
         self.finish()
         try:
-            url = _retried(self._push)
+            url = retried(self._push)
         except Exception as error:  # whatever the network and its client come up with
             words = ["hf", "upload", self.repo_id, str(self.folder), *["--private"] * self.private]
             words += [word for pattern in IGNORED for word in ("--exclude", pattern)]
-            _say(f"not pushed ({_reason(error)}): all is in {self.folder}; push it later with `{shlex.join(words)}`")
+            _say(f"not pushed ({reason(error)}): all is in {self.folder}; push it later with `{shlex.join(words)}`")
             return False
         print(f"pushed     {url}")
         return True
@@ -158,7 +142,7 @@ class Hub:
         except TypeError:
             pass  # an older huggingface_hub cannot ask this
         except Exception as error:
-            if _status(error) in (401, 403):
+            if status_of(error) in (401, 403):
                 raise
 
     def _push(self) -> str:
@@ -169,9 +153,9 @@ class Hub:
 
     def _upload(self, name: Path, staging: Path) -> None:
         try:
-            _retried(lambda: self._commit(name, staging))
+            retried(lambda: self._commit(name, staging))
         except Exception as error:
-            _say(f"{self.folder / name} is not on the Hub ({_reason(error)}): the run goes on, the next one is tried")
+            _say(f"{self.folder / name} is not on the Hub ({reason(error)}): the run goes on, the next one is tried")
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
@@ -194,89 +178,6 @@ class Hub:
         )
 
 
-def _is_in_checkpoint(path: str, folder: str) -> bool:
-    """Whether the repository's file `path` lies in a checkpoint directly below `folder` (`.` is the repository)."""
-    parents = [parent for parent in Path(path).parents if checkpoint_update(parent) is not None]
-    return any(parent.parent.as_posix() == folder for parent in parents)
-
-
-def hub_source(resume: str | None) -> tuple[str, str | None] | None:
-    """`hub://owner/name@revision` as (repository, revision or None); None for what is not on the Hub.
-
-    Raises:
-        UserError: no repository's name follows `hub://`.
-    """
-    if not (resume or "").startswith(SCHEME):
-        return None
-    repo_id, _, revision = resume.removeprefix(SCHEME).partition("@")
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError:
-        raise UserError(
-            f"resume_from_checkpoint {resume!r} does not work: give hub://owner/name or hub://owner/name@revision"
-        ) from None
-    return repo_id, revision or None
-
-
-def local_checkpoint(accelerator: Accelerator, folder: Path, resume: str | None, beside=LOG) -> str | None:
-    """`resume` for `open_run`. The main process downloads what is on the Hub into `folder`; anything else stays.
-
-    Raises:
-        UserError: as `download_checkpoint`.
-    """
-    if hub_source(resume) is None:
-        return resume
-    path = [str(download_checkpoint(resume, folder, beside)) if accelerator.is_main_process else None]
-    return broadcast_object_list(path)[0]
-
-
-def download_checkpoint(source: str, folder: Path, beside=LOG) -> Path:
-    """Download the newest checkpoint of `source` (`hub://owner/name[@revision]`) into `folder`, and the files that
-    match `beside` (patterns) where `folder` lacks them.
-
-    Raises:
-        UserError: no such repository or revision, no checkpoint in it, or no answer from the Hub.
-    """
-    repo_id, revision = hub_source(source)
-    api = HfApi()
-    partial = folder / ".partial-download"
-
-    def download() -> str | None:
-        commit = api.model_info(repo_id, revision=revision).sha  # all of one commit, whatever is pushed meanwhile
-        files = api.list_repo_files(repo_id, revision=commit)
-        folders = {path.partition("/")[0] for path in files if "/" in path}
-        updates = [update for update in map(checkpoint_update, folders) if update is not None]
-        if not updates:
-            return None
-        name = checkpoint_name(max(updates))
-        shutil.rmtree(partial, ignore_errors=True)
-        patterns = [f"{name}/*", *_matching([path for path in files if "/" not in path], beside)]
-        api.snapshot_download(repo_id, revision=commit, allow_patterns=patterns, local_dir=partial)
-        return name
-
-    try:
-        name = _retried(download)
-    except Exception as error:
-        if isinstance(error, RevisionNotFoundError):
-            remedy = f"there is no revision {revision!r}: give another one, or none for the newest"
-        elif isinstance(error, RepositoryNotFoundError) or _refused(error):
-            remedy = "there is no such repository, or not for this token: give another, or run `hf auth login`"
-        else:
-            remedy = "the Hub does not answer: try again, or give a checkpoint's folder"
-        raise UserError(f"resume_from_checkpoint {source!r} ({_reason(error)}): {remedy}") from None
-    if name is None:
-        raise UserError(
-            f"resume_from_checkpoint {source!r} has no checkpoint-*: give a repository or a revision that was pushed "
-            "to with --push_to_hub checkpoint"
-        )
-    for file in partial.iterdir():
-        if file.is_file() and not (folder / file.name).exists():
-            os.replace(file, folder / file.name)
-    os.replace(partial / name, folder / name)
-    shutil.rmtree(partial, ignore_errors=True)
-    return folder / name
-
-
 def push_space(folder: Path, repo_id: str, *, private: bool) -> str:
     """Upload `folder` as the Gradio Space `repo_id`. Gives its address.
 
@@ -294,50 +195,19 @@ def push_space(folder: Path, repo_id: str, *, private: bool) -> str:
         return str(url)
 
     try:
-        return _retried(push)
+        return retried(push)
     except Exception as error:  # whatever the network and its client come up with
         words = ["hf", "upload", repo_id, str(folder), ".", "--repo-type", "space", *["--private"] * private]
         raise UserError(
-            f"{repo_id!r} is not pushed ({_reason(error)}): all is in {folder}; push it later with "
+            f"{repo_id!r} is not pushed ({reason(error)}): all is in {folder}; push it later with "
             f"`{shlex.join(words)}`"
         ) from None
 
 
-def _matching(names: list[str], patterns: tuple[str, ...]) -> list[str]:
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
-
-
-def _retried(action: Callable[[], T]) -> T:
-    for wait in WAITS:
-        try:
-            return action()
-        except Exception as error:
-            if _refused(error) or isinstance(error, OfflineModeIsEnabled):
-                raise
-        time.sleep(wait)
-    return action()
-
-
-def _status(error: BaseException | None) -> int | None:
-    """The HTTP status that caused `error`; the client may have wrapped it."""
-    while error is not None:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if status is not None:
-            return status
-        error = error.__cause__
-    return None
-
-
-def _refused(error: BaseException) -> bool:
-    """Whether the same request will fail again. A timeout, another commit or too many requests pass."""
-    status = _status(error)
-    return status is not None and 400 <= status < 500 and status not in (408, 409, 412, 429)
-
-
-def _reason(error: BaseException) -> str:
-    if type(error) is RuntimeError and error.__cause__:  # the client wraps what broke an upload
-        error = error.__cause__
-    return " ".join((str(error) or type(error).__name__).split())[:200]
+def _is_in_checkpoint(path: str, folder: str) -> bool:
+    """Whether the repository's file `path` lies in a checkpoint directly below `folder` (`.` is the repository)."""
+    parents = [parent for parent in Path(path).parents if checkpoint_update(parent) is not None]
+    return any(parent.parent.as_posix() == folder for parent in parents)
 
 
 def _link(source: str, target: str) -> None:
