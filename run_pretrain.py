@@ -8,6 +8,7 @@ if __name__ == "__main__":  # before the other imports: --help and a misspelt op
 
 import dataclasses
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,11 +38,13 @@ from modeling_mae.training.endings import run_script
 from modeling_mae.training.loop import train
 from modeling_mae.training.manifest import read_manifest
 from modeling_mae.training.optim import Schedule, make_optimizer
+from modeling_mae.training.resizing import Resizing
 from modeling_mae.training.run_folder import claim_folder
 from modeling_mae.training.state import load_model, open_run, save_model
 from modeling_mae.training.trials import find_batch_size, fit_length
 
 
+SIZES = "sizes      {}\n"
 NORMALISED_LOSS = "loss       1 is what predicting the mean of each patch gives\n"
 
 
@@ -100,12 +103,15 @@ def main(args: PretrainArguments) -> None:
     accelerator.gradient_accumulation_steps = split_batch(total_batch, micro_batch, processes)
     generator = torch.Generator(accelerator.device)
 
-    def loss_of(batch: dict, update: int, micro: int) -> torch.Tensor:
-        pixel_values = transform(batch)  # (batch, channels, height, width)
+    resizing = Resizing(images.size, config.patch_height_width, tuple(args.progressive_resizing))
+
+    def loss_at(size: tuple[int, int], batch: dict, update: int, micro: int) -> torch.Tensor:
+        pixel_values = transform(batch, size)  # (batch, channels, *size)
         # The mask of an image is a pure function of (seed, update, place in the total batch). So it is the same with
         # any number of processes, and after a resume.
         generator.manual_seed(args.seed * 2**31 + update)
-        noise = mask_noise(config.mask_type, total_batch, config.grid, generator, accelerator.device)
+        grid = unwrapped.grid_of(pixel_values)
+        noise = mask_noise(config.mask_type, total_batch, grid, generator, accelerator.device)
         first = (micro * processes + accelerator.process_index) * micro_batch
         return model(pixel_values, noise=noise[first : first + len(pixel_values)]).loss
 
@@ -115,7 +121,8 @@ def main(args: PretrainArguments) -> None:
     growth = FeatureGrowth(accelerator, images, sets.evaluation, transform, k=K, **loading)
     if args.max_hours and not checkpoint:
         options = {**args.trial_options(), "num_workers": loading["num_workers"], "images_a_look": growth.images}
-        args = args.with_length(fit_length(accelerator, model, optimizer, training_images, loss_of, **options))
+        losses = [(part, partial(loss_at, size)) for part, size in resizing.stages]
+        args = args.with_length(fit_length(accelerator, model, optimizer, training_images, losses, **options))
     elif args.max_hours and "num_train_epochs" not in before.get("chosen", {}):
         say("note       max_hours counts where a run begins: this one keeps its length")
     chosen |= args.length() if args.max_hours else {}
@@ -134,6 +141,7 @@ def main(args: PretrainArguments) -> None:
         f"data       {source.name}: {len(images):,} images, mean {mean}, std {std}, {images.where}{images.remarks}\n"
         f"batch      {launch.describe_batch(accelerator, total_batch, micro_batch)}\n"
         f"length     {schedule}{run.start}\n"
+        f"{SIZES.format(resizing.describe(schedule.updates)) * bool(resizing.parts)}"
         f"rate       {schedule.describe_rate()}, cosine to 0\n"
         f"precision  {accelerator.mixed_precision}, on {accelerator.device}\n"
         f"{NORMALISED_LOSS * config.norm_pix_loss}"
@@ -143,6 +151,9 @@ def main(args: PretrainArguments) -> None:
     # Training, with pictures and looks at the features
     pixel_values = transform(send_to_device(images.batch(0, images.spread(PICTURED)), accelerator.device))
     sheet = ReconstructionSheet(unwrapped, pixel_values, mean, std, args.seed)
+
+    def loss_of(batch: dict, update: int, micro: int) -> torch.Tensor:
+        return loss_at(resizing.size_at(update, schedule.updates), batch, update, micro)
 
     def after_epoch(epoch: int, update: int) -> None:
         if args.eval_every_epochs and (epoch % args.eval_every_epochs == 0 or update == schedule.updates):
@@ -155,7 +166,7 @@ def main(args: PretrainArguments) -> None:
     if args.eval_every_epochs:
         growth.look_at_baselines(run.history, config, args.seed)
     with hub.finishing_uploads(accelerator):
-        train(run, loss_of, after_epoch)
+        train(run, loss_of, after_epoch, work=partial(resizing.work, updates=schedule.updates))
 
     # What the run leaves: the model first, whatever may fail after it
     save_model(accelerator, model, output_dir)

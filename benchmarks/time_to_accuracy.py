@@ -1,5 +1,6 @@
-"""What seconds of pre-training bring: k-NN and probe accuracy of ours (self and cross decoder) and of transformers'
-ViTMAE in a plain loop, once with its position tables filled and once as it comes, where they are zero.
+"""What seconds of pre-training bring: k-NN and probe accuracy of ours (self and cross decoder, and with small images
+first) and of transformers' ViTMAE in a plain loop, once with its position tables filled and once as it comes, where
+they are zero.
 
 Each contestant gets the same seconds, its data included: ours reads its images from memory, the plain loop runs the
 usual PIL pipeline in as many loading workers as there are cores. The rate follows the part of the seconds that is used
@@ -46,9 +47,12 @@ from modeling_mae.data.statistics import measure_mean_std
 from modeling_mae.evaluation.features import K, knn_accuracies, logistic_accuracy
 from modeling_mae.training.augment import BatchTransform
 from modeling_mae.training.optim import parameter_groups
+from modeling_mae.training.resizing import Resizing
 
 
-NAMES = ("ours", "ours, cross", "transformers, positions filled", "transformers, as it comes")
+SMALL_FIRST = "ours, small images first"
+NAMES = ("ours", "ours, cross", SMALL_FIRST, "transformers, positions filled", "transformers, as it comes")
+SMALL_PARTS = (0.4, 0.3)  # of the seconds: about 0.5 and 0.3 of the updates, as `--progressive_resizing 0.5 0.3`
 TURN = 5.0  # seconds; shorter ones would give the plain loop batches that its workers load while others train
 WARMUP = 0.125  # of a budget, as in the demo
 
@@ -66,8 +70,11 @@ class Contestant:
         groups = parameter_groups(self.model, arguments.weight_decay)
         betas = (arguments.adam_beta1, arguments.adam_beta2)
         self.optimizer = torch.optim.AdamW(groups, lr=self.peak, betas=betas, fused=True)
-        if name.startswith("ours"):
-            self.batches = our_batches(images, transform, seed, arguments)
+        patch = model_config(arguments).patch_height_width
+        self.resizing = Resizing(images.size, patch, SMALL_PARTS if name == SMALL_FIRST else ())
+        self.transform = transform if name.startswith("ours") else None
+        if self.transform:
+            self.batches = our_batches(images, seed, arguments)
         else:
             self.batches = usual_batches(transform, seed, arguments)
 
@@ -81,12 +88,18 @@ class Contestant:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.peak * rate
             with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
-                loss = self.model(next(self.batches)).loss
+                loss = self.model(self.pixel_values()).loss
             loss.backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.updates += 1
             self.seconds = before + time.perf_counter() - began
+
+    def pixel_values(self) -> torch.Tensor:
+        """The next ones, ``(batch, 1, height, width)``."""
+        batch = next(self.batches)
+        milliseconds = int(1000 * self.seconds), int(1000 * self.budget)
+        return self.transform(batch, self.resizing.size_at(*milliseconds)) if self.transform else batch
 
 
 def build(name: str, arguments) -> torch.nn.Module:
@@ -104,11 +117,11 @@ def build(name: str, arguments) -> torch.nn.Module:
     return theirs
 
 
-def our_batches(images: Images, transform: BatchTransform, seed: int, arguments) -> Iterator[torch.Tensor]:
+def our_batches(images: Images, seed: int, arguments) -> Iterator[dict]:
     size, batch = images.size, arguments.total_batch_size
     view = images.view(crop=training_crop(seed, arguments.crop_scale, arguments.horizontal_flip, size))
     options = {"batch_size": batch, "total_batch_size": batch, "process_index": 0, "num_processes": 1}
-    yield from map(transform, view.training_loader(seed=seed, updates=range(10**6), num_workers=0, **options))
+    yield from view.training_loader(seed=seed, updates=range(10**6), num_workers=0, **options)
 
 
 def usual_batches(transform: BatchTransform, seed: int, arguments) -> Iterator[torch.Tensor]:

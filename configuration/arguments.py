@@ -26,7 +26,8 @@ def option(default: Any, help: str, **kwargs) -> Any:
 DECIDE_THE_WEIGHTS = frozenset(
     "seed total_batch_size base_learning_rate min_learning_rate warmup_epochs weight_decay adam_beta1 adam_beta2 "
     "crop_scale horizontal_flip n_partial label_fraction optimizer layer_decay auto_augment random_erasing mixup "
-    "cutmix problem_type bands mix scaled_decoding decode_device repeated_augmentation".split()
+    "cutmix problem_type bands mix scaled_decoding decode_device repeated_augmentation "
+    "progressive_resizing".split()
 )
 
 
@@ -216,8 +217,9 @@ class RunArguments:
     def settings(self) -> dict[str, Any]:
         """The options that decide the weights: a run goes on exactly only with the same."""
         settings = {name: value for name, value in vars(self).items() if name in DECIDE_THE_WEIGHTS}
-        if self.decode_device == "cpu":  # older checkpoints do not name it
-            del settings["decode_device"]
+        for name, usual in {"decode_device": "cpu", "progressive_resizing": []}.items():
+            if settings.get(name) == usual:  # older checkpoints do not name it
+                del settings[name]
         return settings
 
 
@@ -263,6 +265,11 @@ class PretrainArguments(RunArguments, OptimizerArguments, DataArguments, ModelAr
         1,
         "Crops of each image in an update; it is decoded once. Each counts as an image seen: total_batch_size and "
         "epochs stay as long as with 1, of fewer different images.",
+    )
+    progressive_resizing: list[float] = option(
+        [],
+        "Part of the updates that see images of half the size, and then of three quarters, as 0.5 0.3. The rest sees "
+        "images of the whole size. By default all do, as in the paper.",
     )
     knn: bool = option(
         False, "At the end, k-NN accuracy of the features, where there are labels and a split to evaluate on."

@@ -45,6 +45,7 @@ def check_settings(args) -> None:
     check_optimizer(args)
     require(args, "repeated_augmentation", lambda x: x >= 1, "a number of crops, 1 for one")
     check_repeats(args)
+    check_resizing(args)
 
 
 def check_evaluation(args) -> None:
@@ -262,6 +263,30 @@ def check_augmentation(args) -> None:
             f"auto_augment {args.auto_augment!r} is no RandAugment in timm's words: give none, or for example "
             "rand-m9-mstd0.5-inc1"
         )
+
+
+def check_resizing(args) -> None:
+    parts = args.progressive_resizing
+    require(args, "progressive_resizing", lambda x: 0 < x < 1, "parts of the updates above 0, as in 0.5 0.3")
+    if len(parts) > 2 or sum(parts) >= 1:
+        raise ArgumentError(
+            f"progressive_resizing {join(parts)} does not work: give one part or two, below 1 together, since the "
+            "whole size comes last"
+        )
+    if not parts or not model_is_here(args):
+        return
+    from modeling_mae.masking_mae import visible_count  # late: it loads torch
+    from modeling_mae.training.resizing import Resizing
+
+    config = model_config(args)
+    patch_height, patch_width = config.patch_height_width
+    for _, (height, width) in Resizing(config.image_height_width, config.patch_height_width, tuple(parts)).stages:
+        try:
+            visible_count(height // patch_height * (width // patch_width), config.mask_ratio)
+        except ValueError as error:
+            raise ArgumentError(
+                f"progressive_resizing {join(parts)} makes images of {height}x{width} pixels, where {error}"
+            ) from None
 
 
 def check_run(args) -> None:

@@ -200,6 +200,13 @@ def test_only_one_process_of_a_machine_speaks(capsys, monkeypatch):
             "--repeated_augmentation 8 --per_device_train_batch_size 4",
             ["per_device_train_batch_size 4", "--per_device_train_batch_size 8"],
         ),
+        ("--progressive_resizing 0", ["progressive_resizing 0.0"]),
+        ("--progressive_resizing 0.7 0.4", ["progressive_resizing 0.7 0.4", "below 1 together"]),
+        ("--progressive_resizing 0.2 0.2 0.2", ["progressive_resizing 0.2 0.2 0.2", "one part or two"]),
+        (
+            "--progressive_resizing 0.5 --config_overrides image_size=32 patch_size=16",
+            ["16x16 pixels", "mask_ratio=0.75 of 1 patches"],
+        ),
         ("--crop_scale 0 1", ["crop_scale 0.0"]),
         ("--crop_scale 0.5 1.5", ["crop_scale 1.5"]),
         ("--crop_scale 0.9 0.5", ["crop_scale 0.9 0.5"]),

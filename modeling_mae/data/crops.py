@@ -165,8 +165,11 @@ def crop_and_resize(
 
 
 def finish_crop(batch: dict, size: tuple[int, int]) -> torch.Tensor:
-    """The images of a batch at their final `size`: cropped where it has `boxes`, mirrored where it has `flips`."""
-    images, flips = batch["images"], batch.get("flips")
-    if "boxes" in batch:
-        return crop_and_resize(images, batch["boxes"], flips, size)
+    """The images of a batch at their final `size`: cropped where it has `boxes`, mirrored where it has `flips`. Images
+    that a loading worker has cropped to another size are resized."""
+    images, flips, boxes = batch["images"], batch.get("flips"), batch.get("boxes")
+    if boxes is None and tuple(images.shape[2:]) != tuple(size):
+        boxes = torch.tensor([0, 0, *images.shape[2:]]).expand(len(images), 4)
+    if boxes is not None:
+        return crop_and_resize(images, boxes, flips, size)
     return images if flips is None else torch.where(flips[:, None, None, None], images.flip(3), images)

@@ -25,7 +25,8 @@ MAX_SHIFT = 0.45  # of the image's shorter side, as the official fine-tuning cod
 
 
 class BatchTransform(nn.Module):
-    """A batch of `Images` -> normalised ``pixel_values (batch, channels, *size)``, on the device of its images."""
+    """A batch of `Images` -> normalised ``pixel_values (batch, channels, *size)``, on the device of its images. A
+    `size` that is given with the batch takes the place of the usual one."""
 
     def __init__(self, mean: list[float], std: list[float], size: tuple[int, int]):
         super().__init__()
@@ -34,9 +35,9 @@ class BatchTransform(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     @torch.no_grad()
-    def forward(self, batch: dict) -> torch.Tensor:
+    def forward(self, batch: dict, size: tuple[int, int] | None = None) -> torch.Tensor:
         # In place: new memory for each step would cost more than the arithmetic.
-        return finish_crop(batch, self.size).to(torch.float32, copy=True).sub_(self.mean).div_(self.std)
+        return finish_crop(batch, size or self.size).to(torch.float32, copy=True).sub_(self.mean).div_(self.std)
 
 
 class RandAugment:

@@ -27,11 +27,12 @@ class Display:
     """On a terminal a bar, elsewhere lines: for the first and the last log entry, and about every ten seconds for one
     between. On the main process only.
 
-    `later` is the work of the trainings that follow, in units of this whole training."""
+    `later` is the work of the trainings that follow, in units of this whole training. ``work(update)`` is that of all
+    updates before; where it is not given, each is as much."""
 
-    def __init__(self, main: bool, start: int, total: int, images_per_update: int, later: float = 0.0):
+    def __init__(self, main: bool, start: int, total: int, images_per_update: int, later: float = 0.0, work=float):
         self.main, self.start, self.total, self.images_per_update = main, start, total, images_per_update
-        self.later = later
+        self.later, self.work = later, work
         self.began = self.last_time = time.perf_counter()
         self.last_line = -math.inf
         self.last_update = start
@@ -66,9 +67,9 @@ class Display:
 
     def seconds_left(self, update: int, now: float) -> tuple[str, str]:
         """The time until the end of this training, and of those that follow, for people."""
-        seconds_per_update = (now - self.began) / (update - self.start)
-        left = seconds_per_update * (self.total - update)
-        return tqdm.format_interval(left), tqdm.format_interval(left + self.later * self.total * seconds_per_update)
+        pace = (now - self.began) / (self.work(update) - self.work(self.start))
+        left, all_work = pace * (self.work(self.total) - self.work(update)), self.work(self.total)
+        return tqdm.format_interval(left), tqdm.format_interval(left + self.later * all_work * pace)
 
     def close(self) -> None:
         if self.bar is not None:
@@ -80,13 +81,14 @@ def train(
     loss_of: Callable[[dict, int, int], torch.Tensor],
     after_epoch: Callable[[int, int], None] = lambda epoch, update: None,
     later: float = 0.0,
+    work: Callable[[int], float] = float,
 ) -> None:
     """Do the updates `run.progress.update` ... `run.schedule.updates` - 1.
 
     `loss_of(batch, update, micro)` is the loss of one micro-batch, ``accelerator.gradient_accumulation_steps`` of
     which make an update. `after_epoch(epoch, update)` runs after each whole epoch, before its checkpoint, and after
-    the last update. The loss is read from the device only for a log entry and before a checkpoint. `later` is as in
-    `Display`.
+    the last update. The loss is read from the device only for a log entry and before a checkpoint. `later` and `work`
+    are as in `Display`.
 
     Raises:
         TrainingStopped: after a signal, or without the images of an update, with a checkpoint written; or when the
@@ -94,7 +96,9 @@ def train(
     """
     accelerator, model, optimizer = run.accelerator, run.model, run.optimizer
     progress, schedule = run.progress, run.schedule
-    display = Display(accelerator.is_main_process, progress.update, schedule.updates, run.images_per_update, later)
+    display = Display(
+        accelerator.is_main_process, progress.update, schedule.updates, run.images_per_update, later, work
+    )
     unread: list[torch.Tensor] = []  # losses still on the device, at most logging_steps of them
     batches, waiting = iter(run.batches), Waiting(accelerator.device)
     micro_steps = accelerator.gradient_accumulation_steps

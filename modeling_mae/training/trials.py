@@ -93,7 +93,7 @@ def time_updates(
     hours: float,
 ) -> float:
     """Seconds that an update takes, with its loading. `model` and `optimizer` are prepared and new; `batches` are for
-    `MOST_UPDATES`, and `loss_of` is that of `train`. `hours` are for the whole run."""
+    `MOST_UPDATES`, and `loss_of` is that of `train`. `hours` are for all of them."""
     settle_gradient_groups(model)  # before the first backward pass, as a run does that is never timed
     model.train()
     batches, inner = iter(batches), optimizer.optimizer
@@ -130,7 +130,7 @@ def fit_length(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     images: Images,
-    loss_of: Callable[[dict, int, int], torch.Tensor],
+    losses: list[tuple[float, Callable[[dict, int, int], torch.Tensor]]],
     *,
     hours: float,
     wanted: float,
@@ -140,8 +140,9 @@ def fit_length(
     knn: bool,
     **loading,
 ) -> float:
-    """The epochs, at most `wanted`, of a run that may take `hours`, by timing its first updates. Prints the reason.
+    """The epochs, at most `wanted`, of a run that may take `hours`, by timing some updates. Prints the reason.
 
+    `losses` are (part of the updates, their `loss_of` as in `train`), one for each size of images, the whole one last.
     An image that is looked at counts like one that is trained on. `images_a_look` are those whose features are
     computed every `epochs_between_looks`, and with `knn` twice at the end. `loading` goes to `training_loader`.
     """
@@ -149,9 +150,10 @@ def fit_length(
     batches = images.training_loader(
         updates=range(MOST_UPDATES), total_batch_size=total_batch_size, **place, **loading
     )
-    seconds = time_updates(accelerator, model, optimizer, batches, loss_of, hours)
+    times = [time_updates(accelerator, model, optimizer, batches, loss_of, part * hours) for part, loss_of in losses]
+    seconds = sum(part * time for (part, _), time in zip(losses, times, strict=True))
     an_epoch = seconds * max(1, len(images) // total_batch_size)
-    a_look = seconds / total_batch_size * images_a_look
+    a_look = times[-1] / total_batch_size * images_a_look
     looks = {"seconds_of_a_look": a_look, "epochs_between_looks": epochs_between_looks}
     epochs = fit_epochs(hours, wanted, an_epoch, **looks, other_seconds=2 * a_look * knn)
     why = f"an epoch takes {an_epoch:.3g} s by trial updates, for max_hours {hours:g}"
