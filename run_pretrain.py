@@ -28,6 +28,7 @@ from modeling_mae.evaluation.growth import FeatureGrowth
 from modeling_mae.evaluation.nearest import nearest_images
 from modeling_mae.hub.fetch import local_checkpoint
 from modeling_mae.hub.push import Hub
+from modeling_mae.masking_mae import visible_count
 from modeling_mae.report.neighbours import save_nearest
 from modeling_mae.report.pretraining import about_model, report_pretraining
 from modeling_mae.report.reconstruction import PICTURED, ReconstructionSheet
@@ -46,6 +47,17 @@ from modeling_mae.training.trials import find_batch_size, fit_length
 
 SIZES = "sizes      {}\n"
 NORMALISED_LOSS = "loss       1 is what predicting the mean of each patch gives\n"
+
+
+def check_masks(config, resizing: Resizing) -> None:
+    """Raises a UserError where images of a size have too few patches to hide a part of them."""
+    patch_height, patch_width = config.patch_height_width
+    for _, (height, width) in resizing.stages:
+        try:
+            visible_count(height // patch_height * (width // patch_width), config.mask_ratio)
+        except ValueError as error:
+            hint = ", or give --progressive_resizing 0" if (height, width) != resizing.size else ""
+            raise UserError(f"images of {height}x{width} pixels: {error}{hint}") from None
 
 
 def main(args: PretrainArguments) -> None:
@@ -73,6 +85,8 @@ def main(args: PretrainArguments) -> None:
         args, chosen, reasons = settle(args, **facts, processes=processes, before=chosen)
         say(*(f"chosen     {reason}\n" for reason in reasons), sep="", end="", flush=True)
     config = model_config(args)
+    resizing = Resizing(config.image_height_width, config.patch_height_width, tuple(args.progressive_resizing))
+    check_masks(config, resizing)
     sets = load_pretraining_sets(
         source,
         args.source_options(),
@@ -102,8 +116,6 @@ def main(args: PretrainArguments) -> None:
     total_batch, micro_batch = args.total_batch_size, args.per_device_train_batch_size
     accelerator.gradient_accumulation_steps = split_batch(total_batch, micro_batch, processes)
     generator = torch.Generator(accelerator.device)
-
-    resizing = Resizing(images.size, config.patch_height_width, tuple(args.progressive_resizing))
 
     def loss_at(size: tuple[int, int], batch: dict, update: int, micro: int) -> torch.Tensor:
         pixel_values = transform(batch, size)  # (batch, channels, *size)
@@ -136,12 +148,13 @@ def main(args: PretrainArguments) -> None:
         after_checkpoint=hub.checkpoint,
         **args.run_options(schedule.updates_per_epoch),
     )
+    sizes = resizing.describe(schedule.updates, run.progress.update)
     say(
         f"model      {about['architecture']}\n"
         f"data       {source.name}: {len(images):,} images, mean {mean}, std {std}, {images.where}{images.remarks}\n"
         f"batch      {launch.describe_batch(accelerator, total_batch, micro_batch)}\n"
         f"length     {schedule}{run.start}\n"
-        f"{SIZES.format(resizing.describe(schedule.updates)) * bool(resizing.parts)}"
+        f"{SIZES.format(sizes) if sizes else ''}"
         f"rate       {schedule.describe_rate()}, cosine to 0\n"
         f"precision  {accelerator.mixed_precision}, on {accelerator.device}\n"
         f"{NORMALISED_LOSS * config.norm_pix_loss}"
@@ -166,7 +179,7 @@ def main(args: PretrainArguments) -> None:
     if args.eval_every_epochs:
         growth.look_at_baselines(run.history, config, args.seed)
     with hub.finishing_uploads(accelerator):
-        train(run, loss_of, after_epoch, work=partial(resizing.work, updates=schedule.updates))
+        train(run, loss_of, after_epoch, resizing=resizing if sizes else None)
 
     # What the run leaves: the model first, whatever may fail after it
     save_model(accelerator, model, output_dir)

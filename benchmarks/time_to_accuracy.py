@@ -10,7 +10,7 @@ of the wall. Readout: mean of the last block's patch tokens, whole images; k-NN 
 regression on 12,000 labels; 2,000 evaluation images.
 
     PYTHONPATH=. python benchmarks/time_to_accuracy.py [--budgets 10 30 100] [--seeds 0 1 2] [--dtype bfloat16]
-        [--only "ours" ...] [--picture FILE.png]
+        [--batch 64] [--only "ours" ...] [--picture FILE.png]
 """
 
 import argparse
@@ -195,11 +195,13 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=[10.0, 30.0, 100.0], help="seconds")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help="of the contestants")
+    parser.add_argument("--batch", type=int, default=128, help="images an update; the rates follow from it")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of autocast, for all")
     parser.add_argument("--picture", type=Path, help="a PNG file for the curves")
     args = parser.parse_args()
     datasets.disable_progress_bars()
-    arguments = parse_arguments(PretrainArguments, ["demo", "--output_dir", "runs/benchmark"])
+    batch = ["--total_batch_size", str(args.batch), "--per_device_train_batch_size", str(args.batch)]
+    arguments = parse_arguments(PretrainArguments, ["demo", "--output_dir", "runs/benchmark", *batch])
     config = model_config(arguments)
     options = {"size": config.image_height_width, "num_channels": 1, "memory_budget": 1 << 30}
     source = load_training_source(

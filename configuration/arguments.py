@@ -217,9 +217,13 @@ class RunArguments:
     def settings(self) -> dict[str, Any]:
         """The options that decide the weights: a run goes on exactly only with the same."""
         settings = {name: value for name, value in vars(self).items() if name in DECIDE_THE_WEIGHTS}
-        for name, usual in {"decode_device": "cpu", "progressive_resizing": []}.items():
-            if settings.get(name) == usual:  # older checkpoints do not name it
-                del settings[name]
+        # Older checkpoints do not name what is as it was before.
+        if self.decode_device == "cpu":
+            del settings["decode_device"]
+        parts = settings.pop("progressive_resizing", [])
+        if any(parts):
+            last = max(number for number, part in enumerate(parts) if part)
+            settings["progressive_resizing"] = parts[: last + 1]
         return settings
 
 
@@ -268,8 +272,8 @@ class PretrainArguments(RunArguments, OptimizerArguments, DataArguments, ModelAr
     )
     progressive_resizing: list[float] = option(
         [],
-        "Part of the updates that see images of half the size, and then of three quarters, as 0.5 0.3. The rest sees "
-        "images of the whole size. By default all do, as in the paper.",
+        "Part of the updates that see images with half of the height and width, and then with three quarters, rounded "
+        "to whole patches, as 0.5 0.3. The rest sees the whole size. By default, and with 0, all do: the paper's way.",
     )
     knn: bool = option(
         False, "At the end, k-NN accuracy of the features, where there are labels and a split to evaluate on."

@@ -32,6 +32,7 @@ def check_pretraining(args) -> None:
     check_output_dir(args)
     require(args, "max_hours", lambda x: x > 0, "a number of hours above 0, as in 0.5")
     exclude(args, "max_hours", "max_train_steps")
+    check_resizing(args)
     require(args, "eval_every_epochs", lambda x: x >= 0, "a number of epochs, 0 for none")
     require(args, "picture_epochs", lambda x: x >= 0, "a number of epochs, 0 for none on the way")
     check_hub(args)
@@ -45,7 +46,6 @@ def check_settings(args) -> None:
     check_optimizer(args)
     require(args, "repeated_augmentation", lambda x: x >= 1, "a number of crops, 1 for one")
     check_repeats(args)
-    check_resizing(args)
 
 
 def check_evaluation(args) -> None:
@@ -267,26 +267,12 @@ def check_augmentation(args) -> None:
 
 def check_resizing(args) -> None:
     parts = args.progressive_resizing
-    require(args, "progressive_resizing", lambda x: 0 < x < 1, "parts of the updates above 0, as in 0.5 0.3")
+    require(args, "progressive_resizing", lambda x: 0 <= x < 1, "parts of the updates below 1, as in 0.5 0.3")
     if len(parts) > 2 or sum(parts) >= 1:
         raise ArgumentError(
             f"progressive_resizing {join(parts)} does not work: give one part or two, below 1 together, since the "
             "whole size comes last"
         )
-    if not parts or not model_is_here(args):
-        return
-    from modeling_mae.masking_mae import visible_count  # late: it loads torch
-    from modeling_mae.training.resizing import Resizing
-
-    config = model_config(args)
-    patch_height, patch_width = config.patch_height_width
-    for _, (height, width) in Resizing(config.image_height_width, config.patch_height_width, tuple(parts)).stages:
-        try:
-            visible_count(height // patch_height * (width // patch_width), config.mask_ratio)
-        except ValueError as error:
-            raise ArgumentError(
-                f"progressive_resizing {join(parts)} makes images of {height}x{width} pixels, where {error}"
-            ) from None
 
 
 def check_run(args) -> None:

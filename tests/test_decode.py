@@ -67,7 +67,7 @@ def test_bad_files_are_named(tmp_path):
 
 def test_files_have_one_channel_or_three(tmp_path):
     Image.fromarray(COLOURS).save(tmp_path / "rgb.png")
-    with pytest.raises(BadImage, match=r"is read as 1 \(gray\) or 3 \(RGB\) channels, and the model takes 4"):
+    with pytest.raises(BadImage, match=r"picture of 1 \(gray\) or 3 \(RGB\) channels, and the model takes 4"):
         read(tmp_path / "rgb.png", 4)
 
 

@@ -104,7 +104,7 @@ def _from_picture(data, num_channels, white, bands, name, enough_pixels, reducti
     channels = 3 if bands else num_channels
     if channels not in (1, 3):
         raise BadImage(
-            f"{name} is read as 1 (gray) or 3 (RGB) channels, and the model takes {channels}: set num_channels"
+            f"{name} is a picture of 1 (gray) or 3 (RGB) channels, and the model takes {channels}: set num_channels"
         )
     gone = None
     if data[:2] == b"\xff\xd8":

@@ -1,8 +1,7 @@
 """Charts of a run: loss, accuracy by epoch, accuracy by tuned blocks, confusion matrix. Each function gives a figure;
 `figures.py` makes files and parts of pages of them."""
 
-from collections.abc import Sequence
-from itertools import accumulate
+from itertools import pairwise
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,12 +14,11 @@ LINE_STYLES = ("-", "--", ":", "-.")
 BEGINNING = 0.1  # of a run: its losses are far above all others, and would flatten the rest of the curve
 
 
-def loss_curve(log_history: list[dict], *, normalised: bool = False, small_parts: Sequence[float] = ()) -> Figure:
+def loss_curve(log_history: list[dict], *, normalised: bool = False) -> Figure:
     """Loss and learning rate against epochs. The learning rate has its own axis.
 
     The loss's axis leaves out what only the beginning reaches. With `normalised` patches a line at 1 shows the loss of
-    predicting each patch's mean. `small_parts` are the parts of a finished run with smaller images: a line shows where
-    each ends.
+    predicting each patch's mean. Where the images change their size, there is a line too.
     """
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.subplots()
@@ -35,10 +33,11 @@ def loss_curve(log_history: list[dict], *, normalised: bool = False, small_parts
     if normalised:
         place = "" if low < 1 < high else " (above)" if high <= 1 else " (below)"
         axes.axhline(1, color="tab:red", linestyle=":", linewidth=1, label=f"loss of the patch's mean: 1{place}")
-    for number, part in enumerate(accumulate(small_parts)):
-        label = None if number else "images become larger"
-        axes.axvline(part * epochs[-1], color="tab:green", linestyle=":", linewidth=1, label=label)
-    if normalised or small_parts:
+    changes = [a["epoch"] for a, b in pairwise(log_history) if a.get("image_size") != b.get("image_size")]
+    for epoch in changes:
+        label = "images of another size" if epoch == changes[0] else None
+        axes.axvline(epoch, color="tab:green", linestyle=":", linewidth=1, label=label)
+    if normalised or changes:
         axes.legend(loc="upper right", fontsize="small", framealpha=0)
     axes.grid(alpha=0.3)
     rate_axes = axes.twinx()

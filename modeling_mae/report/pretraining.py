@@ -65,8 +65,7 @@ def report_pretraining(
     """
     write_run(output_dir, arguments=arguments, updates=updates, updates_per_epoch=updates_per_epoch, log=log)
     training = Training(arguments, log)
-    chart = loss_curve(log, normalised=normalised, small_parts=arguments.get("progressive_resizing", []))
-    save_figure(chart, output_dir / "loss.png")
+    save_figure(loss_curve(log, normalised=normalised), output_dir / "loss.png")
     if len(training.growth) > 1:
         save_figure(features_curve(training.growth, k), output_dir / "features.png")
     if knn:

@@ -50,8 +50,7 @@ def _pretraining_sections(run: RunFiles) -> list[Section]:
     training, summary = run.training, run.summary
     charts = []
     if training.losses:
-        small_parts = training.arguments.get("progressive_resizing", [])
-        chart = loss_curve(training.log, normalised=summary.get("normalised", False), small_parts=small_parts)
+        chart = loss_curve(training.log, normalised=summary.get("normalised", False))
         charts.append(Picture(chart_uri(chart), "Loss and learning rate by epoch"))
     if len(training.growth) > 1:
         chart = features_curve(training.growth, summary.get("k", 0))

@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from ..errors import TrainingStopped, UserError
 from .endings import dead_worker, ignore_loading_workers, one_line
 from .launch import available_cores, local_processes
+from .resizing import Resizing
 from .sharded import gradient_norm, local_tensors
 from .signals import StopRequest
 from .state import Run
@@ -21,14 +23,16 @@ from .waiting import Waiting, describe_waiting
 
 
 SECONDS_BETWEEN_LINES = 10  # outside a terminal
+# Without tqdm's time left, which takes all updates to last equally long.
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
 
 
 class Display:
     """On a terminal a bar, elsewhere lines: for the first and the last log entry, and about every ten seconds for one
     between. On the main process only.
 
-    `later` is the work of the trainings that follow, in units of this whole training. ``work(update)`` is that of all
-    updates before; where it is not given, each is as much."""
+    `later` is the work of the trainings that follow, in units of this whole training. ``work(update)`` is the work of
+    all updates before. Without it, all updates count alike."""
 
     def __init__(self, main: bool, start: int, total: int, images_per_update: int, later: float = 0.0, work=float):
         self.main, self.start, self.total, self.images_per_update = main, start, total, images_per_update
@@ -37,7 +41,8 @@ class Display:
         self.last_line = -math.inf
         self.last_update = start
         bar = main and sys.stderr.isatty()
-        self.bar = tqdm(total=total, initial=start, unit="update", dynamic_ncols=True) if bar else None
+        options = {"unit": "update", "dynamic_ncols": True, "bar_format": BAR}
+        self.bar = tqdm(total=total, initial=start, **options) if bar else None
 
     def advance(self) -> None:
         if self.bar is not None:
@@ -52,7 +57,7 @@ class Display:
         left, all_left = self.seconds_left(entry["step"], now)
         if self.bar is not None:
             figures = {"loss": f"{entry['loss']:.4f}", "lr": f"{entry['learning_rate']:.2e}"}
-            figures |= {"images/s": f"{speed:.0f}", "waiting": f"{entry['waiting']:.0%}"}
+            figures |= {"images/s": f"{speed:.0f}", "waiting": f"{entry['waiting']:.0%}", "left": left}
             self.bar.set_postfix({**figures, **({"all left": all_left} if self.later else {})})
         elif self.main and (now - self.last_line >= SECONDS_BETWEEN_LINES or entry["step"] == self.total):
             self.last_line = now
@@ -81,14 +86,15 @@ def train(
     loss_of: Callable[[dict, int, int], torch.Tensor],
     after_epoch: Callable[[int, int], None] = lambda epoch, update: None,
     later: float = 0.0,
-    work: Callable[[int], float] = float,
+    resizing: Resizing | None = None,
 ) -> None:
     """Do the updates `run.progress.update` ... `run.schedule.updates` - 1.
 
     `loss_of(batch, update, micro)` is the loss of one micro-batch, ``accelerator.gradient_accumulation_steps`` of
     which make an update. `after_epoch(epoch, update)` runs after each whole epoch, before its checkpoint, and after
-    the last update. The loss is read from the device only for a log entry and before a checkpoint. `later` and `work`
-    are as in `Display`.
+    the last update. The loss is read from the device only for a log entry and before a checkpoint. `later` is as in
+    `Display`. `resizing` says which size the images have that `loss_of` makes of a batch, where it is not always the
+    same.
 
     Raises:
         TrainingStopped: after a signal, or without the images of an update, with a checkpoint written; or when the
@@ -96,6 +102,7 @@ def train(
     """
     accelerator, model, optimizer = run.accelerator, run.model, run.optimizer
     progress, schedule = run.progress, run.schedule
+    work = partial(resizing.work, updates=schedule.updates) if resizing else float
     display = Display(
         accelerator.is_main_process, progress.update, schedule.updates, run.images_per_update, later, work
     )
@@ -147,7 +154,8 @@ def train(
 
                 if logs:
                     read_losses(run, unread)
-                    log_entry(run, display, norm, waiting)
+                    size = resizing and resizing.size_at(update, schedule.updates)
+                    log_entry(run, display, norm, waiting, {"image_size": size} if size else {})
                 signal_number = stop.agreed()
                 if not signal_number:
                     end_epoch()
@@ -205,9 +213,9 @@ def read_losses(run: Run, unread: list[torch.Tensor]) -> None:
     run.progress.losses += losses
 
 
-def log_entry(run: Run, display: Display, norm: torch.Tensor, waiting: Waiting) -> None:
+def log_entry(run: Run, display: Display, norm: torch.Tensor, waiting: Waiting, more: dict) -> None:
     """Log the mean loss since the last entry, and the largest share of this time that a process waited for images. The
-    trackers also get the norm of the last update's gradient."""
+    history gets `more` too, the trackers the norm of the last update's gradient."""
     progress, schedule = run.progress, run.schedule
     entry = {
         "step": progress.update,
@@ -215,6 +223,7 @@ def log_entry(run: Run, display: Display, norm: torch.Tensor, waiting: Waiting) 
         "loss": sum(progress.losses) / len(progress.losses),
         "learning_rate": schedule.rate(progress.update - 1),
         "waiting": round(largest_of_processes(run, waiting.read()), 3),
+        **more,
     }
     progress.losses = []
     run.history.add(entry)

@@ -23,7 +23,7 @@ FILES = re.compile(rf"model[\w.-]*\.safetensors|model\.safetensors\.index\.json|
 
 
 # What a run is made with, and may change between two sittings: the weights stay those of an uninterrupted run, or, for
-# a longer schedule, `describe_new_length` says what happens. What was `chosen` for the user is in the other settings.
+# a longer schedule, `open_run` says what happens. What was `chosen` for the user is in the other settings.
 MAY_CHANGE = {"processes", "versions", "schedule", "chosen"}
 
 

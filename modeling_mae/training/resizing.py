@@ -1,10 +1,13 @@
 """Progressive resizing: the first updates see smaller images, which cost a part of the arithmetic."""
 
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 
 SCALES = (1 / 2, 3 / 4)  # of the images' sides, one after the other
+# Updates at the very start that see the whole size all the same. So a GPU without the memory for it tells at once, and
+# not after days. The second one has the optimizer's state too.
+TRIED = 2
 
 
 @dataclass(frozen=True)
@@ -22,32 +25,40 @@ class Resizing:
     @property
     def stages(self) -> list[tuple[float, tuple[int, int]]]:
         """(part of the updates, size of their images), one after the other; the last has the whole size."""
-        small = zip(self.parts, map(self._scaled, SCALES), strict=False)
-        return [*small, (1 - sum(self.parts), self.size)]
+        parts: dict[tuple[int, int], float] = {}  # two scales may come to the same number of patches
+        sizes = (*map(self._scaled, SCALES[: len(self.parts)]), self.size)
+        for part, size in zip((*self.parts, 1 - sum(self.parts)), sizes, strict=True):
+            if part > 0:
+                parts[size] = parts.get(size, 0) + part
+        return [(part, size) for size, part in parts.items()]
 
     def _scaled(self, scale: float) -> tuple[int, int]:
         sides = zip(self.size, self.patch, strict=True)
         return tuple(max(1, int(scale * side / patch + 0.5)) * patch for side, patch in sides)
 
-    def starts(self, updates: int) -> list[int]:
-        """The first update of each stage, in a run of so many."""
-        return [0, *(round(end * updates) for end in accumulate(self.parts))]
+    def _starts(self, updates: int) -> list[tuple[int, tuple[int, int]]]:
+        """(first update, size), one after the other, in a run of so many."""
+        stages = self.stages
+        ends = accumulate((part for part, _ in stages[:-1]), initial=0.0)
+        # Rounded down, the last update has the whole size, however short the run is.
+        starts = [max(TRIED, int(end * updates + 1e-9)) for end in ends]
+        return [(0, self.size), *zip(starts, (size for _, size in stages), strict=True)]
 
     def size_at(self, update: int, updates: int) -> tuple[int, int]:
         """The size at update `update` (0, 1, ...) of a run of so many: a pure function, like the learning rate."""
-        stage = sum(start <= update for start in self.starts(updates)) - 1
-        return self.stages[stage][1]
+        return [size for start, size in self._starts(updates) if start <= update][-1]
 
     def work(self, update: int, updates: int) -> float:
-        """The pixels of an image in each update before `update`, added up. The time is about in proportion."""
-        starts = self.starts(updates)
+        """The pixels of an image in each update before `update`, added up. Where loading the images does not take
+        longer, the time is about in proportion."""
+        starts = [*self._starts(updates), (updates, self.size)]
         return sum(
-            max(0, min(update, end) - start) * size[0] * size[1]
-            for start, end, (_, size) in zip(starts, [*starts[1:], updates], self.stages, strict=True)
+            max(0, min(update, end) - start) * size[0] * size[1] for (start, size), (end, _) in pairwise(starts)
         )
 
-    def describe(self, updates: int) -> str:
-        """The sizes of a run of so many updates, for people."""
-        sizes = ["x".join(map(str, size)) for _, size in self.stages]
-        steps = [f"then {size} from update {start:,}" for size, start in zip(sizes, self.starts(updates), strict=True)]
-        return f"{sizes[0]} pixels, {', '.join(steps[1:])}"
+    def describe(self, updates: int, done: int = 0) -> str:
+        """The sizes of a run that has `done` some of so many updates, for people; empty where there is one size."""
+        first, *later = ((start, "x".join(map(str, size))) for start, size in self._starts(updates)[1:])
+        steps = [f"{size} after {start:,} updates" for start, size in later]
+        now = f"; {'x'.join(map(str, self.size_at(done, updates)))} now" if done else ""
+        return f"{first[1]} pixels, {', '.join(steps)}{now}" if later else ""
