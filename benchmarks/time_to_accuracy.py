@@ -54,7 +54,7 @@ SMALL_FIRST = "ours, small images first"
 NAMES = ("ours", "ours, cross", SMALL_FIRST, "transformers, positions filled", "transformers, as it comes")
 SMALL_PARTS = (0.4, 0.3)  # of the seconds: about 0.5 and 0.3 of the updates, as `--progressive_resizing 0.5 0.3`
 TURN = 5.0  # seconds; shorter ones would give the plain loop batches that its workers load while others train
-WARMUP = 0.125  # of a budget, as in the demo
+WARMUP = 0.125  # of a budget
 
 
 class Contestant:
@@ -186,7 +186,7 @@ def draw(path: Path, rows: list[dict]) -> None:
         axes.set(xlabel="seconds of pre-training", ylabel="accuracy in %")
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     figure.savefig(path)
 
 
