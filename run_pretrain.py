@@ -154,7 +154,7 @@ def main(args: PretrainArguments) -> None:
         f"data       {source.name}: {len(images):,} images, mean {mean}, std {std}, {images.where}{images.remarks}\n"
         f"batch      {launch.describe_batch(accelerator, total_batch, micro_batch)}\n"
         f"length     {schedule}{run.start}\n"
-        f"{SIZES.format(sizes) if sizes else ''}"
+        f"{sizes and SIZES.format(sizes)}"
         f"rate       {schedule.describe_rate()}, cosine to 0\n"
         f"precision  {accelerator.mixed_precision}, on {accelerator.device}\n"
         f"{NORMALISED_LOSS * config.norm_pix_loss}"

@@ -221,10 +221,9 @@ class RunArguments:
         if self.decode_device == "cpu":
             del settings["decode_device"]
         parts = settings.pop("progressive_resizing", [])
-        if any(parts):
-            last = max(number for number, part in enumerate(parts) if part)
-            settings["progressive_resizing"] = parts[: last + 1]
-        return settings
+        while parts and parts[-1] == 0:
+            parts = parts[:-1]
+        return {**settings, "progressive_resizing": parts} if parts else settings
 
 
 @dataclass

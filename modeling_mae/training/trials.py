@@ -93,8 +93,8 @@ def time_updates(
     hours: float,
 ) -> float:
     """Seconds that an update takes, with its loading. `model` and `optimizer` are prepared and new; `batches` are for
-    `MOST_UPDATES`, and `loss_of` is that of `train`. `hours` is the time that such updates
-    may take in the whole run."""
+    `MOST_UPDATES`, and `loss_of` is that of `train`. `hours` is the time that such updates may take in the whole run.
+    """
     settle_gradient_groups(model)  # before the first backward pass, as a run does that is never timed
     model.train()
     batches, inner = iter(batches), optimizer.optimizer
@@ -154,7 +154,7 @@ def fit_length(
         updates = range(number * MOST_UPDATES, (number + 1) * MOST_UPDATES)
         batches = images.training_loader(updates=updates, total_batch_size=total_batch_size, **place, **loading)
         times.append(time_updates(accelerator, model, optimizer, batches, loss_of, part * hours))
-    seconds = sum(part * time for (part, _), time in zip(losses, times, strict=True))
+    seconds = sum(part * an_update for (part, _), an_update in zip(losses, times, strict=True))
     an_epoch = seconds * max(1, len(images) // total_batch_size)
     a_look = times[-1] / total_batch_size * images_a_look
     looks = {"seconds_of_a_look": a_look, "epochs_between_looks": epochs_between_looks}
