@@ -266,7 +266,7 @@ def check_augmentation(args) -> None:
 
 
 def check_resizing(args) -> None:
-    parts = args.progressive_resizing
+    parts = args.progressive_resizing  # as many as training/resizing.py has SCALES, or fewer
     require(args, "progressive_resizing", lambda x: 0 <= x < 1, "parts of the updates below 1, as in 0.5 0.3")
     if len(parts) > 2 or sum(parts) >= 1:
         raise ArgumentError(

@@ -9,7 +9,6 @@ import math
 import re
 import warnings
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -89,14 +88,19 @@ def decode_present(
     name = name_of(path)
     try:
         if data is None and not path.lower().endswith(".npy"):  # of a large array perhaps only a part is read
-            data = Path(path).read_bytes()
+            data = _read(path)
         array = read_array(data, path, name)
         if array is not None:
             return _from_array(*array, num_channels, white, bands, name, enough_pixels)
-        data = Path(path).read_bytes() if data is None else data
+        data = _read(path) if data is None else data
         return _from_picture(data, num_channels, white, bands, name, enough_pixels, reduction, left_for_size)
     except ERRORS as error:
         raise _bad(error, path) from error
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:  # a pathlib.Path would take half as long again, for each image
+        return file.read()
 
 
 def _from_picture(data, num_channels, white, bands, name, enough_pixels, reduction, left_for_size):

@@ -155,7 +155,7 @@ def train(
                 if logs:
                     read_losses(run, unread)
                     size = resizing and resizing.size_at(update, schedule.updates)
-                    log_entry(run, display, norm, waiting, {"image_size": size} if size else {})
+                    log_entry(run, display, norm, waiting, size)
                 signal_number = stop.agreed()
                 if not signal_number:
                     end_epoch()
@@ -213,9 +213,9 @@ def read_losses(run: Run, unread: list[torch.Tensor]) -> None:
     run.progress.losses += losses
 
 
-def log_entry(run: Run, display: Display, norm: torch.Tensor, waiting: Waiting, more: dict) -> None:
+def log_entry(run: Run, display: Display, norm: torch.Tensor, waiting: Waiting, size: tuple | None) -> None:
     """Log the mean loss since the last entry, and the largest share of this time that a process waited for images. The
-    history gets `more` too, the trackers the norm of the last update's gradient."""
+    history also gets the `size` of the images, if there is one, and the trackers the norm of the last gradient."""
     progress, schedule = run.progress, run.schedule
     entry = {
         "step": progress.update,
@@ -223,7 +223,7 @@ def log_entry(run: Run, display: Display, norm: torch.Tensor, waiting: Waiting, 
         "loss": sum(progress.losses) / len(progress.losses),
         "learning_rate": schedule.rate(progress.update - 1),
         "waiting": round(largest_of_processes(run, waiting.read()), 3),
-        **more,
+        **({"image_size": size} if size else {}),
     }
     progress.losses = []
     run.history.add(entry)

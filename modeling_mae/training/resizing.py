@@ -5,9 +5,9 @@ from itertools import accumulate, pairwise
 
 
 SCALES = (1 / 2, 3 / 4)  # of the images' sides, one after the other
-# Updates at the very start that see the whole size all the same. So a GPU without the memory for it tells at once, and
-# not after days. The second one has the optimizer's state too.
-TRIED = 2
+# The first updates see the whole size all the same: a GPU without the memory for it tells at once, not after days. In
+# the second one, the memory also holds the optimizer's state.
+WHOLE_AT_START = 2
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,8 @@ class Resizing:
     """The size of the images at each update. The patches keep their size, so that one of a smaller image shows more.
 
     `size` and `patch` are (height, width) in pixels. `parts` of the updates, one after the other, see images with 1/2
-    and with 3/4 of these sides, rounded to whole patches. The rest of the updates sees the whole size.
+    and with 3/4 of these sides, rounded to whole patches. The rest of the updates sees the whole size, and so do the
+    first `WHOLE_AT_START`.
     """
 
     size: tuple[int, int]
@@ -37,11 +38,11 @@ class Resizing:
         return tuple(max(1, int(scale * side / patch + 0.5)) * patch for side, patch in sides)
 
     def _starts(self, updates: int) -> list[tuple[int, tuple[int, int]]]:
-        """(first update, size), one after the other, in a run of so many."""
+        """(first update, size) of the updates at the start and of each stage, in a run of so many."""
         stages = self.stages
         ends = accumulate((part for part, _ in stages[:-1]), initial=0.0)
         # Rounded down, the last update has the whole size, however short the run is.
-        starts = [max(TRIED, int(end * updates + 1e-9)) for end in ends]
+        starts = [max(WHOLE_AT_START, int(end * updates + 1e-9)) for end in ends]
         return [(0, self.size), *zip(starts, (size for _, size in stages), strict=True)]
 
     def size_at(self, update: int, updates: int) -> tuple[int, int]:
