@@ -3,132 +3,91 @@
 Linear probing, partial and end-to-end fine-tuning, training from scratch, frozen features, or testing alone.
 """
 
-from configuration import ArgumentError, EvalArguments, EvalTraining, model_config, model_settings, parse_arguments
+from configuration import ArgumentError, EvalArguments, EvalTraining, model_config, parse_arguments
 
 
 if __name__ == "__main__":  # before the other imports: --help and a misspelt option need not wait for torch
-    ARGUMENTS = parse_arguments(EvalArguments, default_recipe="demo_eval")
+    OPTIONS = parse_arguments(EvalArguments, default_recipe="demo_eval")
 
 import dataclasses
 import sys
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from configuration.decide import DecidedEvaluation, decide_evaluation, save_recipe
 from modeling_mae import EvalNet, MAEModel
-from modeling_mae.data.labelled_sets import LabelledSets, load_labelled_sets
-from modeling_mae.data.order import split_batch
-from modeling_mae.data.processor import Processing, choose_processing, processor_of
-from modeling_mae.data.statistics import choose_mean_std
+from modeling_mae.data.processor import processor_of
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation import classifier
 from modeling_mae.evaluation.features import K, frozen_encoder, frozen_table
 from modeling_mae.evaluation.frozen_images import probed_sets
-from modeling_mae.evaluation.readouts import chosen_readouts, readout_table
+from modeling_mae.evaluation.readouts import readout_table
 from modeling_mae.files import write_json
 from modeling_mae.hub.common import LOG_AND_BEST
 from modeling_mae.hub.fetch import local_checkpoint
 from modeling_mae.hub.push import Hub
 from modeling_mae.report.evaluation import describe_training, report_evaluation, report_training
+from modeling_mae.settings import settings
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform, Mix
 from modeling_mae.training.checkpoints import choose_checkpoint
 from modeling_mae.training.endings import run_script
-from modeling_mae.training.loop import train
+from modeling_mae.training.loop import updates
 from modeling_mae.training.manifest import made_with_before
-from modeling_mae.training.optim import Schedule, make_optimizer
+from modeling_mae.training.optim import LengthSettings, OptimizerSettings, Schedule, make_optimizer
+from modeling_mae.training.resizing import Resizing
 from modeling_mae.training.run_folder import claim_folder
-from modeling_mae.training.state import load_model, open_run, save_model
+from modeling_mae.training.state import Place, RunSettings, load_model, open_run, save_model
 
 
-def main(args: EvalArguments) -> None:
-    # Folders and Hub
-    output_dir, trainings = Path(args.output_dir), args.trainings()
-    accelerator = launch.make_accelerator(output_dir, args.trackers)
-    decoding = launch.decoding(accelerator, args.decode_device, args.dataloader_num_workers)
-    main_process, say = accelerator.is_main_process, accelerator.print
-    for folder in dict.fromkeys([output_dir, *args.run_folders()]) if main_process else ():
-        claim_folder(folder, args.overwrite_output_dir)
-    hub = Hub(output_dir, **args.hub_options(), main_process=main_process, beside=LOG_AND_BEST).start()
-    resume = local_checkpoint(accelerator, output_dir, args.resume_from_checkpoint, LOG_AND_BEST)
+def main(options: EvalArguments) -> None:
+    folder = Path(options.output_dir)
+    accelerator = launch.make_accelerator(folder, options.trackers)
+    say = accelerator.print
+    for claimed in dict.fromkeys([folder, *options.run_folders()]) if accelerator.is_main_process else ():
+        claim_folder(claimed, options.overwrite_output_dir)
+    hub = Hub(
+        folder, **options.hub_options(), main_process=accelerator.is_main_process, beside=LOG_AND_BEST
+    ).start()
+    resume = local_checkpoint(accelerator, folder, options.resume_from_checkpoint, LOG_AND_BEST)
     # The results of trainings that need not be done again.
-    finished = {training.name: training.finished_results(say) if resume == "auto" else None for training in trainings}
-
-    # Images with labels, and everything that can be wrong with one of the trainings
-    config, loading = model_config(args), args.loading_options(launch.loading_workers(args.dataloader_num_workers))
-    readouts = chosen_readouts(config.num_hidden_layers, **args.readout_options())
-    tests_checkpoint = not args.do_train and classifier.is_tested(config, args.model_name_or_path, args.reads_features)
-    say(classifier.describe_resizing(config, args.model_name_or_path), end="")
-    processing = choose_processing(
-        args.model_name_or_path,
-        Processing(**args.processing_options()),
-        keeps_white=tests_checkpoint,
-        say=say,
-        **args.crop_options(),
-    )
-    # Training decides on the classes. A classifier that is only tested has its own.
-    sets = load_labelled_sets(
-        args.source_options(),
-        **args.set_options(),
-        class_names=classifier.class_names_of(config) if tests_checkpoint else None,
-        problem_type=args.problem_type or (config.problem_type if tests_checkpoint else None),
-        open_options={
-            **args.open_options(config),
-            **launch.image_memory(accelerator, args.image_cache),
-            **decoding,
-            **processing.open_options(),
-        },
-        main_process_first=accelerator.main_process_first,
-        say=say,
-    )
-    before = made_with_before(args.run_folders(), resume)
-    mean, std = choose_mean_std(sets.all()[0], (processing.mean, processing.std), before, say)
-    transform = BatchTransform(mean, std, config.image_height_width).to(accelerator.device)
-    say(f"data       {sets}, mean {mean}, std {std}{sets.remarks}")
+    goes_on = resume == "auto"
+    finished = {each.name: each.finished_results(say) if goes_on else None for each in options.trainings()}
+    decided = decide_evaluation(options, accelerator, made_with_before(options.run_folders(), resume))
+    if accelerator.is_main_process:
+        for each in decided.trainings:
+            save_recipe(each.recipe, each.folder)
+        if len(decided.trainings) != 1:
+            save_recipe(decided.recipe, folder)
+    sets, recipe = decided.sets, decided.recipe
+    say(f"data       {sets}, mean {recipe.image_mean}, std {recipe.image_std}{sets.remarks}")
+    say(f"recipe     {folder / 'recipe.yaml'}", flush=True)
+    if options.plan:
+        return
     say(f"parallel   {launch.describe_parallelism(accelerator)}")
-    for training in trainings:
-        training.check_blocks(config.num_hidden_layers)
-    common = {"depth": config.num_hidden_layers, "mean": mean, "processes": accelerator.num_processes}
-    work = {
-        each.name: classifier.training_work(each.name, sets.train, each.n_partial, **common, **each.work_options())
-        for each in trainings
-    }
-
-    # Frozen features, the checkpoint as it is, and every training
-    rows = []
-    compared = (sets.train, sets.evaluation, transform)
-    options = {"seed": args.seed, "problem_type": sets.problem.problem_type, **loading}
-    if args.knn:
-        encoder = frozen_encoder(args.model_name_or_path, config, say)
-        rows += frozen_table(accelerator, encoder, *compared, name="pre-trained encoder", logistic=True, **options)
-    if readouts:
-        encoder = load_model(MAEModel, args.model_name_or_path, config=config)
-        options["memory_budget"] = launch.feature_memory()
-        rows += readout_table(accelerator, encoder, *compared, readouts, **options)
-    if tests_checkpoint:
-        checkpoint = ("checkpoint", args.model_name_or_path, output_dir)
-        rows.append(test_classifier(accelerator, *checkpoint, args, sets, transform, hub))
+    rows = frozen_rows(decided, accelerator, hub)
+    work = {each.name: classifier_work(each, decided, accelerator) for each in decided.trainings}
     with hub.finishing_uploads(accelerator):
         to_do = sum(amount for name, amount in work.items() if not finished[name])
-        for training in trainings:
+        for training in decided.trainings:
             row = finished[training.name]
             if not row:
                 to_do -= work[training.name]
-                row = train_classifier(training, sets, transform, hub, resume, later=to_do / work[training.name])
+                row = train_classifier(training, decided, hub, resume, later=to_do / work[training.name])
             rows.append(row)
     faults = launch.count_faults(accelerator, sets.all())
     accelerator.end_training()
-    if not main_process:
+    if not accelerator.is_main_process:
         return
     report_evaluation(
-        output_dir=output_dir,
+        output_dir=folder,
         rows=rows,
-        folders=[training.name for training in trainings],
+        folders=[training.name for training in decided.trainings],
         k=K,
-        license=args.license,
-        **hub.about(output_dir),
+        license=recipe.license,
+        **hub.about(folder),
         **sets.about_evaluation,
         **faults,
     )
@@ -136,78 +95,122 @@ def main(args: EvalArguments) -> None:
         sys.exit(1)
 
 
+def frozen_rows(decided: DecidedEvaluation, accelerator: Accelerator, hub: Hub) -> list[dict]:
+    """The results without a training: of frozen features, and of the checkpoint's own classifier."""
+    recipe, config, sets = decided.recipe, decided.config, decided.sets
+    rows, transform = [], normalisation(recipe, sets, accelerator)
+    compared = (sets.train, sets.evaluation, transform)
+    options = {"seed": recipe.seed, "problem_type": sets.problem.problem_type, **loading(recipe)}
+    if recipe.knn:
+        encoder = frozen_encoder(recipe.model_name_or_path, config, accelerator.print)
+        rows += frozen_table(accelerator, encoder, *compared, name="pre-trained encoder", logistic=True, **options)
+    if decided.readouts:
+        encoder = load_model(MAEModel, recipe.model_name_or_path, config=config)
+        options["memory_budget"] = launch.feature_memory()
+        rows += readout_table(accelerator, encoder, *compared, decided.readouts, **options)
+    if decided.tests_checkpoint:
+        folder = Path(recipe.output_dir)
+        rows.append(test_classifier(accelerator, "checkpoint", recipe.model_name_or_path, folder, recipe, sets, hub))
+    return rows
+
+
+def loading(recipe: EvalArguments) -> dict:
+    workers = launch.loading_workers(recipe.dataloader_num_workers)
+    return {"batch_size": recipe.per_device_eval_batch_size, "num_workers": workers}
+
+
+def normalisation(recipe, sets, accelerator) -> BatchTransform:
+    return BatchTransform(recipe.image_mean, recipe.image_std, sets.evaluation.size).to(accelerator.device)
+
+
+def view_options(recipe) -> dict:
+    names = ("seed", "crop_scale", "horizontal_flip", "label_fraction", "auto_augment")
+    return {"mean": recipe.image_mean, **{name: getattr(recipe, name) for name in names}}
+
+
+def classifier_work(training, decided, accelerator) -> float:
+    recipe = training.recipe
+    options = view_options(recipe)
+    return classifier.training_work(
+        training.name,
+        decided.sets.train,
+        training.n_partial,
+        depth=decided.config.num_hidden_layers,
+        mean=options.pop("mean"),
+        processes=accelerator.num_processes,
+        view=options,
+        schedule=settings(LengthSettings, recipe),
+        batch_size=recipe.per_device_train_batch_size,
+    )
+
+
 def train_classifier(
-    training: EvalTraining, sets: LabelledSets, transform: BatchTransform, hub: Hub, resume: str | None, later: float
+    training: EvalTraining, decided: DecidedEvaluation, hub: Hub, resume: str | None, later: float
 ) -> dict:
     """Train a classifier, keep the best epoch and the last, and test the best. Gives its row of the results. `later`
-    is as in `train`."""
-    args, folder, problem = training.arguments, training.folder, sets.problem
-    accelerator = launch.make_accelerator(folder, args.trackers)
-    total_batch, micro_batch = args.total_batch_size, args.per_device_train_batch_size
-    accelerator.gradient_accumulation_steps = split_batch(total_batch, micro_batch, accelerator.num_processes)
-    loading = args.loading_options(launch.loading_workers(args.dataloader_num_workers))
-    images = classifier.training_view(sets.train, mean=transform.channel_mean, **args.view_options())
-    mix = Mix(args.random_erasing, args.mixup, args.cutmix, len(sets.class_names), accelerator.device)
+    is as in `Display`."""
+    recipe, folder, sets = training.recipe, training.folder, decided.sets
+    problem = sets.problem
+    accelerator = launch.make_accelerator(folder, recipe.trackers)
+    transform = normalisation(recipe, sets, accelerator)
+    images = classifier.training_view(sets.train, **view_options(recipe))
+    mix = Mix(recipe.random_erasing, recipe.mixup, recipe.cutmix, len(sets.class_names), accelerator.device)
 
-    # Model and optimizer
-    config = model_config(args)
-    set_seed(args.seed)
-    encoder = None if training.n_partial is None else args.model_name_or_path
+    # Model, optimizer, length
+    config = model_config(recipe)
+    set_seed(recipe.seed)
+    encoder = None if training.n_partial is None else recipe.model_name_or_path
     targets = {"problem_type": problem.problem_type, "target_means": images.labels.float().mean(0)}
     new = (config, encoder, sets.class_names, training.n_partial, accelerator.print)
     model = classifier.make_classifier(*new, **targets)
-    optimizer = make_optimizer(args.optimizer, model, **args.optimizer_options())
+    optimizer = make_optimizer(model, settings(OptimizerSettings, recipe))
     tuned, whole = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (False, True))
     model, optimizer = accelerator.prepare(model, optimizer)
-
-    # Schedule and run
-    processing = {"mean": transform.channel_mean, "std": transform.channel_std, "white": sets.train.white}
-    schedule = Schedule.from_epochs(len(images), **args.schedule_options())
+    schedule = Schedule.from_epochs(len(images), settings(LengthSettings, recipe))
     seen_sets = sets
     if not mix.changes:
-        options = {"epochs": schedule.epoch(schedule.updates), "memory_budget": launch.feature_memory(), **loading}
-        images, seen_sets = probed_sets(accelerator, model, images, sets, transform, **options)
-    run = open_run(
-        *(accelerator, model, optimizer, images, schedule, folder),
-        made_with={**args.settings(), **model_settings(config), "data": sets.train_fingerprint, **processing},
-        checkpoint=choose_checkpoint(accelerator, folder, resume),
-        num_workers=loading["num_workers"],
-        after_checkpoint=hub.checkpoint,
-        **args.run_options(schedule.updates_per_epoch),
-    )
+        options = {"epochs": schedule.epoch(schedule.updates), "memory_budget": launch.feature_memory()}
+        images, seen_sets = probed_sets(accelerator, model, images, sets, transform, **options, **loading(recipe))
+    place = Place(folder, choose_checkpoint(accelerator, folder, resume), hub.checkpoint)
+    made_with = decided.made_with(training)
+    run = open_run(accelerator, model, optimizer, images, schedule, settings(RunSettings, recipe), place, made_with)
+    batch = launch.describe_batch(accelerator, recipe.total_batch_size, recipe.per_device_train_batch_size)
     accelerator.print(
         f"\n{training.name}: {tuned:,} of {whole:,} parameters, {len(images):,} images, {schedule}, batch "
-        f"{launch.describe_batch(accelerator, total_batch, micro_batch)}, {args.optimizer}, rate "
+        f"{batch}, {recipe.optimizer}, rate "
         f"{schedule.describe_rate()}, {accelerator.mixed_precision} precision on {accelerator.device}{run.start}"
     )
-    shares = (args.label_fraction, args.mixup or args.cutmix, config.label_smoothing)
+    shares = (recipe.label_fraction, recipe.mixup or recipe.cutmix, config.label_smoothing)
     for note in classifier.problem_notes(problem, images, *shares):
         accelerator.print(f"note       {note}")
 
-    def loss_of(batch: dict, update: int, micro: int) -> torch.Tensor:
-        if "features" in batch:
-            return model(features=batch["features"], labels=batch["labels"]).loss
-        place = micro * accelerator.num_processes + accelerator.process_index
-        # This seeds drop path too: all that is random depends on the update and the place in the total batch alone.
-        pixel_values, labels = mix(transform(batch), batch["labels"], args.seed, update, place)
-        return model(pixel_values, labels=labels).loss
-
     def after_epoch(epoch: int, update: int) -> None:
-        if epoch % args.eval_epochs == 0 or update == schedule.updates:
-            results, _ = classifier.evaluate_classifier(accelerator, model, seen_sets, transform, **loading)
+        if epoch % recipe.eval_epochs == 0 or update == schedule.updates:
+            results, _ = classifier.evaluate_classifier(accelerator, model, seen_sets, transform, **loading(recipe))
             classifier.keep_if_best(run, folder, problem, results)
 
-    launch.init_trackers(accelerator, dataclasses.asdict(args))
-    train(run, loss_of, after_epoch, later)
+    launch.init_trackers(accelerator, dataclasses.asdict(recipe))
+    for update in updates(run, Resizing(images.size, (1, 1)), after_epoch, later):
+        for micro_batch in update.micro_batches():
+            batch = micro_batch.images
+            if "features" in batch:
+                loss = model(features=batch["features"], labels=batch["labels"]).loss
+            else:
+                # This seeds drop path too: all that is random depends on the update and the place in the total batch.
+                key = (recipe.seed, update.number, micro_batch.number)
+                pixel_values, labels = mix(transform(batch), batch["labels"], *key)
+                loss = model(pixel_values, labels=labels).loss
+            update.backward(loss)
+        update.step()
     for tracker in accelerator.trackers:
         tracker.finish()
 
     # What the training leaves
     (folder / "last").mkdir(exist_ok=True)
     save_model(accelerator, model, folder / "last")
-    described = (training.n_partial, len(images), args.label_fraction, sets.train_name, config.pooling)
+    described = (training.n_partial, len(images), recipe.label_fraction, sets.train_name, config.pooling)
     about = {"training": describe_training(*described), **run.about}
-    row = test_classifier(accelerator, training.name, str(folder), folder, args, sets, transform, hub, **about)
+    row = test_classifier(accelerator, training.name, str(folder), folder, recipe, sets, hub, **about)
     row |= {"n_partial": training.n_partial, "pooling": config.pooling}
     row |= {"images": len(images), "tuned_parameters": tuned}
     if accelerator.is_main_process:
@@ -223,25 +226,24 @@ def test_classifier(
     name: str,
     checkpoint: str,
     folder: Path,
-    args: EvalArguments,
-    sets: LabelledSets,
-    transform: BatchTransform,
+    recipe: EvalArguments,
+    sets,
     hub: Hub,
     **about,
 ) -> dict:
     """The row `name` of the results: those of the classifier in `checkpoint`. Its card and pictures go to `folder`."""
+    transform = normalisation(recipe, sets, accelerator)
     model = accelerator.prepare_model(load_model(EvalNet, checkpoint), evaluation_mode=True)
-    loading = args.loading_options(launch.loading_workers(args.dataloader_num_workers))
-    tested = classifier.evaluate_classifier(accelerator, model, sets, transform, **loading, with_auroc=True)
+    tested = classifier.evaluate_classifier(accelerator, model, sets, transform, **loading(recipe), with_auroc=True)
     results, predictions = tested
     if accelerator.is_main_process:
         processor_of(sets.evaluation, transform.channel_mean, transform.channel_std).save_pretrained(folder)
         report_training(
             folder=folder,
-            arguments=dataclasses.asdict(args),
+            arguments=dataclasses.asdict(recipe),
             results=results,
-            predictions=predictions if args.save_predictions else None,
-            license=args.license,
+            predictions=predictions if recipe.save_predictions else None,
+            license=recipe.license,
             **hub.about(folder),
             **sets.about_evaluation,
             **about,
@@ -250,4 +252,4 @@ def test_classifier(
 
 
 if __name__ == "__main__":
-    run_script(main, ARGUMENTS, mendable=(UserError, ArgumentError))
+    run_script(main, OPTIONS, mendable=(UserError, ArgumentError))

@@ -63,106 +63,113 @@ RESULTS = "eval_results.json"  # in the folder of each training
 BY_BLOCKS = " By default the paper's for the number of blocks tuned."
 
 
-@dataclass
+@dataclass(frozen=True)
 class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArguments):
     """The arguments of run_eval.py."""
 
-    output_dir: str = option("runs/eval", "Folder for everything the run writes.")
+    output_dir: str = option("runs/eval", "Folder for everything the run writes.", decides="nothing")
     n_partial: list[float] | None = option(
         None,
         "Blocks to tune. 0: linear probing, or attentive probing with pooling=attention; 0.5: the last block's MLP; "
         "1, 2, ...: the last blocks; the depth: all. Several values are trained one after another. 0 by default.",
+        decides="weights",
     )
-    from_scratch: bool = option(False, "Also train the same network from scratch, as the supervised baseline.")
-    do_train: bool = option(True, "False: only test the checkpoint as it is.")
+    from_scratch: bool = option(
+        False, "Also train the same network from scratch, as the supervised baseline.", decides="nothing"
+    )
+    do_train: bool = option(True, "False: only test the checkpoint as it is.", decides="result")
     knn: bool = option(
         False,
         "k-NN (k 10, 20, 100, 200) and logistic regression on frozen features: raw pixels, an untrained encoder, and "
         "the checkpoint's.",
+        decides="nothing",
     )
     readouts: str | None = option(
         None,
         "all: one table of the pre-trained encoder's features, by blocks and poolings: k-NN, logistic regression, and "
         "a probe, which is attentive for the pooling attention. It shows which suits the data.",
+        decides="nothing",
     )
     feature_layers: list[int] | None = option(
-        None, "Blocks, counted from 1, whose features stand side by side in such a table. By default the last block."
+        None,
+        "Blocks, counted from 1, whose features stand side by side in such a table. By default the last block.",
+        decides="nothing",
     )
     feature_pooling: list[str] | None = option(
         None,
         "Poolings of the patch tokens, one row of such a table each: mean, mean_deviation, attention; cls is the "
         "class token. By default mean.",
+        decides="nothing",
     )
-    validation_dir: str | None = option(None, "Folder to evaluate on, of images by class or of parquet files.")
-    label_column_name: str | None = option(None, "Column of the labels. By default the only column of labels.")
+    validation_dir: str | None = option(
+        None, "Folder to evaluate on, of images by class or of parquet files.", decides="result"
+    )
+    label_column_name: str | None = option(
+        None, "Column of the labels. By default the only column of labels.", decides="result"
+    )
     problem_type: str | None = option(
         None,
         "single_label_classification, multi_label_classification or regression. By default the label column tells: "
         "classes; lists of classes, or of 0 and 1; fractions, or lists of them. Whole numbers can also be regression.",
+        decides="weights",
     )
-    label_fraction: float = option(1.0, "Part of the training images to use, the same of each class, as in 0.1.")
-    max_eval_samples: int | None = option(None, "Evaluate on this many images only.")
+    label_fraction: float = option(
+        1.0, "Part of the training images to use, the same of each class, as in 0.1.", decides="weights"
+    )
+    max_eval_samples: int | None = option(None, "Evaluate on this many images only.", decides="result")
     eval_crop_fraction: float | None = option(
         None,
         "Part of the shorter side that evaluation keeps. By default 0.875 (224 of 256, as in the paper), or the "
         "checkpoint's own where nothing is trained. Small images: 1.",
+        decides="result",
     )
-    eval_epochs: int = option(1, "Epochs between two evaluations.")
-    per_device_eval_batch_size: int = option(256, "Images at a time on each process in evaluation.")
-    save_predictions: bool = option(False, "Write the predictions of the evaluation images as predictions.parquet.")
+    eval_epochs: int = option(1, "Epochs between two evaluations.", decides="result")
+    per_device_eval_batch_size: int = option(256, "Images at a time on each process in evaluation.", decides="nothing")
+    save_predictions: bool = option(
+        False, "Write the predictions of the evaluation images as predictions.parquet.", decides="nothing"
+    )
     crop_scale: list[float] = option(
-        [0.08, 1.0], "Smallest and largest part of an image's area that a random crop takes. 1 1: no crop."
+        [0.08, 1.0],
+        "Smallest and largest part of an image's area that a random crop takes. 1 1: no crop.",
+        decides="weights",
     )
-    optimizer: str | None = option(None, "lars, sgd or adamw." + BY_BLOCKS)
-    num_train_epochs: float | None = option(None, "Length of the run, in epochs." + BY_BLOCKS)
-    total_batch_size: int | None = option(None, "Images an update, over all processes." + BY_BLOCKS)
-    base_learning_rate: float | None = option(None, "Learning rate of 256 images an update." + BY_BLOCKS)
-    min_learning_rate: float | None = option(None, "Learning rate that the cosine ends at." + BY_BLOCKS)
-    warmup_epochs: float | None = option(None, "Epochs over which the learning rate rises from 0." + BY_BLOCKS)
-    weight_decay: float | None = option(None, "Weight decay; none on biases, norms, tokens." + BY_BLOCKS)
-    layer_decay: float | None = option(None, "Factor of the learning rate from a block to the one before." + BY_BLOCKS)
-    adam_beta2: float = option(0.999, "AdamW's decay of the mean of squared gradients.")
+    optimizer: str | None = option(None, "lars, sgd or adamw." + BY_BLOCKS, decides="weights")
+    num_train_epochs: float | None = option(None, "Length of the run, in epochs." + BY_BLOCKS, decides="result")
+    total_batch_size: int | None = option(None, "Images an update, over all processes." + BY_BLOCKS, decides="weights")
+    base_learning_rate: float | None = option(
+        None, "Learning rate of 256 images an update." + BY_BLOCKS, decides="weights"
+    )
+    min_learning_rate: float | None = option(
+        None, "Learning rate that the cosine ends at." + BY_BLOCKS, decides="weights"
+    )
+    warmup_epochs: float | None = option(
+        None, "Epochs over which the learning rate rises from 0." + BY_BLOCKS, decides="weights"
+    )
+    weight_decay: float | None = option(
+        None, "Weight decay; none on biases, norms, tokens." + BY_BLOCKS, decides="weights"
+    )
+    layer_decay: float | None = option(
+        None, "Factor of the learning rate from a block to the one before." + BY_BLOCKS, decides="weights"
+    )
+    adam_beta2: float = option(0.999, "AdamW's decay of the mean of squared gradients.", decides="weights")
     auto_augment: str | None = option(
-        None, "RandAugment in timm's words, as in rand-m9-mstd0.5-inc1, or none." + BY_BLOCKS
+        None, "RandAugment in timm's words, as in rand-m9-mstd0.5-inc1, or none." + BY_BLOCKS, decides="weights"
     )
-    random_erasing: float | None = option(None, "Probability of random erasing." + BY_BLOCKS)
-    mixup: float | None = option(None, "Alpha of mixup, 0 for none." + BY_BLOCKS)
-    cutmix: float | None = option(None, "Alpha of cutmix, 0 for none." + BY_BLOCKS)
+    random_erasing: float | None = option(None, "Probability of random erasing." + BY_BLOCKS, decides="weights")
+    mixup: float | None = option(None, "Alpha of mixup, 0 for none." + BY_BLOCKS, decides="weights")
+    cutmix: float | None = option(None, "Alpha of cutmix, 0 for none." + BY_BLOCKS, decides="weights")
     linear_overrides: list[str] = option(
         [],
         "Options for linear probing alone, where a run tunes blocks too: a part of the recipe with the recipe's own "
         "keys, config_overrides among them; here key=value. They win over all.",
+        decides="nothing",
         action="extend",
     )
 
-    def source_options(self) -> dict[str, Any]:
+    def source_options(self):
         return {**super().source_options(), "label_column_name": self.label_column_name}
 
-    def schedule_options(self) -> dict[str, Any]:
-        return {**super().schedule_options(), "min_learning_rate": self.min_learning_rate}
-
-    def optimizer_options(self) -> dict[str, Any]:
-        return {**super().optimizer_options(), "layer_decay": self.layer_decay}
-
-    def loading_options(self, workers: int) -> dict[str, Any]:
-        """How images to evaluate on are loaded, by so many loading `workers`."""
-        return {"batch_size": self.per_device_eval_batch_size, "num_workers": workers}
-
-    def view_options(self) -> dict[str, Any]:
-        """What `training_view` takes beside images and mean."""
-        names = ("seed", "crop_scale", "horizontal_flip", "label_fraction", "auto_augment")
-        return {name: getattr(self, name) for name in names}
-
-    def processing_options(self) -> dict[str, Any]:
-        """How images are to be brought to the model, where the checkpoint's image processor does not decide."""
-        given = {"mean": self.image_mean, "std": self.image_std, "white": self.white_value, "bands": self.bands}
-        return {**given, "crop_fraction": self.eval_crop_fraction}
-
-    def crop_options(self) -> dict[str, Any]:
-        """What `choose_processing` takes of the options for the crop."""
-        return {"keeps_crop": not self.do_train, "crop_fraction": EVAL_CROP_FRACTION}
-
-    def set_options(self) -> dict[str, Any]:
+    def set_options(self):
         """What `load_labelled_sets` takes of the options."""
         names = ("eval_split", "validation_dir", "max_train_samples", "max_eval_samples")
         needs_training_images = self.do_train or self.reads_features
@@ -172,20 +179,12 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
     @property
     def reads_features(self) -> bool:
         """Whether frozen features are looked at."""
-        return self.knn or any(value is not None for value in self.readout_options().values())
-
-    def readout_options(self) -> dict[str, Any]:
-        """What `chosen_readouts` takes beside the depth."""
-        return {"names": self.readouts, "layers": self.feature_layers, "poolings": self.feature_pooling}
-
-    def result_options(self) -> list[str]:
-        """The options that the results of a training depend on."""
-        harmless = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "allow_changes", "cache_dir"}
-        harmless |= {"logging_steps", "checkpointing_steps", "checkpoints_kept", "dataloader_num_workers", "report_to"}
-        harmless |= {"push_to_hub", "hub_model_id", "hub_private_repo", "save_predictions", "knn", "from_scratch"}
-        harmless |= {"per_device_train_batch_size", "per_device_eval_batch_size", "linear_overrides", "license"}
-        harmless |= {"readouts", "feature_layers", "feature_pooling"}
-        return [field.name for field in dataclasses.fields(self) if field.name not in harmless]
+        return (
+            self.knn
+            or self.readouts is not None
+            or self.feature_layers is not None
+            or self.feature_pooling is not None
+        )
 
     def trainings(self) -> list["EvalTraining"]:
         """Every training there is to do. ArgumentError for a wrong linear override."""
@@ -198,9 +197,18 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         # One training writes into output_dir itself, several into a folder each.
         folders = [output_dir / name if len(trainings) > 1 else output_dir for name, _ in trainings]
         return [
-            EvalTraining(name, folder, value, self.resolved(value))
+            EvalTraining(name, folder, value, self._of_one(value, folder))
             for (name, value), folder in zip(trainings, folders, strict=True)
         ]
+
+    def _of_one(self, n_partial: float | None, folder: Path) -> "EvalArguments":
+        """The recipe of one training, which does this training alone."""
+        recipe = dataclasses.replace(self.resolved(n_partial), output_dir=str(folder), linear_overrides=[])
+        if n_partial is not None:
+            recipe = dataclasses.replace(recipe, from_scratch=False)
+        if str(folder) != self.output_dir:  # the folder of all looks at the frozen features
+            recipe = dataclasses.replace(recipe, knn=False, readouts=None, feature_layers=None, feature_pooling=None)
+        return recipe
 
     def run_folders(self) -> list[Path]:
         return [training.folder for training in self.trainings()]
@@ -248,7 +256,7 @@ class EvalTraining:
     name: str  # n_partial-0, n_partial-0.5, ..., from-scratch
     folder: Path
     n_partial: float | None  # blocks tuned; None: from scratch, all of them
-    arguments: EvalArguments  # nothing is left open
+    recipe: EvalArguments  # nothing is left open
 
     @property
     def results_file(self) -> Path:
@@ -261,12 +269,6 @@ class EvalTraining:
             check_blocks(self.n_partial, depth)
         except ArgumentError as error:
             raise ArgumentError(f"{self.name}: {error}") from None
-
-    def work_options(self) -> dict[str, Any]:
-        """What `training_work` takes of the options."""
-        args = self.arguments
-        options = {"view": args.view_options(), "schedule": args.schedule_options()}
-        return {**options, "batch_size": args.per_device_train_batch_size}
 
     def finished_results(self, say: Callable[[str], None]) -> dict | None:
         """The row of results that an earlier call of the same training left in the folder; None where there is
@@ -286,12 +288,15 @@ class EvalTraining:
                 f"{self.folder} holds the results of {row['name']}, not of {self.name}: give another --output_dir"
             )
         before = json.loads((self.folder / "arguments.json").read_text())
-        now = json.loads(json.dumps(dataclasses.asdict(self.arguments)))
-        names = [name for name in self.arguments.result_options() if before.get(name) != now[name]]
+        now = json.loads(json.dumps(dataclasses.asdict(self.recipe)))
+        names = [name for name in self.recipe.deciding("weights", "result") if before.get(name) != now[name]]
+        # Where one call has them given and the other measured, the checkpoint compares the numbers.
+        measured = ("image_mean", "image_std", "white_value")
+        names = [name for name in names if name not in measured or None not in (before.get(name), now[name])]
         if not names:
             return row
         changes = "; ".join(f"{name} {before.get(name)} -> {now[name]}" for name in names)
-        if not self.arguments.allow_changes and not {"num_train_epochs", "max_train_steps"}.issuperset(names):
+        if not self.recipe.allow_changes and not {"num_train_epochs", "max_train_steps"}.issuperset(names):
             raise ArgumentError(
                 f"{self.folder} holds the finished results of other settings ({changes}): give another --output_dir, "
                 "the same settings, --allow_changes true to go on from its last checkpoint with these, or "

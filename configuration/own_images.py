@@ -6,7 +6,7 @@ user gives is never chosen here; what is chosen follows from it.
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from .checks import check_settings
 from .errors import ArgumentError
@@ -118,9 +118,20 @@ def choose_training(
     return _without(choices, given)
 
 
-def settle(
-    args, *, count: int, height: int, width: int, channels: int, processes: int, before: dict[str, Any]
-) -> tuple[Any, dict[str, Any], list[str]]:
+class ImageFacts(Protocol):
+    """What is known of the images, as `modeling_mae.data.facts` finds it."""
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def channels(self) -> int: ...
+
+
+def settle(args, facts: ImageFacts, processes: int, before: dict[str, Any]) -> tuple[Any, dict[str, Any], list[str]]:
     """`args` (a `PretrainArguments`) with nothing left open; the settings chosen for it, by name; a line for each.
 
     `before` are those of the checkpoint that the run goes on from. They are taken again.
@@ -135,9 +146,9 @@ def settle(
     given = {**kept, **options, **fields}
     preset = model_config(dataclasses.replace(args, config_overrides=[]))
     encoder = (_sides(given, "hidden_size") or [preset.hidden_size])[0]
-    choices = choose_model(height, width, channels, encoder, given)
+    choices = choose_model(facts.height, facts.width, facts.channels, encoder, given)
     most = MOST_AT_ONCE if args.auto_batch_size else IMAGES_AT_ONCE
-    choices += choose_training(count, height, width, processes, given, args.max_train_steps, most)
+    choices += choose_training(facts.count, facts.height, facts.width, processes, given, args.max_train_steps, most)
     lines = [f"as when the run began: {_text(kept)}"] if kept else []
     chosen = dict(kept)
     for choice in choices:

@@ -16,7 +16,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from .errors import ArgumentError
-from .model import model_fields, suggest
+from .model import model_fields, parse_overrides, suggest
 
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -50,6 +50,10 @@ LAUNCHER = (
     "num_processes",
     "use_fsdp",
 )
+# What a recipe.yaml leaves out: how one call began, which another call from the file must not repeat.
+OF_ONE_CALL = ("overwrite_output_dir", "resume_from_checkpoint", "allow_changes", "plan")
+# Options of earlier versions, and what to do without them.
+GONE = {"decode_device": "it is gone, since loading workers decode faster: leave it out"}
 T = TypeVar("T")
 
 
@@ -57,6 +61,10 @@ class _Parser(HfArgumentParser):
     """HfArgumentParser whose errors are one line that names the recipe at fault."""
 
     origin = ""  # "demo.yaml: " while the recipe's words are parsed
+
+    def add_argument(self, *names, decides: str | None = None, **kwargs):
+        # HfArgumentParser hands on all that a field says of itself. What an option decides is not for the parser.
+        return super().add_argument(*names, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         # One process of each machine speaks. launch.py reads the launcher's environment, but would load torch first.
@@ -78,6 +86,8 @@ class _Parser(HfArgumentParser):
     def unknown(self, name: str) -> str:
         """The error for an option or recipe key `name` that does not exist."""
         known = [field.name for cls in self.dataclass_types for field in dataclasses.fields(cls)]
+        if name in GONE:
+            return f"unknown option {name!r}: {GONE[name]}"
         if name in LAUNCHER:
             return f"unknown option {name!r}: it is the launcher's, as in `accelerate launch --{name} ... {self.prog}`"
         if name in model_fields():
@@ -127,21 +137,37 @@ def _words(recipe: dict[str, Any]) -> list[str]:
     return words
 
 
+def recipe_text(recipe: Any) -> str:
+    """The recipe (an instance of an arguments dataclass) as YAML. It gives the same instance when it is read."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(recipe):
+        value = getattr(recipe, field.name)
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        by_default = value == default and field.metadata["decides"] == "nothing"
+        if value is not None and value != [] and not by_default and field.name not in OF_ONE_CALL:
+            values[field.name] = value
+    if overrides := values.get("config_overrides"):
+        values["config_overrides"] = parse_overrides(overrides)
+    return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=119, allow_unicode=True)
+
+
 def parse_mapping(cls: type[T], values: dict[str, Any]) -> T:
     """A recipe's mapping alone as a `cls`. Only the types are checked."""
     return _Parser(cls, allow_abbrev=False).parse(_words(values))
 
 
-def expand_home(arguments) -> None:
+def expand_home(arguments: T) -> T:
     """`~` in what names folders. A shell expands it neither in recipes nor behind an equals sign. A list of one folder
     becomes that folder, as records and cards have it."""
+    changed: dict[str, Any] = {}
     for name in FOLDERS:
         value = getattr(arguments, name, None)
         if isinstance(value, list):
-            value = [os.path.expanduser(folder) for folder in value]
-            setattr(arguments, name, value[0] if len(value) == 1 else value)
+            folders = [os.path.expanduser(folder) for folder in value]
+            changed[name] = folders[0] if len(folders) == 1 else folders
         elif isinstance(value, str):
-            setattr(arguments, name, os.path.expanduser(value))
+            changed[name] = os.path.expanduser(value)
+    return dataclasses.replace(arguments, **changed)  # type: ignore[type-var]  # T is a dataclass
 
 
 def parse_arguments(cls: type[T], argv: list[str] | None = None, default_recipe: str | Path | None = None) -> T:
@@ -175,8 +201,7 @@ def parse_arguments(cls: type[T], argv: list[str] | None = None, default_recipe:
         replaced = {old for new in given for old in REPLACES.get(new, ())}
         recipe_words = _words({key: value for key, value in recipe.items() if key not in replaced})
         parser.origin = ""
-    arguments = parser.parse(recipe_words + words)
-    expand_home(arguments)
+    arguments = expand_home(parser.parse(recipe_words + words))
     try:
         arguments.check()
     except ArgumentError as error:

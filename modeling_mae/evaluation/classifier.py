@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..modeling_mae import EvalNet
 from ..problems import REGRESSION, SINGLE_LABEL, Problem
 from ..training.augment import RandAugment
-from ..training.optim import Schedule
+from ..training.optim import LengthSettings, Schedule
 from ..training.state import Run, load_model, save_model
 from .metrics import class_scores, predict_with
 from .problem_metrics import EVALUATIONS
@@ -100,7 +100,7 @@ def training_work(
     mean: list[float],
     processes: int,
     view: dict,
-    schedule: dict,
+    schedule: LengthSettings,
     batch_size: int,
 ) -> float:
     """About how much work the training `name` is, in forward passes of an image: a backward pass through a block takes
@@ -111,13 +111,13 @@ def training_work(
     """
     try:
         seen = training_view(images, mean=mean, **view)
-        order = seen.order(schedule["total_batch_size"], view["seed"])
+        order = seen.order(schedule.total_batch_size, view["seed"])
         MicroBatches(order, batch_size, range(1), num_processes=processes)
-        updates = Schedule.from_epochs(len(seen), **schedule).updates
+        updates = Schedule.from_epochs(len(seen), schedule).updates
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
     tuned = depth if n_partial is None else n_partial
-    return updates * schedule["total_batch_size"] * (1 + 2 * tuned / depth)
+    return updates * schedule.total_batch_size * (1 + 2 * tuned / depth)
 
 
 def problem_notes(

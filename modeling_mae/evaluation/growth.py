@@ -76,11 +76,6 @@ class FeatureGrowth:
         self.accelerator.log(values, step=update)
         self.accelerator.print(f"features   epoch {epoch:g}  {describe_features(values)}", flush=True)
 
-    @property
-    def images(self) -> int:
-        """The number of images that a look at the features takes."""
-        return len(self.train) + (len(self.evaluation) if self.evaluation is not None else 0)
-
     def baselines(self, config: MAEConfig, seed: int) -> dict[str, float]:
         """`knn_raw_pixels`, `knn_untrained` and `rank_untrained` of a model from `seed`; accuracies are in 0..1. Also
         `knn_images`, the number of images whose class is guessed."""
@@ -111,6 +106,11 @@ class FeatureGrowth:
         if rank:
             values["rank"] = effective_rank(tensors[0])
         return values
+
+
+def images_of_a_look(train: Images, evaluation: Images | None) -> int:
+    """The number of images that a look at the features takes."""
+    return min(len(train), TRAIN_SAMPLE) + (min(len(evaluation), EVAL_SAMPLE) if evaluation is not None else 0)
 
 
 def _sample(images: Images, count: int) -> Images:

@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -81,85 +82,94 @@ class Display:
             self.bar.close()
 
 
-def train(
+@dataclass(frozen=True)
+class MicroBatch:
+    """A part of an update's images: those that one process sees at a time."""
+
+    images: dict  # of this process, on its device
+    number: int  # 0, 1, ... among those of all processes
+    rows: slice  # its images' places in the total batch
+
+
+class Update:
+    """One update of the weights. The script adds up the gradients of its micro-batches, and then calls `step`."""
+
+    def __init__(self, run: Run, number: int, resizing: Resizing, next_batch: Callable[[], dict]):
+        self.run, self.number, self.next_batch = run, number, next_batch
+        self.size = resizing.size_at(number, run.schedule.updates)  # (height, width) of its images
+        self.size_changes = len(resizing.stages) > 1  # in the course of the run
+        # Only every `logging_steps` updates, since reading the loss waits for the device.
+        self.logs = (number + 1) % run.settings.logging_steps == 0 or number + 1 == run.schedule.updates
+        self.loss: torch.Tensor | float = 0.0  # the mean over this process's images; stays on the device
+        self.gradient_norm: torch.Tensor | None = None
+
+    def micro_batches(self) -> Iterator[MicroBatch]:
+        """This process's micro-batches. Processes add up their gradients in the last one."""
+        accelerator, size = self.run.accelerator, self.run.settings.per_device_train_batch_size
+        for micro in range(accelerator.gradient_accumulation_steps):
+            batch = send_to_device(self.next_batch(), accelerator.device, non_blocking=True)
+            number = micro * accelerator.num_processes + accelerator.process_index
+            with accelerator.accumulate(self.run.model):
+                yield MicroBatch(batch, number, slice(number * size, (number + 1) * size))
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of a micro-batch's mean `loss`, a scalar."""
+        self.run.accelerator.backward(loss)
+        self.loss = self.loss + loss.detach() / self.run.accelerator.gradient_accumulation_steps
+
+    def step(self) -> None:
+        """Change the weights, at the rate of the schedule."""
+        run, optimizer = self.run, self.run.optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = run.schedule.rate(self.number) * group.get("lr_scale", 1.0)
+        if self.logs:
+            run.accelerator.unscale_gradients(optimizer)  # of fp16; else it does nothing
+            self.gradient_norm = gradient_norm(run.model)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def updates(
     run: Run,
-    loss_of: Callable[[dict, int, int], torch.Tensor],
+    resizing: Resizing,
     after_epoch: Callable[[int, int], None] = lambda epoch, update: None,
     later: float = 0.0,
-    resizing: Resizing | None = None,
-) -> None:
-    """Do the updates `run.progress.update` ... `run.schedule.updates` - 1.
+) -> Iterator[Update]:
+    """The updates that the run has still to do. After each one follow the log, the checkpoint, and a signal's stop.
 
-    `loss_of(batch, update, micro)` is the loss of one micro-batch, ``accelerator.gradient_accumulation_steps`` of
-    which make an update. `after_epoch(epoch, update)` runs after each whole epoch, before its checkpoint, and after
-    the last update. The loss is read from the device only for a log entry and before a checkpoint. `later` is as in
-    `Display`. `resizing` says which size the images have that `loss_of` makes of a batch, where it is not always the
-    same.
+    `after_epoch(epoch, update)` runs after each whole epoch, before its checkpoint, and after the last update. The
+    loss is read from the device only for a log entry and before a checkpoint. `later` is as in `Display`. `resizing`
+    says which size the images of an update have.
 
     Raises:
         TrainingStopped: after a signal, or without the images of an update, with a checkpoint written; or when the
             loss or the weights are not finite, without one.
     """
-    accelerator, model, optimizer = run.accelerator, run.model, run.optimizer
     progress, schedule = run.progress, run.schedule
-    work = partial(resizing.work, updates=schedule.updates) if resizing else float
-    display = Display(
-        accelerator.is_main_process, progress.update, schedule.updates, run.images_per_update, later, work
-    )
+    work = partial(resizing.work, updates=schedule.updates)
+    main = run.accelerator.is_main_process
+    images = run.settings.total_batch_size
+    display = Display(main, progress.update, schedule.updates, images, later, work)
     unread: list[torch.Tensor] = []  # losses still on the device, at most logging_steps of them
-    batches, waiting = iter(run.batches), Waiting(accelerator.device)
-    micro_steps = accelerator.gradient_accumulation_steps
-
-    def end_epoch() -> None:
-        epoch = math.ceil(schedule.epoch(progress.update))
-        due = progress.update % schedule.updates_per_epoch == 0 or progress.update == schedule.updates
-        if due and epoch > progress.epoch:
-            check_finite(run)
-            after_epoch(epoch, progress.update)
-            progress.epoch = epoch
-            model.train()
-
+    waiting, batches = Waiting(run.accelerator.device), iter(run.batches)
     began = time.perf_counter()
-    model.train()
+    run.model.train()
     try:
-        with StopRequest(accelerator) as stop:
-            end_epoch()  # a signal may have come between an epoch's last update and what follows it
-            for update in range(progress.update, schedule.updates):
-                for group in optimizer.param_groups:
-                    group["lr"] = schedule.rate(update) * group.get("lr_scale", 1.0)
-                loss, norm = 0.0, None
-                logs = (update + 1) % run.logging_steps == 0 or update + 1 == schedule.updates
-                buffers = [buffer.clone() for buffer in model.buffers()] if run.batches_can_fail else []
-                for micro in range(micro_steps):
-                    batch = next_batch(run, batches, stop, waiting)
-                    if isinstance(batch, str):
-                        # The update is given up. Its gradients are lost, and BatchNorm must not remember it.
-                        for buffer, before in zip(model.buffers(), buffers, strict=True):
-                            buffer.copy_(before)
-                        raise stopped_without_images(run, batch, save_checkpoint(run, unread) if update else None)
-                    batch = send_to_device(batch, accelerator.device, non_blocking=True)
-                    with accelerator.accumulate(model):
-                        micro_loss = loss_of(batch, update, micro)
-                        accelerator.backward(micro_loss)
-                        if logs and accelerator.sync_gradients:
-                            accelerator.unscale_gradients(optimizer)  # of fp16; else it does nothing
-                            norm = gradient_norm(model)
-                        optimizer.step()
-                        optimizer.zero_grad()
-                    loss = loss + micro_loss.detach() / micro_steps
-                unread.append(loss)
-                progress.update = done = update + 1
-                last = done == schedule.updates
+        with StopRequest(run.accelerator) as stop:
+            end_epoch(run, after_epoch)  # a signal may have come between an epoch's last update and what follows it
+            for number in range(progress.update, schedule.updates):
+                update = Update(run, number, resizing, BatchSource(run, batches, stop, waiting, unread).next)
+                yield update
+                unread.append(torch.as_tensor(update.loss))
+                progress.update = number + 1
                 display.advance()
-
-                if logs:
+                if update.logs:
                     read_losses(run, unread)
-                    size = resizing and resizing.size_at(update, schedule.updates)
-                    log_entry(run, display, norm, waiting, size)
+                    log_entry(run, display, update, waiting)
                 signal_number = stop.agreed()
                 if not signal_number:
-                    end_epoch()
-                if done % run.checkpointing_steps == 0 or last or signal_number:
+                    end_epoch(run, after_epoch)
+                if progress.update % run.checkpointing_steps == 0 or number + 1 == schedule.updates or signal_number:
                     folder = save_checkpoint(run, unread)
                     if signal_number:
                         raise stopped_by_signal(run, signal_number, folder)
@@ -167,6 +177,36 @@ def train(
     finally:
         run.seconds += time.perf_counter() - began
         display.close()
+
+
+def end_epoch(run: Run, after_epoch: Callable[[int, int], None]) -> None:
+    """Calls `after_epoch` where an epoch has ended, or the run, and that was not done yet."""
+    progress, schedule = run.progress, run.schedule
+    epoch = math.ceil(schedule.epoch(progress.update))
+    due = progress.update % schedule.updates_per_epoch == 0 or progress.update == schedule.updates
+    if due and epoch > progress.epoch:
+        check_finite(run)
+        after_epoch(epoch, progress.update)
+        progress.epoch = epoch
+        run.model.train()
+
+
+class BatchSource:
+    """Where the micro-batches of one update come from. All processes give the update up where one has no images."""
+
+    def __init__(self, run: Run, batches: Iterator[dict], stop: StopRequest, waiting: Waiting, unread: list):
+        self.run, self.batches, self.stop, self.waiting, self.unread = run, batches, stop, waiting, unread
+        self.buffers = [buffer.clone() for buffer in run.model.buffers()] if run.batches_can_fail else []
+
+    def next(self) -> dict:
+        batch = next_batch(self.run, self.batches, self.stop, self.waiting)
+        if not isinstance(batch, str):
+            return batch
+        # The update's gradients are lost, and BatchNorm must not remember it.
+        for buffer, before in zip(self.run.model.buffers(), self.buffers, strict=True):
+            buffer.copy_(before)
+        checkpoint = save_checkpoint(self.run, self.unread) if self.run.progress.update else None
+        raise stopped_without_images(self.run, batch, checkpoint)
 
 
 def next_batch(run: Run, batches: Iterator[dict], stop: StopRequest, waiting: Waiting) -> dict | str:
@@ -192,7 +232,7 @@ def save_checkpoint(run: Run, unread: list[torch.Tensor]) -> Path:
     read_losses(run, unread)
     check_finite(run)
     folder = run.checkpoints.save(run.progress)
-    run.after_checkpoint(folder)
+    run.place.after_checkpoint(folder)
     return folder
 
 
@@ -213,9 +253,9 @@ def read_losses(run: Run, unread: list[torch.Tensor]) -> None:
     run.progress.losses += losses
 
 
-def log_entry(run: Run, display: Display, norm: torch.Tensor, waiting: Waiting, size: tuple | None) -> None:
+def log_entry(run: Run, display: Display, update: Update, waiting: Waiting) -> None:
     """Log the mean loss since the last entry, and the largest share of this time that a process waited for images. The
-    history also gets the `size` of the images, if there is one, and the trackers the norm of the last gradient."""
+    history also gets the size of the images, where it changes, and the trackers the norm of the last gradient."""
     progress, schedule = run.progress, run.schedule
     entry = {
         "step": progress.update,
@@ -223,14 +263,14 @@ def log_entry(run: Run, display: Display, norm: torch.Tensor, waiting: Waiting, 
         "loss": sum(progress.losses) / len(progress.losses),
         "learning_rate": schedule.rate(progress.update - 1),
         "waiting": round(largest_of_processes(run, waiting.read()), 3),
-        **({"image_size": size} if size else {}),
+        **({"image_size": update.size} if update.size_changes else {}),
     }
     progress.losses = []
     run.history.add(entry)
     speed = display.show(entry)
     values = {key: entry[key] for key in ("loss", "learning_rate", "waiting")}
     values |= {"images_per_second": speed}
-    values["gradient_norm"] = norm.item()  # the losses have waited for the device already
+    values["gradient_norm"] = float(update.gradient_norm or 0.0)  # the losses have waited for the device already
     run.accelerator.log(values, step=progress.update)
 
 

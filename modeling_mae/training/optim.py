@@ -18,6 +18,29 @@ RATE_BATCH = 256  # base learning rates are those of 256 images an update (Secti
 
 
 @dataclass(frozen=True)
+class LengthSettings:
+    """The length of a run and its learning rate, as a recipe gives them."""
+
+    total_batch_size: int  # images an update
+    num_train_epochs: float
+    warmup_epochs: float
+    base_learning_rate: float  # of 256 images an update
+    max_train_steps: int | None = None  # in place of num_train_epochs
+    min_learning_rate: float = 0.0
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Which optimizer, and its numbers beside the learning rate."""
+
+    weight_decay: float
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    layer_decay: float = 1.0
+    optimizer: str = "adamw"  # or lars, sgd
+
+
+@dataclass(frozen=True)
 class Schedule:
     """The length of a run in updates, made from a recipe's epochs once, and its learning rate at each update."""
 
@@ -28,25 +51,15 @@ class Schedule:
     floor: float = 0.0
 
     @classmethod
-    def from_epochs(
-        cls,
-        num_images: int,
-        *,
-        total_batch_size: int,
-        num_train_epochs: float,
-        max_train_steps: int | None,
-        warmup_epochs: float,
-        base_learning_rate: float,
-        min_learning_rate: float = 0.0,
-    ) -> "Schedule":
-        """`base_learning_rate` is that of 256 images an update: the linear scaling rule of Section A.1."""
-        updates_per_epoch = max(1, num_images // total_batch_size)
+    def from_epochs(cls, num_images: int, length: LengthSettings) -> "Schedule":
+        """The base learning rate is that of 256 images an update: the linear scaling rule of Section A.1."""
+        updates_per_epoch = max(1, num_images // length.total_batch_size)
         return cls(
-            updates=max_train_steps or math.ceil(num_train_epochs * updates_per_epoch),
+            updates=length.max_train_steps or math.ceil(length.num_train_epochs * updates_per_epoch),
             updates_per_epoch=updates_per_epoch,
-            warmup=round(warmup_epochs * updates_per_epoch),
-            peak=base_learning_rate * total_batch_size / RATE_BATCH,
-            floor=min_learning_rate,
+            warmup=round(length.warmup_epochs * updates_per_epoch),
+            peak=length.base_learning_rate * length.total_batch_size / RATE_BATCH,
+            floor=length.min_learning_rate,
         )
 
     @property
@@ -100,22 +113,20 @@ def _layer(name: str, depth: int) -> int:
     return 0 if name.startswith("mae.embeddings.") else depth + 1
 
 
-def make_optimizer(
-    name: str, model: nn.Module, *, weight_decay: float, betas: tuple[float, float], layer_decay: float = 1.0
-) -> torch.optim.Optimizer:
-    """The optimizer `name` (adamw, lars, sgd) for what `model` trains. The loop sets the learning rate."""
-    groups = parameter_groups(model, weight_decay, layer_decay)
-    if name == "adamw":
+def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """The optimizer for what `model` trains. The loop sets the learning rate."""
+    groups = parameter_groups(model, settings.weight_decay, settings.layer_decay)
+    if settings.optimizer == "adamw":
         # One fused kernel, where the device has it.
         fused = {parameter.device.type for parameter in model.parameters()} <= {"cpu", "cuda", "xpu"}
-        return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=fused)
-    if name == "lars":
+        return torch.optim.AdamW(groups, lr=0.0, betas=(settings.adam_beta1, settings.adam_beta2), fused=fused)
+    if settings.optimizer == "lars":
         for group in groups:
             # timm adapts no group without weight decay unless it is told to, and probing has no weight decay.
             group["always_adapt"] = not group["plain"]
             if group["plain"] and getattr(model.config, "problem_type", None) == "regression":
                 group["lr_scale"] *= REGRESSION_BIAS_SCALE
         return Lars(groups, lr=0.0, momentum=MOMENTUM, trust_coeff=LARS_TRUST, eps=0.0)
-    if name == "sgd":  # probes as well as LARS at batches of 4096 (Section A.1)
+    if settings.optimizer == "sgd":  # probes as well as LARS at batches of 4096 (Section A.1)
         return torch.optim.SGD(groups, lr=0.0, momentum=MOMENTUM)
-    raise ValueError(f"optimizer {name!r} is none of adamw, lars, sgd")
+    raise ValueError(f"optimizer {settings.optimizer!r} is none of adamw, lars, sgd")

@@ -14,12 +14,15 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from ..data.images import Images
+from ..data.order import split_batch
 from ..errors import TrainingStopped, UserError
 from ..files import is_full, share, write_text
 from .checkpoints import Checkpoints, Progress
+from .launch import loading_workers
 from .manifest import check_architecture, check_changes, read_manifest
 from .optim import Schedule
 from .sharded import original_class, settle_gradient_groups
@@ -56,6 +59,30 @@ class History:
         return entries
 
 
+@dataclass(frozen=True)
+class RunSettings:
+    """What a training is told of its batches, its log and its checkpoints."""
+
+    seed: int
+    total_batch_size: int  # images an update
+    per_device_train_batch_size: int  # images at a time on each process
+    logging_steps: int  # updates between two log entries
+    checkpointing_steps: str  # a number of updates, or epoch
+    checkpoints_kept: int
+    allow_changes: bool
+    dataloader_num_workers: int | None = None
+    repeated_augmentation: int = 1
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a training writes, and which checkpoint it goes on from."""
+
+    folder: Path
+    checkpoint: Path | None = None  # of `choose_checkpoint`; None for a fresh start
+    after_checkpoint: Callable[[Path], None] = lambda folder: None
+
+
 @dataclass
 class Run:
     """One training: what is trained and for how long, its images, and its state on disk."""
@@ -64,23 +91,25 @@ class Run:
     model: torch.nn.Module  # prepared
     optimizer: torch.optim.Optimizer  # prepared
     schedule: Schedule
+    settings: RunSettings
+    place: Place
     progress: Progress
     history: History
     checkpoints: Checkpoints
-    resumed_from: Path | None
-    batches: object  # this process's micro-batches, from where the run stands
+    batches: DataLoader  # this process's micro-batches, from where the run stands
     batches_can_fail: bool
-    images_per_update: int
-    logging_steps: int
-    checkpointing_steps: int
-    after_checkpoint: Callable[[Path], None]
     seconds: float = 0.0  # that the training took, since it was opened
     waited: float = 0.0  # seconds of these for images
 
     @property
+    def checkpointing_steps(self) -> int:
+        steps = self.settings.checkpointing_steps
+        return self.schedule.updates_per_epoch if steps == "epoch" else int(steps)
+
+    @property
     def start(self) -> str:
         """Where the run goes on from, as the end of a sentence; empty for a fresh start."""
-        return f", from update {self.progress.update} of {self.resumed_from}" if self.resumed_from else ""
+        return f", from update {self.progress.update} of {self.place.checkpoint}" if self.place.checkpoint else ""
 
     @property
     def about(self) -> dict:
@@ -99,73 +128,62 @@ def open_run(
     optimizer: torch.optim.Optimizer,
     images: Images,
     schedule: Schedule,
-    folder: Path,
-    *,
+    settings: RunSettings,
+    place: Place,
     made_with: dict,
-    checkpoint: Path | None,
-    allow_changes: bool,
-    seed: int,
-    batch_size: int,
-    total_batch_size: int,
-    num_workers: int,
-    repeats: int = 1,
-    logging_steps: int,
-    checkpointing_steps: int,
-    checkpoints_kept: int,
-    after_checkpoint: Callable[[Path], None] = lambda folder: None,
 ) -> Run:
-    """Open a training in `folder`: fresh, or going on from `checkpoint` (of `choose_checkpoint`).
+    """Open a training: fresh, or going on from the checkpoint of its `place`.
 
-    `model` and `optimizer` are prepared already. `made_with` are the settings that decide the weights; they go into
-    each checkpoint, and going on with others must be allowed. `repeats` are those of `Images.training_loader`.
+    `model` and `optimizer` are prepared already. `made_with` are the settings that decide the weights. They go into
+    each checkpoint, and going on with others must be allowed.
 
     Going on loads the checkpoint, and forgets what was logged and saved after it.
 
     Raises:
         UserError: the checkpoint does not fit, or the batch sizes do not fit each other or the number of images.
     """
-    progress = Progress()
+    accelerator.gradient_accumulation_steps = split_batch(
+        settings.total_batch_size, settings.per_device_train_batch_size, accelerator.num_processes
+    )
+    progress, checkpoint = Progress(), place.checkpoint
     versions = {name: version(name) for name in ("torch", "transformers", "accelerate")}
     made_with = {**made_with, "precision": accelerator.mixed_precision, "schedule": asdict(schedule)}
     # Crops of files are rounded to 8 bits, those of images in memory are not.
     made_with["image_cache"] = "from files" if images.decodes else "in memory"
     made_with |= {"processes": accelerator.num_processes, "versions": versions}
-    checkpoints = Checkpoints(accelerator, folder, checkpoints_kept, made_with)
+    checkpoints = Checkpoints(accelerator, place.folder, settings.checkpoints_kept, made_with)
     if checkpoint:
         _load_state(accelerator, model, checkpoint)
         progress.load(checkpoint)
-        changes = check_changes(checkpoint, made_with, allow_changes)
+        changes = check_changes(checkpoint, made_with, settings.allow_changes)
         changes += _new_length(checkpoint, schedule, progress.update)
         accelerator.print(*(f"changed    {change}\n" for change in changes), sep="", end="", flush=True)
         checkpoints.remove_after(progress.update)
     settle_gradient_groups(model)
-    history = History(folder / "history.jsonl", accelerator.is_main_process)
+    history = History(place.folder / "history.jsonl", accelerator.is_main_process)
     history.rewind(progress.update)
     batches = images.training_loader(
-        seed=seed,
-        batch_size=batch_size,
-        total_batch_size=total_batch_size,
+        seed=settings.seed,
+        batch_size=settings.per_device_train_batch_size,
+        total_batch_size=settings.total_batch_size,
         updates=range(progress.update, schedule.updates),
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
-        num_workers=num_workers,
-        repeats=repeats,
+        num_workers=loading_workers(settings.dataloader_num_workers),
+        repeats=settings.repeated_augmentation,
     )
     return Run(
         accelerator,
         model,
         optimizer,
         schedule,
+        settings,
+        place,
         progress,
         history,
         checkpoints,
-        checkpoint,
         batches,
         images.can_fail,
-        images_per_update=total_batch_size,
-        logging_steps=logging_steps,
-        checkpointing_steps=checkpointing_steps,
-        after_checkpoint=after_checkpoint,
     )
 
 

@@ -1,6 +1,6 @@
 """What updates that are tried before a training tell: how many images fit into memory, how many epochs into a time.
 
-Trials change nothing of the run: their gradients are thrown away, and random states are put back.
+Trials change nothing of the run: they train a model of their own, and random states are put back.
 """
 
 import bisect
@@ -8,13 +8,19 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, find_executable_batch_size, send_to_device
 
+from ..configuration_mae import MAEConfig
 from ..data.images import Images
 from ..errors import UserError
+from ..modeling_mae import MAEForPreTraining
+from .launch import loading_workers
+from .optim import OptimizerSettings, make_optimizer
 from .sharded import settle_gradient_groups
 
 
@@ -84,84 +90,104 @@ def batch_sizes(total: int, start: int, processes: int) -> list[int]:
     return sizes or [start]  # the batch sizes do not fit each other at all, which split_batch explains
 
 
-def time_updates(
-    accelerator: Accelerator,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: Iterable[dict],
-    loss_of: Callable[[dict, int, int], torch.Tensor],
-    hours: float,
-) -> float:
-    """Seconds that an update takes, with its loading. `model` and `optimizer` are prepared and new; `batches` are for
-    `MOST_UPDATES`, and `loss_of` is that of `train`. `hours` is the time that such updates may take in the whole run.
-    """
-    settle_gradient_groups(model)  # before the first backward pass, as a run does that is never timed
-    model.train()
-    batches, inner = iter(batches), optimizer.optimizer
-    moments = [time.perf_counter()]
-    enough = False
-    device = accelerator.device
-    with unchanged_random_states(device):
-        while not enough:
-            for micro in range(accelerator.gradient_accumulation_steps):
-                batch = send_to_device(next(batches), device, non_blocking=True)
-                with accelerator.accumulate(model):
-                    loss = loss_of(batch, len(moments) - 1, micro)
-                    accelerator.backward(loss)
-            # An update at the rate 0 by gradients of 0 takes its time and leaves every weight as it is.
-            for parameter in model.parameters():
-                if parameter.grad is not None:
-                    parameter.grad.zero_()
-            inner.step()
-            inner.zero_grad()
-            loss.item()  # the device has done its work
-            moments.append(time.perf_counter())
-            late = moments[-1] - moments[0] > min(MOST_SECONDS, TRIAL_SHARE * hours * 3600)
-            late = accelerator.reduce(torch.tensor(int(late), device=device), "sum") > 0
-            enough = len(moments) > MOST_UPDATES or (len(moments) > LEAST_UPDATES and bool(late))
-    inner.state.clear()
-    accelerator.step = 0  # it counts micro-batches
-    half = len(moments) // 2
-    seconds = (moments[-1] - moments[half]) / (len(moments) - 1 - half)
-    return float(accelerator.gather(torch.tensor([seconds], device=device)).max())
+@dataclass(frozen=True)
+class TrialSettings:
+    """What the length of a run depends on, beside the time that an update takes."""
+
+    max_hours: float
+    num_train_epochs: float  # at most
+    seed: int
+    total_batch_size: int
+    per_device_train_batch_size: int
+    eval_every_epochs: int  # 0: the features are not looked at on the way
+    knn: bool  # whether the features are computed twice at the end
+    dataloader_num_workers: int | None = None
+    repeated_augmentation: int = 1
+
+
+class Trial:
+    """A model and an optimizer that only take time, in place of those that will be trained."""
+
+    def __init__(self, accelerator: Accelerator, config: MAEConfig, optimizer: OptimizerSettings):
+        self.accelerator = accelerator
+        with unchanged_random_states(accelerator.device):
+            model = MAEForPreTraining(config)
+        self.model, self.optimizer = accelerator.prepare(model, make_optimizer(model, optimizer))
+
+    def close(self) -> None:
+        """Free the memory."""
+        del self.model, self.optimizer
+        self.accelerator.free_memory()
+
+    def seconds_an_update(self, batches: Iterable[dict], transform: Callable[[dict], torch.Tensor], most: float):
+        """Seconds that an update takes, with its loading. `batches` are for `MOST_UPDATES`. `transform` gives the
+        pixels ``(batch, channels, height, width)`` of a batch. The trial ends after `most` seconds."""
+        accelerator, model, inner = self.accelerator, self.model, self.optimizer.optimizer
+        settle_gradient_groups(model)
+        model.train()
+        batches, device = iter(batches), accelerator.device
+        moments, enough = [time.perf_counter()], False
+        with unchanged_random_states(device):
+            while not enough:
+                for _ in range(accelerator.gradient_accumulation_steps):
+                    batch = send_to_device(next(batches), device, non_blocking=True)
+                    with accelerator.accumulate(model):
+                        loss = model(transform(batch)).loss
+                        accelerator.backward(loss)
+                inner.step()
+                inner.zero_grad()
+                loss.item()  # the device has done its work
+                moments.append(time.perf_counter())
+                late = torch.tensor(int(moments[-1] - moments[0] > min(MOST_SECONDS, most)), device=device)
+                late = accelerator.reduce(late, "sum") > 0
+                enough = len(moments) > MOST_UPDATES or (len(moments) > LEAST_UPDATES and bool(late))
+        accelerator.step = 0  # it counts micro-batches
+        half = len(moments) // 2
+        seconds = (moments[-1] - moments[half]) / (len(moments) - 1 - half)
+        return float(accelerator.gather(torch.tensor([seconds], device=device)).max())
 
 
 def fit_length(
-    accelerator: Accelerator,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
+    trial: Trial,
     images: Images,
-    losses: list[tuple[float, Callable[[dict, int, int], torch.Tensor]]],
-    *,
-    hours: float,
-    wanted: float,
-    total_batch_size: int,
+    transform: Callable[..., torch.Tensor],
+    stages: list[tuple[float, tuple[int, int]]],
+    settings: TrialSettings,
     images_a_look: int,
-    epochs_between_looks: int,
-    knn: bool,
-    **loading,
-) -> float:
-    """The epochs, at most `wanted`, of a run that may take `hours`, by timing some updates. Prints the reason.
+) -> tuple[float, str]:
+    """The epochs of a run that may take `max_hours`, and the reason, by timing some updates.
 
-    `losses` are (part of the updates, their `loss_of` as in `train`), one for each size of images, the whole one last.
-    An image that is looked at counts like one that is trained on. `images_a_look` are those whose features are
-    computed every `epochs_between_looks`, and with `knn` twice at the end. `loading` goes to `training_loader`.
+    `stages` are those of `Resizing`: (part of the updates, size of their images). `transform(batch, size)` gives the
+    pixels. `images_a_look` are those whose features are computed each time. Such an image counts like one that is
+    trained on.
     """
-    place = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
-    times = []
-    for number, (part, loss_of) in enumerate(losses):
+    accelerator, times = trial.accelerator, []
+    for number, (part, size) in enumerate(stages):
         # Each trial reads images that are in no cache yet.
-        updates = range(number * MOST_UPDATES, (number + 1) * MOST_UPDATES)
-        batches = images.training_loader(updates=updates, total_batch_size=total_batch_size, **place, **loading)
-        times.append(time_updates(accelerator, model, optimizer, batches, loss_of, part * hours))
-    seconds = sum(part * an_update for (part, _), an_update in zip(losses, times, strict=True))
-    an_epoch = seconds * max(1, len(images) // total_batch_size)
-    a_look = times[-1] / total_batch_size * images_a_look
-    looks = {"seconds_of_a_look": a_look, "epochs_between_looks": epochs_between_looks}
-    epochs = fit_epochs(hours, wanted, an_epoch, **looks, other_seconds=2 * a_look * knn)
-    why = f"an epoch takes {an_epoch:.3g} s by trial updates, for max_hours {hours:g}"
-    accelerator.print(f"chosen     num_train_epochs={epochs:g}: {why}", flush=True)
-    return epochs
+        batches = images.training_loader(
+            seed=settings.seed,
+            batch_size=settings.per_device_train_batch_size,
+            total_batch_size=settings.total_batch_size,
+            updates=range(number * MOST_UPDATES, (number + 1) * MOST_UPDATES),
+            process_index=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+            num_workers=loading_workers(settings.dataloader_num_workers),
+            repeats=settings.repeated_augmentation,
+        )
+        most = TRIAL_SHARE * part * settings.max_hours * 3600
+        times.append(trial.seconds_an_update(batches, partial(transform, size=size), most))
+    seconds = sum(part * an_update for (part, _), an_update in zip(stages, times, strict=True))
+    an_epoch = seconds * max(1, len(images) // settings.total_batch_size)
+    a_look = times[-1] / settings.total_batch_size * images_a_look
+    epochs = fit_epochs(
+        settings.max_hours,
+        settings.num_train_epochs,
+        an_epoch,
+        seconds_of_a_look=a_look,
+        epochs_between_looks=settings.eval_every_epochs,
+        other_seconds=2 * a_look * settings.knn,
+    )
+    return epochs, f"an epoch takes {an_epoch:.3g} s by trial updates, for max_hours {settings.max_hours:g}"
 
 
 def fit_epochs(

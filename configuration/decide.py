@@ -1,0 +1,243 @@
+"""From options to a recipe in which nothing is open: what follows from the images, the memory, the clock, and the
+checkpoint that a run goes on from.
+
+The scripts import this after they have read the command line: it needs torch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from modeling_mae.configuration_mae import MAEConfig
+from modeling_mae.data.bit_depth import WHITE
+from modeling_mae.data.crops import training_crop
+from modeling_mae.data.facts import image_facts
+from modeling_mae.data.labelled_sets import LabelledSets, load_labelled_sets
+from modeling_mae.data.order import split_batch
+from modeling_mae.data.pretraining_sets import PretrainingSets, load_pretraining_sets
+from modeling_mae.data.processor import Processing, choose_processing
+from modeling_mae.data.sources import Source
+from modeling_mae.data.statistics import choose_mean_std
+from modeling_mae.evaluation import classifier
+from modeling_mae.evaluation.features import K
+from modeling_mae.evaluation.growth import images_of_a_look
+from modeling_mae.evaluation.readouts import Readout, chosen_readouts
+from modeling_mae.files import write_text
+from modeling_mae.settings import settings
+from modeling_mae.training import launch
+from modeling_mae.training.augment import BatchTransform
+from modeling_mae.training.masks import check_masks
+from modeling_mae.training.optim import OptimizerSettings
+from modeling_mae.training.resizing import Resizing
+from modeling_mae.training.trials import Trial, TrialSettings, find_batch_size, fit_length
+
+from .arguments import PretrainArguments
+from .evaluation import EVAL_CROP_FRACTION, EvalArguments, EvalTraining
+from .model import model_config, model_settings
+from .own_images import settle
+from .parsing import recipe_text
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A pre-training before its first update."""
+
+    recipe: PretrainArguments  # nothing in it is open
+    config: MAEConfig
+    sets: PretrainingSets
+    resizing: Resizing
+    reasons: list[str]  # of what was chosen, a line each
+    chosen: dict[str, Any]  # what was chosen for the user; a run that goes on takes it again
+
+    def made_with(self, data: dict[str, Any] | str) -> dict[str, Any]:
+        """All that decides the weights, for the manifest of the checkpoints. `data` is the images' fingerprint."""
+        recipe = self.recipe
+        images = {"data": data, "mean": recipe.image_mean, "std": recipe.image_std, "white": self.sets.images.white}
+        chosen = {"chosen": self.chosen} if self.chosen else {}
+        return {**recipe.deciding_weights(), **model_settings(self.config), **images, **chosen}
+
+
+def decide(options: PretrainArguments, source: Source, accelerator: Accelerator, before: dict[str, Any]) -> Decided:
+    """Decides what the options leave open, and prints each choice with its reason.
+
+    `before` is what the checkpoint that the run goes on from was made with, empty for a fresh start.
+
+    Raises:
+        ArgumentError, UserError: what is given and what follows from it do not work together.
+    """
+    say, processes, goes_on = accelerator.print, accelerator.num_processes, bool(before)
+    chosen = dict(before.get("chosen", {}))
+    recipe, reasons = _length_of_earlier_run(options, chosen), []
+    if recipe.own_images:
+        recipe, chosen, reasons = settle(recipe, image_facts(source, recipe.bands), processes, chosen)
+        for reason in reasons:
+            say(f"chosen     {reason}", flush=True)
+    split_batch(recipe.total_batch_size, recipe.per_device_train_batch_size, processes)
+    config = model_config(recipe)
+    resizing = Resizing(config.image_height_width, config.patch_height_width, tuple(recipe.progressive_resizing))
+    check_masks(config, resizing)
+    sets = _open_sets(recipe, config, source, accelerator, before)
+    mean, std = choose_mean_std(sets.images, (recipe.image_mean, recipe.image_std), before, say)
+    recipe = replace(recipe, image_mean=mean, image_std=std, white_value=_open_white(sets.images.white))
+    if recipe.auto_batch_size or (recipe.max_hours and not goes_on):
+        recipe = _by_trials(recipe, config, sets, resizing, accelerator, goes_on, reasons)
+    if recipe.max_hours and goes_on and "num_train_epochs" not in chosen:
+        say("note       max_hours counts where a run begins: this one keeps its length")
+    if recipe.max_hours:
+        chosen |= {"num_train_epochs": recipe.num_train_epochs, "warmup_epochs": recipe.warmup_epochs}
+    recipe = replace(recipe, own_images=False, max_hours=None, auto_batch_size=False)
+    return Decided(recipe, config, sets, resizing, reasons, chosen)
+
+
+def save_recipe(recipe: object, folder: Path, reasons: Sequence[str] = ()) -> Path:
+    """Writes recipe.yaml, from which the script runs the same training. The reasons are comments in it."""
+    path = folder / "recipe.yaml"
+    write_text(path, "".join(f"# {reason}\n" for reason in reasons) + recipe_text(recipe))
+    return path
+
+
+def _open_white(white: float) -> float | None:
+    """The option for this white. Images of 8 bits have none: nothing else can be white in them."""
+    return None if white == WHITE else white
+
+
+def _length_of_earlier_run(options: PretrainArguments, chosen: dict[str, Any]) -> PretrainArguments:
+    """With `max_hours`, the length that was chosen when the run began, or a shorter one that is given."""
+    if not options.max_hours or "num_train_epochs" not in chosen:
+        return options
+    epochs = min(chosen["num_train_epochs"], options.num_train_epochs or chosen["num_train_epochs"])
+    return replace(options, num_train_epochs=epochs, warmup_epochs=chosen["warmup_epochs"])
+
+
+def _open_sets(
+    recipe: PretrainArguments, config: MAEConfig, source: Source, accelerator: Accelerator, before: dict[str, Any]
+) -> PretrainingSets:
+    return load_pretraining_sets(
+        source,
+        recipe.source_options(),
+        eval_split=recipe.eval_split,
+        k=K if recipe.knn or recipe.eval_every_epochs else None,
+        white=recipe.white_value or before.get("white"),
+        open_options={
+            "size": config.image_height_width,
+            "num_channels": config.num_channels,
+            "on_bad_image": recipe.on_bad_image,
+            "scaled_decoding": recipe.scaled_decoding,
+            "bands": recipe.bands,
+            "num_workers": launch.loading_workers(recipe.dataloader_num_workers) * launch.local_processes(),
+            **launch.image_memory(accelerator, recipe.image_cache),
+        },
+        main_process_first=accelerator.main_process_first,
+        say=accelerator.print,
+    )
+
+
+def _by_trials(
+    recipe: PretrainArguments,
+    config: MAEConfig,
+    sets: PretrainingSets,
+    resizing: Resizing,
+    accelerator: Accelerator,
+    goes_on: bool,
+    reasons: list[str],
+) -> PretrainArguments:
+    """The recipe with the largest batch that fits into memory, and with the length that fits into the time."""
+    trial = Trial(accelerator, config, settings(OptimizerSettings, recipe))
+    if recipe.auto_batch_size:
+        model = accelerator.unwrap_model(trial.model, keep_torch_compile=False)
+        fitting = find_batch_size(accelerator, model, recipe.total_batch_size, recipe.per_device_train_batch_size)
+        recipe = replace(recipe, per_device_train_batch_size=fitting)
+    if recipe.max_hours and not goes_on:
+        images, transform = sets.images, BatchTransform(recipe.image_mean, recipe.image_std, sets.images.size)
+        view = images.view(crop=training_crop(recipe.seed, recipe.crop_scale, recipe.horizontal_flip, images.size))
+        accelerator.gradient_accumulation_steps = split_batch(
+            recipe.total_batch_size, recipe.per_device_train_batch_size, accelerator.num_processes
+        )
+        look = images_of_a_look(images, sets.evaluation)
+        trial_settings = settings(TrialSettings, recipe)
+        pixels = transform.to(accelerator.device)
+        epochs, reason = fit_length(trial, view, partial(pixels), resizing.stages, trial_settings, look)
+        reasons.append(f"num_train_epochs={epochs:g}: {reason}")
+        accelerator.print(f"chosen     {reasons[-1]}", flush=True)
+        warmup = recipe.warmup_epochs * epochs / recipe.num_train_epochs  # it keeps its share
+        recipe = replace(recipe, num_train_epochs=epochs, warmup_epochs=warmup)
+    trial.close()
+    return recipe
+
+
+@dataclass(frozen=True)
+class DecidedEvaluation:
+    """An evaluation before its first update."""
+
+    recipe: EvalArguments  # nothing in it is open
+    trainings: list[EvalTraining]  # each with a recipe of its own
+    config: MAEConfig
+    sets: LabelledSets
+    readouts: list[Readout]
+    tests_checkpoint: bool  # whether the checkpoint is a classifier that is tested as it is
+
+    def made_with(self, training: EvalTraining) -> dict[str, Any]:
+        """All that decides the weights of a training, for the manifest of its checkpoints."""
+        recipe, sets = training.recipe, self.sets
+        images = {"data": sets.train_fingerprint, "mean": recipe.image_mean, "std": recipe.image_std}
+        config = model_config(recipe)
+        return {**recipe.deciding_weights(), **model_settings(config), **images, "white": sets.train.white}
+
+
+def decide_evaluation(options: EvalArguments, accelerator: Accelerator, before: dict[str, Any]) -> DecidedEvaluation:
+    """Decides what the options leave open: which images with which labels, how they are brought to the model, and the
+    trainings. `before` is what the checkpoint that goes on was made with, empty for a fresh start.
+
+    Raises:
+        ArgumentError, UserError: something is wrong with one of the trainings.
+    """
+    say, config, checkpoint = accelerator.print, model_config(options), options.model_name_or_path
+    readouts = chosen_readouts(config.num_hidden_layers, options.readouts, options.feature_layers, options.feature_pooling)
+    tests_checkpoint = not options.do_train and classifier.is_tested(config, checkpoint, options.reads_features)
+    say(classifier.describe_resizing(config, checkpoint), end="")
+    given = Processing(
+        options.image_mean, options.image_std, options.eval_crop_fraction, options.white_value, options.bands
+    )
+    processing = choose_processing(
+        checkpoint,
+        given,
+        keeps_crop=not options.do_train,
+        keeps_white=tests_checkpoint,
+        crop_fraction=EVAL_CROP_FRACTION,
+        say=say,
+    )
+    sets = load_labelled_sets(
+        options.source_options(),
+        **options.set_options(),
+        # Training decides on the classes. A classifier that is only tested has its own.
+        class_names=classifier.class_names_of(config) if tests_checkpoint else None,
+        problem_type=options.problem_type or (config.problem_type if tests_checkpoint else None),
+        open_options={
+            "size": config.image_height_width,
+            "num_channels": config.num_channels,
+            "on_bad_image": options.on_bad_image,
+            "scaled_decoding": options.scaled_decoding,
+            "num_workers": launch.loading_workers(options.dataloader_num_workers) * launch.local_processes(),
+            **launch.image_memory(accelerator, options.image_cache),
+            **processing.open_options(),
+        },
+        main_process_first=accelerator.main_process_first,
+        say=say,
+    )
+    mean, std = choose_mean_std(sets.all()[0], (processing.mean, processing.std), before, say)
+    recipe = replace(
+        options,
+        image_mean=mean,
+        image_std=std,
+        white_value=_open_white(sets.evaluation.white),
+        bands=processing.bands,
+        eval_crop_fraction=processing.crop_fraction,
+    )
+    trainings = recipe.trainings()
+    for training in trainings:
+        training.check_blocks(config.num_hidden_layers)
+    return DecidedEvaluation(recipe, trainings, config, sets, readouts, tests_checkpoint)
