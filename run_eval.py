@@ -48,9 +48,7 @@ def main(options: EvalArguments) -> None:
     say = accelerator.print
     for claimed in dict.fromkeys([folder, *options.run_folders()]) if accelerator.is_main_process else ():
         claim_folder(claimed, options.overwrite_output_dir)
-    hub = Hub(
-        folder, **options.hub_options(), main_process=accelerator.is_main_process, beside=LOG_AND_BEST
-    ).start()
+    hub = Hub(folder, **options.hub_options(), main_process=accelerator.is_main_process, beside=LOG_AND_BEST).start()
     resume = local_checkpoint(accelerator, folder, options.resume_from_checkpoint, LOG_AND_BEST)
     # The results of trainings that need not be done again.
     goes_on = resume == "auto"

@@ -60,7 +60,7 @@ def check_evaluation(args) -> None:
     require(args, "eval_epochs", lambda x: x >= 1, "a number of epochs, at least 1")
     require(args, "per_device_eval_batch_size", lambda x: x >= 1, "a number of images, at least 1")
     runs = args.trainings()
-    for arguments in [run.arguments for run in runs] or [args.resolved(None)]:
+    for arguments in [run.recipe for run in runs] or [args.resolved(None)]:
         check_model(arguments)
         check_data(arguments)
         check_optimizer(arguments)

@@ -196,7 +196,9 @@ def decide_evaluation(options: EvalArguments, accelerator: Accelerator, before: 
         ArgumentError, UserError: something is wrong with one of the trainings.
     """
     say, config, checkpoint = accelerator.print, model_config(options), options.model_name_or_path
-    readouts = chosen_readouts(config.num_hidden_layers, options.readouts, options.feature_layers, options.feature_pooling)
+    readouts = chosen_readouts(
+        config.num_hidden_layers, options.readouts, options.feature_layers, options.feature_pooling
+    )
     tests_checkpoint = not options.do_train and classifier.is_tested(config, checkpoint, options.reads_features)
     say(classifier.describe_resizing(config, checkpoint), end="")
     given = Processing(

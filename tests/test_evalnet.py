@@ -9,7 +9,7 @@ from conftest import tiny_config
 from transformers import AutoModelForImageClassification
 
 from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining, MAEModel
-from modeling_mae.training.optim import make_optimizer
+from modeling_mae.training.optim import OptimizerSettings, make_optimizer
 
 
 DEPTH = 3
@@ -55,7 +55,7 @@ def test_exactly_the_tuned_part_changes(n_partial, head_norm):
     model.freeze(n_partial)
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    optimizer = make_optimizer("adamw", model, weight_decay=0.1, betas=(0.9, 0.999))
+    optimizer = make_optimizer(model, OptimizerSettings(0.1, 0.9, 0.999, 1.0, "adamw"))
     for group in optimizer.param_groups:
         group["lr"] = 1e-2
     torch.manual_seed(0)

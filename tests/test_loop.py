@@ -1,4 +1,4 @@
-"""The display, and `train` with a linear model of so few numbers that torch alone can do the same by hand."""
+"""The display, and `updates` with a linear model of so few numbers that torch alone can do the same by hand."""
 
 import math
 import os
@@ -19,11 +19,12 @@ from modeling_mae.data.bit_depth import BadImage
 from modeling_mae.data.images import MemoryImages
 from modeling_mae.errors import TrainingStopped, UserError
 from modeling_mae.training.checkpoints import choose_checkpoint
-from modeling_mae.training.loop import Display, train
+from modeling_mae.training.loop import Display, updates
 from modeling_mae.training.manifest import checkpoints_in, read_manifest, write_manifest
 from modeling_mae.training.optim import Schedule
+from modeling_mae.training.resizing import Resizing
 from modeling_mae.training.signals import STOP_SIGNALS
-from modeling_mae.training.state import open_run
+from modeling_mae.training.state import Place, RunSettings, open_run
 
 
 ENTRY = {"step": 4, "epoch": 0.5, "loss": 0.25, "learning_rate": 1e-3, "waiting": 0.384}
@@ -73,30 +74,23 @@ def square_error(model, labels: torch.Tensor) -> torch.Tensor:
     return (model(x) - (2 * x + 1)).square().mean()
 
 
-def start(folder, micro_batch=BATCH, resume=None, schedule=SCHEDULE, settings=(), allow_changes=False, **options):
+def start(folder, micro_batch=BATCH, resume=None, schedule=SCHEDULE, settings=(), after_checkpoint=None, **options):
     """A run of the linear model with SGD, and its `loss_of`, which notes each batch and the optimizer's rates."""
     folder.mkdir(parents=True, exist_ok=True)
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=BATCH // micro_batch)
+    accelerator = Accelerator(cpu=True)
     model = make_model()
     optimizer = torch.optim.SGD(
         [{"params": [model.weight]}, {"params": [model.bias], "lr_scale": 0.5}], lr=0.0, momentum=0.9
     )
     model, optimizer = accelerator.prepare(model, optimizer)
-    defaults = {"logging_steps": 2, "checkpointing_steps": 4, "checkpoints_kept": 100, "num_workers": 0, "seed": 3}
-    run = open_run(
-        accelerator,
-        model,
-        optimizer,
-        make_images(),
-        schedule,
-        folder,
-        made_with=dict(settings),
-        checkpoint=choose_checkpoint(accelerator, folder, resume),
-        allow_changes=allow_changes,
-        batch_size=micro_batch,
-        total_batch_size=BATCH,
-        **{**defaults, **options},
+    defaults = {"logging_steps": 2, "checkpointing_steps": "4", "checkpoints_kept": 100, "seed": 3}
+    defaults |= {"allow_changes": False, "dataloader_num_workers": 0}
+    run_settings = RunSettings(
+        total_batch_size=BATCH, per_device_train_batch_size=micro_batch, **{**defaults, **options}
     )
+    checkpoint = choose_checkpoint(accelerator, folder, resume)
+    place = Place(folder, checkpoint, after_checkpoint or (lambda folder: None))
+    run = open_run(accelerator, model, optimizer, make_images(), schedule, run_settings, place, dict(settings))
     notes = SimpleNamespace(labels=[], rates=[], places=[])
 
     def loss_of(batch, update, micro):
@@ -106,6 +100,14 @@ def start(folder, micro_batch=BATCH, resume=None, schedule=SCHEDULE, settings=()
         return square_error(model, batch["labels"])
 
     return run, loss_of, notes
+
+
+def train(run, loss_of, after_epoch=lambda epoch, update: None):
+    """The updates of a script whose loss is ``loss_of(batch, update, micro)``."""
+    for update in updates(run, Resizing((1, 1), (1, 1)), after_epoch):
+        for micro, micro_batch in enumerate(update.micro_batches()):
+            update.backward(loss_of(micro_batch.images, update.number, micro))
+        update.step()
 
 
 @pytest.mark.parametrize("micro_batch", [BATCH, BATCH // 2])
@@ -312,7 +314,7 @@ def test_going_on_is_exact(tmp_path, last):
     assert epochs_of_parts == [(epoch, update) for epoch, update in [(1, 6), (2, 12)] if update <= last]
     labels = notes.labels
     second, loss_of, notes = start(tmp_path / "parts", resume="auto", logging_steps=3)
-    assert second.resumed_from.name == f"checkpoint-{last + 1}" and f"from update {last + 1} of" in second.start
+    assert second.place.checkpoint.name == f"checkpoint-{last + 1}" and f"from update {last + 1} of" in second.start
     train(second, loss_of, lambda *epoch: epochs_of_parts.append(epoch))
     assert labels + notes.labels == images_by_hand()
     for name, value in whole.model.state_dict().items():

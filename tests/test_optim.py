@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining
-from modeling_mae.training.optim import Schedule, make_optimizer, parameter_groups
+from modeling_mae.training.optim import LengthSettings, OptimizerSettings, Schedule, make_optimizer, parameter_groups
 
 
 def test_the_rate_rises_in_a_line_and_falls_as_half_a_cosine():
@@ -37,7 +37,7 @@ def from_epochs(num_images, **options) -> Schedule:
         "warmup_epochs": 1,
         "base_learning_rate": 0.1,
     }
-    return Schedule.from_epochs(num_images, **{**defaults, **options})
+    return Schedule.from_epochs(num_images, LengthSettings(**{**defaults, **options}))
 
 
 def test_epochs_become_updates():
@@ -88,7 +88,7 @@ def test_adamw_is_torchs_with_the_given_betas():
     torch.manual_seed(0)
     layer, reference = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
     reference.load_state_dict(layer.state_dict())
-    ours = make_optimizer("adamw", layer, weight_decay=0.1, betas=(0.9, 0.95))
+    ours = make_optimizer(layer, OptimizerSettings(0.1, 0.9, 0.95, 1.0, "adamw"))
     # Decay on the weight alone, as two optimizers of torch.
     theirs = [
         torch.optim.AdamW([reference.weight], lr=0.01, betas=(0.9, 0.95), weight_decay=0.1, fused=False),
@@ -161,7 +161,7 @@ def test_frozen_parameters_are_in_no_group():
 
 
 def probing(model) -> torch.optim.Optimizer:
-    return make_optimizer("lars", model, weight_decay=0.0, betas=(0.9, 0.95))
+    return make_optimizer(model, OptimizerSettings(0.0, 0.9, 0.95, 1.0, "lars"))
 
 
 def test_lars_is_the_papers_closed_form():
@@ -203,7 +203,7 @@ def test_lars_leaves_weights_without_norm_or_gradient_unadapted():
 def test_sgd_has_momentum_and_layer_decay_scales_the_rates():
     model = small_net().freeze(0)
     model.head.weight.data.fill_(1.0)
-    optimizer = make_optimizer("sgd", model, weight_decay=0.0, betas=(0.9, 0.95))
+    optimizer = make_optimizer(model, OptimizerSettings(0.0, 0.9, 0.95, 1.0, "sgd"))
     velocity, value = 0.0, 1.0
     for gradient in (1.0, 3.0, -2.0):
         for group in optimizer.param_groups:
@@ -213,10 +213,10 @@ def test_sgd_has_momentum_and_layer_decay_scales_the_rates():
         velocity = 0.9 * velocity + gradient
         value -= 0.1 * velocity
     torch.testing.assert_close(model.head.weight.detach(), torch.full_like(model.head.weight, value))
-    groups = make_optimizer("sgd", small_net(), weight_decay=0.0, betas=(0.9, 0.95), layer_decay=0.5).param_groups
+    groups = make_optimizer(small_net(), OptimizerSettings(0.0, 0.9, 0.95, 0.5, "sgd")).param_groups
     assert {group["lr_scale"] for group in groups} == {0.125, 0.25, 0.5, 1.0}
 
 
 def test_an_optimizer_that_there_is_not():
     with pytest.raises(ValueError, match="optimizer 'adam' is none of adamw, lars, sgd"):
-        make_optimizer("adam", small_net(), weight_decay=0.0, betas=(0.9, 0.95))
+        make_optimizer(small_net(), OptimizerSettings(0.0, 0.9, 0.95, 1.0, "adam"))

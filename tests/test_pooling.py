@@ -15,7 +15,7 @@ from modeling_mae.data.processor import image_processor
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.features import frozen_encoder
 from modeling_mae.modeling_mae import MAEAttentionPooling
-from modeling_mae.training.optim import make_optimizer, parameter_groups
+from modeling_mae.training.optim import OptimizerSettings, make_optimizer, parameter_groups
 
 
 WIDTH = 32
@@ -132,7 +132,7 @@ def test_the_attentive_probe_trains_pooling_norm_and_head_alone(head_norm):
     with_gradient = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert with_gradient == trained(model) == POOLER | HEAD | norm
     assert all(model.get_parameter(name).grad.abs().sum() > 0 for name in POOLER)
-    optimizer = make_optimizer("adamw", model, weight_decay=0.1, betas=(0.9, 0.999))
+    optimizer = make_optimizer(model, OptimizerSettings(0.1, 0.9, 0.999, 1.0, "adamw"))
     for group in optimizer.param_groups:
         group["lr"] = 1e-2
     optimizer.step()
@@ -174,7 +174,7 @@ def test_the_probe_finds_what_the_mean_hides():
     for pooling in ("mean", "attention"):
         torch.manual_seed(1)
         model = EvalNet(config(pooling=pooling, head_norm="batch")).freeze(0).train()
-        optimizer = make_optimizer("adamw", model, weight_decay=0.0, betas=(0.9, 0.999))
+        optimizer = make_optimizer(model, OptimizerSettings(0.0, 0.9, 0.999, 1.0, "adamw"))
         for group in optimizer.param_groups:
             group["lr"] = 1e-2
         for _ in range(60):

@@ -22,7 +22,7 @@ from modeling_mae.evaluation.frozen_problems import knn_averages, linear_predict
 from modeling_mae.evaluation.problem_metrics import multi_label_results, regression_results
 from modeling_mae.problems import MULTI_LABEL, PROBLEMS, REGRESSION, SINGLE_LABEL
 from modeling_mae.training.augment import Mix
-from modeling_mae.training.optim import make_optimizer
+from modeling_mae.training.optim import OptimizerSettings, make_optimizer
 
 
 SMALL = {**TINY_GRAY, "image_size": 16, "patch_size": 4}
@@ -243,7 +243,7 @@ def test_lars_steps_slowly_on_the_bias_of_a_regression():
     scales = {}
     for problem_type in (None, SINGLE_LABEL, MULTI_LABEL, REGRESSION):
         model = net(3, problem_type=problem_type).freeze(0)
-        optimizer = make_optimizer("lars", model, weight_decay=0.0, betas=(0.9, 0.999))
+        optimizer = make_optimizer(model, OptimizerSettings(0.0, 0.9, 0.999, 1.0, "lars"))
         scales[problem_type] = {group["plain"]: group["lr_scale"] for group in optimizer.param_groups}
     assert scales.pop(REGRESSION) == {False: 1.0, True: 0.05}
     assert all(scale == {False: 1.0, True: 1.0} for scale in scales.values())

@@ -1,6 +1,5 @@
 """What trial updates tell, and that they leave no trace in a run."""
 
-import copy
 import itertools
 import time
 from types import SimpleNamespace
@@ -11,8 +10,8 @@ from accelerate import Accelerator
 
 from modeling_mae.errors import UserError
 from modeling_mae.training import trials
-from modeling_mae.training.optim import make_optimizer
-from modeling_mae.training.trials import batch_sizes, find_batch_size, fit_epochs, time_updates
+from modeling_mae.training.optim import OptimizerSettings
+from modeling_mae.training.trials import Trial, batch_sizes, find_batch_size, fit_epochs
 
 
 # 96 images an update, on 2 processes 48 each
@@ -89,50 +88,48 @@ def test_on_a_cpu_nothing_is_tried(capsys):
     assert "only on a GPU: 48 images at a time stay" in capsys.readouterr().out
 
 
-def test_timed_updates_leave_no_trace(monkeypatch):
+class TimedModel(torch.nn.Module):
+    """Stands in for a masked autoencoder. `each` is called in every forward pass."""
+
+    def __init__(self, each=lambda: None):
+        super().__init__()
+        self.layer, self.dropout, self.each = torch.nn.Linear(2, 1), torch.nn.Dropout(0.5), each
+        self.config = SimpleNamespace(num_hidden_layers=1)
+
+    def forward(self, pixel_values):
+        self.each()
+        return SimpleNamespace(loss=self.dropout(self.layer(pixel_values)).square().mean())
+
+
+def trial_of(monkeypatch, accelerator, each):
+    monkeypatch.setattr(trials, "MAEForPreTraining", lambda config: TimedModel(each))
+    return Trial(accelerator, None, OptimizerSettings(weight_decay=0.1))
+
+
+def test_a_trial_leaves_no_trace(monkeypatch):
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     torch.manual_seed(3)
-    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
-    model.config = SimpleNamespace(num_hidden_layers=1)
-    optimizer = make_optimizer("adamw", model, weight_decay=0.1, betas=(0.9, 0.95))
-    model, optimizer = accelerator.prepare(model, optimizer)
-    weights = copy.deepcopy(model.state_dict())
-    batches = itertools.repeat({"images": torch.randn(3, 4)})
-    random, empty = torch.get_rng_state(), copy.deepcopy(optimizer.state_dict())
-    calls = []
-
-    def loss_of(batch, update, micro):
-        calls.append((update, micro))
-        return model(batch["images"]).square().mean()
-
+    random, calls = torch.get_rng_state(), []
+    trial = trial_of(monkeypatch, accelerator, lambda: calls.append(len(calls)))
     # A clock of the test: the first updates take 5 s, the others 1 s. It is read before the first and after each.
     moments = itertools.accumulate(itertools.chain([0, 5, 5], itertools.repeat(1)))
     monkeypatch.setattr(trials, "time", SimpleNamespace(perf_counter=lambda: next(moments)))
-    seconds = time_updates(accelerator, model, optimizer, batches, loss_of, hours=1)
-    # 2% of an hour are 72 s, and a trial takes at most 60: 5 + 5 + 51 x 1 is the first beyond
-    assert seconds == 1 and calls == [(update, micro) for update in range(53) for micro in (0, 1)]
-    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
-    assert torch.equal(torch.get_rng_state(), random) and optimizer.state_dict() == empty and accelerator.step == 0
-    assert all(parameter.grad is None for parameter in model.parameters())
+    seconds = trial.seconds_an_update(itertools.repeat({"images": torch.randn(3, 2)}), lambda b: b["images"], 72)
+    # A trial takes at most 60 s: 5 + 5 + 51 x 1 is the first beyond
+    assert seconds == 1 and len(calls) == 53 * 2
+    trial.close()
+    assert torch.equal(torch.get_rng_state(), random) and accelerator.step == 0
+    assert accelerator._models == accelerator._optimizers == []
 
 
 @pytest.mark.parametrize("each, updates", [(100, 3), (0.001, 100)])
 def test_a_trial_has_at_least_three_updates_and_at_most_a_hundred(monkeypatch, each, updates):
-    accelerator = Accelerator(cpu=True)
-    model = torch.nn.Linear(2, 1)
-    model.config = SimpleNamespace(num_hidden_layers=1)
-    optimizer = make_optimizer("adamw", model, weight_decay=0, betas=(0.9, 0.95))
-    model, optimizer = accelerator.prepare(model, optimizer)
+    done = []
+    trial = trial_of(monkeypatch, Accelerator(cpu=True), lambda: done.append(None))
     moments = itertools.count(0, each)
     monkeypatch.setattr(trials, "time", SimpleNamespace(perf_counter=lambda: next(moments)))
-    done = []
-
-    def loss_of(batch, update, micro):
-        done.append(update)
-        return model(batch).sum()
-
-    seconds = time_updates(accelerator, model, optimizer, [torch.ones(1, 2)] * updates, loss_of, hours=1)
-    assert seconds == pytest.approx(each) and done == list(range(updates))
+    seconds = trial.seconds_an_update([torch.ones(1, 2)] * updates, lambda batch: batch, 72)
+    assert seconds == pytest.approx(each) and len(done) == updates
 
 
 def test_epochs_that_fit_into_the_hours():
@@ -149,15 +146,7 @@ def test_epochs_that_fit_into_the_hours():
     assert fit_epochs(1, 800, 60, other_seconds=60 * 27) == 30
 
 
-def test_the_clock_is_a_real_one():
-    accelerator = Accelerator(cpu=True)
-    model = torch.nn.Linear(2, 1)
-    model.config = SimpleNamespace(num_hidden_layers=1)
-    model, optimizer = accelerator.prepare(model, make_optimizer("adamw", model, weight_decay=0, betas=(0.9, 0.95)))
-
-    def loss_of(batch, update, micro):
-        time.sleep(0.05)
-        return model(batch).sum()
-
-    seconds = time_updates(accelerator, model, optimizer, [torch.ones(1, 2)] * 100, loss_of, hours=0.001)
+def test_the_clock_is_a_real_one(monkeypatch):
+    trial = trial_of(monkeypatch, Accelerator(cpu=True), lambda: time.sleep(0.05))
+    seconds = trial.seconds_an_update([torch.ones(1, 2)] * 100, lambda batch: batch, 0.07)
     assert 0.05 <= seconds < 1

@@ -12,7 +12,7 @@ from ..configuration_mae import MAEConfig
 from ..data.order import Order
 from ..modeling_mae import MAEAttentionPooling, MAEHead, MAEPreTrainedModel
 from ..problems import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from ..training.optim import Schedule, make_optimizer
+from ..training.optim import OptimizerSettings, Schedule, make_optimizer
 from .frozen_problems import metric_of
 
 
@@ -89,7 +89,7 @@ def train_probe(probe: Probe, features: torch.Tensor, labels: torch.Tensor, loss
     order = Order(len(features), min(BATCH, len(features)), seed)
     updates = max(FEWEST_UPDATES, EPOCHS * order.updates_per_epoch)
     schedule = Schedule(updates, order.updates_per_epoch, WARMUP_UPDATES, RATE)
-    optimizer = make_optimizer("adamw", probe, weight_decay=0.0, betas=(0.9, 0.999))
+    optimizer = make_optimizer(probe, OptimizerSettings(weight_decay=0.0, adam_beta2=0.999))
     device = probe.head.weight.device
     probe.train()
     for update in range(schedule.updates):

@@ -120,8 +120,6 @@ class Update:
     def step(self) -> None:
         """Change the weights, at the rate of the schedule."""
         run, optimizer = self.run, self.run.optimizer
-        for group in optimizer.param_groups:
-            group["lr"] = run.schedule.rate(self.number) * group.get("lr_scale", 1.0)
         if self.logs:
             run.accelerator.unscale_gradients(optimizer)  # of fp16; else it does nothing
             self.gradient_norm = gradient_norm(run.model)
@@ -158,6 +156,8 @@ def updates(
         with StopRequest(run.accelerator) as stop:
             end_epoch(run, after_epoch)  # a signal may have come between an epoch's last update and what follows it
             for number in range(progress.update, schedule.updates):
+                for group in run.optimizer.param_groups:
+                    group["lr"] = schedule.rate(number) * group.get("lr_scale", 1.0)
                 update = Update(run, number, resizing, BatchSource(run, batches, stop, waiting, unread).next)
                 yield update
                 unread.append(torch.as_tensor(update.loss))
