@@ -19,9 +19,9 @@ from accelerate.utils import set_seed
 
 from modeling_mae import EvalNet, MAEModel
 from modeling_mae.data.labelled_sets import LabelledSets, load_labelled_sets
-from modeling_mae.data.order import split_batch
-from modeling_mae.data.processor import Processing, choose_processing, processor_of
-from modeling_mae.data.statistics import choose_mean_std
+from modeling_mae.data.serve.order import split_batch
+from modeling_mae.data.serve.processor import Processing, choose_processing, processor_of
+from modeling_mae.data.serve.statistics import choose_mean_std
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation import classifier
 from modeling_mae.evaluation.features import K, frozen_encoder, frozen_table
@@ -47,7 +47,7 @@ def main(args: EvalArguments) -> None:
     # Folders and Hub
     output_dir, trainings = Path(args.output_dir), args.trainings()
     accelerator = launch.make_accelerator(output_dir, args.trackers)
-    decoding = launch.decoding(accelerator, args.decode_device, args.dataloader_num_workers)
+    decoding = {"num_workers": launch.machine_workers(args.dataloader_num_workers)}
     main_process, say = accelerator.is_main_process, accelerator.print
     for folder in dict.fromkeys([output_dir, *args.run_folders()]) if main_process else ():
         claim_folder(folder, args.overwrite_output_dir)

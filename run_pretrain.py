@@ -15,13 +15,13 @@ import torch
 from accelerate.utils import send_to_device, set_seed
 
 from modeling_mae import MAEForPreTraining, mask_noise
-from modeling_mae.data.crops import training_crop
-from modeling_mae.data.facts import image_facts
-from modeling_mae.data.fingerprint import fingerprint
-from modeling_mae.data.order import split_batch
+from modeling_mae.data.find.facts import image_facts
+from modeling_mae.data.find.fingerprint import fingerprint
 from modeling_mae.data.pretraining_sets import load_pretraining_sets, load_training_source
-from modeling_mae.data.processor import processor_of
-from modeling_mae.data.statistics import choose_mean_std
+from modeling_mae.data.serve.crops import training_crop
+from modeling_mae.data.serve.order import split_batch
+from modeling_mae.data.serve.processor import processor_of
+from modeling_mae.data.serve.statistics import choose_mean_std
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.features import EVAL_BATCH, K, knn_of_saved
 from modeling_mae.evaluation.growth import FeatureGrowth
@@ -64,7 +64,7 @@ def main(args: PretrainArguments) -> None:
     # Folder and Hub
     output_dir = Path(args.output_dir)
     accelerator = launch.make_accelerator(output_dir, args.trackers)
-    decoding = launch.decoding(accelerator, args.decode_device, args.dataloader_num_workers)
+    decoding = {"num_workers": launch.machine_workers(args.dataloader_num_workers)}
     main_process, processes, say = accelerator.is_main_process, accelerator.num_processes, accelerator.print
     if not args.own_images:  # an error here leaves the folder as it is
         split_batch(args.total_batch_size, args.per_device_train_batch_size, processes)

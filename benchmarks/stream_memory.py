@@ -16,9 +16,9 @@ import numpy as np
 import psutil
 import pyarrow.parquet
 
-from modeling_mae.data.crops import RandomResizedCrop
-from modeling_mae.data.images import open_images
-from modeling_mae.data.sources import BUNDLED, load_source
+from modeling_mae.data.find.sources import BUNDLED, load_source
+from modeling_mae.data.serve.crops import RandomResizedCrop
+from modeling_mae.data.serve.images import open_images
 
 
 SIDE = 28

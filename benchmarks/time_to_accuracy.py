@@ -39,11 +39,11 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 from benchmarks.train_step import SHARED
 from configuration import PretrainArguments, model_config, parse_arguments
 from modeling_mae import MAEForPreTraining
-from modeling_mae.data.crops import training_crop
-from modeling_mae.data.images import Images
+from modeling_mae.data.find.sources import BUNDLED
 from modeling_mae.data.pretraining_sets import load_pretraining_sets, load_training_source
-from modeling_mae.data.sources import BUNDLED
-from modeling_mae.data.statistics import measure_mean_std
+from modeling_mae.data.serve.crops import training_crop
+from modeling_mae.data.serve.images import Images
+from modeling_mae.data.serve.statistics import measure_mean_std
 from modeling_mae.evaluation.features import K, knn_accuracies, logistic_accuracy
 from modeling_mae.training.augment import BatchTransform
 from modeling_mae.training.optim import parameter_groups

@@ -26,7 +26,7 @@ def option(default: Any, help: str, **kwargs) -> Any:
 DECIDE_THE_WEIGHTS = frozenset(
     "seed total_batch_size base_learning_rate min_learning_rate warmup_epochs weight_decay adam_beta1 adam_beta2 "
     "crop_scale horizontal_flip n_partial label_fraction optimizer layer_decay auto_augment random_erasing mixup "
-    "cutmix problem_type bands mix scaled_decoding decode_device repeated_augmentation "
+    "cutmix problem_type bands mix scaled_decoding repeated_augmentation "
     "progressive_resizing".split()
 )
 
@@ -86,11 +86,6 @@ class DataArguments:
         True,
         "Decode large JPEG files at 1/2, 1/4 or 1/8 size, several times faster, where their crop stays at least as "
         "large as the model's images. false: always whole.",
-    )
-    decode_device: Literal["cpu", "cuda"] = option(
-        "cpu",
-        "Where JPEG files are decoded and cropped. cuda: on the GPU by nvjpeg, whole and in each epoch anew, while "
-        "loading workers only read them; those of RandAugment stay on the CPU.",
     )
     image_cache: str = option(
         "auto",
@@ -217,9 +212,6 @@ class RunArguments:
     def settings(self) -> dict[str, Any]:
         """The options that decide the weights: a run goes on exactly only with the same."""
         settings = {name: value for name, value in vars(self).items() if name in DECIDE_THE_WEIGHTS}
-        # Older checkpoints do not name what is as it was before.
-        if self.decode_device == "cpu":
-            del settings["decode_device"]
         parts = settings.pop("progressive_resizing", [])
         while parts and parts[-1] == 0:
             parts = parts[:-1]

@@ -202,10 +202,6 @@ def check_data(args) -> None:
         pass  # it follows from the images
     elif len(args.crop_scale) != 2 or args.crop_scale[0] > args.crop_scale[1]:
         raise ArgumentError(f"crop_scale {join(args.crop_scale)} does not work: give smallest, largest, as in 0.2 1.0")
-    if args.decode_device == "cuda" and args.bands:
-        raise ArgumentError(
-            f"decode_device cuda decodes gray and RGB pictures, and bands {join(args.bands)} are chosen: give cpu"
-        )
     check_image_cache(args)
     require(args, "dataloader_num_workers", lambda x: 0 <= x <= MAX_WORKERS, "a number of workers, 0 for none")
 

@@ -50,6 +50,8 @@ LAUNCHER = (
     "num_processes",
     "use_fsdp",
 )
+# Options of earlier versions, and what to do without them.
+GONE = {"decode_device": "the loading workers decode all files: leave it out"}
 T = TypeVar("T")
 
 
@@ -78,6 +80,8 @@ class _Parser(HfArgumentParser):
     def unknown(self, name: str) -> str:
         """The error for an option or recipe key `name` that does not exist."""
         known = [field.name for cls in self.dataclass_types for field in dataclasses.fields(cls)]
+        if name in GONE:
+            return f"option {name!r} no longer exists: {GONE[name]}"
         if name in LAUNCHER:
             return f"unknown option {name!r}: it is the launcher's, as in `accelerate launch --{name} ... {self.prog}`"
         if name in model_fields():

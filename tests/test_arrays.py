@@ -7,11 +7,11 @@ import tifffile
 import torch
 from transformers import AutoImageProcessor
 
-from modeling_mae.data.decode import BadImage, decode, file_size, value_range
-from modeling_mae.data.images import FileImages, MemoryImages, open_images
-from modeling_mae.data.processor import image_processor
-from modeling_mae.data.sources import load_source
-from modeling_mae.data.statistics import check_mean_std, measure_mean_std
+from modeling_mae.data.find.sources import load_source
+from modeling_mae.data.read.decode import BadImage, decode, file_size, value_range
+from modeling_mae.data.serve.images import FileImages, MemoryImages, open_images
+from modeling_mae.data.serve.processor import image_processor
+from modeling_mae.data.serve.statistics import check_mean_std, measure_mean_std
 from modeling_mae.errors import UserError
 from modeling_mae.training.augment import BatchTransform
 

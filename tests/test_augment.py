@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_mae.data.crops import RandomResizedCrop, finish_crop
-from modeling_mae.data.images import open_images
-from modeling_mae.data.sources import load_source
+from modeling_mae.data.find.sources import load_source
+from modeling_mae.data.serve.crops import RandomResizedCrop, finish_crop
+from modeling_mae.data.serve.images import open_images
 from modeling_mae.errors import UserError
 from modeling_mae.training.augment import BatchTransform, Mix, RandAugment
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modeling_mae.data.bit_depth import common_white, white_above
-from modeling_mae.data.decode import BadImage, decode, value_range
-from modeling_mae.data.images import FileImages, MemoryImages, open_images
-from modeling_mae.data.sources import load_source
-from modeling_mae.data.statistics import measure_mean_std
+from modeling_mae.data.find.sources import load_source
+from modeling_mae.data.read.bit_depth import common_white, white_above
+from modeling_mae.data.read.decode import BadImage, decode, value_range
+from modeling_mae.data.serve.images import FileImages, MemoryImages, open_images
+from modeling_mae.data.serve.statistics import measure_mean_std
 from modeling_mae.errors import UserError
 
 

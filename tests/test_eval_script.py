@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from modeling_mae import MAEConfig, MAEForPreTraining
-from modeling_mae.data.processor import image_processor
-from modeling_mae.data.sources import load_source
+from modeling_mae.data.find.sources import load_source
+from modeling_mae.data.serve.processor import image_processor
 from modeling_mae.evaluation import predict
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
 from modeling_mae import EvalNet
-from modeling_mae.data.places import open_place
+from modeling_mae.data.find.places import open_place
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation import extract_features, load_features
 from modeling_mae.evaluation.extraction import write_features

@@ -15,11 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_mae.data.crops import RandomResizedCrop
-from modeling_mae.data.decode import BadImage
-from modeling_mae.data.image_cache import KeptImages, Machine, share_memory
-from modeling_mae.data.images import FileImages, MemoryImages, open_images
-from modeling_mae.data.sources import Source, load_source
+from modeling_mae.data.find.sources import Source, load_source
+from modeling_mae.data.read.decode import BadImage
+from modeling_mae.data.serve.crops import RandomResizedCrop
+from modeling_mae.data.serve.image_cache import KeptImages, Machine, share_memory
+from modeling_mae.data.serve.images import FileImages, MemoryImages, open_images
 
 
 PLENTY = 1 << 24  # bytes
@@ -163,8 +163,8 @@ def test_one_process_decodes_for_its_machine(monkeypatch):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_all_is_decoded_at_the_start(monkeypatch, workers):
     """By this process, or by others that write into shared memory."""
-    monkeypatch.setattr("modeling_mae.data.images.WORTH_PROCESSES", 0)
-    monkeypatch.setattr("modeling_mae.data.filling.PIECE", 7)
+    monkeypatch.setattr("modeling_mae.data.serve.images.WORTH_PROCESSES", 0)
+    monkeypatch.setattr("modeling_mae.data.serve.filling.PIECE", 7)
     pixels = [np.random.default_rng(i).integers(0, 255, (20, 30, 3), np.uint8) for i in range(40)]
     options = {"memory_budget": PLENTY, "num_workers": workers, "labels": np.arange(40), "white": 255}
     state = torch.get_rng_state()
@@ -183,7 +183,7 @@ def test_all_is_decoded_at_the_start(monkeypatch, workers):
 
 
 def test_other_processes_note_missing_values(tmp_path, monkeypatch):
-    monkeypatch.setattr("modeling_mae.data.images.WORTH_PROCESSES", 0)
+    monkeypatch.setattr("modeling_mae.data.serve.images.WORTH_PROCESSES", 0)
     values = [np.full((8, 8), i, np.float32) for i in range(30)]
     values[11][2, 3] = np.nan
     for i, value in enumerate(values):

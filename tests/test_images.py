@@ -10,13 +10,13 @@ from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from modeling_mae.data import images as images_module
-from modeling_mae.data.crops import CenterCrop, RandomResizedCrop
-from modeling_mae.data.decode import BadImage
-from modeling_mae.data.images import FileImages, MemoryImages, open_images
-from modeling_mae.data.sources import Source, load_source
-from modeling_mae.data.statistics import measure_mean_std
-from modeling_mae.data.worker import prepare_worker
+from modeling_mae.data.find.sources import Source, load_source
+from modeling_mae.data.read.decode import BadImage
+from modeling_mae.data.serve import images as images_module
+from modeling_mae.data.serve.crops import CenterCrop, RandomResizedCrop
+from modeling_mae.data.serve.images import FileImages, MemoryImages, open_images
+from modeling_mae.data.serve.statistics import measure_mean_std
+from modeling_mae.data.serve.worker import prepare_worker
 
 
 COLOURS = np.zeros((8, 12, 3), np.uint8)

@@ -6,9 +6,9 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from modeling_mae.data.images import open_images
+from modeling_mae.data.find.sources import load_eval_source, load_source
 from modeling_mae.data.labelled_sets import LabelledSets, load_labelled_sets, matching_labels
-from modeling_mae.data.sources import load_eval_source, load_source
+from modeling_mae.data.serve.images import open_images
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.features import features_of, frozen_accuracies
 from modeling_mae.training.augment import BatchTransform

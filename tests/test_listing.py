@@ -8,9 +8,9 @@ import pandas
 import pytest
 from PIL import Image, features
 
-from modeling_mae.data.decode import decode
-from modeling_mae.data.listing import list_folder
-from modeling_mae.data.sources import NoSplit, load_eval_source, load_source
+from modeling_mae.data.find.listing import list_folder
+from modeling_mae.data.find.sources import NoSplit, load_eval_source, load_source
+from modeling_mae.data.read.decode import decode
 from modeling_mae.errors import UserError
 
 

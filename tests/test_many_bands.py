@@ -17,8 +17,8 @@ from documented import readme_commands, words_of
 from PIL import Image, ImageFilter
 from test_readme import BLOCKS as README_BLOCKS
 
-from modeling_mae.data.images import open_images
-from modeling_mae.data.sources import BUNDLED, load_source
+from modeling_mae.data.find.sources import BUNDLED, load_source
+from modeling_mae.data.serve.images import open_images
 from modeling_mae.training.augment import BatchTransform
 
 

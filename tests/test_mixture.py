@@ -7,14 +7,14 @@ import torch
 from PIL import Image
 from test_streams import make_shards, picture
 
-from modeling_mae.data.crops import RandomResizedCrop
-from modeling_mae.data.fingerprint import fingerprint
-from modeling_mae.data.images import open_images
-from modeling_mae.data.joined import load_eval_sources, load_sources
+from modeling_mae.data.find.fingerprint import fingerprint
+from modeling_mae.data.find.joined import exact_shares, load_eval_sources, load_sources
 from modeling_mae.data.labelled_sets import load_labelled_sets
 from modeling_mae.data.labels import problem_of, read_labels
-from modeling_mae.data.mixture import Mixture
 from modeling_mae.data.pretraining_sets import load_pretraining_sets
+from modeling_mae.data.serve.crops import RandomResizedCrop
+from modeling_mae.data.serve.images import open_images
+from modeling_mae.data.serve.mixture import Mixture
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.classifier import training_view
 
@@ -35,7 +35,7 @@ def visits(order, updates):
 
 @pytest.mark.parametrize("units", [None, UNITS])
 def test_every_image_of_a_source_comes_once_before_any_comes_again(units):
-    order = Mixture.of((10, 51), (0.7, 0.3), (None, units)).order(None, BATCH, seed=3)
+    order = Mixture((10, 51), exact_shares((0.7, 0.3)), (None, units)).order(None, BATCH, seed=3)
     assert (order.num_images, order.updates_per_epoch) == (61, 7)
     seen = visits(order, range(200))  # 1,600 images: 1,120 and 480
     for first, size, given in ((0, 10, 1120), (10, 51, 480)):
@@ -56,7 +56,7 @@ def test_every_image_of_a_source_comes_once_before_any_comes_again(units):
 )
 def test_shares(weights, per_update):
     sizes = (40,) * len(weights)
-    order = Mixture.of(sizes, weights, (None,) * len(weights)).order(None, BATCH, seed=0)
+    order = Mixture(sizes, exact_shares(weights), (None,) * len(weights)).order(None, BATCH, seed=0)
     sums = np.zeros(len(weights))
     for update in range(1000):
         counts = np.bincount(order.images_of(update)[1] // 40, minlength=len(weights))
@@ -68,7 +68,7 @@ def test_shares(weights, per_update):
 
 
 def test_position_and_seed_decide_alone():
-    mixture = Mixture.of((10, 51, 10), (1, 1, 1), (None, UNITS, None))
+    mixture = Mixture((10, 51, 10), exact_shares((1, 1, 1)), (None, UNITS, None))
     walked = visits(mixture.order(None, BATCH, 5), range(40))
     assert visits(mixture.order(None, BATCH, 5), [39, 12, 38]) == [
         seen for update in (39, 12, 38) for seen in walked if seen[0] == update
@@ -80,7 +80,7 @@ def test_position_and_seed_decide_alone():
 
 def test_a_part_of_the_images():
     rows = np.array([0, 3, 9, 10, 20, 60])
-    order = Mixture.of((10, 51), (0.5, 0.5), (None, UNITS)).order(rows, 2, seed=0)
+    order = Mixture((10, 51), exact_shares((0.5, 0.5)), (None, UNITS)).order(rows, 2, seed=0)
     seen = visits(order, range(30))
     assert {i for *_, i in seen} == set(range(6)) and sum(i < 3 for *_, i in seen) == 30
 
@@ -181,7 +181,7 @@ def test_images_to_evaluate_on_are_joined(tmp_path):
         put(tmp_path / "two", "train/a/0.png", "train/b/1.png", "test/b/5.png", "test/a/6.png"),
     ]
     source, split = load_eval_sources(None, places, [1, 2])
-    assert split == "test" and source.mixture is None
+    assert split == "test" and source.shares is None
     assert [cell["path"][-10:] for cell in source.dataset["image"]] == ["st/a/4.png", "st/a/6.png", "st/b/5.png"]
     assert read_labels(source, ["a", "b"])[0].tolist() == [0, 0, 1]
     with pytest.raises(UserError, match="two' has no split 'validation'"):

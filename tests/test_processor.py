@@ -10,10 +10,10 @@ from PIL import Image
 from transformers import AutoImageProcessor, BitImageProcessor, ViTImageProcessor
 
 from modeling_mae import EvalNet, MAEConfig
-from modeling_mae.data.images import open_images
+from modeling_mae.data.find.sources import load_source
 from modeling_mae.data.labelled_sets import load_labelled_sets
-from modeling_mae.data.processor import Processing, checkpoint_processing, image_processor
-from modeling_mae.data.sources import load_source
+from modeling_mae.data.serve.images import open_images
+from modeling_mae.data.serve.processor import Processing, checkpoint_processing, image_processor
 
 
 RAMP = np.arange(64, dtype=np.uint16).reshape(8, 8)

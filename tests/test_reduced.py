@@ -8,11 +8,11 @@ from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from modeling_mae.data.crops import CenterCrop, RandomResizedCrop
-from modeling_mae.data.decode import BadImage, decode, decode_present
-from modeling_mae.data.images import FileImages
-from modeling_mae.data.reduced import ReducedJpeg, Reduction
-from modeling_mae.data.sources import Source
+from modeling_mae.data.find.sources import Source
+from modeling_mae.data.read.decode import BadImage, decode, decode_present
+from modeling_mae.data.read.reduced import ReducedJpeg, Reduction
+from modeling_mae.data.serve.crops import CenterCrop, RandomResizedCrop
+from modeling_mae.data.serve.images import FileImages
 
 
 SIZE = (16, 20)

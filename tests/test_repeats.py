@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_mae.data.crops import RandomResizedCrop, repeats_of, uniforms
-from modeling_mae.data.images import FileImages, open_images
-from modeling_mae.data.reduced import ReducedJpeg
-from modeling_mae.data.sources import Source, load_source
+from modeling_mae.data.find.sources import Source, load_source
+from modeling_mae.data.read.reduced import ReducedJpeg
+from modeling_mae.data.serve.crops import RandomResizedCrop, repeats_of, uniforms
+from modeling_mae.data.serve.images import FileImages, open_images
 
 
 SIZE, COUNT = (16, 16), 24

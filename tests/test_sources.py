@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modeling_mae.data.sources import NoSplit, find_image_column, find_label_column, load_eval_source, load_source
+from modeling_mae.data.find.sources import NoSplit, find_image_column, find_label_column, load_eval_source, load_source
 from modeling_mae.errors import UserError
 
 

@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from shard_server import serve
 
-from modeling_mae.data import shard_cache
-from modeling_mae.data.bit_depth import BadImage
-from modeling_mae.data.fingerprint import fingerprint
-from modeling_mae.data.images import open_images
+from modeling_mae.data.find.fingerprint import fingerprint
+from modeling_mae.data.find.sources import NoSplit, load_source
+from modeling_mae.data.find.streams import expand_braces
 from modeling_mae.data.labels import problem_of, read_labels
-from modeling_mae.data.shard_index import Members
-from modeling_mae.data.sources import NoSplit, load_source
-from modeling_mae.data.streams import expand_braces
+from modeling_mae.data.read.bit_depth import BadImage
+from modeling_mae.data.serve.images import open_images
+from modeling_mae.data.stream import shard_cache
+from modeling_mae.data.stream.shard_index import Members
 from modeling_mae.errors import UserError
 
 

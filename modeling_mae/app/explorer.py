@@ -10,10 +10,10 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers.utils import logging
 
-from ..data.bit_depth import WHITE
-from ..data.crops import CenterCrop, crop_and_resize
-from ..data.decode import decode
-from ..data.processor import Processing, checkpoint_processing, image_processor, processing_of
+from ..data.read.bit_depth import WHITE
+from ..data.read.decode import decode
+from ..data.serve.crops import CenterCrop, crop_and_resize
+from ..data.serve.processor import Processing, checkpoint_processing, image_processor, processing_of
 from ..errors import UserError, not_found, refuse_missing
 from ..interop.read import read
 from ..interop.state_dicts import IMAGENET_MEAN, IMAGENET_STD
@@ -202,7 +202,7 @@ def _processing(checkpoint: str, channels: int) -> tuple[Processing, bool]:
     if channels != 3:
         raise UserError(
             f"checkpoint {checkpoint!r} has no image processor, and no usual mean and deviation of {channels} "
-            "channels: save one beside it (modeling_mae.data.processor.image_processor)"
+            "channels: save one beside it (modeling_mae.data.serve.processor.image_processor)"
         )
     return Processing(list(IMAGENET_MEAN), list(IMAGENET_STD), 1.0, WHITE), True
 
@@ -224,8 +224,8 @@ class Folder:
         progress: Callable[[Iterable], Iterable] = iter,
         batch_size: int = 16,
     ):
-        from ..data.images import open_images  # late: a page without a folder needs no data sets
-        from ..data.sources import load_source
+        from ..data.find.sources import load_source
+        from ..data.serve.images import open_images  # late: a page without a folder needs no data sets
 
         self.explorer = explorer
         processing = explorer.processing

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..problems import PROBLEMS, REGRESSION, SINGLE_LABEL, Problem
-from .fingerprint import fingerprint
-from .images import Images, open_images
-from .joined import load_eval_sources, load_sources
+from .find.fingerprint import fingerprint
+from .find.joined import load_eval_sources, load_sources
+from .find.sources import Source
 from .labels import missing_classes, problem_of, read_labels
-from .sources import Source
+from .serve.images import Images, open_images
 
 
 @dataclass

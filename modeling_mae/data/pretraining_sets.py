@@ -5,11 +5,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from ..errors import UserError
-from .images import Images, open_images
-from .joined import load_eval_sources, load_sources
+from .find.joined import load_eval_sources, load_sources
+from .find.listing import NoSplit
+from .find.sources import Source
 from .labelled_sets import matching_labels
-from .listing import NoSplit
-from .sources import Source
+from .serve.images import Images, open_images
 
 
 @dataclass

@@ -15,12 +15,12 @@ from tqdm import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..configuration_mae import MAEConfig
-from ..data.fingerprint import fingerprint
-from ..data.images import Images, open_images
-from ..data.processor import Processing, choose_processing
-from ..data.row_names import RowNames
-from ..data.shards import ShardedRows
-from ..data.sources import Source
+from ..data.find.fingerprint import fingerprint
+from ..data.find.row_names import RowNames
+from ..data.find.sources import Source
+from ..data.serve.images import Images, open_images
+from ..data.serve.processor import Processing, choose_processing
+from ..data.stream.shards import ShardedRows
 from ..errors import UserError, not_found, refuse_missing
 from ..training.augment import BatchTransform
 from .classifier import is_classifier

@@ -13,7 +13,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, DynamoBackend, ProjectConfiguration, gather_object
 
-from ..data.image_cache import Machine
+from ..data.serve.image_cache import Machine
 from ..errors import UserError
 
 
@@ -123,17 +123,9 @@ def loading_workers(given: int | None) -> int:
     return min(MAX_LOADING_WORKERS, available_cores() // local_processes())
 
 
-def decoding(accelerator: Accelerator, decode_device: str, workers: int | None) -> dict:
-    """What `open_images` takes for decoding: `decode_device`, that of this process for cuda and None for cpu; and
-    `num_workers`, the loading workers of all processes of this machine, of which each has the given `workers`.
-
-    Raises:
-        UserError: this process has no CUDA device.
-    """
-    device = None if decode_device == "cpu" else accelerator.device
-    if device is not None and device.type != "cuda":
-        raise UserError(f"decode_device {decode_device} needs a GPU, and this run is on {device.type}: give cpu")
-    return {"decode_device": device, "num_workers": loading_workers(workers) * local_processes()}
+def machine_workers(workers: int | None) -> int:
+    """Loading workers of all processes of this machine, of which each has the given `workers`."""
+    return loading_workers(workers) * local_processes()
 
 
 def image_memory(accelerator: Accelerator, image_cache: str) -> dict:

@@ -16,7 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from ..data.images import Images
+from ..data.serve.images import Images
 from ..errors import TrainingStopped, UserError
 from ..files import is_full, share, write_text
 from .checkpoints import Checkpoints, Progress

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, find_executable_batch_size, send_to_device
 
-from ..data.images import Images
+from ..data.serve.images import Images
 from ..errors import UserError
 from .sharded import settle_gradient_groups
 

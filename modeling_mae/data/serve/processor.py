@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from transformers import AutoImageProcessor, BitImageProcessor, ViTImageProcessor
 
-from ..image_processing_mae import MAEImageProcessor
-from .bit_depth import WHITE
+from ...image_processing_mae import MAEImageProcessor
+from ..read.bit_depth import WHITE
 from .images import Images
 
 

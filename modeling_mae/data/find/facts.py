@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from .arrays import cell_of, read_array
-from .bit_depth import BadImage
-from .decode import ERRORS, name_of
-from .shards import ShardedRows
+from ..read.arrays import cell_of, read_array
+from ..read.bit_depth import BadImage
+from ..read.decode import ERRORS, name_of
+from ..stream.shards import ShardedRows
 from .sources import Source
 
 

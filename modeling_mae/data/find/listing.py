@@ -18,9 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image, features
 
-from ..errors import UserError
-from .arrays import has_pydicom
-from .kept_listing import KeptListing, folder_times, now
+from ...errors import UserError
+from ..read.arrays import has_pydicom
 
 
 SPELLINGS = {
@@ -104,8 +103,8 @@ class Listing:
         return f"{' and '.join(amounts)} left out: {', '.join(reasons)}" if amounts else ""
 
 
-def list_folder(folder: str | os.PathLike, cache_dir: str | None = None) -> Listing:
-    """All files below `folder`. The listing of very many is kept in the cache, see `kept_listing.py`.
+def list_folder(folder: str | os.PathLike) -> Listing:
+    """All files below `folder`.
 
     Raises:
         UserError: the folder does not exist or may not be read; names the nearest that exists.
@@ -116,18 +115,7 @@ def list_folder(folder: str | os.PathLike, cache_dir: str | None = None) -> List
         near = difflib.get_close_matches(folder.name, [path.name for path in parent.iterdir()], n=1)
         hint = f"did you mean {str(parent / near[0])!r}?" if near else f"{str(parent)!r} exists"
         raise UserError(f"folder {str(folder)!r} does not exist: {hint}")
-    endings = image_endings()
-    kept = KeptListing(os.path.abspath(folder), endings, cache_dir)
-    fields = kept.read()
-    if fields is not None:
-        left_out = Counter({(top, reason): count for top, reason, count in fields.pop("left_out")})
-        return Listing(folder=os.path.abspath(folder), left_out=left_out, **fields)
-    walk = _Walk(folder, endings)
-    listing = walk.listing()
-    fields = {name: getattr(listing, name) for name in ("metadata", "parquet", "folders_left_out", "folders")}
-    fields["left_out"] = [[top, reason, count] for (top, reason), count in listing.left_out.items()]
-    kept.write(listing.images, fields, walk.times, walk.began)
-    return listing
+    return _Walk(folder, image_endings()).listing()
 
 
 class _Walk:
@@ -135,8 +123,6 @@ class _Walk:
 
     def __init__(self, folder: Path, endings: frozenset[str]):
         self.given, self.folder, self.endings = folder, os.path.abspath(folder), endings
-        self.began = now()
-        self.times: dict[str, list[int]] = {}  # of each folder, by its path
         self.below: list[tuple[str, str]] = [("", "")]  # (folders still to read, why their files are left out)
         self.images: list[str] = []  # found last
         self.chunks: list[pa.LargeStringArray] = []  # found before
@@ -149,7 +135,6 @@ class _Walk:
             path, reason = self.below.pop()
             place = os.path.join(self.folder, path)
             try:
-                self.times[path] = folder_times(place)
                 with os.scandir(place) as entries:
                     self._sort_in(entries, path, reason)
             except OSError as error:

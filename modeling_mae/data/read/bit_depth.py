@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.io import decode_image
 
-from ..errors import UserError
+from ...errors import UserError
 from .clean_png import clean_png
 
 

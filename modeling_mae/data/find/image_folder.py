@@ -14,7 +14,7 @@ import pyarrow.json
 import pyarrow.parquet
 from datasets.table import InMemoryTable
 
-from ..errors import UserError
+from ...errors import UserError
 from .listing import Listing
 
 

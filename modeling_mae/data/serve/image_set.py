@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..errors import UserError
-from .bit_depth import WHITE
+from ...errors import UserError
+from ..read.bit_depth import WHITE
 from .crops import CenterCrop, RandomResizedCrop, finish_crop
 from .lanes import LaneOrder
 from .mixture import MixedOrder, Mixture

@@ -6,25 +6,23 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from ..errors import UserError
-from .arrays import cell_of, describe_stacks
-from .bit_depth import WHITE, common_white, describe_scale
+from ...errors import UserError
+from ..find.sources import Source
+from ..read.arrays import cell_of, describe_stacks
+from ..read.bit_depth import WHITE, common_white, describe_scale
+from ..read.decode import BadImage, decode_present, look_at, name_of
+from ..read.reduced import ReducedJpeg, Reduction
+from ..stream.shards import ShardedRows
 from .crops import repeats_of
-from .decode import BadImage, decode_present, look_at, name_of
-from .device_decode import DeviceLoader, EncodedJpeg, check_pictures, pack
 from .filling import WORTH_PROCESSES, fill
 from .image_cache import KeptImages, Machine, share_memory
 from .image_set import Images
 from .lanes import LaneOrder
-from .mixture import MixedOrder
+from .mixture import MixedOrder, Mixture
 from .order import Order
-from .reduced import ReducedJpeg, Reduction
-from .shards import ShardedRows
-from .sources import Source
 
 
 SHAPE_SAMPLE = 16  # images that tell whether all have the same shape
@@ -70,8 +68,6 @@ class FileImages(Images):
     decodes = True
     scaled_decoding = True  # of large JPEG files, at 1/2, 1/4 or 1/8 size where their crop allows it
     kept: KeptImages | None = None  # what was decoded before
-    decode_device: torch.device | None = None  # that decodes and crops JPEG files for the loader; None: the workers
-    leaves_jpeg = False  # to `decode_device`: of the copy of this set that loading workers have
 
     def __init__(
         self,
@@ -85,7 +81,7 @@ class FileImages(Images):
         bands: list[int] | None = None,
     ):
         super().__init__(len(source), size, crop_fraction, labels)
-        self.bands, self.mixture = bands, source.mixture
+        self.bands, self.mixture = bands, Mixture.of(source)
         self.source, self.num_channels, self.on_bad_image, self.white = source, num_channels, on_bad_image, white
         for flags in (self.skipped, self.incomplete):
             flags.share_memory_()  # loading workers write into them
@@ -98,7 +94,7 @@ class FileImages(Images):
         index: int,
         enough_pixels: int | None = None,
         reduction_of: Callable[[int], Reduction | None] = lambda index: None,
-    ) -> tuple[torch.Tensor | ReducedJpeg | EncodedJpeg, int]:
+    ) -> tuple[torch.Tensor | ReducedJpeg, int]:
         """(image, its index): image `index`, or the next readable one where bad images are skipped.
 
         `enough_pixels` is for statistics, as in `decode`. Missing values are NaN then. `reduction_of(index)` says how
@@ -141,8 +137,7 @@ class FileImages(Images):
         reduction: Reduction | None = None,
     ):
         """As `decode_present`, under the rules of this set."""
-        left = self.size if self.leaves_jpeg else None
-        rules = (self.num_channels, self.white, enough_pixels, self.bands, reduction, left)
+        rules = (self.num_channels, self.white, enough_pixels, self.bands, reduction)
         image, gone = decode_present(data, path, *rules)
         if not torch.is_tensor(image):
             return image, gone
@@ -174,7 +169,7 @@ class FileImages(Images):
     def _crop_batch(self, epoch: int | list[int], indices: list[int]) -> dict:
         repeats = np.array(repeats_of(epoch, indices))
         epochs = np.broadcast_to(epoch, len(indices))
-        read, rows, asked = {}, np.array(indices), indices
+        read, rows = {}, np.array(indices)
         for index in dict.fromkeys(indices):  # what stands here several times is decoded once
             here = rows == index
             read[index] = self.read_or_next(index, reduction_of=partial(self._reduction, epochs[here], repeats[here]))
@@ -185,25 +180,10 @@ class FileImages(Images):
         boxes, flips = self.crop(epoch, indices, heights, widths, repeats)
         resized = []
         for image, box, flip in zip(images, boxes.tolist(), flips.tolist(), strict=True):
-            if not isinstance(image, EncodedJpeg):
-                image = self._resized_crop(image, box)
-                resized.append(image.flip(2) if flip else image)
-        nothing = torch.empty(0, self.num_channels, *self.size, dtype=self.dtype)
-        batch = {"images": torch.stack(resized) if resized else nothing}
-        if len(resized) < len(images):
-            batch["encoded"] = pack(images, boxes, flips, asked)
-            batch |= {"epochs": epochs.tolist(), "indices": list(indices)}
+            image = self._resized_crop(image, box)
+            resized.append(image.flip(2) if flip else image)
+        batch = {"images": torch.stack(resized)}
         return batch if self._labels is None else {**batch, "labels": self._labels[list(indices)]}
-
-    def loader(self, batches, num_workers: int) -> DataLoader | DeviceLoader:
-        """As that of every set. With a `decode_device` its batches come from there, but for images that `augment`
-        changes: it needs them in the workers."""
-        if self.decode_device is None or self.augment is not None:
-            return super().loader(batches, num_workers)
-        left = self.view()
-        left.leaves_jpeg = True
-        loader = super(FileImages, left).loader(batches, num_workers)
-        return DeviceLoader(loader, self.decode_device, self.size, self._crop_batch)
 
     def _resized_crop(self, image: torch.Tensor | ReducedJpeg, box: list[int]) -> torch.Tensor:
         if isinstance(image, ReducedJpeg):
@@ -248,7 +228,6 @@ def open_images(
     white: float | None = None,
     bands: list[int] | None = None,
     scaled_decoding: bool = True,
-    decode_device: torch.device | None = None,
     num_workers: int = 0,
 ) -> Images:
     """The images of `source` for a model that takes `size` (height, width): in memory when all have the same shape,
@@ -260,13 +239,9 @@ def open_images(
     of the run must call this together. Images of several shapes, or more images, that fit by their mean are kept once
     they are decoded.
 
-    `decode_device` decodes and crops JPEG files in place of the loading workers (see `device_decode.py`), whole and
-    again in each epoch. Images of one shape that fit into memory are decoded at the start all the same.
-
     Raises:
         BadImage: as `FileImages.read_or_next`.
-        UserError: the images have no common white, the bands are not as many as channels, or `decode_device` is given
-            and they are no pictures of 8 bits.
+        UserError: the images have no common white, or the bands are not as many as channels.
     """
     if bands and len(bands) != num_channels:
         raise UserError(f"bands {bands} are {len(bands)}, the model takes {num_channels} channels: set num_channels")
@@ -280,10 +255,6 @@ def open_images(
         files.white = common_white(ranges)
     if any(kind != "8 bits" for _, kind, _ in ranges):
         files.dtype = torch.float32
-    if decode_device is not None:
-        check_pictures(ranges, bands, num_channels)
-        files.decode_device = decode_device
-        files.where += f", JPEG decoded on {decode_device.type}"
     scale = describe_scale(files.white) if files.dtype != torch.uint8 else ""
     remarks = [scale, describe_stacks(stacks), source.left_out]
     files.remarks = "".join(f"; {remark}" for remark in remarks if remark)
@@ -302,8 +273,6 @@ def _kept_in_memory(files: FileImages, budget: int, machine: Machine, num_worker
         images = _read_all(files, sample[0].shape, machine, num_workers)
         if images is not None:
             return images
-    if files.decode_device is not None:
-        return files
     memory = share_memory(KeptImages.bytes_for(len(files), budget), machine)
     if memory is not None:
         files.kept, files.where = KeptImages(memory, len(files), files.dtype), KEPT

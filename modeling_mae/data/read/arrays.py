@@ -10,7 +10,7 @@ import zipfile
 
 import numpy as np
 
-from ..image_processing_mae import MOST_MISSING, band_axis
+from ...image_processing_mae import MOST_MISSING, band_axis
 from .bit_depth import BadImage
 
 

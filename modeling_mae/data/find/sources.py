@@ -4,6 +4,7 @@ import difflib
 import glob
 import os
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import datasets
@@ -11,11 +12,10 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet
 
-from ..errors import UserError
+from ...errors import UserError
+from ..stream.shards import ShardedRows
 from .image_folder import image_folder
 from .listing import Listing, NoSplit, choose_parquet, choose_split, list_folder
-from .mixture import Mixture
-from .shards import ShardedRows
 from .streams import only_split, stream_of_hub, stream_of_place
 
 
@@ -25,7 +25,7 @@ NAMED = {
     "stl10": "jxie/stl10",
     "imagenet": "ILSVRC/imagenet-1k",
 }
-BUNDLED = Path(__file__).parents[2] / "data" / "fashion_mnist"
+BUNDLED = Path(__file__).parents[3] / "data" / "fashion_mnist"
 EVAL_SPLITS = ("validation", "val", "test")  # the first that exists is evaluated on
 ROWS_AT_ONCE = 100_000  # that are looked at for their folder
 ARRAYS = (datasets.Array2D, datasets.Array3D)  # columns of images that are not encoded
@@ -43,7 +43,7 @@ class Source:
     dataset_id: str | None = None  # on the Hub
     folder: str | None = None  # absolute; what the images' files lie in
     parts: list["Source"] = field(default_factory=list)  # that were joined into this one
-    mixture: Mixture | None = None  # their shares of the training, where these were given
+    shares: tuple[Fraction, ...] | None = None  # of the training that each part has, where these were given
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -101,7 +101,7 @@ def load_source(
         return _load_stream(*place, split, image_column_name, label_column_name, cache_dir)
     left_out, dataset_id, folder = "", None, None
     if data_dir is not None:
-        listing = listing or _list(data_dir, cache_dir)
+        listing = listing or _list(data_dir)
         name, folder = Path(listing.folder).name, listing.folder
         dataset, listing = _load_folder(listing, split, exact_split, cache_dir)
         left_out = str(listing)
@@ -142,7 +142,7 @@ def load_eval_source(split: str | None, only_for_evaluation: bool = False, **opt
     """
     candidates = [split] if split else [*EVAL_SPLITS, *["train"] * only_for_evaluation]
     is_folder = options.get("data_dir") is not None and not options.get("streaming")
-    listing = _list(options["data_dir"], options.get("cache_dir")) if is_folder else None
+    listing = _list(options["data_dir"]) if is_folder else None
     for candidate in candidates:
         try:
             source = load_source(split=candidate, exact_split=split is not None, listing=listing, **options)
@@ -183,10 +183,10 @@ def _load_stream(
     )
 
 
-def _list(data_dir: str, cache_dir: str | None) -> Listing:
+def _list(data_dir: str) -> Listing:
     if data_dir == "":
         raise UserError("the folder of images '' is empty: give its path, or . for the current folder")
-    return list_folder(os.path.expanduser(data_dir), os.path.expanduser(cache_dir) if cache_dir else None)
+    return list_folder(os.path.expanduser(data_dir))
 
 
 def _load_from_hub(

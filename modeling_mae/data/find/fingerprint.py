@@ -4,8 +4,8 @@ import hashlib
 
 import numpy as np
 
-from .arrays import cell_of
-from .shards import ShardedRows
+from ..read.arrays import cell_of
+from ..stream.shards import ShardedRows
 from .sources import Source
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet
 
-from ..errors import UserError
+from ...errors import UserError
 from .shard_cache import ShardCache, ShardError, attempt, download, file_system, is_remote
 
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from torch.utils.data import Sampler
 
-from ..errors import UserError
+from ...errors import UserError
 
 
 @lru_cache(maxsize=2)

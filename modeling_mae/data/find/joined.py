@@ -3,15 +3,16 @@
 import bisect
 import dataclasses
 import itertools
+from collections.abc import Sequence
+from fractions import Fraction
 
 import datasets
 import numpy as np
 
-from ..errors import UserError
+from ...errors import UserError
+from ..stream.shard_index import fingerprint_of
+from ..stream.shards import ShardedRows
 from .listing import NoSplit
-from .mixture import Mixture
-from .shard_index import fingerprint_of
-from .shards import ShardedRows
 from .sources import ARRAYS, EVAL_SPLITS, Source, load_eval_source, load_source
 
 
@@ -63,15 +64,19 @@ def join(parts: list[Source], mix: list[float] | None) -> Source:
     Raises:
         UserError: some are encoded images and others arrays, or arrays of another shape.
     """
-    sizes = [len(part) for part in parts]
-    mixture, names = None, [part.name for part in parts]
+    shares, names = None, [part.name for part in parts]
     if mix is not None:
-        units = [part.dataset.counts if isinstance(part.dataset, ShardedRows) else None for part in parts]
-        mixture = Mixture.of(sizes, mix, units)
-        names = [f"{name} ({float(share):.3g})" for name, share in zip(names, mixture.shares, strict=True)]
+        shares = exact_shares(mix)
+        names = [f"{name} ({float(share):.3g})" for name, share in zip(names, shares, strict=True)]
     left_out = "; ".join(f"{part.name}: {part.left_out}" for part in parts if part.left_out)
     dataset = JoinedShards(parts) if isinstance(parts[0].dataset, ShardedRows) else _concatenated(parts)
-    return Source(dataset, IMAGE, None, " + ".join(names), left_out, parts=parts, mixture=mixture)
+    return Source(dataset, IMAGE, None, " + ".join(names), left_out, parts=parts, shares=shares)
+
+
+def exact_shares(mix: Sequence[float]) -> tuple[Fraction, ...]:
+    """The weights as parts of 1. They count as they are written: 0.7 is seven tenths."""
+    exact = [Fraction(str(weight)) for weight in mix]
+    return tuple(weight / sum(exact) for weight in exact)
 
 
 def _spread(parts: list[Source], count: int) -> list[Source]:

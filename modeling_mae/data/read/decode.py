@@ -15,10 +15,9 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.io import ImageReadMode, decode_image
 
-from ..image_processing_mae import MOST_MISSING
+from ...image_processing_mae import MOST_MISSING
 from .arrays import array_pixels, bands_first, is_stack, plain_numbers, read_array
 from .bit_depth import WHITE, BadImage, check_8_bits, deep_file_values, deep_values, is_deep, kind_and_highest, scaled
-from .device_decode import EncodedJpeg, leave_to_device
 from .reduced import ReducedJpeg, Reduction, picture_tensor, reduce_jpeg
 
 
@@ -64,8 +63,7 @@ def decode_present(
     enough_pixels: int | None = None,
     bands: list[int] | None = None,
     reduction: Reduction | None = None,
-    left_for_size: tuple[int, int] | None = None,
-) -> tuple[torch.Tensor | ReducedJpeg | EncodedJpeg, torch.Tensor | None]:
+) -> tuple[torch.Tensor | ReducedJpeg, torch.Tensor | None]:
     """``(channels, height, width)`` of an encoded image: uint8 of a file with 8 bits, else float32 where 255 is white.
     And bool of the same shape, true where a value was missing; None where none was.
 
@@ -79,8 +77,7 @@ def decode_present(
     `enough_pixels` is for statistics: a larger image is thinned out to no fewer. JPEG is decoded at reduced size then,
     several times faster.
 
-    `reduction` is for crops: a JPEG file that it allows to be smaller comes as a `ReducedJpeg`. `left_for_size` comes
-    before it: a JPEG file that a device can decode and crop to this (height, width) comes as an `EncodedJpeg`.
+    `reduction` is for crops: a JPEG file that it allows to be smaller comes as a `ReducedJpeg`.
 
     Raises:
         BadImage: the data cannot be decoded, or its channels or values do not fit; the message names the file.
@@ -93,7 +90,7 @@ def decode_present(
         if array is not None:
             return _from_array(*array, num_channels, white, bands, name, enough_pixels)
         data = _read(path) if data is None else data
-        return _from_picture(data, num_channels, white, bands, name, enough_pixels, reduction, left_for_size)
+        return _from_picture(data, num_channels, white, bands, name, enough_pixels, reduction)
     except ERRORS as error:
         raise _bad(error, path) from error
 
@@ -103,7 +100,7 @@ def _read(path: str) -> bytes:
         return file.read()
 
 
-def _from_picture(data, num_channels, white, bands, name, enough_pixels, reduction, left_for_size):
+def _from_picture(data, num_channels, white, bands, name, enough_pixels, reduction):
     """As `decode_present`, of a file that holds a picture."""
     channels = 3 if bands else num_channels
     if channels not in (1, 3):
@@ -113,8 +110,6 @@ def _from_picture(data, num_channels, white, bands, name, enough_pixels, reducti
     gone = None
     if data[:2] == b"\xff\xd8":
         check_8_bits(white, name)
-        if left_for_size and (left := leave_to_device(data, channels, left_for_size)) is not None:
-            return left, None
         image = _decode_jpeg(data, channels, enough_pixels, None if bands else reduction)
         if isinstance(image, ReducedJpeg):
             return image, None

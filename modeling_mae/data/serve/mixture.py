@@ -5,14 +5,15 @@ once before any comes again. Of the first n images of a training, a source has g
 each source stands follows from n alone. An epoch has as many images as all sources together.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 
 import numpy as np
 
-from ..errors import UserError
+from ...errors import UserError
+from ..find.sources import Source
+from ..stream.shards import ShardedRows
 from .lanes import LANES, LaneOrder
 from .order import check_total_batch
 
@@ -30,10 +31,13 @@ class Mixture:
     units: tuple[tuple[int, ...] | None, ...]
 
     @classmethod
-    def of(cls, sizes: Sequence[int], weights: Sequence[float], units: Sequence[tuple[int, ...] | None]) -> "Mixture":
-        """`weights` of any sum. They count as they are written: 0.7 is seven tenths."""
-        exact = [Fraction(str(weight)) for weight in weights]
-        return cls(tuple(sizes), tuple(weight / sum(exact) for weight in exact), tuple(units))
+    def of(cls, source: Source) -> "Mixture | None":
+        """That of a source that was joined with shares; None of any other."""
+        if source.shares is None:
+            return None
+        rows = [part.dataset for part in source.parts]
+        units = tuple(part.counts if isinstance(part, ShardedRows) else None for part in rows)
+        return cls(tuple(map(len, rows)), source.shares, units)
 
     def order(self, rows: np.ndarray | None, total_batch_size: int, seed: int) -> "MixedOrder":
         """The order of all images, or of the part at `rows` of them.

@@ -3,8 +3,8 @@
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import UserError
-from .arrays import cell_of
+from ...errors import UserError
+from ..read.arrays import cell_of
 from .worker import prepare_worker
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import datasets
 
-from ..errors import UserError
+from ...errors import UserError
+from ..stream.shard_cache import ShardCache, ShardError, attempt, file_system, is_remote
+from ..stream.shard_index import index_shards
+from ..stream.shards import ShardedRows, read_features
 from .listing import Listing, NoSplit, choose_parquet
-from .shard_cache import ShardCache, ShardError, attempt, file_system, is_remote
-from .shard_index import index_shards
-from .shards import ShardedRows, read_features
 
 
 ENDINGS = (".parquet", ".tar")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import datasets
 from PIL import Image
 
-from ..errors import UserError
+from ...errors import UserError
+from ..stream.shard_cache import is_remote
 from .listing import Listing, image_endings
-from .shard_cache import is_remote
 from .sources import NAMED, Source, find_image_column, find_label_column, load_source, still_encoded
 
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import torch
 
-from ..errors import UserError
-from .bit_depth import WHITE
-from .decode import file_size
+from ...errors import UserError
+from ..read.bit_depth import WHITE
+from ..read.decode import file_size
 from .images import SHAPE_SAMPLE, FileImages, Images, MemoryImages
 
 

@@ -6,7 +6,7 @@ import datasets
 import pyarrow
 import pyarrow.compute
 
-from .shards import ShardedRows
+from ..stream.shards import ShardedRows
 from .sources import Source
 
 
