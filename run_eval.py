@@ -18,7 +18,9 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from modeling_mae import EvalNet, MAEModel
+from modeling_mae.data.find.sources import SourceSettings
 from modeling_mae.data.labelled_sets import LabelledSets, load_labelled_sets
+from modeling_mae.data.serve.images import ImageSettings, Opening
 from modeling_mae.data.serve.order import split_batch
 from modeling_mae.data.serve.processor import Processing, choose_processing, processor_of
 from modeling_mae.data.serve.statistics import choose_mean_std
@@ -32,6 +34,7 @@ from modeling_mae.hub.common import LOG_AND_BEST
 from modeling_mae.hub.fetch import local_checkpoint
 from modeling_mae.hub.push import Hub
 from modeling_mae.report.evaluation import describe_training, report_evaluation, report_training
+from modeling_mae.settings import settings
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform, Mix
 from modeling_mae.training.checkpoints import choose_checkpoint
@@ -47,7 +50,6 @@ def main(args: EvalArguments) -> None:
     # Folders and Hub
     output_dir, trainings = Path(args.output_dir), args.trainings()
     accelerator = launch.make_accelerator(output_dir, args.trackers)
-    decoding = {"num_workers": launch.machine_workers(args.dataloader_num_workers)}
     main_process, say = accelerator.is_main_process, accelerator.print
     for folder in dict.fromkeys([output_dir, *args.run_folders()]) if main_process else ():
         claim_folder(folder, args.overwrite_output_dir)
@@ -63,28 +65,27 @@ def main(args: EvalArguments) -> None:
     say(classifier.describe_resizing(config, args.model_name_or_path), end="")
     processing = choose_processing(
         args.model_name_or_path,
-        Processing(**args.processing_options()),
+        Processing.given(settings(ImageSettings, args)),
         keeps_white=tests_checkpoint,
         say=say,
         **args.crop_options(),
     )
     # Training decides on the classes. A classifier that is only tested has its own.
+    where = settings(SourceSettings, args)
+    if not (args.do_train or args.reads_features):
+        where = dataclasses.replace(where, train_split=None)
+    reading = processing.applied(settings(ImageSettings, args))
+    memory = launch.image_memory(accelerator, args.image_cache, args.dataloader_num_workers)
     sets = load_labelled_sets(
-        args.source_options(),
-        **args.set_options(),
+        where,
+        Opening(config.image_height_width, config.num_channels, reading, memory),
         class_names=classifier.class_names_of(config) if tests_checkpoint else None,
         problem_type=args.problem_type or (config.problem_type if tests_checkpoint else None),
-        open_options={
-            **args.open_options(config),
-            **launch.image_memory(accelerator, args.image_cache),
-            **decoding,
-            **processing.open_options(),
-        },
         main_process_first=accelerator.main_process_first,
         say=say,
     )
     before = made_with_before(args.run_folders(), resume)
-    mean, std = choose_mean_std(sets.all()[0], (processing.mean, processing.std), before, say)
+    mean, std = choose_mean_std(sets.all()[0], reading, before, say)
     transform = BatchTransform(mean, std, config.image_height_width).to(accelerator.device)
     say(f"data       {sets}, mean {mean}, std {std}{sets.remarks}")
     say(f"parallel   {launch.describe_parallelism(accelerator)}")

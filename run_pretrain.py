@@ -17,8 +17,11 @@ from accelerate.utils import send_to_device, set_seed
 from modeling_mae import MAEForPreTraining, mask_noise
 from modeling_mae.data.find.facts import image_facts
 from modeling_mae.data.find.fingerprint import fingerprint
-from modeling_mae.data.pretraining_sets import load_pretraining_sets, load_training_source
+from modeling_mae.data.find.joined import load_training_source
+from modeling_mae.data.find.sources import SourceSettings
+from modeling_mae.data.pretraining_sets import load_pretraining_sets
 from modeling_mae.data.serve.crops import training_crop
+from modeling_mae.data.serve.images import ImageSettings, Opening
 from modeling_mae.data.serve.order import split_batch
 from modeling_mae.data.serve.processor import processor_of
 from modeling_mae.data.serve.statistics import choose_mean_std
@@ -32,6 +35,7 @@ from modeling_mae.masking_mae import visible_count
 from modeling_mae.report.neighbours import save_nearest
 from modeling_mae.report.pretraining import about_model, report_pretraining
 from modeling_mae.report.reconstruction import PICTURED, ReconstructionSheet
+from modeling_mae.settings import settings
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform
 from modeling_mae.training.checkpoints import choose_checkpoint
@@ -64,7 +68,6 @@ def main(args: PretrainArguments) -> None:
     # Folder and Hub
     output_dir = Path(args.output_dir)
     accelerator = launch.make_accelerator(output_dir, args.trackers)
-    decoding = {"num_workers": launch.machine_workers(args.dataloader_num_workers)}
     main_process, processes, say = accelerator.is_main_process, accelerator.num_processes, accelerator.print
     if not args.own_images:  # an error here leaves the folder as it is
         split_batch(args.total_batch_size, args.per_device_train_batch_size, processes)
@@ -77,7 +80,9 @@ def main(args: PretrainArguments) -> None:
 
     # Images, and what is left open and follows from them
     main_first = accelerator.main_process_first
-    source = load_training_source(args.source_options(), **args.set_options(), main_process_first=main_first)
+    where, reading = settings(SourceSettings, args), settings(ImageSettings, args)
+    with main_first():  # the others find what `datasets` has cached
+        source = load_training_source(where)
     chosen = before.get("chosen", {})
     args = args.with_length_of(chosen)
     if args.own_images:
@@ -87,18 +92,18 @@ def main(args: PretrainArguments) -> None:
     config = model_config(args)
     resizing = Resizing(config.image_height_width, config.patch_height_width, tuple(args.progressive_resizing))
     check_masks(config, resizing)
+    memory = launch.image_memory(accelerator, args.image_cache, args.dataloader_num_workers)
+    opening = Opening(config.image_height_width, config.num_channels, reading, memory)
     sets = load_pretraining_sets(
         source,
-        args.source_options(),
-        eval_split=args.eval_split,
+        where,
+        opening.with_white(args.white_value or before.get("white")),
         k=K if args.knn or args.eval_every_epochs else None,
-        white=args.white_value or before.get("white"),
-        open_options=args.open_options(config) | launch.image_memory(accelerator, args.image_cache) | decoding,
         main_process_first=main_first,
         say=say,
     )
     images = sets.images
-    mean, std = choose_mean_std(images, (args.image_mean, args.image_std), before, say)
+    mean, std = choose_mean_std(images, reading, before, say)
     transform = BatchTransform(mean, std, images.size).to(accelerator.device)
 
     # Model and optimizer

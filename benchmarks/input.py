@@ -28,11 +28,12 @@ from torchvision.transforms import Compose, InterpolationMode, Normalize, Random
 from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 from torchvision.transforms.v2.functional import resized_crop
 
-from modeling_mae.data.find.sources import Source, load_source
+from modeling_mae.data.find.sources import Source, SourceSettings, load_source
 from modeling_mae.data.read.decode import decode, decode_present
 from modeling_mae.data.read.reduced import Reduction
 from modeling_mae.data.serve.crops import RandomResizedCrop
-from modeling_mae.data.serve.images import FileImages, open_images
+from modeling_mae.data.serve.decoded import Memory
+from modeling_mae.data.serve.images import FileImages, ImageSettings, Opening, open_images
 from modeling_mae.training.augment import BatchTransform
 
 
@@ -70,9 +71,9 @@ def race(title: str, files: list[bytes], rounds: int) -> None:
     """Print the table of the contestants."""
     cells = datasets.Dataset.from_dict({"image": [{"bytes": data, "path": None} for data in files]})
     source = Source(cells, "image", None, "photographs")
-    ours = FileImages(source, (224, 224), 3).view(crop=RandomResizedCrop(0))
+    ours = FileImages(source, Opening((224, 224), 3)).view(crop=RandomResizedCrop(0))
     whole = ours.view()
-    whole.scaled_decoding = False
+    whole.settings = ImageSettings(scaled_decoding=False)
     transform = BatchTransform(MEAN, STD, (224, 224))
     usual = Compose(
         [
@@ -149,7 +150,9 @@ def main() -> None:
         compare_decoding("640 x 427", sample_photographs(), 64)
         compare_decoding("4000 x 3000", large, 224)
 
-    small = open_images(load_source(), (28, 28), 1, memory_budget=1 << 30).view(crop=RandomResizedCrop(0))
+    small = open_images(load_source(SourceSettings()), Opening((28, 28), 1, memory=Memory(1 << 30))).view(
+        crop=RandomResizedCrop(0)
+    )
     normalise, durations = BatchTransform([0.3], [0.35], (28, 28)), []
     for first in range(0, 256 * 20, 256):
         batch_indices = list(range(first, first + 256))

@@ -97,23 +97,6 @@ class DataArguments:
         None, "Loading workers of each training process. By default one a core, 8 at most."
     )
 
-    def source_options(self) -> dict[str, Any]:
-        """What `load_source` and `load_eval_source` take beside the split."""
-        return {
-            "dataset_name": self.dataset_name,
-            "dataset_config_name": self.dataset_config_name,
-            "data_dir": self.train_dir,
-            "mix": self.mix,
-            "image_column_name": self.image_column_name,
-            "cache_dir": self.cache_dir,
-            "streaming": self.streaming,
-        }
-
-    def open_options(self, config) -> dict[str, Any]:
-        """What `open_images` takes of the options and of the `MAEConfig`."""
-        model = {"size": config.image_height_width, "num_channels": config.num_channels}
-        return {**model, "on_bad_image": self.on_bad_image, "scaled_decoding": self.scaled_decoding}
-
 
 @dataclass
 class OptimizerArguments:
@@ -275,13 +258,6 @@ class PretrainArguments(RunArguments, OptimizerArguments, DataArguments, ModelAr
             for name in OPTIONS:
                 if getattr(self, name) is None and hasattr(paper, name):
                     setattr(self, name, getattr(paper, name))
-
-    def set_options(self) -> dict[str, Any]:
-        """What `load_training_source` takes of the options."""
-        return {name: getattr(self, name) for name in ("train_split", "max_train_samples")}
-
-    def open_options(self, config) -> dict[str, Any]:
-        return {**super().open_options(config), "bands": self.bands}
 
     def trial_options(self) -> dict[str, Any]:
         """What `fit_length` takes of the options."""

@@ -135,9 +135,6 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         action="extend",
     )
 
-    def source_options(self) -> dict[str, Any]:
-        return {**super().source_options(), "label_column_name": self.label_column_name}
-
     def schedule_options(self) -> dict[str, Any]:
         return {**super().schedule_options(), "min_learning_rate": self.min_learning_rate}
 
@@ -153,21 +150,9 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         names = ("seed", "crop_scale", "horizontal_flip", "label_fraction", "auto_augment")
         return {name: getattr(self, name) for name in names}
 
-    def processing_options(self) -> dict[str, Any]:
-        """How images are to be brought to the model, where the checkpoint's image processor does not decide."""
-        given = {"mean": self.image_mean, "std": self.image_std, "white": self.white_value, "bands": self.bands}
-        return {**given, "crop_fraction": self.eval_crop_fraction}
-
     def crop_options(self) -> dict[str, Any]:
         """What `choose_processing` takes of the options for the crop."""
         return {"keeps_crop": not self.do_train, "crop_fraction": EVAL_CROP_FRACTION}
-
-    def set_options(self) -> dict[str, Any]:
-        """What `load_labelled_sets` takes of the options."""
-        names = ("eval_split", "validation_dir", "max_train_samples", "max_eval_samples")
-        needs_training_images = self.do_train or self.reads_features
-        train_split = self.train_split if needs_training_images else None
-        return {"train_split": train_split, **{name: getattr(self, name) for name in names}}
 
     @property
     def reads_features(self) -> bool:

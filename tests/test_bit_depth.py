@@ -6,12 +6,12 @@ import zlib
 import datasets
 import numpy as np
 import pytest
+from flat import load_source, open_images
 from PIL import Image
 
-from modeling_mae.data.find.sources import load_source
 from modeling_mae.data.read.bit_depth import common_white, white_above
 from modeling_mae.data.read.decode import BadImage, decode, value_range
-from modeling_mae.data.serve.images import FileImages, MemoryImages, open_images
+from modeling_mae.data.serve.images import FileImages, MemoryImages
 from modeling_mae.data.serve.statistics import measure_mean_std
 from modeling_mae.errors import UserError
 
@@ -62,7 +62,7 @@ def folder_of(tmp_path, **images):
             path.write_bytes(values)
         else:
             Image.fromarray(values).save(path)
-    return load_source(data_dir=str(tmp_path / "images"))
+    return load_source(train_dir=str(tmp_path / "images"))
 
 
 def open_set(source, channels=1, budget=1 << 30, **options):
@@ -225,7 +225,9 @@ def test_values_above_white(tmp_path):
         BadImage, match=r"001.png has values up to 63000, above white, which is 4095 \(see --white_value"
     ):
         images.batch(0, [1])
-    assert open_set(source, budget=0, white=65535).batch(0, [1])["images"].max() == pytest.approx(63000 * 255 / 65535)
+    assert open_set(source, budget=0, white_value=65535).batch(0, [1])["images"].max() == pytest.approx(
+        63000 * 255 / 65535
+    )
     assert open_set(source, budget=0, on_bad_image="skip").read_or_next(1)[1] == 2
 
 
@@ -237,9 +239,9 @@ def test_files_without_a_common_scale(tmp_path):
     ):
         open_set(source)
     with pytest.raises(BadImage, match="a.png has 8 bits a channel, while white is 4095"):
-        open_set(source, white=4095)
+        open_set(source, white_value=4095)
     with pytest.raises(BadImage, match="b.png has values up to 3780, above white, which is 255"):
-        open_set(source, white=255)
+        open_set(source, white_value=255)
     # whole numbers up to 255 are on the scale of 8 bits, in whatever type
     assert common_white([("a.png", "8 bits", 255), ("b.tif", "whole numbers", 200)]) == 255
 

@@ -4,6 +4,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from flat import file_images
 from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -12,7 +13,7 @@ from modeling_mae.data.find.sources import Source
 from modeling_mae.data.read.decode import BadImage, decode, decode_present
 from modeling_mae.data.read.reduced import ReducedJpeg, Reduction
 from modeling_mae.data.serve.crops import CenterCrop, RandomResizedCrop
-from modeling_mae.data.serve.images import FileImages
+from modeling_mae.data.serve.images import FileImages, ImageSettings
 
 
 SIZE = (16, 20)
@@ -40,7 +41,7 @@ def of_box(box):
 
 def files(*images: bytes, **options) -> FileImages:
     cells = datasets.Dataset.from_dict({"image": [{"bytes": data, "path": None} for data in images]})
-    return FileImages(Source(cells, "image", None, "test"), SIZE, 3, **options)
+    return file_images(Source(cells, "image", None, "test"), SIZE, 3, **options)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,7 @@ def test_unusual_files():
 def test_batches_are_as_with_whole_decoding_where_the_crop_allows_no_less(crop):
     images = [jpeg(waves(h, w)) for h, w in ((30, 39), (70, 90), (90, 120), (200, 300), (39, 500))]
     reducing, whole = files(*images).view(crop), files(*images).view(crop)
-    whole.scaled_decoding = False
+    whole.settings = ImageSettings(scaled_decoding=False)
     compared = [0, 0]
     for epoch in range(6):
         ours, expected = (which.batch(epoch, [0, 1, 2, 3, 4])["images"] for which in (reducing, whole))

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "modeling_mae"
 TRAVELLING = ("configuration_mae", "masking_mae", "modeling_mae", "image_processing_mae")  # with every checkpoint
-SHARED = ("errors", "files", "problems")  # small and without state: words that all rooms use
+SHARED = ("errors", "files", "problems", "settings")  # small and without state: words that all rooms use
 # For each room the others that it may import. What travels to the Hub knows no room at all.
 ARROWS = {
     "data": {"data.find", "data.serve", *SHARED},  # sets with labels
@@ -29,6 +29,7 @@ ARROWS = {
     "problems": {"configuration_mae"},
     "errors": set(),
     "files": set(),
+    "settings": set(),
     **{name: set(TRAVELLING) for name in TRAVELLING},
 }
 

@@ -224,23 +224,18 @@ class Folder:
         progress: Callable[[Iterable], Iterable] = iter,
         batch_size: int = 16,
     ):
-        from ..data.find.sources import load_source
-        from ..data.serve.images import open_images  # late: a page without a folder needs no data sets
+        from ..data.find.sources import SourceSettings, load_source
+        from ..data.serve.images import (  # late: a page without a folder needs no data sets
+            ImageSettings,
+            Opening,
+            open_images,
+        )
 
         self.explorer = explorer
-        processing = explorer.processing
-        source = load_source(data_dir=folder)
+        source = load_source(SourceSettings(train_dir=folder))
         self.total = len(source)
-        self.images = open_images(
-            source,
-            explorer.size,
-            explorer.config.num_channels,
-            memory_budget=0,
-            crop_fraction=processing.crop_fraction or 1.0,
-            on_bad_image="skip",
-            white=processing.white,
-            bands=processing.bands,
-        )
+        settings = explorer.processing.applied(ImageSettings(on_bad_image="skip"))
+        self.images = open_images(source, Opening(explorer.size, explorer.config.num_channels, settings))
         rows = self.images.spread(most)
         features, pictures = [], []
         for batch in progress([rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]):

@@ -134,11 +134,11 @@ def write_app(folder: Path, space: str, checkpoint: str, title: str, images: str
 
 def _copy_images(images: str, folder: Path, most: int) -> int:
     """How many images of the folder `images` were copied, evenly spaced; parquet files give theirs too."""
-    from ..data.find.sources import load_source
+    from ..data.find.sources import SourceSettings, load_source
     from ..data.read.arrays import cell_of  # late: it imports `datasets`
     from ..data.read.decode import file_size
 
-    source = load_source(data_dir=images)
+    source = load_source(SourceSettings(train_dir=images))
     rows = sorted({round(i * (len(source) - 1) / max(1, most - 1)) for i in range(min(most, len(source)))})
     folder.mkdir()
     for row in rows:

@@ -1,9 +1,9 @@
 """Several folders, or several streams, as one source, with the shares that training takes of them."""
 
 import bisect
-import dataclasses
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import datasets
@@ -13,48 +13,52 @@ from ...errors import UserError
 from ..stream.shard_index import fingerprint_of
 from ..stream.shards import ShardedRows
 from .listing import NoSplit
-from .sources import ARRAYS, EVAL_SPLITS, Source, load_eval_source, load_source
+from .sources import ARRAYS, EVAL_SPLITS, Source, SourceSettings, load_eval_split, load_source
 
 
 IMAGE = "image"  # the column of the images, whatever it is called in each source
 
 
-def load_sources(
-    data_dir: str | list[str] | None = None,
-    mix: list[float] | None = None,
-    max_samples: int | None = None,
-    **options,
-) -> Source:
-    """As `load_source`; of several places in `data_dir` all images. `mix` holds their shares of the training.
+def load_training_source(settings: SourceSettings) -> Source:
+    """The images to train on, still encoded: `train_split` of `train_dir` or `dataset_name`; of several folders all
+    images. `mix` holds their shares of the training.
 
     Raises:
-        UserError: as `load_source`, or the images of the places cannot stand beside each other.
+        UserError: as `load_source`, or the images of the folders cannot stand beside each other.
     """
-    if not isinstance(data_dir, list):
-        return load_source(data_dir=data_dir, max_samples=max_samples, **options)
-    parts = [load_source(data_dir=place, **options) for place in data_dir]
-    return join(parts if max_samples is None else _spread(parts, max_samples), mix)
+    if not isinstance(settings.train_dir, list):
+        return load_source(settings, settings.train_split, max_samples=settings.max_train_samples)
+    parts = [load_source(replace(settings, train_dir=place), settings.train_split) for place in settings.train_dir]
+    return join(_spread(parts, settings.max_train_samples), settings.mix)
 
 
-def load_eval_sources(
-    split: str | None, data_dir: str | list[str] | None = None, mix: list[float] | None = None, **options
-) -> tuple[Source, str]:
-    """As `load_eval_source`; of several places all images of the first split that each of them has. `mix` is for
-    training alone."""
-    if not isinstance(data_dir, list):
-        return load_eval_source(split, data_dir=data_dir, **options)
-    max_samples = options.pop("max_samples", None)
-    for candidate in [split] if split else EVAL_SPLITS:
+def load_eval_source(settings: SourceSettings) -> tuple[Source, str]:
+    """(source, split) to evaluate on: `validation_dir`, else `eval_split`, else the first of `EVAL_SPLITS` that
+    exists; of several folders all images of the first split that each of them has.
+
+    Raises:
+        NoSplit: there is no such split.
+        UserError: as `load_training_source`.
+    """
+    most, alone = settings.max_eval_samples, bool(settings.validation_dir)
+    if alone:
+        nothing = {"dataset_name": None, "dataset_config_name": None}
+        settings = replace(settings, train_dir=settings.validation_dir, **nothing)
+    if not isinstance(settings.train_dir, list):
+        return load_eval_split(settings, settings.eval_split, max_samples=most, only_for_evaluation=alone)
+    places = [replace(settings, train_dir=place) for place in settings.train_dir]
+    missing: NoSplit | None = None
+    for candidate in [settings.eval_split] if settings.eval_split else EVAL_SPLITS:
         try:
-            parts = [load_eval_source(candidate, data_dir=place, **options)[0] for place in data_dir]
-            return join(parts if max_samples is None else _spread(parts, max_samples), None), candidate
+            parts = [load_eval_split(place, candidate)[0] for place in places]
+            return join(_spread(parts, most), None), candidate
         except NoSplit as error:
             missing = error
-    if split:
+    if settings.eval_split and missing:
         raise missing
     raise NoSplit(
-        f"{', '.join(map(repr, data_dir))} have no split {', '.join(EVAL_SPLITS)} that is in all of them: give "
-        "--eval_split, or other images with --validation_dir"
+        f"{', '.join(map(repr, settings.train_dir))} have no split {', '.join(EVAL_SPLITS)} that is in all of them: "
+        "give --eval_split, or other images with --validation_dir"
     ) from missing
 
 
@@ -79,14 +83,14 @@ def exact_shares(mix: Sequence[float]) -> tuple[Fraction, ...]:
     return tuple(weight / sum(exact) for weight in exact)
 
 
-def _spread(parts: list[Source], count: int) -> list[Source]:
-    """At most `count` images, evenly spread over all parts.
+def _spread(parts: list[Source], count: int | None) -> list[Source]:
+    """At most `count` images, evenly spread over all parts; None takes all.
 
     Raises:
         UserError: a part has none of them.
     """
     ends = np.cumsum([len(part) for part in parts])
-    if count >= ends[-1]:
+    if count is None or count >= ends[-1]:
         return parts
     chosen = np.linspace(0, ends[-1] - 1, count).round().astype(int)
     fewer = []
@@ -94,7 +98,7 @@ def _spread(parts: list[Source], count: int) -> list[Source]:
         rows = chosen[(chosen >= end - len(part)) & (chosen < end)] - (end - len(part))
         if not len(rows):
             raise UserError(f"{count} samples leave none of {part.name}: give more with --max_train_samples")
-        fewer.append(dataclasses.replace(part, dataset=part.dataset.select(rows)))
+        fewer.append(replace(part, dataset=part.dataset.select(rows)))
     return fewer
 
 

@@ -65,6 +65,11 @@ class Listing:
             self.images = pa.array(self.images, pa.large_string())
         self.left_out = Counter(self.left_out)
 
+    @classmethod
+    def of(cls, folder: str, images: list[str], parquet: list[str]) -> "Listing":
+        """A listing of these files alone."""
+        return cls(folder, images, [], parquet, {}, [])
+
     def part(self, folders: Iterable[str], inside: bool) -> "Listing":
         """What lies in these folders at the top; with `inside` false all else."""
         folders = set(folders)

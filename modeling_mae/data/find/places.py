@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 import datasets
 from PIL import Image
@@ -10,7 +11,7 @@ from PIL import Image
 from ...errors import UserError
 from ..stream.shard_cache import is_remote
 from .listing import Listing, image_endings
-from .sources import NAMED, Source, find_image_column, find_label_column, load_source, still_encoded
+from .sources import NAMED, Source, SourceSettings, find_image_column, find_label_column, load_source, still_encoded
 
 
 Place = str | os.PathLike | datasets.Dataset | Sequence[str | os.PathLike | Image.Image]
@@ -39,38 +40,42 @@ def open_place(
     Raises:
         UserError: there is no such place or split, or it is unclear which images are meant.
     """
-    columns = {"image_column_name": image_column_name, "label_column_name": label_column_name}
+    settings = SourceSettings(
+        dataset_config_name=dataset_config_name,
+        image_column_name=image_column_name,
+        label_column_name=label_column_name,
+        streaming=streaming,
+        cache_dir=cache_dir,
+    )
     if isinstance(place, (str, os.PathLike)):
-        word = os.path.expanduser(os.fspath(place))
-        options = {**columns, "split": split, "cache_dir": cache_dir}
-        return _open_word(word, dataset_config_name, streaming, options)
+        return _open_word(os.path.expanduser(os.fspath(place)), split, settings)
     if isinstance(place, (datasets.DatasetDict, datasets.IterableDatasetDict, datasets.IterableDataset)):
         raise UserError(f"{type(place).__name__} is not one set of images: give one split of it, not streamed")
     if not isinstance(place, datasets.Dataset):
-        dataset, columns["image_column_name"] = _listed(place), "image"
-        return _of_dataset(dataset, f"{len(dataset):,} images", **columns)
-    return _of_dataset(place, "a data set", **columns)
+        dataset = _listed(place)
+        return _of_dataset(dataset, f"{len(dataset):,} images", replace(settings, image_column_name="image"))
+    return _of_dataset(place, "a data set", settings)
 
 
-def _open_word(word: str, config_name: str | None, streaming: bool, options: dict) -> Source:
+def _open_word(word: str, split: str | None, settings: SourceSettings) -> Source:
     ending = os.path.splitext(word)[1].lower()
-    if is_remote(word) or any(sign in word for sign in PATTERN_SIGNS) and not os.path.exists(word):
-        return load_source(data_dir=word, streaming=True, **options)
+    folder, stream = replace(settings, train_dir=word), replace(settings, train_dir=word, streaming=True)
+    if is_remote(word) or (any(sign in word for sign in PATTERN_SIGNS) and not os.path.exists(word)):
+        return load_source(stream, split)
     if os.path.isdir(word):
-        return load_source(data_dir=word, streaming=streaming or _holds_tar_files(word), **options)
+        return load_source(stream if _holds_tar_files(word) else folder, split)
     if os.path.isfile(word):
-        if ending == ".tar" or streaming:
-            return load_source(data_dir=word, streaming=True, **options)
-        folder, name = os.path.split(os.path.abspath(word))
+        if ending == ".tar" or settings.streaming:
+            return load_source(stream, split)
         if ending != ".parquet" and ending not in image_endings():
             raise UserError(f"{word!r} is neither an image nor a parquet or tar file: give such a file, or a folder")
+        above, name = os.path.split(os.path.abspath(word))
         images, parquet = ([], [name]) if ending == ".parquet" else ([name], [])
-        listing = Listing(folder, images, [], parquet, {}, [])
-        return load_source(data_dir=folder, listing=listing, **options)
+        return load_source(replace(settings, train_dir=above), split, listing=Listing.of(above, images, parquet))
     begins_here = "/" in word and os.path.isdir(word.partition("/")[0] or "/")
     if begins_here or word.startswith(".") or ending in (*SHARDS, *image_endings()) or word.count("/") > 1:
-        return load_source(data_dir=word, **options)  # raises: it says what there is
-    return load_source(dataset_name=word, dataset_config_name=config_name, streaming=streaming, **options)
+        return load_source(replace(folder, streaming=False), split)  # raises: it says what there is
+    return load_source(replace(settings, dataset_name=word), split)
 
 
 def _holds_tar_files(folder: str) -> bool:
@@ -79,11 +84,11 @@ def _holds_tar_files(folder: str) -> bool:
     return ".tar" in endings and not endings & {".parquet", *image_endings()}
 
 
-def _of_dataset(dataset: datasets.Dataset, name: str, image_column_name, label_column_name) -> Source:
+def _of_dataset(dataset: datasets.Dataset, name: str, settings: SourceSettings) -> Source:
     if not len(dataset):
         raise UserError("there are no images: give some")
-    image_column = find_image_column(dataset.features, image_column_name)
-    label_column = find_label_column(dataset.features, label_column_name)
+    image_column = find_image_column(dataset.features, settings.image_column_name)
+    label_column = find_label_column(dataset.features, settings.label_column_name)
     return Source(still_encoded(dataset.with_format(None), image_column), image_column, label_column, name)
 
 

@@ -31,6 +31,35 @@ ROWS_AT_ONCE = 100_000  # that are looked at for their folder
 ARRAYS = (datasets.Array2D, datasets.Array3D)  # columns of images that are not encoded
 
 
+@dataclass(frozen=True)
+class SourceSettings:
+    """Where images come from, and which of them are taken. The fields are named like the options."""
+
+    dataset_name: str | None = None
+    dataset_config_name: str | None = None
+    train_dir: str | list[str] | None = None
+    mix: list[float] | None = None
+    image_column_name: str | None = None
+    label_column_name: str | None = None
+    cache_dir: str | None = None
+    streaming: bool = False
+    train_split: str | None = "train"  # None: there are no training images
+    eval_split: str | None = None
+    validation_dir: str | None = None
+    max_train_samples: int | None = None
+    max_eval_samples: int | None = None
+
+    @property
+    def place(self) -> str:
+        """The folder of settings that have one."""
+        assert isinstance(self.train_dir, str), self.train_dir  # several are loaded one by one
+        return self.train_dir
+
+    @property
+    def cache(self) -> str | None:
+        return os.path.expanduser(self.cache_dir) if self.cache_dir else None
+
+
 @dataclass
 class Source:
     """One split of a data set. The images are still encoded. `name` and `left_out` are for people."""
@@ -73,46 +102,40 @@ class Source:
 
 
 def load_source(
-    dataset_name: str | None = None,
-    dataset_config_name: str | None = None,
-    data_dir: str | None = None,
+    settings: SourceSettings,
     split: str | None = "train",
-    image_column_name: str | None = None,
-    label_column_name: str | None = None,
+    *,
     max_samples: int | None = None,
-    cache_dir: str | None = None,
     exact_split: bool = False,
     listing: Listing | None = None,
-    streaming: bool = False,
 ) -> Source:
-    """One split of `data_dir` (a folder) or `dataset_name` (a known name or a Hub id); the bundled images by default.
+    """One split of one place: the folder `train_dir`, else `dataset_name` (a known name or a Hub id), else the bundled
+    images.
 
     `split` None: all images of a folder, whatever splits it has; of a data set on the Hub its only split.
     `exact_split`: if two folders mean the same split (`val`, `validation`), take the one with exactly this name.
-    `listing`: of `data_dir`, if it was listed before.
+    `listing`: of the folder, if it was listed before.
 
     Raises:
         NoSplit: the data set has no such split.
         UserError: the path, name or column does not exist, there are no images, or it is unclear which are meant.
     """
-    cache_dir = os.path.expanduser(cache_dir) if cache_dir else None
-    if streaming:
-        place = (dataset_name, dataset_config_name, data_dir)
-        return _load_stream(*place, split, image_column_name, label_column_name, cache_dir)
-    left_out, dataset_id, folder = "", None, None
-    if data_dir is not None:
-        listing = listing or _list(data_dir)
+    if settings.streaming:
+        return _load_stream(settings, split)
+    left_out, dataset_id, folder, name = "", None, None, settings.dataset_name
+    if settings.train_dir is not None:
+        listing = listing or _list(settings.place)
         name, folder = Path(listing.folder).name, listing.folder
-        dataset, listing = _load_folder(listing, split, exact_split, cache_dir)
+        dataset, listing = _load_folder(listing, split, exact_split, settings.cache)
         left_out = str(listing)
-    elif dataset_name in (None, "fashion_mnist"):
+    elif name in (None, "fashion_mnist"):
         name = "fashion_mnist"
-        dataset, _ = _load_folder(list_folder(BUNDLED), split, exact_split, cache_dir)
+        dataset, _ = _load_folder(list_folder(BUNDLED), split, exact_split, settings.cache)
     else:
-        name, dataset_id = dataset_name, NAMED.get(dataset_name, dataset_name)
-        dataset = _load_from_hub(dataset_name, dataset_config_name, split, cache_dir)
-    image_column = find_image_column(dataset.features, image_column_name)
-    label_column = find_label_column(dataset.features, label_column_name)
+        dataset_id = NAMED.get(name, name)
+        dataset = _load_from_hub(name, settings.dataset_config_name, split, settings.cache)
+    image_column = find_image_column(dataset.features, settings.image_column_name)
+    label_column = find_label_column(dataset.features, settings.label_column_name)
     if max_samples is not None and max_samples < len(dataset):
         # Evenly spread: many sets are sorted by class, and their first images would all be of one class.
         dataset = dataset.select(np.linspace(0, len(dataset) - 1, max_samples).round().astype(int))
@@ -130,57 +153,49 @@ def still_encoded(dataset: datasets.Dataset, image_column: str) -> datasets.Data
     return dataset.cast_column(image_column, datasets.Image(decode=False))
 
 
-def load_eval_source(split: str | None, only_for_evaluation: bool = False, **options) -> tuple[Source, str]:
-    """(source, split) to evaluate on: `split`, or the first of `EVAL_SPLITS` that exists.
+def load_eval_split(
+    settings: SourceSettings, split: str | None, *, max_samples: int | None = None, only_for_evaluation: bool = False
+) -> tuple[Source, str]:
+    """(source, split) to evaluate on, of one place: `split`, or the first of `EVAL_SPLITS` that exists.
 
-    `options` are `load_source`'s. A folder that is `only_for_evaluation` needs no splits: without them all of it is
-    taken.
+    A folder that is `only_for_evaluation` needs no splits: without them all of it is taken.
 
     Raises:
         NoSplit: there is no such split.
         UserError: as `load_source`.
     """
     candidates = [split] if split else [*EVAL_SPLITS, *["train"] * only_for_evaluation]
-    is_folder = options.get("data_dir") is not None and not options.get("streaming")
-    listing = _list(options["data_dir"]) if is_folder else None
+    is_folder = settings.train_dir is not None and not settings.streaming
+    listing, exact = _list(settings.place) if is_folder else None, split is not None
+    missing: NoSplit | None = None
     for candidate in candidates:
         try:
-            source = load_source(split=candidate, exact_split=split is not None, listing=listing, **options)
+            source = load_source(settings, candidate, max_samples=max_samples, exact_split=exact, listing=listing)
             return source, candidate
         except NoSplit as error:
             missing = error
-    if split:
+    if split and missing:
         raise missing
-    place = options.get("data_dir") or options.get("dataset_name")
     raise NoSplit(
-        f"{place!r} has no split {', '.join(EVAL_SPLITS)} to evaluate on: give --eval_split, or "
-        "other images with --validation_dir"
+        f"{settings.train_dir or settings.dataset_name!r} has no split {', '.join(EVAL_SPLITS)} to evaluate on: give "
+        "--eval_split, or other images with --validation_dir"
     ) from missing
 
 
-def _load_stream(
-    dataset_name: str | None,
-    dataset_config_name: str | None,
-    data_dir: str | None,
-    split: str | None,
-    image_column_name: str | None,
-    label_column_name: str | None,
-    cache_dir: str | None,
-) -> Source:
+def _load_stream(settings: SourceSettings, split: str | None) -> Source:
     def find_column(features: datasets.Features) -> str:
-        return find_image_column(features, image_column_name)
+        return find_image_column(features, settings.image_column_name)
 
-    dataset_id = None
-    if data_dir is None and dataset_name not in (None, "fashion_mnist"):
-        name = dataset_id = NAMED.get(dataset_name, dataset_name)
-        rows = stream_of_hub(name, dataset_config_name, split, find_column, cache_dir)
+    name, dataset_id = settings.dataset_name, None
+    if settings.train_dir is None and name not in (None, "fashion_mnist"):
+        name = dataset_id = NAMED.get(name, name)
+        rows = stream_of_hub(name, settings.dataset_config_name, split, find_column, settings.cache)
     else:
-        place = str(BUNDLED) if data_dir is None else data_dir
-        name = "fashion_mnist" if data_dir is None else Path(data_dir).name
-        rows = stream_of_place(place, split, find_column, cache_dir)
-    return Source(
-        rows, rows.image_column, find_label_column(rows.features, label_column_name), name, dataset_id=dataset_id
-    )
+        place = str(BUNDLED) if settings.train_dir is None else settings.place
+        name = "fashion_mnist" if settings.train_dir is None else Path(place).name
+        rows = stream_of_place(place, split, find_column, settings.cache)
+    label_column = find_label_column(rows.features, settings.label_column_name)
+    return Source(rows, rows.image_column, label_column, name, dataset_id=dataset_id)
 
 
 def _list(data_dir: str) -> Listing:

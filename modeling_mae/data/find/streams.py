@@ -34,7 +34,7 @@ def stream_of_place(
         raise UserError(f"{place!r} has no shards: a stream takes .parquet or .tar files")
     common = os.path.commonprefix([os.path.dirname(shard) + "/" for shard in shards]).rpartition("/")[0]
     paths = [shard[len(common) + 1 :] for shard in shards]
-    chosen = paths if split is None else choose_parquet(Listing(common or "/", [], [], paths, [], []), split)
+    chosen = paths if split is None else choose_parquet(Listing.of(common or "/", [], paths), split)
     return _open([f"{common}/{path}" for path in chosen], place, find_column, cache_dir, None)
 
 

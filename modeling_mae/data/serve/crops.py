@@ -5,16 +5,21 @@ its own box in one call. The box is the same in every process and loading worker
 """
 
 from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)  # width to height of a random crop: the RandomResizedCrop of every published MAE
+Epochs = int | Sequence[int] | np.ndarray  # one for all images, or one for each
+Indices = Sequence[int] | np.ndarray
+Sides = int | Sequence[int] | np.ndarray
 TRIES = 10  # to draw a box that fits, as torchvision does before it takes the centre
 
 
-def uniforms(seed: int, epoch: int | list[int], indices, count: int, repeats=0) -> np.ndarray:
+def uniforms(seed: int, epoch: Epochs, indices: Indices, count: int, repeats: Sides = 0) -> np.ndarray:
     """``(images, count)`` numbers in [0, 1) that depend on seed, epoch, image index and repeat alone. `epoch` and
     `repeats` are one number for all images, or one for each.
 
@@ -37,13 +42,23 @@ def uniforms(seed: int, epoch: int | list[int], indices, count: int, repeats=0) 
     return (bits >> np.uint64(11)) * 2.0**-53
 
 
+class Crop(Protocol):
+    """Which part of each image is seen. `RandomResizedCrop` says what the arguments and results are."""
+
+    def __call__(
+        self, epoch: Epochs, indices: Indices, height: Sides, width: Sides, repeats: Sides = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
 class RandomResizedCrop:
     """The boxes of torchvision's RandomResizedCrop, and a flip for every second image (paper, Table 8)."""
 
     def __init__(self, seed: int, scale=(0.2, 1.0), ratio=ASPECT_RATIOS, flip: bool = True):
         self.seed, self.scale, self.ratio, self.flip = seed, tuple(scale), tuple(ratio), flip
 
-    def __call__(self, epoch: int | list[int], indices, height, width, repeats=0) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, epoch: Epochs, indices: Indices, height: Sides, width: Sides, repeats: Sides = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Boxes ``(images, 4)`` = top, left, height, width in pixels, and flips ``(images,)``.
 
         `epoch`, `height` and `width` of the images in pixels, and which crop of the epoch this is (`repeats`): one
@@ -87,7 +102,9 @@ class OnlyCrop:
         self.crop, self.mirrored = crop, mirrored
         self.had_choice = torch.zeros(1, dtype=torch.bool).share_memory_()
 
-    def __call__(self, epoch: int, indices, height, width, repeats=0) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, epoch: Epochs, indices: Indices, height: Sides, width: Sides, repeats: Sides = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `RandomResizedCrop`."""
         sizes = (np.broadcast_to(np.asarray(side), (len(indices),)) for side in (height, width))
         if self.crop.has_choice(*sizes).any():
@@ -122,7 +139,9 @@ class CenterCrop:
     def __init__(self, size: tuple[int, int], fraction: float = 1.0):
         self.size, self.fraction = size, fraction
 
-    def __call__(self, epoch: int | list[int], indices, height, width, repeats=0) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, epoch: Epochs, indices: Indices, height: Sides, width: Sides, repeats: Sides = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """As `RandomResizedCrop`; no image is flipped, and repeats are the same."""
         n = len(indices)
         height, width = np.broadcast_to(np.asarray(height), (n,)), np.broadcast_to(np.asarray(width), (n,))

@@ -10,10 +10,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ...errors import UserError
 from ..read.bit_depth import WHITE
-from .crops import CenterCrop, RandomResizedCrop, finish_crop
-from .lanes import LaneOrder
-from .mixture import MixedOrder, Mixture
-from .order import MicroBatches, Order, distinct_images
+from .crops import CenterCrop, Crop, finish_crop
+from .mixture import Mixture
+from .order import MicroBatches, Order, UpdateOrder, distinct_images
 from .worker import prepare_worker
 
 
@@ -40,7 +39,8 @@ class Images(Dataset, ABC):
 
     def __init__(self, num_images: int, size: tuple[int, int], crop_fraction: float, labels: torch.Tensor | None):
         self.size = size  # (height, width) in pixels, as the model takes them
-        self.crop: CenterCrop | RandomResizedCrop = CenterCrop(size, crop_fraction)
+        self.crop_fraction = crop_fraction  # of the crop of evaluation
+        self.crop: Crop = CenterCrop(size, crop_fraction)
         self.skipped = torch.zeros(num_images, dtype=torch.bool)  # unreadable images that another one stands in for
         self.incomplete = torch.zeros(num_images, dtype=torch.bool)  # whose missing values were filled
         self._labels = labels  # (num_images,) class numbers, or (num_images, n) floats
@@ -63,9 +63,17 @@ class Images(Dataset, ABC):
         """Class numbers ``(images,)``, floats ``(images, classes or targets)``, or None."""
         return self._labels if self._labels is None or self.rows is None else self._labels[self.rows]
 
+    def labels_of(self, rows: torch.Tensor | list[int]) -> torch.Tensor | None:
+        """Labels of these images of the whole set."""
+        return None if self._labels is None else self._labels[rows]
+
+    def _with_labels(self, batch: dict, rows: list[int]) -> dict:
+        labels = self.labels_of(rows)
+        return batch if labels is None else {**batch, "labels": labels}
+
     def view(
         self,
-        crop: CenterCrop | RandomResizedCrop | None = None,
+        crop: Crop | None = None,
         rows: np.ndarray | None = None,
         augment: Callable[[torch.Tensor, int | list[int], list[int]], torch.Tensor] | None = None,
     ) -> "Images":
@@ -124,7 +132,7 @@ class Images(Dataset, ABC):
             generator=torch.Generator(),  # of its own: the global one must stand where a checkpoint left it
         )
 
-    def order(self, total_batch_size: int, seed: int) -> Order | LaneOrder | MixedOrder:
+    def order(self, total_batch_size: int, seed: int) -> UpdateOrder:
         if self.mixture is not None:
             return self.mixture.order(self.rows, total_batch_size, seed)
         return Order(len(self), total_batch_size, seed)

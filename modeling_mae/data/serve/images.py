@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -17,18 +18,50 @@ from ..read.decode import BadImage, decode_present, look_at, name_of
 from ..read.reduced import ReducedJpeg, Reduction
 from ..stream.shards import ShardedRows
 from .crops import repeats_of
-from .filling import WORTH_PROCESSES, fill
-from .image_cache import KeptImages, Machine, share_memory
+from .decoded import KeptImages, Memory, fill, share_file
 from .image_set import Images
 from .lanes import LaneOrder
-from .mixture import MixedOrder, Mixture
-from .order import Order
+from .mixture import Mixture
+from .order import UpdateOrder
 
 
 SHAPE_SAMPLE = 16  # images that tell whether all have the same shape
 READ_AT_START = 250_000  # images; to decode more before the first update would take more than a minute
+WORTH_PROCESSES = 32 << 20  # bytes of decoded images; fewer are there before other processes have started
+ROOM = 2  # times what a sample says that all images take
 KEPT = "from files, kept in memory once decoded"
 FILE_SAMPLE = 64  # files that tell which value is white, and whether they are stacks
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How files become images. The fields are named like the options."""
+
+    on_bad_image: str = "error"
+    scaled_decoding: bool = True  # of large JPEG files, at 1/2, 1/4 or 1/8 size if their crop allows it
+    white_value: float | None = None  # in the files, becomes 255; None finds it from a sample
+    bands: list[int] | None = None  # of the files that the model sees, counted from 1
+    image_mean: list[float] | None = None  # for white 1; None measures it on a sample
+    image_std: list[float] | None = None
+    eval_crop_fraction: float | None = None  # of the largest central box; None takes all of it
+
+    @property
+    def crop_fraction(self) -> float:
+        return self.eval_crop_fraction or 1.0
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a set of images is opened for a model that takes `size` (height, width) in pixels."""
+
+    size: tuple[int, int]
+    num_channels: int
+    settings: ImageSettings = ImageSettings()
+    memory: Memory = Memory()
+
+    def with_white(self, white: float | None) -> "Opening":
+        """The same, with a white that is known. None finds it from a sample."""
+        return replace(self, settings=replace(self.settings, white_value=white))
 
 
 class MemoryImages(Images):
@@ -58,7 +91,7 @@ class MemoryImages(Images):
     def _crop_batch(self, epoch: int | list[int], indices: list[int]) -> dict:
         boxes, flips = self.crop(epoch, indices, *self.pixels.shape[2:], repeats_of(epoch, indices))
         batch = {"images": self.pixels[indices], "boxes": boxes, "flips": flips}
-        return batch if self._labels is None else {**batch, "labels": self._labels[indices]}
+        return self._with_labels(batch, indices)
 
 
 class FileImages(Images):
@@ -66,28 +99,25 @@ class FileImages(Images):
 
     where = "from files"
     decodes = True
-    scaled_decoding = True  # of large JPEG files, at 1/2, 1/4 or 1/8 size where their crop allows it
     kept: KeptImages | None = None  # what was decoded before
 
-    def __init__(
-        self,
-        source: Source,
-        size: tuple[int, int],
-        num_channels: int,
-        crop_fraction: float = 1.0,
-        labels: torch.Tensor | None = None,
-        on_bad_image: str = "error",
-        white: float = WHITE,
-        bands: list[int] | None = None,
-    ):
-        super().__init__(len(source), size, crop_fraction, labels)
-        self.bands, self.mixture = bands, Mixture.of(source)
-        self.source, self.num_channels, self.on_bad_image, self.white = source, num_channels, on_bad_image, white
+    def __init__(self, source: Source, opening: Opening, labels: torch.Tensor | None = None):
+        settings = opening.settings
+        super().__init__(len(source), opening.size, settings.crop_fraction, labels)
+        self.source, self.num_channels, self.settings = source, opening.num_channels, settings
+        self.on_bad_image = settings.on_bad_image
+        self.white, self.bands, self.mixture = settings.white_value or WHITE, settings.bands, Mixture.of(source)
         for flags in (self.skipped, self.incomplete):
             flags.share_memory_()  # loading workers write into them
 
     def read(self, index: int) -> torch.Tensor:
-        return self.read_or_next(index)[0]
+        return self.read_whole(index)[0]
+
+    def read_whole(self, index: int, enough_pixels: int | None = None) -> tuple[torch.Tensor, int]:
+        """As `read_or_next`, of an image that is not reduced for a crop."""
+        image, index = self.read_or_next(index, enough_pixels)
+        assert isinstance(image, torch.Tensor)
+        return image, index
 
     def read_or_next(
         self,
@@ -170,20 +200,18 @@ class FileImages(Images):
         repeats = np.array(repeats_of(epoch, indices))
         epochs = np.broadcast_to(epoch, len(indices))
         read, rows = {}, np.array(indices)
-        for index in dict.fromkeys(indices):  # what stands here several times is decoded once
+        for index in dict.fromkeys(indices):  # an index that stands here several times is decoded once
             here = rows == index
             read[index] = self.read_or_next(index, reduction_of=partial(self._reduction, epochs[here], repeats[here]))
-        images, indices = zip(
-            *(read[index] for index in indices), strict=True
-        )  # a stand-in has its own crop and label
+        images = [read[index][0] for index in indices]
+        indices = [read[index][1] for index in indices]  # a stand-in has its own crop and label
         heights, widths = ([image.shape[axis] for image in images] for axis in (1, 2))
         boxes, flips = self.crop(epoch, indices, heights, widths, repeats)
         resized = []
         for image, box, flip in zip(images, boxes.tolist(), flips.tolist(), strict=True):
-            image = self._resized_crop(image, box)
-            resized.append(image.flip(2) if flip else image)
-        batch = {"images": torch.stack(resized)}
-        return batch if self._labels is None else {**batch, "labels": self._labels[list(indices)]}
+            crop = self._resized_crop(image, box)
+            resized.append(crop.flip(2) if flip else crop)
+        return self._with_labels({"images": torch.stack(resized)}, indices)
 
     def _resized_crop(self, image: torch.Tensor | ReducedJpeg, box: list[int]) -> torch.Tensor:
         if isinstance(image, ReducedJpeg):
@@ -192,7 +220,7 @@ class FileImages(Images):
 
     def _reduction(self, epochs: np.ndarray, repeats: np.ndarray, index: int) -> Reduction | None:
         """How image `index` may be reduced for these of its crops."""
-        if not self.scaled_decoding or self.dtype != torch.uint8 or self.bands:
+        if not self.settings.scaled_decoding or self.dtype != torch.uint8 or self.bands:
             return None
 
         def boxes_of(height: int, width: int) -> torch.Tensor:
@@ -206,7 +234,7 @@ class StreamedImages(FileImages):
 
     where = "streamed"
 
-    def order(self, total_batch_size: int, seed: int) -> Order | LaneOrder | MixedOrder:
+    def order(self, total_batch_size: int, seed: int) -> UpdateOrder:
         if self.rows is not None or self.mixture is not None:
             return super().order(total_batch_size, seed)  # a unit has few images of a part
         return LaneOrder(self.source.dataset.counts, total_batch_size, seed)
@@ -215,90 +243,73 @@ class StreamedImages(FileImages):
         return self.source.dataset.spread(count)
 
 
-def open_images(
-    source: Source,
-    size: tuple[int, int],
-    num_channels: int,
-    *,
-    memory_budget: int,
-    machine: Machine | None = None,
-    crop_fraction: float = 1.0,
-    on_bad_image: str = "error",
-    labels: np.ndarray | None = None,
-    white: float | None = None,
-    bands: list[int] | None = None,
-    scaled_decoding: bool = True,
-    num_workers: int = 0,
-) -> Images:
-    """The images of `source` for a model that takes `size` (height, width): in memory when all have the same shape,
-    take at most `memory_budget` bytes and are at most `READ_AT_START`; else from their files. `labels` are class
-    numbers ``(images,)`` or floats ``(images, classes or targets)``. The value `white` in the files becomes 255; None
-    finds it from a sample. `bands`, counted from 1, are those of the files that the model sees.
+def open_images(source: Source, opening: Opening, labels: np.ndarray | None = None) -> Images:
+    """The images of `source`: in memory if all have the same shape, take at most the budget of memory and are at most
+    `READ_AT_START`; else from their files. `labels` are class numbers ``(images,)`` or floats ``(images, classes or
+    targets)``.
 
-    The processes of a `machine` share the memory, which `num_workers` others fill where that is faster. All processes
-    of the run must call this together. Images of several shapes, or more images, that fit by their mean are kept once
-    they are decoded.
+    The processes of a machine share the memory, which loading workers fill if that is faster. All processes of the run
+    must call this together. Images of several shapes, or more images, that fit by their mean are kept once they are
+    decoded.
 
     Raises:
         BadImage: as `FileImages.read_or_next`.
         UserError: the images have no common white, or the bands are not as many as channels.
     """
-    if bands and len(bands) != num_channels:
-        raise UserError(f"bands {bands} are {len(bands)}, the model takes {num_channels} channels: set num_channels")
-    labels = None if labels is None else torch.from_numpy(labels)
+    settings, channels = opening.settings, opening.num_channels
+    if settings.bands and len(settings.bands) != channels:
+        count = len(settings.bands)
+        raise UserError(f"bands {settings.bands} are {count}, the model takes {channels} channels: set num_channels")
     images_class = StreamedImages if isinstance(source.dataset, ShardedRows) else FileImages
-    files = images_class(source, size, num_channels, crop_fraction, labels, on_bad_image, white or WHITE, bands)
-    files.scaled_decoding = scaled_decoding
-    looks = files.try_files(files.spread(FILE_SAMPLE), partial(look_at, num_channels=num_channels, bands=bands))
+    files = images_class(source, opening, None if labels is None else torch.from_numpy(labels))
+    looks = files.try_files(files.spread(FILE_SAMPLE), partial(look_at, num_channels=channels, bands=settings.bands))
     ranges, stacks = [look[0] for look in looks], [look[1] for look in looks]
-    if white is None:
+    if settings.white_value is None:
         files.white = common_white(ranges)
     if any(kind != "8 bits" for _, kind, _ in ranges):
         files.dtype = torch.float32
     scale = describe_scale(files.white) if files.dtype != torch.uint8 else ""
     remarks = [scale, describe_stacks(stacks), source.left_out]
     files.remarks = "".join(f"; {remark}" for remark in remarks if remark)
-    if isinstance(files, StreamedImages):
-        return files
-    return _kept_in_memory(files, memory_budget, machine or Machine(), num_workers)
+    return files if isinstance(files, StreamedImages) else _kept_in_memory(files, opening.memory)
 
 
-def _kept_in_memory(files: FileImages, budget: int, machine: Machine, num_workers: int) -> Images:
-    """The images of these files, in at most `budget` bytes of memory, where they fit."""
+def _kept_in_memory(files: FileImages, memory: Memory) -> Images:
+    """The images of these files, in memory if they fit."""
     sample = [files.read(i) for i in files.spread(SHAPE_SAMPLE)]
     bytes_needed = len(files) * sum(image.nbytes for image in sample) // len(sample)
-    if bytes_needed > budget:
+    if bytes_needed > memory.budget:
         return files
     if len({image.shape for image in sample}) == 1 and len(files) <= READ_AT_START:
-        images = _read_all(files, sample[0].shape, machine, num_workers)
+        images = _read_all(files, sample[0].shape, memory)
         if images is not None:
             return images
-    memory = share_memory(KeptImages.bytes_for(len(files), budget), machine)
-    if memory is not None:
-        files.kept, files.where = KeptImages(memory, len(files), files.dtype), KEPT
+    room = min(memory.budget, ROOM * bytes_needed)
+    shared = share_file(KeptImages.bytes_for(len(files), room, memory.machine), memory.machine)
+    if shared is not None:
+        files.kept, files.where = KeptImages(shared, len(files), files.dtype, memory.machine), KEPT
     return files
 
 
-def _read_all(files: FileImages, shape: torch.Size, machine: Machine, num_workers: int) -> MemoryImages | None:
-    """All images in memory; None when one has another shape. One process of a machine decodes them, or its
-    `num_workers` do."""
-    size = len(files) * shape.numel() * files.dtype.itemsize
-    num_workers = num_workers if size >= WORTH_PROCESSES else 0
-    memory = share_memory(size, machine) if num_workers or not machine.alone else None
-    shape = (len(files), *shape)  # (images, channels, height, width)
-    pixels = torch.empty(shape, dtype=files.dtype) if memory is None else memory.tensor(shape, files.dtype)
-    outcome = None
-    if memory is None or machine.first:
+def _read_all(files: FileImages, shape: torch.Size, memory: Memory) -> MemoryImages | None:
+    """All images in memory; None when one has another shape. One process of a machine decodes them, or its loading
+    workers do."""
+    machine, size = memory.machine, len(files) * shape.numel() * files.dtype.itemsize
+    num_workers = memory.num_workers if size >= WORTH_PROCESSES else 0
+    shared = share_file(size, machine) if num_workers or not machine.alone else None
+    whole = (len(files), *shape)  # (images, channels, height, width)
+    pixels = torch.empty(whole, dtype=files.dtype) if shared is None else shared.tensor(whole, files.dtype)
+    outcome: tuple[torch.Tensor, ...] | UserError | None = None
+    if shared is None or machine.first:
         try:
-            stand_ins = fill(pixels, files, num_workers if memory is not None else 0)
+            stand_ins = fill(pixels, files, num_workers if shared is not None else 0)
             outcome = None if stand_ins is None else (stand_ins, files.skipped, files.incomplete)
         except UserError as error:
             outcome = error
-    outcome = machine.from_first(outcome) if memory is not None else outcome
-    if isinstance(outcome, Exception):
+    outcome = machine.from_first(outcome) if shared is not None else outcome
+    if isinstance(outcome, UserError):
         raise outcome
     if outcome is None:
         return None
     stand_ins, files.skipped, files.incomplete = outcome
-    labels = None if files.labels is None else files.labels[stand_ins]
-    return MemoryImages(pixels, files.size, files.crop.fraction, labels, files)
+    return MemoryImages(pixels, files.size, files.crop_fraction, files.labels_of(stand_ins), files)

@@ -6,6 +6,7 @@ Resuming needs only the number of updates done. The number of processes and load
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -17,6 +18,21 @@ from ...errors import UserError
 def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
     """The permutation of the images ``(num_images,)`` that epoch `epoch` goes through."""
     return np.random.default_rng([seed, epoch]).permutation(num_images)
+
+
+class UpdateOrder(Protocol):
+    """Which images each update takes."""
+
+    @property
+    def total_batch_size(self) -> int: ...
+
+    @property
+    def updates_per_epoch(self) -> int: ...
+
+    def images_of(self, update: int) -> tuple[int | np.ndarray, np.ndarray]:
+        """(epoch, indices ``(total_batch_size,)``) of an update, counted from 0. The epoch is one for all, or one for
+        each image."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +62,7 @@ class Order:
         return epoch, order[place * self.total_batch_size : (place + 1) * self.total_batch_size]
 
 
-class MicroBatches(Sampler):
+class MicroBatches(Sampler[tuple[int | list[int], list[int]]]):
     """(epoch, indices) of each micro-batch of one process, over the `updates`. In a mixture each image has an epoch of
     its own.
 
@@ -59,7 +75,7 @@ class MicroBatches(Sampler):
 
     def __init__(
         self,
-        order: Order,
+        order: UpdateOrder,
         batch_size: int,
         updates: range,
         process_index: int = 0,
@@ -80,8 +96,8 @@ class MicroBatches(Sampler):
                 self.process_index * self.batch_size, len(indices), self.num_processes * self.batch_size
             ):
                 piece = slice(first, first + self.batch_size)
-                epochs = epoch if np.isscalar(epoch) else np.repeat(epoch[piece], self.repeats).tolist()
-                yield epochs, np.repeat(indices[piece], self.repeats).tolist()
+                in_piece = np.repeat(epoch[piece], self.repeats).tolist() if isinstance(epoch, np.ndarray) else epoch
+                yield in_piece, np.repeat(indices[piece], self.repeats).tolist()
 
 
 def distinct_images(batch_size: int, repeats: int) -> int:

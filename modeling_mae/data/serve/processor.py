@@ -7,7 +7,7 @@ from transformers import AutoImageProcessor, BitImageProcessor, ViTImageProcesso
 
 from ...image_processing_mae import MAEImageProcessor
 from ..read.bit_depth import WHITE
-from .images import Images
+from .images import Images, ImageSettings
 
 
 BICUBIC = 3  # of PIL's resampling filters
@@ -47,8 +47,7 @@ def image_processor(
 
 def processor_of(images: Images, mean: list[float], std: list[float]):
     """The processor that does to an image what evaluation does with these `images`."""
-    crop_fraction = images.crop.fraction
-    return image_processor(images.size, mean, std, len(mean), crop_fraction, images.white, images.bands)
+    return image_processor(images.size, mean, std, len(mean), images.crop_fraction, images.white, images.bands)
 
 
 @dataclass(frozen=True)
@@ -61,9 +60,22 @@ class Processing:
     white: float | None = None
     bands: list[int] | None = None
 
-    def open_options(self) -> dict:
-        """What `open_images` takes of it."""
-        return {"crop_fraction": self.crop_fraction, "white": self.white, "bands": self.bands}
+    @classmethod
+    def given(cls, settings: ImageSettings) -> "Processing":
+        """What the settings say of it."""
+        mean, std, fraction = settings.image_mean, settings.image_std, settings.eval_crop_fraction
+        return cls(mean, std, fraction, settings.white_value, settings.bands)
+
+    def applied(self, settings: ImageSettings) -> ImageSettings:
+        """The settings with this crop, white, bands, mean and deviation."""
+        return replace(
+            settings,
+            image_mean=self.mean,
+            image_std=self.std,
+            eval_crop_fraction=self.crop_fraction,
+            white_value=self.white,
+            bands=self.bands,
+        )
 
     def replaced_by(self, given: "Processing", say: Callable[[str], None]) -> "Processing":
         """What `given` has, and this for the rest. `say` prints what differs."""

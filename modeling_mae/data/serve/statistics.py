@@ -8,7 +8,7 @@ import torch
 from ...errors import UserError
 from ..read.bit_depth import WHITE
 from ..read.decode import file_size
-from .images import SHAPE_SAMPLE, FileImages, Images, MemoryImages
+from .images import SHAPE_SAMPLE, FileImages, Images, ImageSettings, MemoryImages
 
 
 STATISTICS_SAMPLE = 2048  # images that mean and deviation are measured on, at most
@@ -48,19 +48,20 @@ def measure_mean_std(images: Images, say: Callable[[str], None] | None = None) -
 
 def choose_mean_std(
     images: Images,
-    given: tuple[list[float] | None, list[float] | None],
+    settings: ImageSettings,
     before: dict,
     say: Callable[[str], None],
 ) -> tuple[list[float], list[float]]:
-    """Mean and deviation as `given`; else of the run that goes on, whose settings are `before`; else measured.
+    """Mean and deviation as the `settings` give them; else of the run that goes on, which was made with `before`; else
+    measured.
 
     Raises:
         UserError: as `check_mean_std`.
     """
-    mean, std = given
-    if mean is None:
+    mean, std = settings.image_mean, settings.image_std
+    if mean is None or std is None:
         mean, std = before.get("mean"), before.get("std")
-    if mean is None:
+    if mean is None or std is None:
         mean, std = measure_mean_std(images, say)
     check_mean_std(images, mean, std)
     return mean, std
@@ -121,4 +122,4 @@ def _enough_of(images: Images, index: int) -> torch.Tensor:
     small = isinstance(images, MemoryImages) and images.pixels[0, 0].numel() <= STATISTICS_PIXELS
     if (small and not images.incomplete.any()) or not isinstance(files, FileImages):
         return images.read(index)
-    return files.read_or_next(index, STATISTICS_PIXELS)[0]
+    return files.read_whole(index, STATISTICS_PIXELS)[0]
