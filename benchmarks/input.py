@@ -29,7 +29,7 @@ from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 from torchvision.transforms.v2.functional import resized_crop
 
 from modeling_mae.data.find.sources import Source, SourceSettings, load_source
-from modeling_mae.data.read.decode import decode, decode_present
+from modeling_mae.data.read.decode import Rules, decode, decode_present
 from modeling_mae.data.read.reduced import Reduction
 from modeling_mae.data.serve.crops import RandomResizedCrop
 from modeling_mae.data.serve.decoded import Memory
@@ -118,7 +118,9 @@ def compare_decoding(title: str, files: list[bytes], size: int) -> None:
             reduction = Reduction(lambda height, width, boxes=boxes: boxes, (size, size))
             times = reduction(*whole.shape[1:])
             if times > 1 and len(differences[times]) < 10 * (i + 1):
-                reduced = decode_present(data, None, 3, reduction=reduction)[0].crop(boxes[0].tolist(), (size, size))
+                reduced = decode_present(data, None, Rules(3, reduction=reduction))[0].crop(
+                    boxes[0].tolist(), (size, size)
+                )
                 bicubic, bilinear = (
                     resized_crop(whole, *boxes[0].tolist(), [size, size], mode, antialias=True)
                     for mode in (InterpolationMode.BICUBIC, InterpolationMode.BILINEAR)

@@ -8,7 +8,9 @@ import torch
 from flat import load_source, open_images
 from transformers import AutoImageProcessor
 
-from modeling_mae.data.read.decode import BadImage, decode, file_size, value_range
+from modeling_mae.data.read.decode import decode, look_at
+from modeling_mae.data.read.faults import BadImage
+from modeling_mae.data.read.header import read_header
 from modeling_mae.data.serve.images import FileImages, MemoryImages
 from modeling_mae.data.serve.processor import image_processor
 from modeling_mae.data.serve.statistics import check_mean_std, measure_mean_std
@@ -28,6 +30,11 @@ def saved(tmp_path, values, name="a.npy"):
     return str(path)
 
 
+def size_and_format(path) -> tuple[int, str]:
+    header = read_header(None, path)
+    return header.pixels, header.format
+
+
 @pytest.mark.parametrize("dtype", [">u2", "<u2", ">f4", "f8", "f2", "i1", "i2"])
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -37,7 +44,7 @@ def test_values_are_kept(tmp_path, dtype, last, order):
     path = saved(tmp_path, np.asarray(np.moveaxis(values, 0, -1) if last else values, order=order))
     white = 65535 if "u" in dtype else 1
     image = decode(None, path, 5, white)
-    assert image.dtype == torch.float32 and file_size(None, path) == (42, "NPY")
+    assert image.dtype == torch.float32 and size_and_format(path) == (42, "NPY")
     np.testing.assert_allclose(image.numpy() * (white / 255), values.astype(np.float64), rtol=1e-6, atol=1e-6)
 
 
@@ -120,7 +127,7 @@ def test_bands_that_were_not_chosen_decide_nothing(tmp_path):
     images = open_images(load_source(train_dir=str(tmp_path / "images")), (4, 6), 1, memory_budget=0, bands=[2])
     assert images.read(0).unique().tolist() == [255] and not images.incomplete.any()
     with pytest.raises(BadImage, match=r"more than half of band 1 missing \(100%\)"):
-        value_range(None, path, 2, [2, 1])
+        look_at(None, path, 2, [2, 1])
     np.save(path, np.stack([np.full((4, 6), 60000), np.full((4, 6), 900)]).astype(np.uint16))
     source = load_source(train_dir=str(tmp_path / "images"))
     assert open_images(source, (4, 6), 1, memory_budget=0, bands=[2]).white == 1023
@@ -160,7 +167,7 @@ def test_tiff_of_five_bands(tmp_path, planar):
     tifffile.imwrite(path, values, photometric="minisblack", planarconfig=planar)
     assert np.allclose(decode(None, path, 5, 65535) * 257, FIVE)
     assert np.allclose(decode(None, path, 2, 65535, bands=[4, 1]) * 257, FIVE[[3, 0]])
-    assert file_size(None, path) == (96, "TIFF")
+    assert size_and_format(path) == (96, "TIFF")
 
 
 @pytest.mark.parametrize("budget", [0, 1 << 30])

@@ -1,5 +1,6 @@
 """Images of more than 8 bits: which value is white, and what is a bad image."""
 
+import io
 import struct
 import zlib
 
@@ -7,10 +8,11 @@ import datasets
 import numpy as np
 import pytest
 from flat import load_source, open_images
-from PIL import Image
+from PIL import Image, ImageOps
 
 from modeling_mae.data.read.bit_depth import common_white, white_above
-from modeling_mae.data.read.decode import BadImage, decode, value_range
+from modeling_mae.data.read.decode import decode, look_at
+from modeling_mae.data.read.faults import BadImage
 from modeling_mae.data.serve.images import FileImages, MemoryImages
 from modeling_mae.data.serve.statistics import measure_mean_std
 from modeling_mae.errors import UserError
@@ -169,10 +171,8 @@ def damaged_files():
     middle = len(whole) // 2
     return {
         "cut off": whole[:middle],
-        "without an end": whole[:-12],
         "a byte flipped": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
         "a row is missing": png16(values, rows[:-row]),
-        "a row too many": png16(values, rows + rows[:row]),
         "no such filter": png16(values, b"\x09" + rows[1:]),
         "nothing packed": png16(values, packed=b""),
         "an unknown order of rows": png16(values, interlaced=2),
@@ -188,6 +188,44 @@ def damaged_files():
 def test_damaged_16_bit_colours_are_bad_images(damage):
     with pytest.raises(BadImage, match="x.png is not a readable image"):  # libpng would end the process
         decode(damaged_files()[damage], "x.png", 3)
+
+
+def test_16_bit_colours_with_all_their_rows_are_read(capfd):
+    """Pillow and libvips read both kinds as well: no pixel is missing."""
+    values = np.random.default_rng(0).integers(0, 65536, (6, 7, 3)).astype(np.uint16)
+    whole, rows = png16(values), b"".join(b"\0" + line.astype(">u2").tobytes() for line in values)
+    for file in (whole[:-12], png16(values, rows + rows[: 1 + 7 * 3 * 2])):
+        image = decode(file, "x.png", 3, white=65535)
+        np.testing.assert_allclose(image.permute(1, 2, 0), values * (255 / 65535), rtol=1e-6)
+    assert capfd.readouterr().err == ""
+
+
+def test_gray_of_16_bits_may_be_transparent():
+    """Pixels of the value that the file calls transparent are shown on white."""
+    values = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
+    picture = io.BytesIO()
+    Image.fromarray(values).save(picture, "PNG", transparency=10000)
+    image = decode(picture.getvalue(), "x.png", 1, white=65535)[0]
+    expected = np.where(values == 10000, 255, values * (255 / 65535))
+    np.testing.assert_allclose(image, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_16_bit_colours_are_turned_upright(orientation):
+    """As Pillow turns the same picture with 8 bits."""
+    levels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = io.BytesIO()
+    Image.fromarray(levels).save(picture, "PNG", exif=exif)
+    tag = picture.getvalue().partition(b"eXIf")[2]
+    body = exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(body)) + b"eXIf" + body + struct.pack(">I", zlib.crc32(b"eXIf" + body))
+    assert tag.startswith(body)
+    deep = png16(levels.astype(np.uint16) * 257)
+    image = decode(deep[:33] + chunk + deep[33:], "x.png", 3, white=65535)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(picture)))
+    np.testing.assert_allclose(image.permute(1, 2, 0), upright, rtol=1e-5)
 
 
 def test_16_bit_colours_in_tiff(tmp_path):
@@ -261,10 +299,10 @@ def test_bands_that_would_be_lost(tmp_path):
 def test_bytes_of_a_table():
     """As in a parquet file or on the Hub, where images are bytes and need no name."""
     data = png16((RAMP * 60)[..., None].astype(np.uint16))
-    assert value_range(data, None, 1)[1:] == ("whole numbers", 3780)
+    assert look_at(data, None, 1)[0][1:] == ("whole numbers", 3780)
     np.testing.assert_allclose(decode(data, None, 1, 4095)[0], RAMP * 60 * 255 / 4095, rtol=1e-6)
     with pytest.raises(BadImage, match="an image without a name is not a readable image"):
-        value_range(data[:60], None, 1)
+        look_at(data[:60], None, 1)
     features = datasets.Features({"image": datasets.Image(decode=False)})
     table = datasets.Dataset.from_dict({"image": [{"bytes": data, "path": None}]}, features)
     assert table[0]["image"]["bytes"] == data

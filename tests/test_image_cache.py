@@ -18,7 +18,7 @@ from flat import load_source, open_images
 from PIL import Image
 
 from modeling_mae.data.find.sources import Source
-from modeling_mae.data.read.decode import BadImage
+from modeling_mae.data.read.faults import BadImage
 from modeling_mae.data.serve.crops import RandomResizedCrop
 from modeling_mae.data.serve.decoded import KeptImages, Machine, share_file
 from modeling_mae.data.serve.images import FileImages, MemoryImages

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from modeling_mae.data.find.sources import Source
-from modeling_mae.data.read.decode import BadImage
+from modeling_mae.data.read.faults import BadImage
 from modeling_mae.data.serve import images as images_module
 from modeling_mae.data.serve.crops import CenterCrop, RandomResizedCrop
 from modeling_mae.data.serve.images import FileImages, MemoryImages

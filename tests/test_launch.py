@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from modeling_mae.data.read.decode import BadImage
+from modeling_mae.data.read.faults import BadImage
 from modeling_mae.errors import TrainingStopped, UserError
 from modeling_mae.training import signals
 from modeling_mae.training.endings import run_script

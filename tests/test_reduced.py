@@ -10,7 +10,8 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from modeling_mae.data.find.sources import Source
-from modeling_mae.data.read.decode import BadImage, decode, decode_present
+from modeling_mae.data.read.decode import Rules, decode, decode_present
+from modeling_mae.data.read.faults import BadImage
 from modeling_mae.data.read.reduced import ReducedJpeg, Reduction
 from modeling_mae.data.serve.crops import CenterCrop, RandomResizedCrop
 from modeling_mae.data.serve.images import FileImages, ImageSettings
@@ -74,7 +75,7 @@ def test_a_reduced_crop_shows_what_the_whole_image_shows(orientation, channels):
         data = jpeg(waves(height, width), orientation)
         whole = decode(data, None, channels)
         for box in ((3, 2, 190, 170), (33, 20, 140, 96), (60, 71, 34, 42), (whole.shape[1] - 80, 5, 80, 100)):
-            reduced, gone = decode_present(data, None, channels, reduction=of_box(box))
+            reduced, gone = decode_present(data, None, Rules(channels, reduction=of_box(box)))
             assert gone is None and reduced.shape == whole.shape
             reductions.add(reduced.reduction)
             assert min(reduced.picture.size) == -(-min(height, width) // reduced.reduction)
@@ -91,11 +92,11 @@ def test_what_is_not_reduced():
     png = io.BytesIO()
     image.save(png, "PNG")
     for data in (png.getvalue(), jpeg(image.convert("CMYK"))):
-        assert torch.equal(decode_present(data, None, 3, reduction=of_box(box))[0], decode(data, None, 3))
+        assert torch.equal(decode_present(data, None, Rules(3, reduction=of_box(box)))[0], decode(data, None, 3))
     plain = jpeg(image)
-    bands, _ = decode_present(plain, None, 2, bands=[3, 1], reduction=of_box(box))
+    bands, _ = decode_present(plain, None, Rules(2, bands=[3, 1], reduction=of_box(box)))
     assert torch.equal(bands, decode(plain, None, 3)[[2, 0]])
-    exact, _ = decode_present(plain, None, 3, reduction=of_box((0, 0, 31, 400)))
+    exact, _ = decode_present(plain, None, Rules(3, reduction=of_box((0, 0, 31, 400))))
     assert torch.equal(exact, decode(plain, None, 3))
 
 
@@ -109,13 +110,13 @@ def test_unusual_files():
         (jpeg(image, progressive=True), 3),
         (jpeg(image, 6).replace(b"Exif\0\0", b"Exif\0\1"), 3),  # an orientation that cannot be read
     ):
-        reduced, _ = decode_present(data, None, channels, reduction=of_box(box))
+        reduced, _ = decode_present(data, None, Rules(channels, reduction=of_box(box)))
         assert isinstance(reduced, ReducedJpeg) and reduced.shape == (channels, 300, 400)
         expected = F.resize(decode(data, None, channels), list(SIZE), InterpolationMode.BICUBIC, antialias=True)
         assert (reduced.crop(list(box), SIZE).int() - expected.int()).abs().max() <= 6
     cut = jpeg(image)[:2000]
     with pytest.raises(BadImage, match="an image without a name"):
-        decode_present(cut, None, 3, reduction=of_box(box))
+        decode_present(cut, None, Rules(3, reduction=of_box(box)))
 
 
 @pytest.mark.parametrize("crop", [RandomResizedCrop(0, (0.05, 1.0)), CenterCrop(SIZE, 0.9)])

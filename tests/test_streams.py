@@ -17,7 +17,7 @@ from modeling_mae.data.find.fingerprint import fingerprint
 from modeling_mae.data.find.sources import NoSplit
 from modeling_mae.data.find.streams import expand_braces
 from modeling_mae.data.labels import problem_of, read_labels
-from modeling_mae.data.read.bit_depth import BadImage
+from modeling_mae.data.read.faults import BadImage
 from modeling_mae.data.stream import shard_cache
 from modeling_mae.data.stream.shard_index import Members
 from modeling_mae.errors import UserError

@@ -3,25 +3,18 @@
 They have any number of bands. Values that are missing are filled here, before a resize could spread them.
 """
 
-import importlib.util
 import io
 import os
-import zipfile
+from typing import Any
 
 import numpy as np
 
 from ...image_processing_mae import MOST_MISSING, band_axis
-from .bit_depth import BadImage
+from .faults import BadImage
+from .header import array_pages, axis_of_bands, kind_of, missing_value, only_array, opened, read_dicom
 
 
-NUMPY = b"\x93NUMPY"
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-NODATA_TAG = 42113  # GDAL's: the value, as text, of pixels without one
 EXACT = 1 << 24  # whole numbers up to this are exact in float32
-
-
-def has_pydicom() -> bool:
-    return importlib.util.find_spec("pydicom") is not None
 
 
 def cell_of(cell) -> dict:
@@ -33,28 +26,7 @@ def cell_of(cell) -> dict:
     return {"bytes": file.getvalue(), "path": None}
 
 
-def kind_of(data: bytes | None, path: str | None) -> str | None:
-    """`npy`, `npz`, `tiff` or `dicom` by the first bytes; None of any other file.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    start = data[:132] if data is not None else _first_bytes(path)
-    if start.startswith(NUMPY):
-        return "npy"
-    if start.startswith(b"PK\x03\x04"):
-        return "npz"
-    if start.startswith(TIFF):
-        return "tiff"
-    return "dicom" if start[128:132] == b"DICM" else None
-
-
-def _first_bytes(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(132)
-
-
-def read_array(data: bytes | None, path: str | None, name: str) -> tuple[np.ndarray, int | None, float | None] | None:
+def read_array(data: bytes | None, path: str | None) -> tuple[np.ndarray, int | None, float | None] | None:
     """(values, axis of the bands, value that says missing) of an array file, not yet checked.
 
     The axis is None where the file does not say it. None for a file that Pillow reads as well, or that is no array.
@@ -65,56 +37,27 @@ def read_array(data: bytes | None, path: str | None, name: str) -> tuple[np.ndar
     """
     kind = kind_of(data, path)
     if kind in ("npy", "npz"):
-        return _numpy(data, path, kind, name), None, None
+        return _numpy(data, path, kind), None, None
     if kind == "tiff":
-        return _tiff(data, path)
-    return _dicom(data, path, name) if kind == "dicom" else None
+        import tifffile  # late: it takes a moment, and few sets need it
+
+        with opened(data, path) as file, tifffile.TiffFile(file) as tiff:
+            pages = array_pages(tiff)
+            return None if pages is None else (pages.asarray(), axis_of_bands(pages, path), missing_value(tiff))
+    if kind == "dicom":
+        with opened(data, path) as file:
+            return _dicom(read_dicom(file, path))
+    return None
 
 
-def _numpy(data: bytes | None, path: str | None, kind: str, name: str) -> np.ndarray:
+def _numpy(data: bytes | None, path: str | None, kind: str) -> np.ndarray:
     # A mapped file is read only where bands or every n-th pixel are taken from it.
-    mapped = kind == "npy" and data is None and os.path.getsize(path) > EXACT
-    try:
-        loaded = np.load(io.BytesIO(data) if data is not None else path, "r" if mapped else None, allow_pickle=False)
-    except zipfile.BadZipFile as error:
-        raise BadImage(f"{name} is not a readable image ({error})") from error
+    mapped = kind == "npy" and path is not None and data is None and os.path.getsize(path) > EXACT
+    loaded = np.load(path if data is None else io.BytesIO(data), "r" if mapped else None, allow_pickle=False)
     if kind == "npy":
         return loaded
     with loaded:
-        if len(loaded.files) != 1:
-            names = ", ".join(loaded.files[:6]) or "none"
-            raise BadImage(f"{name} has {len(loaded.files)} arrays ({names}): save one a file")
-        return loaded[loaded.files[0]]
-
-
-def _tiff(data: bytes | None, path: str | None) -> tuple[np.ndarray, int | None, float | None] | None:
-    import tifffile  # late: it takes a moment, and few sets need it
-
-    with tifffile.TiffFile(io.BytesIO(data) if data is not None else path) as file:
-        page, series = file.pages[0], file.series[0]
-        stack = series if series.axes == "CYX" else page
-        tag = page.tags.get(NODATA_TAG)
-        missing = float(str(tag.value).strip("\0 ")) if tag is not None else None
-        if stack is page and missing is None and _pillow_reads(page):
-            return None
-        axes, values = stack.axes, stack.asarray()
-    if axes not in ("YX", "YXS", "SYX", "CYX"):
-        raise BadImage(f"{path or 'an image without a name'} has the axes {axes}: save one picture a file")
-    return values, {"YX": None, "YXS": 2}.get(axes, 0), missing
-
-
-def is_stack(data: bytes | None, path: str | None) -> bool:
-    """Whether a TIFF has pages as large as the first, which is the one that is read. Smaller ones are previews."""
-    if kind_of(data, path) != "tiff":
-        return False
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(io.BytesIO(data) if data is not None else path) as file:
-            bands = file.series[0].axes == "CYX"
-            return not bands and len(file.pages) > 1 and file.pages[1].shape == file.pages[0].shape
-    except Exception:  # whatever a broken file raises: reading the image names it
-        return False
+        return loaded[only_array(loaded.files, path)]
 
 
 def describe_stacks(stacks: list[bool]) -> str:
@@ -123,23 +66,7 @@ def describe_stacks(stacks: list[bool]) -> str:
     return pages if any(stacks) else ""
 
 
-def _pillow_reads(page) -> bool:
-    """Whether Pillow reads all bits and bands of a TIFF page: one band, or colours of 8 bits with or without alpha."""
-    if page.samplesperpixel == 1:
-        return page.dtype is not None and page.dtype.kind != "c" and page.dtype.itemsize <= 4
-    alpha = len(page.extrasamples or ()) == 1 and page.extrasamples[0] in (1, 2)
-    return page.dtype == np.uint8 and page.samplesperpixel - alpha <= 4 and (alpha or not page.extrasamples)
-
-
-def _dicom(data: bytes | None, path: str | None, name: str) -> tuple[np.ndarray, int | None, float | None]:
-    if not has_pydicom():
-        raise BadImage(f"{name} is DICOM: install pydicom to read it")
-    import pydicom
-
-    file = pydicom.dcmread(io.BytesIO(data) if data is not None else path)
-    frames = int(file.get("NumberOfFrames") or 1)
-    if frames > 1:
-        raise BadImage(f"{name} has {frames} frames: save one a file")
+def _dicom(file: Any) -> tuple[np.ndarray, int | None, float | None]:
     values = file.pixel_array
     gone = file.get("PixelPaddingValue")
     missing = None if gone is None else values == gone
@@ -242,29 +169,3 @@ def _fill(numbers: np.ndarray, gone: np.ndarray, name: str, most_missing: float,
         if share:
             mean = band[~absent].mean(dtype=np.float64)
             band[absent] = mean if band.dtype.kind == "f" else round(mean)
-
-
-def array_pixels(data: bytes | None, path: str | None) -> tuple[int, str] | None:
-    """(pixels, format) from the header of an array file; None of any other file."""
-    kind = kind_of(data, path)
-    if kind == "tiff":
-        import tifffile
-
-        with tifffile.TiffFile(io.BytesIO(data) if data is not None else path) as file:
-            page = file.pages[0]
-            return page.imagelength * page.imagewidth, "TIFF"
-    if kind == "npy":
-        with io.BytesIO(data) if data is not None else open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape = reader(file)[0]
-        return _area(shape), "NPY"
-    if kind is None:
-        return None
-    values = read_array(data, path, path or "")[0]
-    return _area(values.shape), kind.upper()
-
-
-def _area(shape: tuple[int, ...]) -> int:
-    """Pixels of an array, whichever of its axes holds the bands: the product of the two longest."""
-    return int(np.prod(sorted(shape)[-2:]))

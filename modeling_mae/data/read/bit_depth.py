@@ -5,51 +5,50 @@ others become float32 on that scale, which keeps whole numbers of up to 24 bits 
 the model sees them as they are, less the mean and divided by the deviation.
 """
 
-import io
 from collections.abc import Iterable
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torchvision.io import decode_image
 
 from ...errors import UserError
-from .clean_png import clean_png
+from .faults import BadImage
+from .header import BOTTOM_FIRST, RIGHT_FIRST, TURNED, orientation_of
 
 
 WHITE = 255  # of ordinary files, with 8 bits a channel
 BITS = range(8, 33, 2)  # of whole numbers: 255, 1023, 4095, 16383, 65535, ...
 
 
-class BadImage(UserError):
-    """A file that cannot be read as an image. The message names it."""
-
-
-def is_deep(opened: Image.Image) -> bool:
-    """Whether the file, opened but not yet loaded, has more than 8 bits a channel."""
-    return opened.mode.startswith(("I", "F")) or any(";16" in str(tile[3]) for tile in opened.tile)
-
-
-def deep_values(opened: Image.Image, data: bytes, name: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """(values, alpha) of a deep file, upright: ``(height, width)`` or ``(height, width, 3)``, and uint8
-    ``(height, width)`` or None.
+def deep_values(picture: Image.Image, data: bytes, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """(values, alpha) of a deep picture, opened but not yet loaded, upright: ``(height, width)`` or ``(height, width,
+    3)``, and uint8 ``(height, width)`` or None.
 
     Raises:
         BadImage: a negative whole number.
-        ValueError: a PNG file is damaged.
+        Exception: a damaged file.
     """
     alpha = None
-    if opened.mode.startswith(("I", "F")):
-        values = np.asarray(ImageOps.exif_transpose(opened))
+    if picture.mode.startswith(("I", "F")) and picture.format != "PNG":
+        values = np.asarray(ImageOps.exif_transpose(picture))
     else:  # PNG, of which Pillow reads the upper 8 bits of 16 only
-        encoded = torch.frombuffer(bytearray(clean_png(data)), dtype=torch.uint8)
-        values = decode_image(encoded, apply_exif_orientation=True).permute(1, 2, 0).numpy()
-        if values.shape[2] in (2, 4):
+        import imagecodecs  # late: few sets need it
+
+        values = upright(imagecodecs.png_decode(data), orientation_of(picture))
+        if values.ndim == 3 and values.shape[2] in (2, 4):
             values, alpha = values[..., :-1], np.round(values[..., -1] / 257).astype(np.uint8)
-        values = values.squeeze(-1) if values.shape[2] == 1 else values
+        values = values.squeeze(-1) if values.shape[2:] == (1,) else values
     if values.dtype.kind != "f" and values.min() < 0:
         raise BadImage(f"{name} has values down to {values.min():g}, below 0, which is black")
     return values, alpha
+
+
+def upright(values: np.ndarray, orientation: int) -> np.ndarray:
+    """``(height, width, ...)`` turned and mirrored as EXIF's `orientation` asks."""
+    if orientation >= TURNED:
+        values = values.swapaxes(0, 1)
+    if orientation in RIGHT_FIRST:
+        values = values[:, ::-1]
+    return values[::-1] if orientation in BOTTOM_FIRST else values
 
 
 def scaled(values: np.ndarray, white: float | None, name: str) -> np.ndarray:
@@ -86,22 +85,6 @@ def kind_and_highest(values: np.ndarray) -> tuple[str, float]:
     if values.dtype == np.uint8:
         return "8 bits", WHITE
     return "decimals" if values.dtype.kind == "f" else "whole numbers", float(values.max())
-
-
-def deep_file_values(data: bytes | None, path: str | None, name: str) -> np.ndarray | None:
-    """The values of a file that Pillow reads, as `deep_values`; None of 8 bits, which is not decoded.
-
-    Raises:
-        OSError and others: the file cannot be read.
-        BadImage: as `deep_values`.
-    """
-    with Image.open(io.BytesIO(data) if data is not None else path) as opened:
-        if not is_deep(opened):
-            return None
-        if data is None:
-            with open(path, "rb") as file:
-                data = file.read()
-        return deep_values(opened, data, name)[0]
 
 
 def common_white(sample: Iterable[tuple[str, str, float]]) -> float:

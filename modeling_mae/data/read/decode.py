@@ -6,9 +6,9 @@ torchvision decodes JPEG, faster than PIL. simplejpeg, where it is installed, gi
 
 import io
 import math
-import re
 import warnings
 from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,8 +16,10 @@ from PIL import Image, ImageOps
 from torchvision.io import ImageReadMode, decode_image
 
 from ...image_processing_mae import MOST_MISSING
-from .arrays import array_pixels, bands_first, is_stack, plain_numbers, read_array
-from .bit_depth import WHITE, BadImage, check_8_bits, deep_file_values, deep_values, is_deep, kind_and_highest, scaled
+from .arrays import bands_first, plain_numbers, read_array
+from .bit_depth import WHITE, check_8_bits, deep_values, kind_and_highest, scaled
+from .faults import BadImage, name_of, reading
+from .header import is_deep, plain_jpeg_size, read_header
 from .reduced import ReducedJpeg, Reduction, picture_tensor, reduce_jpeg
 
 
@@ -27,72 +29,63 @@ except ImportError:
     simplejpeg = None
 
 
-__all__ = ["BadImage", "decode", "decode_present", "file_size", "look_at", "value_range"]
-
 # The decoder only reads the bytes. A writable copy of every file would cost a thirtieth of the decoding.
 warnings.filterwarnings("ignore", message="The given buffer is not writable")
 
 LUMINANCE = torch.tensor([0.299, 0.587, 0.114])  # ITU-R 601, as PIL's "L"
 SMALL = 1 << 20  # pixels up to which reading the header costs a part of the decoding that matters
-# Of JPEG: the frame's sizes, and what may stand before it.
-FRAME_MARKERS = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive
-EXIF_MARKER = 0xE1
-SEGMENT_MARKERS = {0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)}  # tables, comments, what programs add
-ERRORS = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    SyntaxError,
-    LookupError,
-    AttributeError,
-    EOFError,
-    Image.DecompressionBombError,
-)
 
 
-def decode(data: bytes | None, path: str | None, num_channels: int, *rules, **named_rules) -> torch.Tensor:
-    """The image that `decode_present` gives, without what was missing."""
-    return decode_present(data, path, num_channels, *rules, **named_rules)[0]
-
-
-def decode_present(
-    data: bytes | None,
-    path: str | None,
-    num_channels: int,
-    white: float | None = None,
-    enough_pixels: int | None = None,
-    bands: list[int] | None = None,
-    reduction: Reduction | None = None,
-) -> tuple[torch.Tensor | ReducedJpeg, torch.Tensor | None]:
-    """``(channels, height, width)`` of an encoded image: uint8 of a file with 8 bits, else float32 where 255 is white.
-    And bool of the same shape, true where a value was missing; None where none was.
+@dataclass(frozen=True)
+class Rules:
+    """How files become tensors of `num_channels`.
 
     Of pictures 1 channel is luminance, 3 are RGB. Arrays have any number; see `bands_first` and `plain_numbers`.
     `bands`, counted from 1, chooses `num_channels` of an array's bands, or of a picture's red, green and blue.
 
-    The EXIF orientation is applied. CMYK and palettes are converted. Transparency is shown on white, as a browser
-    does. Of an animation the first frame is taken. Values of more than 8 bits are scaled, so that `white` becomes 255,
-    and not rounded; None takes the range of the file's type.
+    Values of more than 8 bits are scaled, so that `white` becomes 255, and not rounded; None takes the range of the
+    file's type.
 
     `enough_pixels` is for statistics: a larger image is thinned out to no fewer. JPEG is decoded at reduced size then,
-    several times faster.
+    several times faster. `reduction` is for crops: a JPEG file that it allows to be smaller comes as a `ReducedJpeg`.
+    """
 
-    `reduction` is for crops: a JPEG file that it allows to be smaller comes as a `ReducedJpeg`.
+    num_channels: int
+    white: float | None = None
+    bands: list[int] | None = None
+    enough_pixels: int | None = None
+    reduction: Reduction | None = None
+
+
+Decoded = tuple[torch.Tensor | ReducedJpeg, torch.Tensor | None]
+
+
+def decode(
+    data: bytes | None, path: str | None, num_channels: int, white: float | None = None, bands: list[int] | None = None
+) -> torch.Tensor:
+    """The whole image that `decode_present` gives, without what was missing."""
+    image, _ = decode_present(data, path, Rules(num_channels, white, bands))
+    assert isinstance(image, torch.Tensor)
+    return image
+
+
+def decode_present(data: bytes | None, path: str | None, rules: Rules) -> Decoded:
+    """``(channels, height, width)`` of an encoded image: uint8 of a file with 8 bits, else float32 where 255 is white.
+    And bool of the same shape, true where a value was missing; None where none was.
+
+    The EXIF orientation is applied. CMYK and palettes are converted. Transparency is shown on white, as a browser
+    does. Of an animation the first frame is taken.
 
     Raises:
         BadImage: the data cannot be decoded, or its channels or values do not fit; the message names the file.
     """
-    name = name_of(path)
-    try:
-        if data is None and not path.lower().endswith(".npy"):  # of a large array perhaps only a part is read
+    with reading(path):
+        if data is None and path is not None and not path.lower().endswith(".npy"):  # of which perhaps a part is read
             data = _read(path)
-        array = read_array(data, path, name)
+        array = read_array(data, path)
         if array is not None:
-            return _from_array(*array, num_channels, white, bands, name, enough_pixels)
-        data = _read(path) if data is None else data
-        return _from_picture(data, num_channels, white, bands, name, enough_pixels, reduction)
-    except ERRORS as error:
-        raise _bad(error, path) from error
+            return _from_array(*array, rules, name_of(path))
+        return _from_picture(_read(str(path)) if data is None else data, rules, name_of(path))
 
 
 def _read(path: str) -> bytes:
@@ -100,92 +93,63 @@ def _read(path: str) -> bytes:
         return file.read()
 
 
-def _from_picture(data, num_channels, white, bands, name, enough_pixels, reduction):
-    """As `decode_present`, of a file that holds a picture."""
-    channels = 3 if bands else num_channels
+def _from_picture(data: bytes, rules: Rules, name: str) -> Decoded:
+    channels = 3 if rules.bands else rules.num_channels
     if channels not in (1, 3):
         raise BadImage(
             f"{name} is a picture of 1 (gray) or 3 (RGB) channels, and the model takes {channels}: set num_channels"
         )
     gone = None
     if data[:2] == b"\xff\xd8":
-        check_8_bits(white, name)
-        image = _decode_jpeg(data, channels, enough_pixels, None if bands else reduction)
+        check_8_bits(rules.white, name)
+        image = _decode_jpeg(data, channels, rules.enough_pixels, None if rules.bands else rules.reduction)
         if isinstance(image, ReducedJpeg):
             return image, None
     else:
-        image, gone = _decode_with_pil(data, channels, white, name)
-    if bands:
-        image = torch.from_numpy(bands_first(image.numpy(), 0, num_channels, bands, name))
+        image, gone = _decode_with_pil(data, channels, rules.white, name)
+    if rules.bands:
+        image = torch.from_numpy(bands_first(image.numpy(), 0, rules.num_channels, rules.bands, name))
         gone = None if gone is None else gone[:1].expand_as(image)  # only pictures of one channel have such
-    step = math.isqrt(image[0].numel() // enough_pixels) if enough_pixels else 1
+    step = math.isqrt(image[0].numel() // rules.enough_pixels) if rules.enough_pixels else 1
     if step <= 1:
         return image, gone
     return image[:, ::step, ::step], None if gone is None else gone[:, ::step, ::step]
 
 
-def _from_array(values, axis, missing, num_channels, white, bands, name, enough_pixels):
-    """As `decode_present`, of what `read_array` gives."""
-    values = bands_first(values, axis, num_channels, bands, name)
-    step = max(1, math.isqrt(values[0].size // enough_pixels)) if enough_pixels else 1
+def _from_array(values: np.ndarray, axis: int | None, missing: float | None, rules: Rules, name: str) -> Decoded:
+    values = bands_first(values, axis, rules.num_channels, rules.bands, name)
+    step = max(1, math.isqrt(values[0].size // rules.enough_pixels)) if rules.enough_pixels else 1
     most = MOST_MISSING if step == 1 else 1  # what is left of a good image may have more missing
-    numbers, gone = plain_numbers(values[:, ::step, ::step], name, missing, most, bands)
+    numbers, gone = plain_numbers(values[:, ::step, ::step], name, missing, most, rules.bands)
     if numbers.dtype == np.uint8:
-        check_8_bits(white, name)
+        check_8_bits(rules.white, name)
     else:
-        numbers = scaled(numbers, white, name)
+        numbers = scaled(numbers, rules.white, name)
     return torch.from_numpy(np.ascontiguousarray(numbers)), None if gone is None else torch.from_numpy(gone)
 
 
-def file_size(data: bytes | None, path: str | None) -> tuple[int, str]:
-    """(pixels, format) of an encoded image, from its header. BadImage where there is none."""
-    try:
-        if size := array_pixels(data, path):
-            return size
-        with Image.open(io.BytesIO(data) if data is not None else path) as header:
-            return header.width * header.height, header.format
-    except ERRORS as error:
-        raise _bad(error, path) from error
-
-
-def value_range(
+def look_at(
     data: bytes | None, path: str | None, num_channels: int, bands: list[int] | None = None
-) -> tuple[str, str, float]:
-    """(name, kind of values, highest value) of what `decode` gives of an encoded image, as `common_white` takes them.
+) -> tuple[tuple[str, str, float], bool]:
+    """What `open_images` wants to know of a file: (name, kind of values, highest value) of what `decode` gives, as
+    `common_white` takes them; and whether it is a stack of pages.
 
     Raises:
         BadImage: the image cannot be read.
     """
-    name = name_of(path)
-    try:
-        array = read_array(data, path, name)
-        if array is not None:
+    name, header = name_of(path), read_header(data, path)
+    with reading(path):
+        if header.is_array and (array := read_array(data, path)) is not None:
             values, axis, missing = array
             values = bands_first(values, axis, num_channels, bands, name)
-            return name, *kind_and_highest(plain_numbers(values, name, missing, bands=bands)[0])
-        values = deep_file_values(data, path, name)
-        if values is None:
-            return name, "8 bits", WHITE
-        return name, *kind_and_highest(_plain_picture(values, name)[0])
-    except ERRORS as error:
-        raise _bad(error, path) from error
-
-
-def look_at(data: bytes | None, path: str | None, num_channels: int, bands: list[int] | None = None):
-    """What `open_images` wants to know of a file: (its `value_range`, whether it is a stack of pages)."""
-    return value_range(data, path, num_channels, bands), is_stack(data, path)
-
-
-def name_of(path: str | None) -> str:
-    return path or "an image without a name"
-
-
-def _bad(error: Exception, path: str | None) -> BadImage:
-    if isinstance(error, BadImage):
-        return error
-    reason = re.sub(r" ?<_io.BytesIO object at 0x\w+>", "", " ".join(str(error).split()))
-    reason = reason.replace(f" {str(path)!r}", "")  # the message begins with the path already
-    return BadImage(f"{name_of(path)} is not a readable image ({reason[:120]})")
+            values = plain_numbers(values, name, missing, bands=bands)[0]
+        elif header.deep:
+            data = _read(str(path)) if data is None else data
+            with Image.open(io.BytesIO(data)) as picture:
+                values = _plain_picture(deep_values(picture, data, name)[0], name)[0]
+        else:
+            return (name, "8 bits", WHITE), header.stack
+        return (name, *kind_and_highest(values)), header.stack
 
 
 def _decode_jpeg(
@@ -207,21 +171,6 @@ def _decode_jpeg(
             return _decode_with_pil(data, num_channels, None, "CMYK")[0]
         may_be_turned = "exif" in header.info  # looking for an orientation costs a fifteenth of the decoding
     return _decode_whole_jpeg(data, num_channels, may_be_turned)
-
-
-def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) of a JPEG file that is gray or of three colours and says nothing of an orientation; None of all
-    others. PIL reads a header in a tenth of the time that decoding takes, this in a hundredth."""
-    place = 2
-    while data[place : place + 1] == b"\xff" and place + 10 < len(data):
-        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
-        if marker in FRAME_MARKERS:
-            height, width = (int.from_bytes(data[start : start + 2], "big") for start in (place + 5, place + 7))
-            return (height, width) if data[place + 9] in (1, 3) else None
-        if marker == EXIF_MARKER or marker not in SEGMENT_MARKERS:
-            return None
-        place += 2 + length
-    return None
 
 
 def _decode_whole_jpeg(data: bytes, num_channels: int, may_be_turned: bool) -> torch.Tensor:

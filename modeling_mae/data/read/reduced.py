@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from PIL.Image import Transpose
 
+from .header import BOTTOM_FIRST, RIGHT_FIRST, TURNED, orientation_of
+
 
 REDUCTIONS = (8, 4, 2)  # that libjpeg offers
-ORIENTATION = 0x0112  # EXIF's tag
 TURNS = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
@@ -23,8 +24,6 @@ TURNS = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
-QUARTER_TURNS = {5, 6, 7, 8}  # height and width change places
-RIGHT_FIRST, BOTTOM_FIRST = {2, 3, 6, 7}, {3, 4, 7, 8}  # orientations whose x or y runs against the file's
 
 
 class Reduction:
@@ -70,7 +69,7 @@ def reduce_jpeg(opened: Image.Image, num_channels: int, reduction: Reduction) ->
     if opened.mode == "CMYK" or not reduction.possible(opened.height, opened.width):
         return None
     orientation = orientation_of(opened)
-    width, height = opened.size[::-1] if orientation in QUARTER_TURNS else opened.size
+    width, height = opened.size[::-1] if orientation >= TURNED else opened.size
     times = reduction(height, width)
     if times == 1:
         return None
@@ -84,16 +83,6 @@ def reduce_jpeg(opened: Image.Image, num_channels: int, reduction: Reduction) ->
         picture.height - height / times if orientation in BOTTOM_FIRST else 0.0,
     )
     return ReducedJpeg(picture, (num_channels, height, width), shift, times)
-
-
-def orientation_of(opened: Image.Image) -> int:
-    """1 to 8; 1 where EXIF has none that can be read."""
-    if "exif" not in opened.info:
-        return 1
-    try:
-        return opened.getexif().get(ORIENTATION, 1)
-    except Exception:  # whatever a damaged header makes the parser raise: the picture may be good
-        return 1
 
 
 def picture_tensor(picture: Image.Image) -> torch.Tensor:

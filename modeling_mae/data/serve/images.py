@@ -14,7 +14,8 @@ from ...errors import UserError
 from ..find.sources import Source
 from ..read.arrays import cell_of, describe_stacks
 from ..read.bit_depth import WHITE, common_white, describe_scale
-from ..read.decode import BadImage, decode_present, look_at, name_of
+from ..read.decode import Rules, decode_present, look_at
+from ..read.faults import BadImage, name_of
 from ..read.reduced import ReducedJpeg, Reduction
 from ..stream.shards import ShardedRows
 from .crops import repeats_of
@@ -167,8 +168,8 @@ class FileImages(Images):
         reduction: Reduction | None = None,
     ):
         """As `decode_present`, under the rules of this set."""
-        rules = (self.num_channels, self.white, enough_pixels, self.bands, reduction)
-        image, gone = decode_present(data, path, *rules)
+        rules = Rules(self.num_channels, self.white, self.bands, enough_pixels, reduction)
+        image, gone = decode_present(data, path, rules)
         if not torch.is_tensor(image):
             return image, gone
         if self.dtype == torch.uint8 and image.dtype != torch.uint8 and not torch.equal(image, image.to(torch.uint8)):

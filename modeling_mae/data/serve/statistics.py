@@ -7,7 +7,7 @@ import torch
 
 from ...errors import UserError
 from ..read.bit_depth import WHITE
-from ..read.decode import file_size
+from ..read.header import read_header
 from .images import SHAPE_SAMPLE, FileImages, Images, ImageSettings, MemoryImages
 
 
@@ -110,8 +110,8 @@ def _statistics_sample(images: Images) -> int:
     files = getattr(images, "files", images)
     if not isinstance(files, FileImages):
         return STATISTICS_SAMPLE
-    sizes = files.try_files(files.spread(SHAPE_SAMPLE), file_size)
-    costs = [pixels * (1 if kind == "JPEG" else OTHER_FORMATS) for pixels, kind in sizes]
+    headers = files.try_files(files.spread(SHAPE_SAMPLE), read_header)
+    costs = [header.pixels * (1 if header.format == "JPEG" else OTHER_FORMATS) for header in headers]
     affordable = int(STATISTICS_BUDGET * len(costs) // max(1, sum(costs)))
     return max(STATISTICS_FEWEST, min(STATISTICS_SAMPLE, affordable))
 

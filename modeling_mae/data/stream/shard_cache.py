@@ -12,7 +12,7 @@ import fsspec
 import pyarrow as pa
 from fsspec.core import url_to_fs
 
-from ..read.bit_depth import BadImage
+from ..read.faults import BadImage
 
 
 ATTEMPTS = 4

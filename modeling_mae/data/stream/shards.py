@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from ..read.bit_depth import BadImage
+from ..read.faults import BadImage
 from .shard_cache import ShardCache, ShardError, attempt, file_system
 from .shard_index import Shard, fingerprint_of, local_file
 
