@@ -18,7 +18,7 @@ from accelerate.utils import set_seed
 
 from configuration.decide import DecidedEvaluation, decide_evaluation, save_recipe
 from modeling_mae import EvalNet, MAEModel
-from modeling_mae.data.processor import processor_of
+from modeling_mae.data.serve.processor import processor_of
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation import classifier
 from modeling_mae.evaluation.features import K, frozen_encoder, frozen_table

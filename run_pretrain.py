@@ -15,11 +15,12 @@ from accelerate.utils import send_to_device, set_seed
 
 from configuration.decide import Decided, decide, save_recipe
 from modeling_mae import MAEForPreTraining
-from modeling_mae.data.crops import training_crop
-from modeling_mae.data.fingerprint import fingerprint
-from modeling_mae.data.order import split_batch
-from modeling_mae.data.pretraining_sets import load_training_source
-from modeling_mae.data.processor import processor_of
+from modeling_mae.data.find.fingerprint import fingerprint
+from modeling_mae.data.find.joined import load_training_source
+from modeling_mae.data.find.sources import SourceSettings
+from modeling_mae.data.serve.crops import training_crop
+from modeling_mae.data.serve.order import split_batch
+from modeling_mae.data.serve.processor import processor_of
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.features import EVAL_BATCH, K, knn_of_saved
 from modeling_mae.evaluation.growth import FeatureGrowth
@@ -53,9 +54,8 @@ def main(options: PretrainArguments) -> None:
     resume = local_checkpoint(accelerator, folder, options.resume_from_checkpoint)
     checkpoint = choose_checkpoint(accelerator, folder, resume)
     before = read_manifest(checkpoint)["made_with"] if checkpoint else {}
-    source = load_training_source(
-        options.source_options(), **options.set_options(), main_process_first=accelerator.main_process_first
-    )
+    with accelerator.main_process_first():  # the others find what `datasets` has cached
+        source = load_training_source(settings(SourceSettings, options))
     decided = decide(options, source, accelerator, before)
     if accelerator.is_main_process:
         path = save_recipe(decided.recipe, folder, decided.reasons)

@@ -3,8 +3,7 @@
 Ours (decoding, cropping and flipping uint8 in the loading process; normalisation of whole batches) against the
 pipeline of the field (PIL, RandomResizedCrop bicubic, flip, ToTensor, Normalize), with decoding alone as the limit.
 They take turns in one process. "ours, loading process" leaves out the normalisation, which runs where the model does:
-what a core has to do beside a GPU. "decoded whole" is ours without the reduced decoding of large photographs. Where
-there is a GPU, "ours, GPU" is `--decode_device cuda`: one process reads, the GPU decodes, crops and normalises.
+what a core has to do beside a GPU. "decoded whole" is ours without the reduced decoding of large photographs.
 
 The files are noise whose strength falls with its frequency, as in nature, so that they are as large as photographs.
 `--photographs` adds scikit-learn's two sample photographs, scaled up to 4000 x 3000. Then it says how far reduced
@@ -29,11 +28,12 @@ from torchvision.transforms import Compose, InterpolationMode, Normalize, Random
 from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 from torchvision.transforms.v2.functional import resized_crop
 
-from modeling_mae.data.crops import RandomResizedCrop
-from modeling_mae.data.decode import decode, decode_present
-from modeling_mae.data.images import FileImages, open_images
-from modeling_mae.data.reduced import Reduction
-from modeling_mae.data.sources import Source, load_source
+from modeling_mae.data.find.sources import Source, SourceSettings, load_source
+from modeling_mae.data.read.decode import Rules, decode, decode_present
+from modeling_mae.data.read.reduced import Reduction
+from modeling_mae.data.serve.crops import RandomResizedCrop
+from modeling_mae.data.serve.decoded import Memory
+from modeling_mae.data.serve.images import FileImages, ImageSettings, Opening, open_images
 from modeling_mae.training.augment import BatchTransform
 
 
@@ -71,9 +71,9 @@ def race(title: str, files: list[bytes], rounds: int) -> None:
     """Print the table of the contestants."""
     cells = datasets.Dataset.from_dict({"image": [{"bytes": data, "path": None} for data in files]})
     source = Source(cells, "image", None, "photographs")
-    ours = FileImages(source, (224, 224), 3).view(crop=RandomResizedCrop(0))
+    ours = FileImages(source, Opening((224, 224), 3)).view(crop=RandomResizedCrop(0))
     whole = ours.view()
-    whole.scaled_decoding = False
+    whole.settings = ImageSettings(scaled_decoding=False)
     transform = BatchTransform(MEAN, STD, (224, 224))
     usual = Compose(
         [
@@ -84,14 +84,6 @@ def race(title: str, files: list[bytes], rounds: int) -> None:
         ]
     )
     indices, epochs = list(range(len(files))), itertools.count()
-    on_gpu = ours.view()
-    on_gpu.decode_device = torch.device("cuda")
-
-    def decode_on_gpu() -> None:
-        (batch,) = on_gpu.loader([(next(epochs), indices)], 0)
-        gpu_transform(batch)
-        torch.cuda.synchronize()
-
     contestants = {
         "PIL, as usual": lambda: torch.stack([usual(Image.open(io.BytesIO(f)).convert("RGB")) for f in files]),
         "ours, loading process": lambda: ours.batch(next(epochs), indices),
@@ -99,9 +91,6 @@ def race(title: str, files: list[bytes], rounds: int) -> None:
         "ours, decoded whole": lambda: whole.batch(next(epochs), indices),
         "decoding alone": lambda: [decode(f, None, 3) for f in files],
     }
-    if torch.cuda.is_available():
-        gpu_transform = BatchTransform(MEAN, STD, (224, 224)).to("cuda")
-        contestants["ours, GPU"] = decode_on_gpu
     times = {name: [] for name in contestants}
     for turn in range(rounds + 1):
         for name, work in contestants.items():
@@ -129,7 +118,9 @@ def compare_decoding(title: str, files: list[bytes], size: int) -> None:
             reduction = Reduction(lambda height, width, boxes=boxes: boxes, (size, size))
             times = reduction(*whole.shape[1:])
             if times > 1 and len(differences[times]) < 10 * (i + 1):
-                reduced = decode_present(data, None, 3, reduction=reduction)[0].crop(boxes[0].tolist(), (size, size))
+                reduced = decode_present(data, None, Rules(3, reduction=reduction))[0].crop(
+                    boxes[0].tolist(), (size, size)
+                )
                 bicubic, bilinear = (
                     resized_crop(whole, *boxes[0].tolist(), [size, size], mode, antialias=True)
                     for mode in (InterpolationMode.BICUBIC, InterpolationMode.BILINEAR)
@@ -161,7 +152,9 @@ def main() -> None:
         compare_decoding("640 x 427", sample_photographs(), 64)
         compare_decoding("4000 x 3000", large, 224)
 
-    small = open_images(load_source(), (28, 28), 1, memory_budget=1 << 30).view(crop=RandomResizedCrop(0))
+    small = open_images(load_source(SourceSettings()), Opening((28, 28), 1, memory=Memory(1 << 30))).view(
+        crop=RandomResizedCrop(0)
+    )
     normalise, durations = BatchTransform([0.3], [0.35], (28, 28)), []
     for first in range(0, 256 * 20, 256):
         batch_indices = list(range(first, first + 256))

@@ -4,7 +4,7 @@ The files are 500 x 375, as large as photographs; `--distinct` of them differ, t
 own. What is decoded is not kept, so that each epoch decodes, but for "kept": there all files are decoded before the
 first update. The rate is read from the second half of the run, after imports and compilation.
 
-    PYTHONPATH=. python benchmarks/jpeg_to_step.py [--images 40000] [--ways cpu cuda kept] [--epochs 3]
+    PYTHONPATH=. python benchmarks/jpeg_to_step.py [--images 40000] [--ways cpu kept] [--epochs 3]
         [-- options of run_pretrain.py, such as --config_name vit_large]
 """
 
@@ -29,7 +29,6 @@ MODEL = ["--config_name", "vit_base"] if ON_GPU else ["--config_name", "vit_tiny
 LOGGED = 5  # updates between two readings
 WAYS = {
     "cpu": ["--image_cache", "off"],
-    "cuda": ["--image_cache", "off", "--decode_device", "cuda"],
     "kept": [],
 }
 
@@ -84,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=40_000 if ON_GPU else 400)
     parser.add_argument("--distinct", type=int, default=2_000 if ON_GPU else 40)
-    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS) if ON_GPU else ["cpu", "kept"])
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--batch", type=int, default=512 if ON_GPU else 40)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the files are, or will be; default: one that is removed")

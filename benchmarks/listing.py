@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pyarrow.parquet
 
-from modeling_mae.data.sources import BUNDLED
+from modeling_mae.data.find.sources import BUNDLED
 
 
 LINKS = 60_000  # of one file; ext4 allows 65,000
@@ -45,18 +45,18 @@ def make_files(folder: Path, files: int, folders: int) -> None:
 
 
 def load_ours(folder: str, cache: str) -> tuple[int, str]:
-    from modeling_mae.data.fingerprint import fingerprint
-    from modeling_mae.data.images import open_images
+    from modeling_mae.data.find.fingerprint import fingerprint
+    from modeling_mae.data.find.sources import SourceSettings, load_source
     from modeling_mae.data.labels import problem_of, read_labels
-    from modeling_mae.data.sources import load_source
-    from modeling_mae.data.statistics import measure_mean_std
+    from modeling_mae.data.serve.images import Opening, open_images
+    from modeling_mae.data.serve.statistics import measure_mean_std
 
     def steps() -> int:
-        source = load_source(data_dir=folder, cache_dir=cache)
+        source = load_source(SourceSettings(train_dir=folder, cache_dir=cache))
         took["listing"] = time.perf_counter() - began
         labels = read_labels(source, problem_type=problem_of(source))[0] if source.label_column else None
         took["labels"] = time.perf_counter() - began
-        images = open_images(source, (28, 28), 1, memory_budget=0, labels=labels)
+        images = open_images(source, Opening((28, 28), 1), labels)
         measure_mean_std(images)
         fingerprint(source)
         return len(images)
@@ -112,7 +112,7 @@ def measure(name: str, folder: str, cache: str, results) -> None:
     import datasets  # noqa: F401 - the time of the imports is not the contestant's
     import torch  # noqa: F401
 
-    import modeling_mae.data.statistics  # noqa: F401
+    import modeling_mae.data.serve.statistics  # noqa: F401
 
     if name == "run":
         import run_pretrain  # noqa: F401

@@ -16,9 +16,9 @@ import numpy as np
 import psutil
 import pyarrow.parquet
 
-from modeling_mae.data.crops import RandomResizedCrop
-from modeling_mae.data.images import open_images
-from modeling_mae.data.sources import BUNDLED, load_source
+from modeling_mae.data.find.sources import BUNDLED, SourceSettings, load_source
+from modeling_mae.data.serve.crops import RandomResizedCrop
+from modeling_mae.data.serve.images import Opening, open_images
 
 
 SIDE = 28
@@ -90,8 +90,8 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         place = args.train_dir or make_shards(Path(folder), args.kind)
-        source = load_source(data_dir=place, streaming=True, cache_dir=f"{folder}/cache")
-        images = open_images(source, (SIDE, SIDE), 1, memory_budget=0)
+        source = load_source(SourceSettings(train_dir=place, streaming=True, cache_dir=f"{folder}/cache"))
+        images = open_images(source, Opening((SIDE, SIDE), 1))
         samples = sample(images, args.dataloader_num_workers, 60 * args.minutes)
     print(f"{samples[-1][3]:,} images in {samples[-1][0]:.0f} s, {len(images):,} in the stream")
     for name, column in (("resident", 1), ("of which not shared", 2)):

@@ -39,12 +39,15 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 from benchmarks.train_step import SHARED
 from configuration import PretrainArguments, model_config, parse_arguments
 from modeling_mae import MAEForPreTraining
-from modeling_mae.data.crops import training_crop
-from modeling_mae.data.images import Images
-from modeling_mae.data.pretraining_sets import load_pretraining_sets, load_training_source
-from modeling_mae.data.sources import BUNDLED
-from modeling_mae.data.statistics import measure_mean_std
+from modeling_mae.data.find.joined import load_training_source
+from modeling_mae.data.find.sources import BUNDLED, SourceSettings
+from modeling_mae.data.pretraining_sets import load_pretraining_sets
+from modeling_mae.data.serve.crops import training_crop
+from modeling_mae.data.serve.decoded import Memory
+from modeling_mae.data.serve.images import Images, Opening
+from modeling_mae.data.serve.statistics import measure_mean_std
 from modeling_mae.evaluation.features import K, knn_accuracies, logistic_accuracy
+from modeling_mae.settings import settings
 from modeling_mae.training.augment import BatchTransform
 from modeling_mae.training.optim import parameter_groups
 from modeling_mae.training.resizing import Resizing
@@ -203,17 +206,12 @@ def main() -> None:
     batch = ["--total_batch_size", str(args.batch), "--per_device_train_batch_size", str(args.batch)]
     arguments = parse_arguments(PretrainArguments, ["demo", "--output_dir", "runs/benchmark", *batch])
     config = model_config(arguments)
-    options = {"size": config.image_height_width, "num_channels": 1, "memory_budget": 1 << 30}
-    source = load_training_source(
-        arguments.source_options(), **arguments.set_options(), main_process_first=nullcontext
-    )
+    where = settings(SourceSettings, arguments)
     sets = load_pretraining_sets(
-        source,
-        arguments.source_options(),
-        eval_split=arguments.eval_split,
+        load_training_source(where),
+        where,
+        Opening(config.image_height_width, 1, memory=Memory(1 << 30)),
         k=K,
-        white=None,
-        open_options={**options, "bands": None, "on_bad_image": "error"},
         main_process_first=nullcontext,
         say=print,
     )

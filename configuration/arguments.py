@@ -197,18 +197,6 @@ class RunArguments:
         decides="nothing",
     )
 
-    def source_options(self):
-        """What `load_source` and `load_eval_source` take beside the split."""
-        return {
-            "dataset_name": self.dataset_name,
-            "dataset_config_name": self.dataset_config_name,
-            "data_dir": self.train_dir,
-            "mix": self.mix,
-            "image_column_name": self.image_column_name,
-            "cache_dir": self.cache_dir,
-            "streaming": self.streaming,
-        }
-
     def hub_options(self):
         """What `Hub` takes beside the folder and the process."""
         return {"repo_id": self.hub_model_id, "private": self.hub_private_repo, "strategy": self.hub_strategy}
@@ -314,9 +302,6 @@ class PretrainArguments(RunArguments, OptimizerArguments, DataArguments, ModelAr
             for name in OPTIONS:
                 if getattr(self, name) is None and hasattr(paper, name):
                     object.__setattr__(self, name, getattr(paper, name))  # the object is frozen, and still new
-
-    def set_options(self):
-        return {name: getattr(self, name) for name in ("train_split", "max_train_samples")}
 
     def check(self) -> None:
         """Raises an ArgumentError for arguments that cannot work. Quick and without network."""

@@ -13,15 +13,16 @@ from typing import Any
 from accelerate import Accelerator
 
 from modeling_mae.configuration_mae import MAEConfig
-from modeling_mae.data.bit_depth import WHITE
-from modeling_mae.data.crops import training_crop
-from modeling_mae.data.facts import image_facts
+from modeling_mae.data.find.facts import image_facts
+from modeling_mae.data.find.sources import Source, SourceSettings
 from modeling_mae.data.labelled_sets import LabelledSets, load_labelled_sets
-from modeling_mae.data.order import split_batch
 from modeling_mae.data.pretraining_sets import PretrainingSets, load_pretraining_sets
-from modeling_mae.data.processor import Processing, choose_processing
-from modeling_mae.data.sources import Source
-from modeling_mae.data.statistics import choose_mean_std
+from modeling_mae.data.read.bit_depth import WHITE
+from modeling_mae.data.serve.crops import training_crop
+from modeling_mae.data.serve.images import ImageSettings, Opening
+from modeling_mae.data.serve.order import split_batch
+from modeling_mae.data.serve.processor import Processing, choose_processing
+from modeling_mae.data.serve.statistics import choose_mean_std
 from modeling_mae.evaluation import classifier
 from modeling_mae.evaluation.features import K
 from modeling_mae.evaluation.growth import images_of_a_look
@@ -81,7 +82,7 @@ def decide(options: PretrainArguments, source: Source, accelerator: Accelerator,
     resizing = Resizing(config.image_height_width, config.patch_height_width, tuple(recipe.progressive_resizing))
     check_masks(config, resizing)
     sets = _open_sets(recipe, config, source, accelerator, before)
-    mean, std = choose_mean_std(sets.images, (recipe.image_mean, recipe.image_std), before, say)
+    mean, std = choose_mean_std(sets.images, settings(ImageSettings, recipe), before, say)
     recipe = replace(recipe, image_mean=mean, image_std=std, white_value=_open_white(sets.images.white))
     if recipe.auto_batch_size or (recipe.max_hours and not goes_on):
         recipe = _by_trials(recipe, config, sets, resizing, accelerator, goes_on, reasons)
@@ -116,21 +117,13 @@ def _length_of_earlier_run(options: PretrainArguments, chosen: dict[str, Any]) -
 def _open_sets(
     recipe: PretrainArguments, config: MAEConfig, source: Source, accelerator: Accelerator, before: dict[str, Any]
 ) -> PretrainingSets:
+    memory = launch.image_memory(accelerator, recipe.image_cache, recipe.dataloader_num_workers)
+    opening = Opening(config.image_height_width, config.num_channels, settings(ImageSettings, recipe), memory)
     return load_pretraining_sets(
         source,
-        recipe.source_options(),
-        eval_split=recipe.eval_split,
+        settings(SourceSettings, recipe),
+        opening.with_white(recipe.white_value or before.get("white")),
         k=K if recipe.knn or recipe.eval_every_epochs else None,
-        white=recipe.white_value or before.get("white"),
-        open_options={
-            "size": config.image_height_width,
-            "num_channels": config.num_channels,
-            "on_bad_image": recipe.on_bad_image,
-            "scaled_decoding": recipe.scaled_decoding,
-            "bands": recipe.bands,
-            "num_workers": launch.loading_workers(recipe.dataloader_num_workers) * launch.local_processes(),
-            **launch.image_memory(accelerator, recipe.image_cache),
-        },
         main_process_first=accelerator.main_process_first,
         say=accelerator.print,
     )
@@ -201,44 +194,31 @@ def decide_evaluation(options: EvalArguments, accelerator: Accelerator, before: 
     )
     tests_checkpoint = not options.do_train and classifier.is_tested(config, checkpoint, options.reads_features)
     say(classifier.describe_resizing(config, checkpoint), end="")
-    given = Processing(
-        options.image_mean, options.image_std, options.eval_crop_fraction, options.white_value, options.bands
-    )
     processing = choose_processing(
         checkpoint,
-        given,
+        Processing.given(settings(ImageSettings, options)),
         keeps_crop=not options.do_train,
         keeps_white=tests_checkpoint,
         crop_fraction=EVAL_CROP_FRACTION,
         say=say,
     )
+    where = settings(SourceSettings, options)
+    if not (options.do_train or options.reads_features):
+        where = replace(where, train_split=None)
+    reading = processing.applied(settings(ImageSettings, options))
+    memory = launch.image_memory(accelerator, options.image_cache, options.dataloader_num_workers)
     sets = load_labelled_sets(
-        options.source_options(),
-        **options.set_options(),
+        where,
+        Opening(config.image_height_width, config.num_channels, reading, memory),
         # Training decides on the classes. A classifier that is only tested has its own.
         class_names=classifier.class_names_of(config) if tests_checkpoint else None,
         problem_type=options.problem_type or (config.problem_type if tests_checkpoint else None),
-        open_options={
-            "size": config.image_height_width,
-            "num_channels": config.num_channels,
-            "on_bad_image": options.on_bad_image,
-            "scaled_decoding": options.scaled_decoding,
-            "num_workers": launch.loading_workers(options.dataloader_num_workers) * launch.local_processes(),
-            **launch.image_memory(accelerator, options.image_cache),
-            **processing.open_options(),
-        },
         main_process_first=accelerator.main_process_first,
         say=say,
     )
-    mean, std = choose_mean_std(sets.all()[0], (processing.mean, processing.std), before, say)
-    recipe = replace(
-        options,
-        image_mean=mean,
-        image_std=std,
-        white_value=_open_white(sets.evaluation.white),
-        bands=processing.bands,
-        eval_crop_fraction=processing.crop_fraction,
-    )
+    mean, std = choose_mean_std(sets.all()[0], reading, before, say)
+    reading = replace(reading, image_mean=mean, image_std=std, white_value=_open_white(sets.evaluation.white))
+    recipe = replace(options, **vars(reading))
     trainings = recipe.trainings()
     for training in trainings:
         training.check_blocks(config.num_hidden_layers)

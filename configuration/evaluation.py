@@ -166,16 +166,6 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         action="extend",
     )
 
-    def source_options(self):
-        return {**super().source_options(), "label_column_name": self.label_column_name}
-
-    def set_options(self):
-        """What `load_labelled_sets` takes of the options."""
-        names = ("eval_split", "validation_dir", "max_train_samples", "max_eval_samples")
-        needs_training_images = self.do_train or self.reads_features
-        train_split = self.train_split if needs_training_images else None
-        return {"train_split": train_split, **{name: getattr(self, name) for name in names}}
-
     @property
     def reads_features(self) -> bool:
         """Whether frozen features are looked at."""

@@ -1,6 +1,6 @@
-"""From the options of a run to the settings of a room."""
+"""How the settings of a room are filled from options, a recipe or any other object with the same names."""
 
-import dataclasses
+from dataclasses import MISSING, fields
 from typing import TypeVar
 
 
@@ -8,9 +8,10 @@ T = TypeVar("T")
 
 
 def settings(kind: type[T], options: object) -> T:
-    """A `kind`, which is a frozen dataclass. Its fields have the values of the options of the same names.
+    """The dataclass `kind` with the attributes of `options` that have its fields' names; defaults for the rest.
 
-    A field that no option has keeps its default.
+    Raises:
+        TypeError: `options` lack a field that has no default.
     """
-    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]  # mypy has no bound for dataclasses
-    return kind(**{name: getattr(options, name) for name in names if hasattr(options, name)})
+    values = {field.name: getattr(options, field.name, MISSING) for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in values.items() if value is not MISSING})

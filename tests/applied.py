@@ -9,7 +9,7 @@ from conftest import ROOT, TINY_GRAY
 from PIL import Image
 
 from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining
-from modeling_mae.data.processor import image_processor
+from modeling_mae.data.serve.processor import image_processor
 
 
 EXAMPLES = ROOT / "data" / "examples"

@@ -16,7 +16,7 @@ from transformers import ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
 from modeling_mae import EvalNet, MAEForPreTraining, MAEModel
 from modeling_mae.app import views
 from modeling_mae.app.explorer import Explorer, Folder
-from modeling_mae.data.processor import image_processor
+from modeling_mae.data.serve.processor import image_processor
 from modeling_mae.errors import UserError
 
 

@@ -5,13 +5,15 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from flat import load_source, open_images
 from transformers import AutoImageProcessor
 
-from modeling_mae.data.decode import BadImage, decode, file_size, value_range
-from modeling_mae.data.images import FileImages, MemoryImages, open_images
-from modeling_mae.data.processor import image_processor
-from modeling_mae.data.sources import load_source
-from modeling_mae.data.statistics import check_mean_std, measure_mean_std
+from modeling_mae.data.read.decode import decode, look_at
+from modeling_mae.data.read.faults import BadImage
+from modeling_mae.data.read.header import read_header
+from modeling_mae.data.serve.images import FileImages, MemoryImages
+from modeling_mae.data.serve.processor import image_processor
+from modeling_mae.data.serve.statistics import check_mean_std, measure_mean_std
 from modeling_mae.errors import UserError
 from modeling_mae.training.augment import BatchTransform
 
@@ -28,6 +30,11 @@ def saved(tmp_path, values, name="a.npy"):
     return str(path)
 
 
+def size_and_format(path) -> tuple[int, str]:
+    header = read_header(None, path)
+    return header.pixels, header.format
+
+
 @pytest.mark.parametrize("dtype", [">u2", "<u2", ">f4", "f8", "f2", "i1", "i2"])
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -37,7 +44,7 @@ def test_values_are_kept(tmp_path, dtype, last, order):
     path = saved(tmp_path, np.asarray(np.moveaxis(values, 0, -1) if last else values, order=order))
     white = 65535 if "u" in dtype else 1
     image = decode(None, path, 5, white)
-    assert image.dtype == torch.float32 and file_size(None, path) == (42, "NPY")
+    assert image.dtype == torch.float32 and size_and_format(path) == (42, "NPY")
     np.testing.assert_allclose(image.numpy() * (white / 255), values.astype(np.float64), rtol=1e-6, atol=1e-6)
 
 
@@ -100,7 +107,7 @@ def test_missing_values_are_counted_and_left_out_of_the_statistics(tmp_path, bud
         image = np.where(absent, 0 if dtype[0] == "u" else np.nan, image).astype(dtype)
         path, tags = tmp_path / "images" / f"{i}.tif", [(42113, "s", 0, "0", True)]
         tifffile.imwrite(path, image, photometric="minisblack", planarconfig="separate", extratags=tags)
-    images = open_images(load_source(data_dir=str(tmp_path / "images")), (4, 6), 2, memory_budget=budget)
+    images = open_images(load_source(train_dir=str(tmp_path / "images")), (4, 6), 2, memory_budget=budget)
     white = 1 if dtype == "f4" else 255
     assert images.white == white and images.dtype == (torch.uint8 if dtype == "u1" else torch.float32)
     present = [values[:, band][~gone[:, band]].astype(np.float64) / white for band in (0, 1)]
@@ -117,12 +124,12 @@ def test_bands_that_were_not_chosen_decide_nothing(tmp_path):
     """Neither their missing values nor their brightness."""
     values = np.stack([np.full((4, 6), np.nan), np.ones((4, 6)), np.full((4, 6), np.inf)]).astype(np.float32)
     path = saved(tmp_path, values)
-    images = open_images(load_source(data_dir=str(tmp_path / "images")), (4, 6), 1, memory_budget=0, bands=[2])
+    images = open_images(load_source(train_dir=str(tmp_path / "images")), (4, 6), 1, memory_budget=0, bands=[2])
     assert images.read(0).unique().tolist() == [255] and not images.incomplete.any()
     with pytest.raises(BadImage, match=r"more than half of band 1 missing \(100%\)"):
-        value_range(None, path, 2, [2, 1])
+        look_at(None, path, 2, [2, 1])
     np.save(path, np.stack([np.full((4, 6), 60000), np.full((4, 6), 900)]).astype(np.uint16))
-    source = load_source(data_dir=str(tmp_path / "images"))
+    source = load_source(train_dir=str(tmp_path / "images"))
     assert open_images(source, (4, 6), 1, memory_budget=0, bands=[2]).white == 1023
 
 
@@ -144,7 +151,7 @@ def test_mean_and_deviation_of_decimals_may_be_any(tmp_path):
     for name, dtype in (("whole", np.uint8), ("decimals", np.float32)):
         (tmp_path / name).mkdir()
         np.save(tmp_path / name / "a.npy", np.ones((2, 4, 6), dtype))
-        source[name] = open_images(load_source(data_dir=str(tmp_path / name)), (4, 6), 2, memory_budget=0)
+        source[name] = open_images(load_source(train_dir=str(tmp_path / name)), (4, 6), 2, memory_budget=0)
     check_mean_std(source["decimals"], [-500.0, 2000.0], [300.0, 1e-3])
     check_mean_std(source["whole"], [0.0, 1.0], [1.0, 0.5])
     with pytest.raises(UserError, match="image_mean 120 does not work: these images have 8 bits, whose white is 1"):
@@ -160,7 +167,7 @@ def test_tiff_of_five_bands(tmp_path, planar):
     tifffile.imwrite(path, values, photometric="minisblack", planarconfig=planar)
     assert np.allclose(decode(None, path, 5, 65535) * 257, FIVE)
     assert np.allclose(decode(None, path, 2, 65535, bands=[4, 1]) * 257, FIVE[[3, 0]])
-    assert file_size(None, path) == (96, "TIFF")
+    assert size_and_format(path) == (96, "TIFF")
 
 
 @pytest.mark.parametrize("budget", [0, 1 << 30])
@@ -170,7 +177,7 @@ def test_from_file_to_model(tmp_path, budget, white):
     values = [FIVE, FIVE[:, ::-1].copy()] if white != 1 else [FIVE / 9.0 - 500, FIVE * 3.0]
     for i, array in enumerate(values):
         saved(tmp_path, array, f"{i}.npy")
-    source = load_source(data_dir=str(tmp_path / "images"))
+    source = load_source(train_dir=str(tmp_path / "images"))
     images = open_images(source, (8, 12), 5, memory_budget=budget)
     assert isinstance(images, MemoryImages if budget else FileImages) and images.white == white
     mean, std = measure_mean_std(images)
@@ -181,7 +188,7 @@ def test_from_file_to_model(tmp_path, budget, white):
     expected = (stack - np.reshape(mean, (5, 1, 1))) / np.reshape(std, (5, 1, 1))
     np.testing.assert_allclose(pixel_values, expected, atol=1e-4)
 
-    small = open_images(source, (4, 6), 5, memory_budget=budget, white=white)
+    small = open_images(source, (4, 6), 5, memory_budget=budget, white_value=white)
     image_processor((4, 6), mean, std, 5, white=white).save_pretrained(tmp_path)
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     given = processor(list(values), return_tensors="pt", input_data_format="channels_first").pixel_values
@@ -190,7 +197,7 @@ def test_from_file_to_model(tmp_path, budget, white):
 
 def test_chosen_bands_reach_the_processor(tmp_path):
     saved(tmp_path, np.moveaxis(FIVE, 0, -1))
-    source = load_source(data_dir=str(tmp_path / "images"))
+    source = load_source(train_dir=str(tmp_path / "images"))
     images = open_images(source, (8, 12), 3, memory_budget=0, bands=[4, 3, 1])
     pixel_values = BatchTransform([0.5] * 3, [0.25] * 3, (8, 12))(images.batch(0, [0]))
     np.testing.assert_allclose(pixel_values[0], (FIVE[[3, 2, 0]] / 65535 - 0.5) / 0.25, atol=1e-5)
@@ -207,7 +214,7 @@ def test_arrays_in_tables(tmp_path):
     kinds = datasets.Features({"image": datasets.Array3D((5, 8, 12), "uint16"), "label": datasets.Value("int64")})
     table = datasets.Dataset.from_dict({"image": [FIVE, FIVE // 2], "label": [0, 1]}, kinds)
     table.to_parquet(tmp_path / "train.parquet")
-    source = load_source(data_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"))
+    source = load_source(train_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"))
     images = open_images(source, (8, 12), 5, memory_budget=1 << 20)
     assert images.white == 65535 and np.allclose(images.read(1) * 257, FIVE // 2)
 

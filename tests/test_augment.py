@@ -3,10 +3,9 @@ import random
 import numpy as np
 import pytest
 import torch
+from flat import load_source, open_images
 
-from modeling_mae.data.crops import RandomResizedCrop, finish_crop
-from modeling_mae.data.images import open_images
-from modeling_mae.data.sources import load_source
+from modeling_mae.data.serve.crops import RandomResizedCrop, finish_crop
 from modeling_mae.errors import UserError
 from modeling_mae.training.augment import BatchTransform, Mix, RandAugment
 

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from modeling_mae import EvalNet, MAEBackbone, MAEConfig, MAEForPreTraining, MAEImageProcessor, MAEModel
-from modeling_mae.data.processor import image_processor
+from modeling_mae.data.serve.processor import image_processor
 
 
 THREE_CLASSES = {"num_hidden_layers": 3, "id2label": {0: "ant", 1: "bee", 2: "cow"}}

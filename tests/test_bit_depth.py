@@ -1,18 +1,20 @@
 """Images of more than 8 bits: which value is white, and what is a bad image."""
 
+import io
 import struct
 import zlib
 
 import datasets
 import numpy as np
 import pytest
-from PIL import Image
+from flat import load_source, open_images
+from PIL import Image, ImageOps
 
-from modeling_mae.data.bit_depth import common_white, white_above
-from modeling_mae.data.decode import BadImage, decode, value_range
-from modeling_mae.data.images import FileImages, MemoryImages, open_images
-from modeling_mae.data.sources import load_source
-from modeling_mae.data.statistics import measure_mean_std
+from modeling_mae.data.read.bit_depth import common_white, white_above
+from modeling_mae.data.read.decode import decode, look_at
+from modeling_mae.data.read.faults import BadImage
+from modeling_mae.data.serve.images import FileImages, MemoryImages
+from modeling_mae.data.serve.statistics import measure_mean_std
 from modeling_mae.errors import UserError
 
 
@@ -62,7 +64,7 @@ def folder_of(tmp_path, **images):
             path.write_bytes(values)
         else:
             Image.fromarray(values).save(path)
-    return load_source(data_dir=str(tmp_path / "images"))
+    return load_source(train_dir=str(tmp_path / "images"))
 
 
 def open_set(source, channels=1, budget=1 << 30, **options):
@@ -169,10 +171,8 @@ def damaged_files():
     middle = len(whole) // 2
     return {
         "cut off": whole[:middle],
-        "without an end": whole[:-12],
         "a byte flipped": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
         "a row is missing": png16(values, rows[:-row]),
-        "a row too many": png16(values, rows + rows[:row]),
         "no such filter": png16(values, b"\x09" + rows[1:]),
         "nothing packed": png16(values, packed=b""),
         "an unknown order of rows": png16(values, interlaced=2),
@@ -188,6 +188,44 @@ def damaged_files():
 def test_damaged_16_bit_colours_are_bad_images(damage):
     with pytest.raises(BadImage, match="x.png is not a readable image"):  # libpng would end the process
         decode(damaged_files()[damage], "x.png", 3)
+
+
+def test_16_bit_colours_with_all_their_rows_are_read(capfd):
+    """Pillow and libvips read both kinds as well: no pixel is missing."""
+    values = np.random.default_rng(0).integers(0, 65536, (6, 7, 3)).astype(np.uint16)
+    whole, rows = png16(values), b"".join(b"\0" + line.astype(">u2").tobytes() for line in values)
+    for file in (whole[:-12], png16(values, rows + rows[: 1 + 7 * 3 * 2])):
+        image = decode(file, "x.png", 3, white=65535)
+        np.testing.assert_allclose(image.permute(1, 2, 0), values * (255 / 65535), rtol=1e-6)
+    assert capfd.readouterr().err == ""
+
+
+def test_gray_of_16_bits_may_be_transparent():
+    """Pixels of the value that the file calls transparent are shown on white."""
+    values = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
+    picture = io.BytesIO()
+    Image.fromarray(values).save(picture, "PNG", transparency=10000)
+    image = decode(picture.getvalue(), "x.png", 1, white=65535)[0]
+    expected = np.where(values == 10000, 255, values * (255 / 65535))
+    np.testing.assert_allclose(image, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_16_bit_colours_are_turned_upright(orientation):
+    """As Pillow turns the same picture with 8 bits."""
+    levels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = io.BytesIO()
+    Image.fromarray(levels).save(picture, "PNG", exif=exif)
+    tag = picture.getvalue().partition(b"eXIf")[2]
+    body = exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(body)) + b"eXIf" + body + struct.pack(">I", zlib.crc32(b"eXIf" + body))
+    assert tag.startswith(body)
+    deep = png16(levels.astype(np.uint16) * 257)
+    image = decode(deep[:33] + chunk + deep[33:], "x.png", 3, white=65535)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(picture)))
+    np.testing.assert_allclose(image.permute(1, 2, 0), upright, rtol=1e-5)
 
 
 def test_16_bit_colours_in_tiff(tmp_path):
@@ -225,7 +263,9 @@ def test_values_above_white(tmp_path):
         BadImage, match=r"001.png has values up to 63000, above white, which is 4095 \(see --white_value"
     ):
         images.batch(0, [1])
-    assert open_set(source, budget=0, white=65535).batch(0, [1])["images"].max() == pytest.approx(63000 * 255 / 65535)
+    assert open_set(source, budget=0, white_value=65535).batch(0, [1])["images"].max() == pytest.approx(
+        63000 * 255 / 65535
+    )
     assert open_set(source, budget=0, on_bad_image="skip").read_or_next(1)[1] == 2
 
 
@@ -237,9 +277,9 @@ def test_files_without_a_common_scale(tmp_path):
     ):
         open_set(source)
     with pytest.raises(BadImage, match="a.png has 8 bits a channel, while white is 4095"):
-        open_set(source, white=4095)
+        open_set(source, white_value=4095)
     with pytest.raises(BadImage, match="b.png has values up to 3780, above white, which is 255"):
-        open_set(source, white=255)
+        open_set(source, white_value=255)
     # whole numbers up to 255 are on the scale of 8 bits, in whatever type
     assert common_white([("a.png", "8 bits", 255), ("b.tif", "whole numbers", 200)]) == 255
 
@@ -259,10 +299,10 @@ def test_bands_that_would_be_lost(tmp_path):
 def test_bytes_of_a_table():
     """As in a parquet file or on the Hub, where images are bytes and need no name."""
     data = png16((RAMP * 60)[..., None].astype(np.uint16))
-    assert value_range(data, None, 1)[1:] == ("whole numbers", 3780)
+    assert look_at(data, None, 1)[0][1:] == ("whole numbers", 3780)
     np.testing.assert_allclose(decode(data, None, 1, 4095)[0], RAMP * 60 * 255 / 4095, rtol=1e-6)
     with pytest.raises(BadImage, match="an image without a name is not a readable image"):
-        value_range(data[:60], None, 1)
+        look_at(data[:60], None, 1)
     features = datasets.Features({"image": datasets.Image(decode=False)})
     table = datasets.Dataset.from_dict({"image": [{"bytes": data, "path": None}]}, features)
     assert table[0]["image"]["bytes"] == data

@@ -313,22 +313,13 @@ def test_when_to_push(monkeypatch, words, recipe, strategy):
 
 def test_options_of_the_rooms_are_the_arguments_under_their_names():
     words = "--num_train_epochs 7 --warmup_epochs 2 --total_batch_size 64 --base_learning_rate 0.5 --seed 3"
-    args = parse(*words.split(), "--per_device_train_batch_size", "8", "--train_dir", "here", "--cache_dir", "cache")
+    args = parse(*words.split(), "--per_device_train_batch_size", "8")
     assert args.schedule_options() == {
         "total_batch_size": 64,
         "num_train_epochs": 7,
         "max_train_steps": None,
         "warmup_epochs": 2,
         "base_learning_rate": 0.5,
-    }
-    assert args.source_options() == {
-        "dataset_name": None,
-        "dataset_config_name": None,
-        "data_dir": "here",
-        "mix": None,
-        "image_column_name": None,
-        "cache_dir": "cache",
-        "streaming": False,
     }
     assert args.run_options(updates_per_epoch=11) == {
         "seed": 3,
@@ -342,8 +333,7 @@ def test_options_of_the_rooms_are_the_arguments_under_their_names():
     }
     assert parse("--checkpointing_steps", "500").run_options(11)["checkpointing_steps"] == 500
     assert args.dataloader_num_workers is None and args.run_folders() == [Path("runs/pretrain")]
-    evaluation = EvalArguments(label_column_name="kind", min_learning_rate=1e-6)
-    assert evaluation.source_options()["label_column_name"] == "kind"
+    evaluation = EvalArguments(min_learning_rate=1e-6)
     assert evaluation.schedule_options()["min_learning_rate"] == 1e-6
 
 

@@ -5,7 +5,7 @@ from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from modeling_mae.data.crops import (
+from modeling_mae.data.serve.crops import (
     CenterCrop,
     RandomResizedCrop,
     crop_and_resize,

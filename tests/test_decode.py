@@ -5,8 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_mae.data import decode as decode_module
-from modeling_mae.data.decode import BadImage, decode, plain_jpeg_size
+from modeling_mae.data.read import decode as decode_module
+from modeling_mae.data.read.decode import decode
+from modeling_mae.data.read.faults import BadImage
+from modeling_mae.data.read.header import plain_jpeg_size
 from modeling_mae.errors import UserError
 
 

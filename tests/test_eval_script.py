@@ -17,14 +17,14 @@ from conftest import (
     weights_and_history,
 )
 from conftest import run as run_script
+from flat import load_source
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from modeling_mae import MAEConfig, MAEForPreTraining
-from modeling_mae.data.processor import image_processor
-from modeling_mae.data.sources import load_source
+from modeling_mae.data.serve.processor import image_processor
 from modeling_mae.evaluation import predict
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
 from modeling_mae import EvalNet
-from modeling_mae.data.places import open_place
+from modeling_mae.data.find.places import open_place
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation import extract_features, load_features
 from modeling_mae.evaluation.extraction import write_features
@@ -265,7 +265,7 @@ def test_parts_that_are_not_ours_stay(tmp_path, checkpoint, images):
 
 def test_two_runs_do_not_write_the_same_file(tmp_path, checkpoint, images, monkeypatch):
     target, options = tmp_path / "a.parquet", {"num_workers": 0, "batch_size": 3}
-    monkeypatch.setattr(run_folder, "_locked", {})
+    monkeypatch.setattr(run_folder, "_locks", {})
     with monkeypatch.context() as patched:
         patched.setattr(Parts, "write", lambda *call: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from sklearn.linear_model import LogisticRegression
 
 from modeling_mae import MAEConfig, MAEModel
-from modeling_mae.data.images import MemoryImages
+from modeling_mae.data.serve.images import MemoryImages
 from modeling_mae.evaluation import features
 from modeling_mae.evaluation.features import frozen_table, knn_accuracies, logistic_accuracy
 from modeling_mae.training.augment import BatchTransform

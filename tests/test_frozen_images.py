@@ -9,9 +9,9 @@ from conftest import TINY_GRAY, TWO_PROCESSES, assert_same_run, run, weights_and
 from safetensors.torch import load_file
 
 from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining
-from modeling_mae.data.crops import OnlyCrop, RandomResizedCrop, training_crop
-from modeling_mae.data.images import MemoryImages
-from modeling_mae.data.processor import image_processor
+from modeling_mae.data.serve.crops import OnlyCrop, RandomResizedCrop, training_crop
+from modeling_mae.data.serve.images import MemoryImages
+from modeling_mae.data.serve.processor import image_processor
 from modeling_mae.evaluation.frozen_images import FrozenImages, versions_of
 
 

@@ -4,20 +4,12 @@ import copy
 import json
 import time
 
-import datasets
-import numpy as np
 import pytest
 import torch
-from conftest import TINY, assert_same_run, run, tiny_config, weights_and_history
-from PIL import Image
-from test_device_decode import png, unreadable
-from test_reduced import jpeg, waves
+from conftest import assert_same_run, run, tiny_config, weights_and_history
 
 from modeling_mae import EvalNet, MAEForPreTraining, mask_noise
-from modeling_mae.data.crops import RandomResizedCrop
-from modeling_mae.data.device_decode import decode_batch
-from modeling_mae.data.images import open_images
-from modeling_mae.data.sources import Source
+from modeling_mae.data.serve.crops import RandomResizedCrop
 from modeling_mae.training.augment import BatchTransform
 from modeling_mae.training.waiting import Waiting
 
@@ -75,47 +67,6 @@ def test_batches_are_cropped_and_normalised_as_on_the_cpu():
     torch.testing.assert_close(transform.to(GPU)(batch).cpu(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_nvjpeg_gives_what_the_cpu_decodes():
-    """nvjpeg enlarges the colours of a JPEG file in another way than libjpeg, so that single values differ."""
-    shapes = [(60 + 13 * i, 150 - 9 * i) for i in range(8)]
-    files = [jpeg(waves(*shape)) for shape in shapes] + [jpeg(waves(90, 70).convert("L")), png(waves(44, 31))]
-    files += [jpeg(waves(70, 44), progressive=True), unreadable(), jpeg(waves(40, 90), 6)]
-    cells = [{"bytes": data, "path": f"{i}.jpg"} for i, data in enumerate(files)]
-    source = Source(datasets.Dataset.from_dict({"image": cells}), "image", None, "test")
-    options = {"memory_budget": 0, "white": 255, "on_bad_image": "skip", "scaled_decoding": False}
-    options["labels"] = np.arange(len(files))
-    usual, ours = (
-        open_images(source, (32, 32), 3, decode_device=device, **options).view(RandomResizedCrop(0))
-        for device in (None, GPU)
-    )
-    batches = [(epoch, list(range(len(files)))) for epoch in range(4)]
-    for batch, expected in zip(ours.loader(batches, 2), usual.loader(batches, 0), strict=True):
-        assert batch["images"].device == GPU and batch["images"].dtype == torch.uint8
-        apart = (batch["images"].cpu().int() - expected["images"].int()).abs()
-        assert apart.float().mean() < 1.5 and apart.max() < 40
-        assert torch.equal(batch["labels"], expected["labels"])
-    assert ours.skipped.nonzero().flatten().tolist() == [11]
-
-
-def test_decoding_leaves_memory_alone_that_the_gpu_has_still_to_read():
-    """The GPU is kept busy. Meanwhile the memory of what it will read is freed, and images are decoded."""
-    bright, dark = (jpeg(Image.new("RGB", (500, 400), (level,) * 3)) for level in (200, 50))
-    bright, dark = ([torch.frombuffer(bytearray(data), dtype=torch.uint8)] * 16 for data in (bright, dark))
-    expected = [image.sum().item() for image in decode_batch(bright, 3, GPU)]
-    work = torch.randn(8192, 8192, device=GPU)
-    for _ in range(10):
-        values = [torch.full((3, 400, 500), 7, dtype=torch.uint8, device=GPU) for _ in bright]
-        images = decode_batch(bright, 3, GPU)
-        torch.cuda.synchronize()
-        for _ in range(8):
-            work @ work  # 10 ms or more
-        sums = [value.sum() for value in values], [image.sum() for image in images]
-        del values, images
-        decode_batch(dark, 3, GPU)
-        assert [value.item() for value in sums[0]] == [7 * 600_000] * 16
-        assert [value.item() for value in sums[1]] == expected
-
-
 def test_only_a_gpu_without_work_waits():
     one = torch.randn(8192, 8192, device=GPU)
     torch.cuda.synchronize()
@@ -162,20 +113,3 @@ def test_every_kind_of_evaluation_runs(tmp_path, recipe):
     trained = [row["accuracy"] for row in rows if row.get("accuracy") is not None]
     assert "on cuda" in output and len(trained) == 5  # four strategies, and from scratch
     assert all(0.05 < accuracy < 1 for accuracy in trained)
-
-
-def test_a_run_lets_the_gpu_decode(tmp_path):
-    (tmp_path / "photographs").mkdir()
-    for i in range(40):
-        (tmp_path / "photographs" / f"{i}.jpg").write_bytes(jpeg(waves(40 + i, 90 - i)))
-    words = ("--train_dir", tmp_path / "photographs", "--max_train_steps", 6, "--warmup_epochs", 0, "--knn", "false")
-    words += ("--total_batch_size", 20, "--per_device_train_batch_size", 20, "--logging_steps", 1)
-    words += ("--report_to", "none")
-    words += ("--config_overrides", *(f"{key}={value}" for key, value in TINY.items()))
-    losses = []
-    for place in ("cuda", "cpu"):
-        output = run(*words, "--output_dir", tmp_path / place, "--decode_device", place)
-        assert ("JPEG decoded on cuda" in output) == (place == "cuda")
-        losses.append([entry["loss"] for entry in weights_and_history(tmp_path / place)[1] if "loss" in entry])
-    assert losses[0] == pytest.approx(losses[1], rel=0.02) and len(losses[0]) == 6
-    assert Image.open(tmp_path / "cuda" / "reconstruction.png").size[0] > 100

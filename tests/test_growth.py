@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from conftest import run
 
 from modeling_mae import MAEConfig, MAEModel
-from modeling_mae.data.images import MemoryImages
+from modeling_mae.data.serve.images import MemoryImages
 from modeling_mae.evaluation import growth
 from modeling_mae.evaluation.growth import FeatureGrowth, describe_features, effective_rank
 from modeling_mae.report.pretraining import judge_growth

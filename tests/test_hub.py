@@ -376,4 +376,4 @@ def test_a_refused_token_ends_the_command_before_the_training(server, tmp_path, 
     words = ("--output_dir", tmp_path / "run", "--push_to_hub", "true", "--hub_model_id", "me/small")
     output = run(recipe, *words, code=1, **{**environment(server), "HF_TOKEN": "hf_old"})
     assert "hf auth login" in output and "'me/small'" in output and "update" not in output
-    assert on_disk(tmp_path / "run").keys() == {".mae_run.json"}
+    assert on_disk(tmp_path / "run").keys() == {".mae_run.json", ".mae_run.lock"}

@@ -1,25 +1,27 @@
 """Decoded images in memory that processes share."""
 
-import contextlib
 import io
 import os
+import shutil
 import signal
+import tempfile
 import threading
 import time
 from multiprocessing import get_context
-from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from flat import load_source, open_images
 from PIL import Image
 
-from modeling_mae.data.crops import RandomResizedCrop
-from modeling_mae.data.decode import BadImage
-from modeling_mae.data.image_cache import KeptImages, Machine, share_memory
-from modeling_mae.data.images import FileImages, MemoryImages, open_images
-from modeling_mae.data.sources import Source, load_source
+from modeling_mae.data.find.sources import Source
+from modeling_mae.data.read.faults import BadImage
+from modeling_mae.data.serve.crops import RandomResizedCrop
+from modeling_mae.data.serve.decoded import KeptImages, Machine, share_file
+from modeling_mae.data.serve.images import FileImages, MemoryImages
 
 
 PLENTY = 1 << 24  # bytes
@@ -51,7 +53,7 @@ def run_together(work) -> list:
             return both
 
         try:
-            results[rank] = work(Machine(False, rank, 0, gather))
+            results[rank] = work(Machine(rank, 0, 2, gather, alone=False))
         except Exception as error:
             results[rank] = error
 
@@ -63,15 +65,15 @@ def run_together(work) -> list:
     return results
 
 
-def memory_of(size: int):
-    return share_memory(size, Machine())
+def file_of(size: int):
+    return share_file(size, Machine())
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_images_are_kept_until_the_memory_is_full(dtype):
     image = torch.arange(3 * 5 * 7).view(3, 5, 7).to(dtype)
     budget = 4 * (image.nbytes + 8)
-    kept = KeptImages(memory_of(KeptImages.bytes_for(100, budget)), 100, dtype)
+    kept = KeptImages(file_of(KeptImages.bytes_for(100, budget, Machine())), 100, dtype, Machine())
     assert kept.get(3) is None
     for i in range(100):
         kept.put(i, image + i, whole=i == 2)
@@ -96,7 +98,7 @@ def keep_all(kept, order):
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_processes_keep_images_at_the_same_time(method):
     """Four processes decode the same 60 images in different orders. None overwrites another's."""
-    kept = KeptImages(memory_of(KeptImages.bytes_for(60, 1 << 22)), 60, torch.uint8)
+    kept = KeptImages(file_of(KeptImages.bytes_for(60, 1 << 22, Machine())), 60, torch.uint8, Machine())
     context = get_context(method)
     orders = [np.random.default_rng(i).permutation(60).tolist() for i in range(4)]
     processes = [context.Process(target=keep_all, args=(kept, order)) for order in orders]
@@ -163,10 +165,10 @@ def test_one_process_decodes_for_its_machine(monkeypatch):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_all_is_decoded_at_the_start(monkeypatch, workers):
     """By this process, or by others that write into shared memory."""
-    monkeypatch.setattr("modeling_mae.data.images.WORTH_PROCESSES", 0)
-    monkeypatch.setattr("modeling_mae.data.filling.PIECE", 7)
+    monkeypatch.setattr("modeling_mae.data.serve.images.WORTH_PROCESSES", 0)
+    monkeypatch.setattr("modeling_mae.data.serve.decoded.PIECE", 7)
     pixels = [np.random.default_rng(i).integers(0, 255, (20, 30, 3), np.uint8) for i in range(40)]
-    options = {"memory_budget": PLENTY, "num_workers": workers, "labels": np.arange(40), "white": 255}
+    options = {"memory_budget": PLENTY, "num_workers": workers, "labels": np.arange(40), "white_value": 255}
     state = torch.get_rng_state()
     images = open_images(make_source([(20, 30)] * 40), (16, 16), 3, **options)
     assert isinstance(images, MemoryImages) and torch.equal(torch.get_rng_state(), state)
@@ -183,13 +185,13 @@ def test_all_is_decoded_at_the_start(monkeypatch, workers):
 
 
 def test_other_processes_note_missing_values(tmp_path, monkeypatch):
-    monkeypatch.setattr("modeling_mae.data.images.WORTH_PROCESSES", 0)
+    monkeypatch.setattr("modeling_mae.data.serve.images.WORTH_PROCESSES", 0)
     values = [np.full((8, 8), i, np.float32) for i in range(30)]
     values[11][2, 3] = np.nan
     for i, value in enumerate(values):
         np.save(tmp_path / f"{i:02}.npy", value)
     options = {"memory_budget": PLENTY, "num_workers": 2}
-    images = open_images(load_source(data_dir=str(tmp_path)), (8, 8), 1, **options)
+    images = open_images(load_source(train_dir=str(tmp_path)), (8, 8), 1, **options)
     assert images.incomplete.nonzero().tolist() == [[11]] and images.pixels[11].unique().tolist() == [11 * 255]
 
 
@@ -210,36 +212,39 @@ def test_processes_agree_where_an_image_is_bad_or_of_another_shape():
     assert torch.equal(two.batch(1, [7, 8])["images"], one.batch(1, [7, 8])["images"])
 
 
-def test_where_memory_cannot_be_shared_each_reads_the_files(monkeypatch):
-    monkeypatch.delattr(os, "memfd_create")
+def test_without_room_on_the_disk_each_reads_the_files(monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     images = open_images(make_source(UNEQUAL), (16, 16), 3, memory_budget=PLENTY)
     assert images.kept is None and images.where == "from files" and len(images.batch(0, [0])["images"]) == 1
 
 
-def shared_files(size: int) -> list[Path]:
-    """The files of this size in the folder of shared memory, where a killed process would leave them."""
-    paths = []
-    for path in Path("/dev/shm").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # another test's, which has just gone
-            paths += [path] * (path.stat().st_size == size)
-    return paths
+def test_each_process_keeps_images_in_a_part_of_its_own():
+    """Three processes with room for two images each. All see what each has kept, and what two decoded at once."""
+    machines = [Machine(rank, 0, 3) for rank in range(3)]
+    image = torch.arange(64, dtype=torch.uint8).view(1, 8, 8)
+    shared = file_of(KeptImages.bytes_for(9, 3 * 2 * 64, machines[0]))
+    kept = [KeptImages(shared, 9, torch.uint8, machine) for machine in machines]
+    for i in range(9):
+        kept[i // 3].put(i, image + i, whole=False)
+    found = [kept[0].get(i) for i in range(9)]
+    assert [i for i, pair in enumerate(found) if pair is None] == [2, 5, 8]
+    assert all(torch.equal(pair[0], image + i) for i, pair in enumerate(found) if pair is not None)
 
 
-def hold(size, pipe):
-    memory = memory_of(size)
-    memory.map[:] = bytes(size)
-    pipe.send(memory.path)
+def hold(pipe):
+    shared = file_of(1 << 20)
+    shared.map[:] = bytes(1 << 20)
+    pipe.send(os.fstat(shared.descriptor).st_nlink)
     time.sleep(60)
 
 
-def test_a_killed_process_leaves_nothing_behind():
-    size = (1 << 20) + 4099  # that of no other file: tests beside this one have files there too
+def test_a_killed_process_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     ours, theirs = get_context("fork").Pipe()
-    process = get_context("fork").Process(target=hold, args=(size, theirs))
+    process = get_context("fork").Process(target=hold, args=(theirs,))
     process.start()
     assert ours.poll(30)
-    path = ours.recv()
-    assert os.stat(path).st_size == size and not shared_files(size)
+    assert ours.recv() == 0 and not list(tmp_path.iterdir())  # the file has no name while it is in use
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    assert not os.path.exists(path) and not shared_files(size)
+    assert not list(tmp_path.iterdir())

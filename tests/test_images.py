@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import dealt_batches
+from flat import file_images, load_source, open_images
 from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from modeling_mae.data import images as images_module
-from modeling_mae.data.crops import CenterCrop, RandomResizedCrop
-from modeling_mae.data.decode import BadImage
-from modeling_mae.data.images import FileImages, MemoryImages, open_images
-from modeling_mae.data.sources import Source, load_source
-from modeling_mae.data.statistics import measure_mean_std
-from modeling_mae.data.worker import prepare_worker
+from modeling_mae.data.find.sources import Source
+from modeling_mae.data.read.faults import BadImage
+from modeling_mae.data.serve import images as images_module
+from modeling_mae.data.serve.crops import CenterCrop, RandomResizedCrop
+from modeling_mae.data.serve.images import FileImages, MemoryImages
+from modeling_mae.data.serve.statistics import measure_mean_std
+from modeling_mae.data.serve.worker import prepare_worker
 
 
 COLOURS = np.zeros((8, 12, 3), np.uint8)
@@ -60,7 +61,7 @@ def test_in_memory_where_they_fit_and_from_files_elsewhere(tmp_path):
         (tmp_path / "pictures" / name).mkdir(parents=True)
         for i in range(3):
             Image.fromarray(COLOURS).save(tmp_path / "pictures" / name / f"{i}.png")
-    source = load_source(data_dir=str(tmp_path / "pictures"), cache_dir=str(tmp_path / "cache"))
+    source = load_source(train_dir=str(tmp_path / "pictures"), cache_dir=str(tmp_path / "cache"))
     labels = np.array([0, 0, 0, 1, 1, 1])
     bytes_of_all = 6 * COLOURS.size
     files = open_images(source, (8, 8), 3, memory_budget=bytes_of_all - 1, labels=labels)
@@ -80,7 +81,7 @@ def test_in_memory_where_they_fit_and_from_files_elsewhere(tmp_path):
 def test_one_image_of_another_shape_keeps_all_in_their_files(tmp_path):
     for i in range(40):  # more than the sample that is looked at first
         Image.fromarray(COLOURS[: 7 if i == 1 else 8]).save(tmp_path / f"{i:02}.png")
-    source = load_source(data_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"))
+    source = load_source(train_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"))
     images = open_images(source, (8, 8), 3, memory_budget=PLENTY)
     assert 1 not in images.spread(16) and isinstance(images, FileImages)
 
@@ -89,13 +90,13 @@ def test_bad_files_are_skipped_or_refused(tmp_path, capsys):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 90, 3), np.uint8)).save(tmp_path / "good.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "good.jpg").read_bytes()[:1500])
     (tmp_path / "text.jpg").write_text("no image")
-    source = load_source(data_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"))
+    source = load_source(train_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"))
     with pytest.raises(BadImage, match=r"(cut|text).jpg.*--on_bad_image skip"):
-        FileImages(source, (16, 16), 3).batch(0, [0, 1, 2])
+        file_images(source, (16, 16), 3).batch(0, [0, 1, 2])
     with pytest.raises(BadImage, match="on_bad_image skip"):
         open_images(source, (16, 16), 3, memory_budget=PLENTY)
     labels = torch.arange(3)
-    files = FileImages(source, (16, 16), 3, labels=labels, on_bad_image="skip")
+    files = file_images(source, (16, 16), 3, labels=labels, on_bad_image="skip")
     capsys.readouterr()
     for _ in range(2):
         batch = files.batch(0, [0, 1, 2])
@@ -111,7 +112,7 @@ def test_bad_files_are_skipped_or_refused(tmp_path, capsys):
         assert images.skipped.tolist() == [i != good for i in range(3)]
     (tmp_path / "good.jpg").write_text("neither")
     with pytest.raises(BadImage, match="none of the 3 images"):
-        FileImages(source, (16, 16), 3, on_bad_image="skip").read(0)
+        file_images(source, (16, 16), 3, on_bad_image="skip").read(0)
 
 
 def test_stacks_are_counted(tmp_path):
@@ -123,18 +124,18 @@ def test_stacks_are_counted(tmp_path):
     pages[0].save(tmp_path / "preview.tif", save_all=True, append_images=[pages[1].resize((4, 4))])
     pages[0].save(tmp_path / "moving.gif", save_all=True, append_images=pages[1:])
     for white in (None, 255):
-        images = open_images(load_source(data_dir=str(tmp_path)), (8, 8), 3, memory_budget=PLENTY, white=white)
+        images = open_images(load_source(train_dir=str(tmp_path)), (8, 8), 3, memory_budget=PLENTY, white_value=white)
         assert images.remarks == "; 3 of 6 files looked at have several pages: only the first is seen"
         assert all(np.array_equal(images.read(i).permute(1, 2, 0), COLOURS) for i in range(1, 6))  # 0 has a palette
     whole = (tmp_path / "stack-0.tif").read_bytes()
     for path in tmp_path.glob("stack-*"):
         path.unlink()
     (tmp_path / "broken.tif").write_bytes(whole[:40])
-    source = load_source(data_dir=str(tmp_path))
+    source = load_source(train_dir=str(tmp_path))
     skipping = open_images(source, (8, 8), 3, memory_budget=PLENTY, on_bad_image="skip")
     assert skipping.remarks == "" and skipping.skipped.tolist() == [True, False, False, False]
     (tmp_path / "broken.tif").unlink()
-    assert open_images(load_source(data_dir=str(tmp_path)), (8, 8), 3, memory_budget=PLENTY).remarks == ""
+    assert open_images(load_source(train_dir=str(tmp_path)), (8, 8), 3, memory_budget=PLENTY).remarks == ""
 
 
 def test_labels_are_not_needed(tmp_path):
@@ -145,7 +146,7 @@ def test_labels_are_not_needed(tmp_path):
         folder.mkdir()
         table = {"image": [Image.fromarray(COLOURS)] * 3, "label": labels}
         datasets.Dataset.from_dict(table, features).to_parquet(folder / "train.parquet")
-        source = load_source(data_dir=str(folder), cache_dir=str(tmp_path / "cache"))
+        source = load_source(train_dir=str(folder), cache_dir=str(tmp_path / "cache"))
         images = open_images(source, (8, 8), 3, memory_budget=PLENTY)
         assert images.labels is None and "labels" not in images.batch(0, [0, 1])
 
@@ -259,7 +260,7 @@ def test_a_late_file_of_decimals_among_8_bits_is_bad(tmp_path, monkeypatch):
     (tmp_path / "2.png").unlink()
     Image.fromarray(np.linspace(-1, 0.5, 96, dtype=np.float32).reshape(8, 12)).save(tmp_path / "2.tif")
     options = {"size": (8, 8), "num_channels": 1, "memory_budget": PLENTY}
-    source = load_source(data_dir=str(tmp_path))
+    source = load_source(train_dir=str(tmp_path))
     with pytest.raises(BadImage, match="2.tif has values that 8 bits do not hold"):
         open_images(source, **options)
     images = open_images(source, on_bad_image="skip", **options)

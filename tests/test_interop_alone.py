@@ -14,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from transformers.utils import logging
 
 from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining, MAEModel
-from modeling_mae.data.processor import image_processor
+from modeling_mae.data.serve.processor import image_processor
 from modeling_mae.errors import UserError
 from modeling_mae.interop import convert
 from modeling_mae.interop import write as write_module

@@ -13,7 +13,7 @@ import torch
 from conftest import RECIPE, ROOT, TINY_GRAY, Copies, assert_same_run, photograph, run, start
 
 from modeling_mae import MAEConfig, MAEForPreTraining
-from modeling_mae.data.processor import image_processor
+from modeling_mae.data.serve.processor import image_processor
 
 
 KILLS = 20

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from flat import load_eval_source, load_source, open_images
 from PIL import Image
 
-from modeling_mae.data.images import open_images
+from modeling_mae.data.find.sources import SourceSettings
 from modeling_mae.data.labelled_sets import LabelledSets, load_labelled_sets, matching_labels
-from modeling_mae.data.sources import load_eval_source, load_source
+from modeling_mae.data.serve.decoded import Memory
+from modeling_mae.data.serve.images import Opening
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.features import features_of, frozen_accuracies
 from modeling_mae.training.augment import BatchTransform
@@ -29,31 +31,20 @@ def make_folder(folder, classes, count=3):
 
 def load(tmp_path, **options) -> LabelledSets:
     """The sets of the folder `pictures`; `options` replace the defaults."""
-    source_options = {"data_dir": str(tmp_path / "pictures"), "cache_dir": str(tmp_path / "cache")}
-    defaults = {
-        "source_options": source_options,
-        "train_split": "train",
-        "eval_split": None,
-        "validation_dir": None,
-        "max_train_samples": None,
-        "max_eval_samples": None,
-        "class_names": None,
-        "open_options": {"size": SIZE, "num_channels": 3, "memory_budget": PLENTY, "crop_fraction": 1.0},
-        "main_process_first": contextlib.nullcontext,
-        "say": lambda text: None,
-    }
-    return load_labelled_sets(**{**defaults, **options})
+    class_names, say = options.pop("class_names", None), options.pop("say", lambda text: None)
+    settings = SourceSettings(train_dir=str(tmp_path / "pictures"), cache_dir=str(tmp_path / "cache"), **options)
+    opening = Opening(SIZE, 3, memory=Memory(PLENTY))
+    first = contextlib.nullcontext
+    return load_labelled_sets(settings, opening, class_names=class_names, main_process_first=first, say=say)
 
 
 def test_test_images_are_matched_to_the_training_classes_by_name(tmp_path):
     """A folder without class a numbers b and c as 0 and 1. Their nearest neighbours are b and c all the same."""
     make_folder(tmp_path / "pictures" / "train", "abc")
     make_folder(tmp_path / "pictures" / "test", "bc", count=2)
-    options = {"data_dir": str(tmp_path / "pictures"), "cache_dir": str(tmp_path / "cache")}
+    options = {"train_dir": str(tmp_path / "pictures"), "cache_dir": str(tmp_path / "cache")}
     source = load_source(**options)
-    labels, eval_source, split, eval_labels, class_names = matching_labels(
-        source, lambda: load_eval_source(None, **options)
-    )
+    labels, eval_source, split, eval_labels, class_names = matching_labels(source, lambda: load_eval_source(**options))
     assert eval_source.dataset["label"][:] == [0, 0, 1, 1] and split == "test"
     assert labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2] and class_names == ["a", "b", "c"]
     assert eval_labels.tolist() == [1, 1, 2, 2]

@@ -4,8 +4,8 @@ import datasets
 import numpy as np
 import pytest
 
+from modeling_mae.data.find.sources import Source
 from modeling_mae.data.labels import balanced_part, missing_classes, read_labels
-from modeling_mae.data.sources import Source
 from modeling_mae.errors import UserError
 
 

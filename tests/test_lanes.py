@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from modeling_mae.data.lanes import BLOCK_UNITS, LANES, LaneOrder
-from modeling_mae.data.order import MicroBatches
+from modeling_mae.data.serve.lanes import BLOCK_UNITS, LANES, LaneOrder
+from modeling_mae.data.serve.order import MicroBatches
 from modeling_mae.errors import UserError
 
 

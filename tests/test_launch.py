@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from modeling_mae.data.decode import BadImage
+from modeling_mae.data.read.faults import BadImage
 from modeling_mae.errors import TrainingStopped, UserError
 from modeling_mae.training import signals
 from modeling_mae.training.endings import run_script
@@ -146,24 +146,25 @@ def test_memory_for_decoded_images(monkeypatch):
     accelerator = Accelerator(cpu=True)
     for gibibytes, given, expected in ((16, "auto", 4), (400, "auto", 8), (16, "off", 0), (16, "12.5", 12.5)):
         has_free(monkeypatch, gibibytes)
-        options = image_memory(accelerator, given)
-        assert options["memory_budget"] == expected * (1 << 30) and options["machine"].first
+        memory = image_memory(accelerator, given, 3)
+        assert memory.budget == expected * (1 << 30) and memory.machine.first and memory.num_workers == 3
     has_free(monkeypatch, 16)
     with pytest.raises(UserError, match="image_cache 17 is more than the 16.0 GiB of free memory"):
-        image_memory(accelerator, "17")
+        image_memory(accelerator, "17", 0)
 
 
 def test_each_machine_has_its_first_process_and_the_least_memory_counts(monkeypatch):
     """Process 3 of 4, on the second of two machines."""
     has_free(monkeypatch, 16)
     monkeypatch.setattr(
-        "modeling_mae.training.launch.gather_object", lambda values: [8 << 30, 8 << 30, *values, *values]
+        "modeling_mae.training.launch.gather_object",
+        lambda values: [0, 0, *values, *values] if values == [2] else [8 << 30, 8 << 30, *values, *values],
     )
     process = SimpleNamespace(num_processes=4, process_index=3, local_process_index=1)
-    options = image_memory(process, "auto")
-    assert options["memory_budget"] == 2 << 30
-    machine = options["machine"]
-    assert not machine.first and machine.first_rank == 2 and not machine.alone
+    memory = image_memory(process, "auto", 0)
+    assert memory.budget == 2 << 30
+    machine = memory.machine
+    assert not machine.first and machine.first_rank == 2 and machine.count == 2 and not machine.alone
 
 
 def test_the_processes_of_a_machine_share_the_memory_for_features(monkeypatch):

@@ -6,11 +6,12 @@ import datasets
 import numpy as np
 import pandas
 import pytest
+from flat import load_eval_source, load_source
 from PIL import Image, features
 
-from modeling_mae.data.decode import decode
-from modeling_mae.data.listing import list_folder
-from modeling_mae.data.sources import NoSplit, load_eval_source, load_source
+from modeling_mae.data.find.listing import list_folder
+from modeling_mae.data.find.sources import NoSplit
+from modeling_mae.data.read.decode import decode
 from modeling_mae.errors import UserError
 
 
@@ -34,7 +35,7 @@ def names(source):
 
 
 def load(folder, **options):
-    return load_source(data_dir=str(folder), **options)
+    return load_source(train_dir=str(folder), **options)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_spellings_of_splits(tmp_path, spelling, held_out):
     folder = put(tmp_path, f"{spelling}/a/0.png", f"{spelling}/b/1.png", f"{held_out}/a/2.png", f"{held_out}/b/3.png")
     put(tmp_path, "Testing/a/4.png", "Testing/b/5.png")
     assert names(load(folder)) == ["0.png", "1.png"]
-    source, split = load_eval_source(None, data_dir=str(folder))
+    source, split = load_eval_source(train_dir=str(folder))
     assert names(source) == ["2.png", "3.png"] and split == "validation"
     assert names(load(folder, split="test")) == ["4.png", "5.png"]
     assert load(folder).class_names == ["a", "b"]
@@ -170,9 +171,9 @@ def test_unclear_splits_are_asked(tmp_path):
     assert names(load(folder, split="Train")) == ["1.png"]
     assert names(load(folder / "train")) == ["0.png"]
     with pytest.raises(UserError, match="has 'val' and 'validation'"):
-        load_eval_source(None, data_dir=str(folder))
-    assert names(load_eval_source("validation", data_dir=str(folder))[0]) == ["3.png"]
-    assert names(load_eval_source("val", data_dir=str(folder))[0]) == ["2.png"]
+        load_eval_source(train_dir=str(folder))
+    assert names(load_eval_source(eval_split="validation", train_dir=str(folder))[0]) == ["3.png"]
+    assert names(load_eval_source(eval_split="val", train_dir=str(folder))[0]) == ["2.png"]
     folder = put(tmp_path / "classes", "train/0.png", "bus/0.png", "plane/0.png")
     with pytest.raises(UserError, match=r"split train and beside it 2 other files, as 'bus/0.png': .* if it is a cl"):
         load(folder)

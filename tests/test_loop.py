@@ -15,8 +15,8 @@ import torch
 from accelerate import Accelerator
 from conftest import without_waiting
 
-from modeling_mae.data.bit_depth import BadImage
-from modeling_mae.data.images import MemoryImages
+from modeling_mae.data.read.faults import BadImage
+from modeling_mae.data.serve.images import MemoryImages
 from modeling_mae.errors import TrainingStopped, UserError
 from modeling_mae.training.checkpoints import choose_checkpoint
 from modeling_mae.training.loop import Display, updates

@@ -14,11 +14,11 @@ import tifffile
 import torch
 from conftest import TINY_GRAY, run
 from documented import readme_commands, words_of
+from flat import load_source, open_images
 from PIL import Image, ImageFilter
 from test_readme import BLOCKS as README_BLOCKS
 
-from modeling_mae.data.images import open_images
-from modeling_mae.data.sources import BUNDLED, load_source
+from modeling_mae.data.find.sources import BUNDLED
 from modeling_mae.training.augment import BatchTransform
 
 
@@ -75,7 +75,9 @@ def test_from_tiff_to_features(tmp_path, folder, monkeypatch):
 
     # the README's way to features, from an array, against the evaluation's own
     (code,) = [block for block in README_BLOCKS if "field.tif" in block]
-    images = open_images(load_source(data_dir=str(folder), split="test"), (28, 28), 5, memory_budget=0, white=65535)
+    images = open_images(
+        load_source(train_dir=str(folder), split="test"), (28, 28), 5, memory_budget=0, white_value=65535
+    )
     shutil.copy(images.source.dataset[0]["image"]["path"], tmp_path / "field.tif")
     monkeypatch.chdir(tmp_path)
     names = {}

@@ -5,8 +5,8 @@ import torch
 from accelerate import Accelerator
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from modeling_mae.data.images import MemoryImages
 from modeling_mae.data.labelled_sets import LabelledSets
+from modeling_mae.data.serve.images import MemoryImages
 from modeling_mae.evaluation import classifier
 from modeling_mae.evaluation.classifier import evaluate_classifier
 from modeling_mae.evaluation.metrics import class_scores, classification_results, compute_over, predict

@@ -1,20 +1,24 @@
 """Several sources in given shares: who comes when, counted by hand, and the same with any processes and workers."""
 
+from dataclasses import replace
+
 import datasets
 import numpy as np
 import pytest
 import torch
+from flat import load_eval_source, load_training_source, open_images
 from PIL import Image
 from test_streams import make_shards, picture
 
-from modeling_mae.data.crops import RandomResizedCrop
-from modeling_mae.data.fingerprint import fingerprint
-from modeling_mae.data.images import open_images
-from modeling_mae.data.joined import load_eval_sources, load_sources
+from modeling_mae.data.find.fingerprint import fingerprint
+from modeling_mae.data.find.joined import exact_shares
+from modeling_mae.data.find.sources import SourceSettings
 from modeling_mae.data.labelled_sets import load_labelled_sets
 from modeling_mae.data.labels import problem_of, read_labels
-from modeling_mae.data.mixture import Mixture
 from modeling_mae.data.pretraining_sets import load_pretraining_sets
+from modeling_mae.data.serve.crops import RandomResizedCrop
+from modeling_mae.data.serve.images import Opening
+from modeling_mae.data.serve.mixture import Mixture
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.classifier import training_view
 
@@ -35,7 +39,7 @@ def visits(order, updates):
 
 @pytest.mark.parametrize("units", [None, UNITS])
 def test_every_image_of_a_source_comes_once_before_any_comes_again(units):
-    order = Mixture.of((10, 51), (0.7, 0.3), (None, units)).order(None, BATCH, seed=3)
+    order = Mixture((10, 51), exact_shares((0.7, 0.3)), (None, units)).order(None, BATCH, seed=3)
     assert (order.num_images, order.updates_per_epoch) == (61, 7)
     seen = visits(order, range(200))  # 1,600 images: 1,120 and 480
     for first, size, given in ((0, 10, 1120), (10, 51, 480)):
@@ -56,7 +60,7 @@ def test_every_image_of_a_source_comes_once_before_any_comes_again(units):
 )
 def test_shares(weights, per_update):
     sizes = (40,) * len(weights)
-    order = Mixture.of(sizes, weights, (None,) * len(weights)).order(None, BATCH, seed=0)
+    order = Mixture(sizes, exact_shares(weights), (None,) * len(weights)).order(None, BATCH, seed=0)
     sums = np.zeros(len(weights))
     for update in range(1000):
         counts = np.bincount(order.images_of(update)[1] // 40, minlength=len(weights))
@@ -68,7 +72,7 @@ def test_shares(weights, per_update):
 
 
 def test_position_and_seed_decide_alone():
-    mixture = Mixture.of((10, 51, 10), (1, 1, 1), (None, UNITS, None))
+    mixture = Mixture((10, 51, 10), exact_shares((1, 1, 1)), (None, UNITS, None))
     walked = visits(mixture.order(None, BATCH, 5), range(40))
     assert visits(mixture.order(None, BATCH, 5), [39, 12, 38]) == [
         seen for update in (39, 12, 38) for seen in walked if seen[0] == update
@@ -80,7 +84,7 @@ def test_position_and_seed_decide_alone():
 
 def test_a_part_of_the_images():
     rows = np.array([0, 3, 9, 10, 20, 60])
-    order = Mixture.of((10, 51), (0.5, 0.5), (None, UNITS)).order(rows, 2, seed=0)
+    order = Mixture((10, 51), exact_shares((0.5, 0.5)), (None, UNITS)).order(rows, 2, seed=0)
     seen = visits(order, range(30))
     assert {i for *_, i in seen} == set(range(6)) and sum(i < 3 for *_, i in seen) == 30
 
@@ -100,11 +104,11 @@ def sources(request, tmp_path):
                 (folder / str(i % 10)).mkdir(exist_ok=True)
                 (folder / str(i % 10) / f"{i:03}.png").write_bytes(picture(i)[1])
         places.append(str(folder))
-    return {**options, "data_dir": places, "mix": [0.5, 0.5]}
+    return {**options, "train_dir": places, "mix": [0.5, 0.5]}
 
 
 def open_both(sources, budget=0, **options):
-    source = load_sources(**sources)
+    source = load_training_source(**sources)
     return source, open_images(source, (28, 28), 1, memory_budget=budget, **options)
 
 
@@ -118,7 +122,7 @@ def test_images_labels_and_names(sources):
     assert sorted(numbers) == [*range(64), *range(100, 130)] and all(number < 64 for number in numbers[:64])
     assert labels.tolist() == [number % 10 for number in numbers]
     assert fingerprint(source).startswith("94 images, ")
-    other = load_sources(**{**sources, "data_dir": sources["data_dir"][::-1]})
+    other = load_training_source(**{**sources, "train_dir": sources["train_dir"][::-1]})
     assert fingerprint(other) != fingerprint(source)
 
 
@@ -164,15 +168,15 @@ def test_classes_are_matched_by_name(tmp_path):
     (tmp_path / "parquet").mkdir()
     datasets.Dataset.from_dict(rows, features=datasets.Features(kinds)).to_parquet(tmp_path / "parquet" / "a.parquet")
     options = {"cache_dir": str(tmp_path / "cache"), "mix": [2, 1]}
-    source = load_sources([files, str(tmp_path / "parquet")], **options)
+    source = load_training_source(train_dir=[files, str(tmp_path / "parquet")], **options)
     labels, names = read_labels(source)
     assert (labels.tolist(), names) == ([0, 1, 1, 1, 0], ["ant", "bee"])
     assert read_labels(source, ["cow", "bee", "ant"])[0].tolist() == [2, 1, 1, 1, 2]
     other = put(tmp_path / "other", "ant/0.png", "cow/1.png")
     with pytest.raises(UserError, match="files and other have different classes: bee, cow are in one alone"):
-        read_labels(load_sources([files, other], **options))
+        read_labels(load_training_source(train_dir=[files, other], **options))
     with pytest.raises(UserError, match="other has 1 classes that the training images do not have"):
-        read_labels(load_sources([files, other], **options), ["ant", "bee"])
+        read_labels(load_training_source(train_dir=[files, other], **options), ["ant", "bee"])
 
 
 def test_images_to_evaluate_on_are_joined(tmp_path):
@@ -180,27 +184,25 @@ def test_images_to_evaluate_on_are_joined(tmp_path):
         put(tmp_path / "one", "train/a/0.png", "train/b/1.png", "val/a/2.png", "val/b/3.png", "test/a/4.png"),
         put(tmp_path / "two", "train/a/0.png", "train/b/1.png", "test/b/5.png", "test/a/6.png"),
     ]
-    source, split = load_eval_sources(None, places, [1, 2])
-    assert split == "test" and source.mixture is None
+    source, split = load_eval_source(train_dir=places, mix=[1, 2])
+    assert split == "test" and source.shares is None
     assert [cell["path"][-10:] for cell in source.dataset["image"]] == ["st/a/4.png", "st/a/6.png", "st/b/5.png"]
     assert read_labels(source, ["a", "b"])[0].tolist() == [0, 0, 1]
     with pytest.raises(UserError, match="two' has no split 'validation'"):
-        load_eval_sources("validation", places)
+        load_eval_source(train_dir=places, eval_split="validation")
     with pytest.raises(UserError, match="have no split validation, val, test that is in all of them"):
-        load_eval_sources(None, [places[0], put(tmp_path / "three", "train/a/0.png")])
+        load_eval_source(train_dir=[places[0], put(tmp_path / "three", "train/a/0.png")])
 
 
 def test_without_the_same_classes_there_is_no_knn(tmp_path, capsys):
     places = [put(tmp_path / "one", "train/a/0.png", "train/b/1.png"), put(tmp_path / "two", "train/c/0.png")]
     said = []
-    options = {"data_dir": places, "mix": [1, 1]}
+    options = {"train_dir": places, "mix": [1, 1]}
     sets = load_pretraining_sets(
-        load_sources(**options),
-        options,
-        eval_split=None,
+        load_training_source(**options),
+        SourceSettings(**options),
+        Opening((28, 28), 1),
         k=1,
-        white=None,
-        open_options={"size": (28, 28), "num_channels": 1, "memory_budget": 0},
         main_process_first=torch.no_grad,  # any context
         say=said.append,
     )
@@ -221,13 +223,13 @@ def test_what_cannot_be_joined(tmp_path):
     with pytest.raises(
         UserError, match=r"files holds encoded images and arrays arrays of shape \(1, 4, 4\) and uint8"
     ):
-        load_sources([files, str(tmp_path / "arrays")], **options)
-    assert load_sources(str(tmp_path / "arrays"), **options).only_folder is None
+        load_training_source(train_dir=[files, str(tmp_path / "arrays")], **options)
+    assert load_training_source(train_dir=str(tmp_path / "arrays"), **options).only_folder is None
     other = put(tmp_path / "other", "0.png")
-    assert len(load_sources([files, other], max_samples=5, **options)) == 5
+    assert len(load_training_source(train_dir=[files, other], max_train_samples=5, **options)) == 5
     with pytest.raises(UserError, match="2 samples leave none of other"):
-        load_sources([files, other, put(tmp_path / "last", "0.png")], max_samples=2, **options)
-    joined = load_sources([files, other], **options)  # without shares
+        load_training_source(train_dir=[files, other, put(tmp_path / "last", "0.png")], max_train_samples=2, **options)
+    joined = load_training_source(train_dir=[files, other], **options)  # without shares
     order = open_images(joined, (28, 28), 1, memory_budget=0).order(10, 0)
     assert sorted(order.images_of(0)[1].tolist()) == list(range(10))
 
@@ -237,16 +239,14 @@ def test_labelled_sets_of_several_folders(tmp_path):
         put(tmp_path / "one", "train/a/0.png", "train/b/1.png", "test/a/4.png", "test/b/5.png"),
         put(tmp_path / "two", "train/b/0.png", "train/a/1.png", "train/a/2.png", "test/b/5.png"),
     ]
-    options = {"train_split": "train", "eval_split": None, "max_train_samples": None, "max_eval_samples": None}
-    options |= {"class_names": None, "main_process_first": torch.no_grad, "say": print}
-    options["open_options"] = {"size": (28, 28), "num_channels": 1, "memory_budget": 0}
-    source = {"data_dir": places, "mix": [1, 4], "label_column_name": None}
-    sets = load_labelled_sets(source, validation_dir=None, **options)
+    options = {"class_names": None, "main_process_first": torch.no_grad, "say": print}
+    settings, opening = SourceSettings(train_dir=places, mix=[1, 4]), Opening((28, 28), 1)
+    sets = load_labelled_sets(settings, opening, **options)
     assert sets.train.labels.tolist() == [0, 1, 0, 0, 1] and sets.evaluation.labels.tolist() == [0, 1, 1]
     assert (sets.train_name, sets.eval_name, sets.eval_split) == ("one (0.2) + two (0.8)", "one + two", "test")
     shares = [(sets.train.order(5, 0).images_of(update)[1] < 2).sum() for update in range(20)]
     assert shares == [1] * 20
-    sets = load_labelled_sets(source, validation_dir=f"{places[0]}/test", **options)
+    sets = load_labelled_sets(replace(settings, validation_dir=f"{places[0]}/test"), opening, **options)
     assert sets.evaluation.labels.tolist() == [0, 1] and sets.evaluation.mixture is None
     look = {"mean": [0.5], "seed": 0, "crop_scale": [0.2, 1], "horizontal_flip": True}
     look["auto_augment"] = "rand-m9-mstd0.5-inc1"

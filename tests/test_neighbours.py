@@ -15,7 +15,7 @@ from conftest import copied
 from PIL import Image
 
 from modeling_mae.commands.neighbours import add_arguments
-from modeling_mae.data.sources import BUNDLED
+from modeling_mae.data.find.sources import BUNDLED
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation import Features, extract_features, load_features, near_duplicates, nearest_neighbours
 from modeling_mae.evaluation import neighbours as neighbours_module

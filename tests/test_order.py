@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from modeling_mae.data.order import MicroBatches, Order, split_batch
+from modeling_mae.data.serve.order import MicroBatches, Order, split_batch
 from modeling_mae.errors import UserError
 
 

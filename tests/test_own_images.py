@@ -9,9 +9,9 @@ from PIL import Image
 
 from configuration import ArgumentError, PretrainArguments, model_config, model_settings, parse_arguments
 from configuration.own_images import OPTIONS, settle
-from modeling_mae.data.bit_depth import BadImage
-from modeling_mae.data.facts import image_facts
-from modeling_mae.data.sources import Source
+from modeling_mae.data.find.facts import image_facts
+from modeling_mae.data.find.sources import Source
+from modeling_mae.data.read.faults import BadImage
 
 
 def settled(count, height, width, channels=3, processes=1, before=None, **given):

@@ -26,7 +26,7 @@ from conftest import (
 from safetensors.torch import load_file
 
 from modeling_mae import MAEConfig, MAEForPreTraining
-from modeling_mae.data.processor import image_processor
+from modeling_mae.data.serve.processor import image_processor
 from modeling_mae.training.sharded import settle_gradient_groups
 
 

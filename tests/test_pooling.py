@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoModelForImageClassification, pipeline
 
 from configuration.memory import encoder_parameters
 from modeling_mae import EvalNet, MAEBackbone, MAEForPreTraining, MAEModel, interop
-from modeling_mae.data.processor import image_processor
+from modeling_mae.data.serve.processor import image_processor
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.features import frozen_encoder
 from modeling_mae.modeling_mae import MAEAttentionPooling

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from modeling_mae import MAEConfig, MAEForPreTraining
-from modeling_mae.data.processor import image_processor
+from modeling_mae.data.serve.processor import image_processor
 from modeling_mae.evaluation import predict
 from modeling_mae.problems import MULTI_LABEL, REGRESSION
 

@@ -14,8 +14,8 @@ from transformers import (
 )
 
 from modeling_mae import EvalNet, MAEConfig
+from modeling_mae.data.find.sources import Source, find_label_column
 from modeling_mae.data.labels import problem_of, random_part, read_labels
-from modeling_mae.data.sources import Source, find_label_column
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.classifier import make_classifier, problem_notes
 from modeling_mae.evaluation.frozen_problems import knn_averages, linear_predictions

@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import RECIPE, run
+from flat import load_source, open_images
 from PIL import Image
 from transformers import AutoImageProcessor, BitImageProcessor, ViTImageProcessor
 
 from modeling_mae import EvalNet, MAEConfig
-from modeling_mae.data.images import open_images
+from modeling_mae.data.find.sources import SourceSettings
 from modeling_mae.data.labelled_sets import load_labelled_sets
-from modeling_mae.data.processor import Processing, checkpoint_processing, image_processor
-from modeling_mae.data.sources import load_source
+from modeling_mae.data.serve.decoded import Memory
+from modeling_mae.data.serve.images import Opening
+from modeling_mae.data.serve.processor import Processing, checkpoint_processing, image_processor
 
 
 RAMP = np.arange(64, dtype=np.uint16).reshape(8, 8)
@@ -57,7 +59,7 @@ def test_pipelines_see_what_the_training_saw(tmp_path, values, white, channels):
     """From the same file: our decoder and the normalisation by hand, against the saved processor."""
     (tmp_path / "images").mkdir()
     Image.fromarray(values).save(tmp_path / "images" / "0.tif")
-    images = open_images(load_source(data_dir=str(tmp_path / "images")), (8, 8), channels, memory_budget=1 << 20)
+    images = open_images(load_source(train_dir=str(tmp_path / "images")), (8, 8), channels, memory_budget=1 << 20)
     assert images.white == white
     image_processor((8, 8), [0.25] * channels, [0.5] * channels, channels, white=white).save_pretrained(tmp_path)
     processor = AutoImageProcessor.from_pretrained(tmp_path)
@@ -96,14 +98,9 @@ def test_both_sets_have_one_white(tmp_path):
     put(tmp_path, ("train/a/0.png", "train/b/1.png"), RAMP * 65)
     put(tmp_path, ("test/a/0.png", "test/b/1.png"), RAMP * 10)
     sets = load_labelled_sets(
-        {"data_dir": str(tmp_path)},
-        train_split="train",
-        eval_split=None,
-        validation_dir=None,
-        max_train_samples=None,
-        max_eval_samples=None,
+        SourceSettings(train_dir=str(tmp_path)),
+        Opening((8, 8), 1, memory=Memory(1 << 20)),
         class_names=None,
-        open_options={"size": (8, 8), "num_channels": 1, "memory_budget": 1 << 20, "white": None},
         main_process_first=torch.no_grad,  # any context
         say=print,
     )

@@ -11,7 +11,7 @@ import torch
 from conftest import ENVIRONMENT, ROOT, TINY_GRAY, copied
 
 from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining
-from modeling_mae.data.processor import image_processor
+from modeling_mae.data.serve.processor import image_processor
 
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

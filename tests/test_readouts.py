@@ -8,7 +8,7 @@ from conftest import tiny_config
 from sklearn.linear_model import LogisticRegression
 
 from modeling_mae import MAEModel
-from modeling_mae.data.images import MemoryImages
+from modeling_mae.data.serve.images import MemoryImages
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.features import knn_accuracies, logistic_accuracy
 from modeling_mae.evaluation.probes import probe_metric

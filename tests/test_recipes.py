@@ -14,7 +14,7 @@ from configuration import EvalArguments, PretrainArguments, model_config, parse_
 from configuration.own_images import settle
 from configuration.parsing import RECIPES
 from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining
-from modeling_mae.data.order import split_batch
+from modeling_mae.data.serve.order import split_batch
 from modeling_mae.training.optim import Schedule, parameter_groups
 
 

@@ -4,15 +4,17 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from flat import file_images
 from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from modeling_mae.data.crops import CenterCrop, RandomResizedCrop
-from modeling_mae.data.decode import BadImage, decode, decode_present
-from modeling_mae.data.images import FileImages
-from modeling_mae.data.reduced import ReducedJpeg, Reduction
-from modeling_mae.data.sources import Source
+from modeling_mae.data.find.sources import Source
+from modeling_mae.data.read.decode import Rules, decode, decode_present
+from modeling_mae.data.read.faults import BadImage
+from modeling_mae.data.read.reduced import ReducedJpeg, Reduction
+from modeling_mae.data.serve.crops import CenterCrop, RandomResizedCrop
+from modeling_mae.data.serve.images import FileImages, ImageSettings
 
 
 SIZE = (16, 20)
@@ -40,7 +42,7 @@ def of_box(box):
 
 def files(*images: bytes, **options) -> FileImages:
     cells = datasets.Dataset.from_dict({"image": [{"bytes": data, "path": None} for data in images]})
-    return FileImages(Source(cells, "image", None, "test"), SIZE, 3, **options)
+    return file_images(Source(cells, "image", None, "test"), SIZE, 3, **options)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,7 @@ def test_a_reduced_crop_shows_what_the_whole_image_shows(orientation, channels):
         data = jpeg(waves(height, width), orientation)
         whole = decode(data, None, channels)
         for box in ((3, 2, 190, 170), (33, 20, 140, 96), (60, 71, 34, 42), (whole.shape[1] - 80, 5, 80, 100)):
-            reduced, gone = decode_present(data, None, channels, reduction=of_box(box))
+            reduced, gone = decode_present(data, None, Rules(channels, reduction=of_box(box)))
             assert gone is None and reduced.shape == whole.shape
             reductions.add(reduced.reduction)
             assert min(reduced.picture.size) == -(-min(height, width) // reduced.reduction)
@@ -90,11 +92,11 @@ def test_what_is_not_reduced():
     png = io.BytesIO()
     image.save(png, "PNG")
     for data in (png.getvalue(), jpeg(image.convert("CMYK"))):
-        assert torch.equal(decode_present(data, None, 3, reduction=of_box(box))[0], decode(data, None, 3))
+        assert torch.equal(decode_present(data, None, Rules(3, reduction=of_box(box)))[0], decode(data, None, 3))
     plain = jpeg(image)
-    bands, _ = decode_present(plain, None, 2, bands=[3, 1], reduction=of_box(box))
+    bands, _ = decode_present(plain, None, Rules(2, bands=[3, 1], reduction=of_box(box)))
     assert torch.equal(bands, decode(plain, None, 3)[[2, 0]])
-    exact, _ = decode_present(plain, None, 3, reduction=of_box((0, 0, 31, 400)))
+    exact, _ = decode_present(plain, None, Rules(3, reduction=of_box((0, 0, 31, 400))))
     assert torch.equal(exact, decode(plain, None, 3))
 
 
@@ -108,20 +110,20 @@ def test_unusual_files():
         (jpeg(image, progressive=True), 3),
         (jpeg(image, 6).replace(b"Exif\0\0", b"Exif\0\1"), 3),  # an orientation that cannot be read
     ):
-        reduced, _ = decode_present(data, None, channels, reduction=of_box(box))
+        reduced, _ = decode_present(data, None, Rules(channels, reduction=of_box(box)))
         assert isinstance(reduced, ReducedJpeg) and reduced.shape == (channels, 300, 400)
         expected = F.resize(decode(data, None, channels), list(SIZE), InterpolationMode.BICUBIC, antialias=True)
         assert (reduced.crop(list(box), SIZE).int() - expected.int()).abs().max() <= 6
     cut = jpeg(image)[:2000]
     with pytest.raises(BadImage, match="an image without a name"):
-        decode_present(cut, None, 3, reduction=of_box(box))
+        decode_present(cut, None, Rules(3, reduction=of_box(box)))
 
 
 @pytest.mark.parametrize("crop", [RandomResizedCrop(0, (0.05, 1.0)), CenterCrop(SIZE, 0.9)])
 def test_batches_are_as_with_whole_decoding_where_the_crop_allows_no_less(crop):
     images = [jpeg(waves(h, w)) for h, w in ((30, 39), (70, 90), (90, 120), (200, 300), (39, 500))]
     reducing, whole = files(*images).view(crop), files(*images).view(crop)
-    whole.scaled_decoding = False
+    whole.settings = ImageSettings(scaled_decoding=False)
     compared = [0, 0]
     for epoch in range(6):
         ours, expected = (which.batch(epoch, [0, 1, 2, 3, 4])["images"] for which in (reducing, whole))

@@ -6,12 +6,13 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from flat import file_images, load_source, open_images
 from PIL import Image
 
-from modeling_mae.data.crops import RandomResizedCrop, repeats_of, uniforms
-from modeling_mae.data.images import FileImages, open_images
-from modeling_mae.data.reduced import ReducedJpeg
-from modeling_mae.data.sources import Source, load_source
+from modeling_mae.data.find.sources import Source
+from modeling_mae.data.read.reduced import ReducedJpeg
+from modeling_mae.data.serve.crops import RandomResizedCrop, repeats_of, uniforms
+from modeling_mae.data.serve.images import FileImages
 
 
 SIZE, COUNT = (16, 16), 24
@@ -34,7 +35,7 @@ def shards(tmp_path_factory):
 
 
 def open_kind(kind, folder, tmp_path):
-    source = load_source(data_dir=str(folder), cache_dir=str(tmp_path / "cache"), streaming=kind == "stream")
+    source = load_source(train_dir=str(folder), cache_dir=str(tmp_path / "cache"), streaming=kind == "stream")
     budget = 1 << 30 if kind == "memory" else 0
     images = open_images(source, SIZE, 3, memory_budget=budget, labels=np.arange(COUNT))
     assert images.where == {"memory": "in memory", "files": "from files", "stream": "streamed"}[kind]
@@ -102,7 +103,7 @@ def test_the_crops_of_a_large_photograph_share_one_reduced_decoding():
     ramp = np.linspace(0, 255, 320).astype(np.uint8)
     Image.fromarray(np.broadcast_to(ramp[:, None], (320, 320)).copy()).save(file := io.BytesIO(), "JPEG")
     cells = datasets.Dataset.from_dict({"image": [{"bytes": file.getvalue(), "path": None}]})
-    images = FileImages(Source(cells, "image", None, "ramp"), SIZE, 1).view(crop=RandomResizedCrop(0, (0.005, 1.0)))
+    images = file_images(Source(cells, "image", None, "ramp"), SIZE, 1).view(crop=RandomResizedCrop(0, (0.005, 1.0)))
     reductions = set()
     for epoch in range(40):
         heights, widths = images.crop(epoch, [0, 0, 0], 320, 320, [0, 1, 2])[0][:, 2:].T.tolist()

@@ -11,7 +11,7 @@ from conftest import RECIPE, TINY_GRAY, TWO_PROCESSES, assert_same_run, run, wei
 
 from configuration import PretrainArguments
 from modeling_mae import MAEForPreTraining
-from modeling_mae.data.crops import finish_crop
+from modeling_mae.data.serve.crops import finish_crop
 from modeling_mae.report.charts import loss_curve
 from modeling_mae.training import trials
 from modeling_mae.training.loop import Display

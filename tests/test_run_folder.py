@@ -6,7 +6,7 @@ import pytest
 from conftest import Copies
 
 from modeling_mae.errors import UserError
-from modeling_mae.training.run_folder import MARK, claim_folder
+from modeling_mae.training.run_folder import LOCK, MARK, claim_folder
 
 
 def names(folder) -> set[str]:
@@ -50,9 +50,9 @@ def test_overwriting_removes_what_a_run_wrote_and_nothing_else(tmp_path):
     for name in ("checkpoint-7", "checkpoint-7-best", "my-checkpoint-3", "pictures"):
         (tmp_path / name).mkdir()
     claim_folder(tmp_path, overwrite=False)
-    assert len(names(tmp_path)) == 11
+    assert len(names(tmp_path)) == 12
     claim_folder(tmp_path, overwrite=True)
-    assert names(tmp_path) == mine | {MARK}
+    assert names(tmp_path) == mine | {MARK, LOCK}
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):

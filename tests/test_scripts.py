@@ -27,7 +27,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 
 import modeling_mae  # noqa: F401 (registers the Auto classes)
-from modeling_mae.data.sources import BUNDLED
+from modeling_mae.data.find.sources import BUNDLED
 
 
 def test_run_leaves_what_it_promises(tmp_path, recipe):

@@ -1,9 +1,10 @@
 import datasets
 import numpy as np
 import pytest
+from flat import load_eval_source, load_source
 from PIL import Image
 
-from modeling_mae.data.sources import NoSplit, find_image_column, find_label_column, load_eval_source, load_source
+from modeling_mae.data.find.sources import NoSplit, find_image_column, find_label_column
 from modeling_mae.errors import UserError
 
 
@@ -13,20 +14,20 @@ CLASSES = datasets.ClassLabel(names=["cat", "dog", "owl"])
 
 def test_folders(tmp_path):
     with pytest.raises(UserError, match=r"pictures' does not exist: .*exists"):
-        load_source(data_dir=str(tmp_path / "pictures"))
+        load_source(train_dir=str(tmp_path / "pictures"))
     (tmp_path / "pictures").mkdir()
     with pytest.raises(UserError, match="pictures' has no images .empty"):
-        load_source(data_dir=str(tmp_path / "pictures"))
+        load_source(train_dir=str(tmp_path / "pictures"))
     with pytest.raises(UserError, match="did you mean .*pictures"):
-        load_source(data_dir=str(tmp_path / "picture"))
+        load_source(train_dir=str(tmp_path / "picture"))
     (tmp_path / "pictures" / "notes.txt").touch()
     with pytest.raises(UserError, match="1 file left out: 1 .txt"):
-        load_source(data_dir=str(tmp_path / "pictures"))
+        load_source(train_dir=str(tmp_path / "pictures"))
     for name in ("cat", "dog"):
         (tmp_path / "pictures" / name).mkdir()
         for i in range(3):
             PICTURE.save(tmp_path / "pictures" / name / f"{i}.png")
-    options = {"data_dir": str(tmp_path / "pictures"), "cache_dir": str(tmp_path / "cache")}
+    options = {"train_dir": str(tmp_path / "pictures"), "cache_dir": str(tmp_path / "cache")}
     source = load_source(**options)
     assert len(source) == 6 and source.class_names == ["cat", "dog"] and source.name == "pictures"
     assert source.dataset[source.label_column][:] == [0, 0, 0, 1, 1, 1]
@@ -35,9 +36,9 @@ def test_folders(tmp_path):
     with pytest.raises(NoSplit, match="no split 'test', no folders of splits"):
         load_source(split="test", **options)
     with pytest.raises(NoSplit, match="to evaluate on"):
-        load_eval_source(None, **options)
+        load_eval_source(**options)
     # A folder of nothing but images to evaluate on needs no splits.
-    source, split = load_eval_source(None, only_for_evaluation=True, **options)
+    source, split = load_eval_source(validation_dir=options["train_dir"], cache_dir=options["cache_dir"])
     assert len(source) == 6 and split == "train"
 
 
@@ -47,40 +48,40 @@ def test_folders_of_splits(tmp_path):
             (tmp_path / "pictures" / split / name).mkdir(parents=True)
             for i in range(count):
                 PICTURE.save(tmp_path / "pictures" / split / name / f"{i}.png")
-    options = {"data_dir": str(tmp_path / "pictures"), "cache_dir": str(tmp_path / "cache")}
+    options = {"train_dir": str(tmp_path / "pictures"), "cache_dir": str(tmp_path / "cache")}
     assert len(load_source(**options)) == 6
-    source, split = load_eval_source(None, **options)
+    source, split = load_eval_source(**options)
     assert split == "validation" and len(source) == 4 and source.class_names == ["cat", "dog"]
     with pytest.raises(NoSplit, match="no split 'test', only train, val"):
-        load_eval_source("test", **options)
+        load_eval_source(eval_split="test", **options)
 
 
 def test_unknown_names():
     with pytest.raises(UserError, match="did you mean 'cifar10'"):
-        load_source("cifar1O")
+        load_source(dataset_name="cifar1O")
     with pytest.raises(UserError, match="give cifar10, .*or a Hub id"):
-        load_source("xyzzy")
+        load_source(dataset_name="xyzzy")
 
 
 def test_a_folder_given_as_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pictures").mkdir()
     with pytest.raises(UserError, match="'pictures' is a folder here: give it as --train_dir"):
-        load_source("pictures")
+        load_source(dataset_name="pictures")
 
 
 def test_splits_to_evaluate_on(tmp_path):
     table = datasets.Dataset.from_dict({"image": [PICTURE] * 3, "label": [0, 1, 1]})
     table.to_parquet(tmp_path / "train-0.parquet")
-    options = {"data_dir": str(tmp_path), "cache_dir": str(tmp_path / "cache")}
+    options = {"train_dir": str(tmp_path), "cache_dir": str(tmp_path / "cache")}
     with pytest.raises(NoSplit, match="no split validation, val, test .*--validation_dir"):
-        load_eval_source(None, **options)
+        load_eval_source(**options)
     table.select([0, 1]).to_parquet(tmp_path / "test-0.parquet")
-    source, split = load_eval_source(None, **options)
+    source, split = load_eval_source(**options)
     assert split == "test" and len(source) == 2 and len(load_source(**options)) == 3
     with pytest.raises(NoSplit, match="'validation'.*train-0.parquet"):
-        load_eval_source("validation", **options)
-    assert load_eval_source(None)[1] == "test"  # the bundled images
+        load_eval_source(eval_split="validation", **options)
+    assert load_eval_source()[1] == "test"  # the bundled images
 
 
 def test_parquet_files_as_the_hub_converts_data_sets(tmp_path):
@@ -89,7 +90,7 @@ def test_parquet_files_as_the_hub_converts_data_sets(tmp_path):
     for name, rows in (("train/0000.parquet", [0, 1, 2]), ("test/0000.parquet", [0]), ("constrained.parquet", [1])):
         (tmp_path / "hub" / name).parent.mkdir(parents=True, exist_ok=True)
         table.select(rows).to_parquet(tmp_path / "hub" / name)
-    options = {"data_dir": str(tmp_path / "hub"), "cache_dir": str(tmp_path / "cache")}
+    options = {"train_dir": str(tmp_path / "hub"), "cache_dir": str(tmp_path / "cache")}
     assert len(load_source(**options)) == 3
     assert len(load_source(split="test", **options)) == 1
 

@@ -23,7 +23,7 @@ from conftest import (
 from shard_server import serve
 from test_streams import make_shards
 
-from modeling_mae.data.sources import BUNDLED
+from modeling_mae.data.find.sources import BUNDLED
 
 
 pytestmark = pytest.mark.slow

@@ -9,17 +9,17 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from flat import load_source, open_images
 from PIL import Image
 from shard_server import serve
 
-from modeling_mae.data import shard_cache
-from modeling_mae.data.bit_depth import BadImage
-from modeling_mae.data.fingerprint import fingerprint
-from modeling_mae.data.images import open_images
+from modeling_mae.data.find.fingerprint import fingerprint
+from modeling_mae.data.find.sources import NoSplit
+from modeling_mae.data.find.streams import expand_braces
 from modeling_mae.data.labels import problem_of, read_labels
-from modeling_mae.data.shard_index import Members
-from modeling_mae.data.sources import NoSplit, load_source
-from modeling_mae.data.streams import expand_braces
+from modeling_mae.data.read.faults import BadImage
+from modeling_mae.data.stream import shard_cache
+from modeling_mae.data.stream.shard_index import Members
 from modeling_mae.errors import UserError
 
 
@@ -61,7 +61,7 @@ def make_shards(folder, kind: str, counts=UNEVEN, name: str = "part", first: int
 
 
 def open_stream(place, tmp_path, **options):
-    source = load_source(data_dir=str(place), streaming=True, cache_dir=str(tmp_path / "cache"))
+    source = load_source(train_dir=str(place), streaming=True, cache_dir=str(tmp_path / "cache"))
     return source, open_images(source, (28, 28), 1, memory_budget=1 << 30, **options)
 
 
@@ -121,12 +121,12 @@ def test_a_fault_that_passes_changes_nothing(tmp_path, kind, fault):
 def test_a_fault_that_stays_makes_bad_images(tmp_path):
     folder, faults = make_shards(tmp_path / "shards", "parquet"), {}
     with serve(folder, faults) as server:
-        _, images = open_stream(address(server, "parquet"), tmp_path, on_bad_image="skip", white=255)
+        _, images = open_stream(address(server, "parquet"), tmp_path, on_bad_image="skip", white_value=255)
         faults["part-002.parquet"] = ["500"] * 100  # images 10 to 13 are its only row group not read when it opened
         assert np.array_equal(images.read(10)[0].numpy(), picture(14)[0])
         assert images.skipped.nonzero().flatten().tolist() == [10, 11, 12, 13]
         assert len(faults["part-002.parquet"]) == 100 - shard_cache.ATTEMPTS
-        _, strict = open_stream(address(server, "tar").replace("tar", "parquet"), tmp_path, white=255)
+        _, strict = open_stream(address(server, "tar").replace("tar", "parquet"), tmp_path, white_value=255)
         with pytest.raises(BadImage, match=r"part-002.parquet cannot be read .*on_bad_image skip"):
             strict.read(10)
 
@@ -137,7 +137,7 @@ def test_a_truncated_tar_and_a_corrupt_row_group(tmp_path):
     with tarfile.open(path) as tar:
         last = tar.getmembers()[-2]  # image 5
     path.write_bytes(path.read_bytes()[: last.offset_data + 100])
-    _, images = open_stream(folder, tmp_path, on_bad_image="skip", white=255)
+    _, images = open_stream(folder, tmp_path, on_bad_image="skip", white_value=255)
     assert np.array_equal(images.read(5)[0].numpy(), picture(0)[0])
     assert images.skipped.tolist() == [False] * 5 + [True]
 
@@ -146,7 +146,7 @@ def test_a_truncated_tar_and_a_corrupt_row_group(tmp_path):
     data = bytearray(path.read_bytes())
     data[4:1500] = bytes(1496)
     path.write_bytes(data)
-    _, images = open_stream(folder, tmp_path, on_bad_image="skip", white=255)
+    _, images = open_stream(folder, tmp_path, on_bad_image="skip", white_value=255)
     assert np.array_equal(images.read(0)[0].numpy(), picture(4)[0])
     assert images.skipped.tolist() == [True] * 4 + [False] * 4
 
@@ -195,5 +195,5 @@ def test_what_is_no_stream_is_refused(tmp_path):
     with pytest.raises(UserError, match="both parquet and tar"):
         open_stream(mixed, tmp_path)
     with pytest.raises(NoSplit):
-        load_source(data_dir=str(mixed), split="test", streaming=True, cache_dir=str(tmp_path))
+        load_source(train_dir=str(mixed), split="test", streaming=True, cache_dir=str(tmp_path))
     assert expand_braces("s-{08..10}.tar") == ["s-08.tar", "s-09.tar", "s-10.tar"]

@@ -10,10 +10,10 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers.utils import logging
 
-from ..data.bit_depth import WHITE
-from ..data.crops import CenterCrop, crop_and_resize
-from ..data.decode import decode
-from ..data.processor import Processing, checkpoint_processing, image_processor, processing_of
+from ..data.read.bit_depth import WHITE
+from ..data.read.decode import decode
+from ..data.serve.crops import CenterCrop, crop_and_resize
+from ..data.serve.processor import Processing, checkpoint_processing, image_processor, processing_of
 from ..errors import UserError, not_found, refuse_missing
 from ..interop.read import read
 from ..interop.state_dicts import IMAGENET_MEAN, IMAGENET_STD
@@ -202,7 +202,7 @@ def _processing(checkpoint: str, channels: int) -> tuple[Processing, bool]:
     if channels != 3:
         raise UserError(
             f"checkpoint {checkpoint!r} has no image processor, and no usual mean and deviation of {channels} "
-            "channels: save one beside it (modeling_mae.data.processor.image_processor)"
+            "channels: save one beside it (modeling_mae.data.serve.processor.image_processor)"
         )
     return Processing(list(IMAGENET_MEAN), list(IMAGENET_STD), 1.0, WHITE), True
 
@@ -224,23 +224,18 @@ class Folder:
         progress: Callable[[Iterable], Iterable] = iter,
         batch_size: int = 16,
     ):
-        from ..data.images import open_images  # late: a page without a folder needs no data sets
-        from ..data.sources import load_source
+        from ..data.find.sources import SourceSettings, load_source
+        from ..data.serve.images import (  # late: a page without a folder needs no data sets
+            ImageSettings,
+            Opening,
+            open_images,
+        )
 
         self.explorer = explorer
-        processing = explorer.processing
-        source = load_source(data_dir=folder)
+        source = load_source(SourceSettings(train_dir=folder))
         self.total = len(source)
-        self.images = open_images(
-            source,
-            explorer.size,
-            explorer.config.num_channels,
-            memory_budget=0,
-            crop_fraction=processing.crop_fraction or 1.0,
-            on_bad_image="skip",
-            white=processing.white,
-            bands=processing.bands,
-        )
+        settings = explorer.processing.applied(ImageSettings(on_bad_image="skip"))
+        self.images = open_images(source, Opening(explorer.size, explorer.config.num_channels, settings))
         rows = self.images.spread(most)
         features, pictures = [], []
         for batch in progress([rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]):

@@ -26,6 +26,7 @@ matplotlib>=3.9.4
 numpy>=2.0.2
 pillow>=11.0
 safetensors>=0.5
+imagecodecs>=2025.3.30
 tifffile>=2024.8.10
 torchvision>=0.22.1
 tqdm
@@ -134,16 +135,16 @@ def write_app(folder: Path, space: str, checkpoint: str, title: str, images: str
 
 def _copy_images(images: str, folder: Path, most: int) -> int:
     """How many images of the folder `images` were copied, evenly spaced; parquet files give theirs too."""
-    from ..data.arrays import cell_of  # late: it imports `datasets`
-    from ..data.decode import file_size
-    from ..data.sources import load_source
+    from ..data.find.sources import SourceSettings, load_source
+    from ..data.read.arrays import cell_of  # late: it imports `datasets`
+    from ..data.read.header import read_header
 
-    source = load_source(data_dir=images)
+    source = load_source(SourceSettings(train_dir=images))
     rows = sorted({round(i * (len(source) - 1) / max(1, most - 1)) for i in range(min(most, len(source)))})
     folder.mkdir()
     for row in rows:
         cell = cell_of(source.dataset[row][source.image_column])
         data = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
-        name = Path(cell["path"] or "").name or f"image.{file_size(data, None)[1].lower()}"
+        name = Path(cell["path"] or "").name or f"image.{read_header(data, None).format.lower()}"
         (folder / f"{row:06d}-{name}").write_bytes(data)
     return len(rows)

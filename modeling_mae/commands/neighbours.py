@@ -96,7 +96,7 @@ def show_duplicates(arguments: Namespace, features) -> None:
 
 def draw(arguments: Namespace, features, images, queries, positions, cosines) -> None:
     """A row for each image: the query and its neighbours, or two near-duplicates."""
-    from ..data.places import open_place
+    from ..data.find.places import open_place
     from ..evaluation.inputs import checkpoint_config, open_inputs
     from ..evaluation.neighbours import images_of, pixels_of
     from ..report.alike import neighbours_picture, shortened

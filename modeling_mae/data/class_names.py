@@ -1,7 +1,7 @@
 """What reading any kind of labels has in common: matching classes by name, and refusing what has no class."""
 
 from ..errors import UserError
-from .sources import Source
+from .find.sources import Source
 
 
 OTHER_COLUMN = "choose another split with --train_split or --eval_split, or another column with --label_column_name"

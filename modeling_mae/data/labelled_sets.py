@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..problems import PROBLEMS, REGRESSION, SINGLE_LABEL, Problem
-from .fingerprint import fingerprint
-from .images import Images, open_images
-from .joined import load_eval_sources, load_sources
+from .find.fingerprint import fingerprint
+from .find.joined import load_eval_source, load_training_source
+from .find.sources import Source, SourceSettings
 from .labels import missing_classes, problem_of, read_labels
-from .sources import Source
+from .serve.images import Images, Opening, open_images
 
 
 @dataclass
@@ -71,7 +71,7 @@ def matching_labels(
     The classes are `class_names` where these are given, else those of `source`, else those of the evaluation source.
 
     Raises:
-        UserError: as `load_eval_sources` and `read_labels`.
+        UserError: as `load_eval_source` and `read_labels`.
     """
     labels = None
     if source is not None:
@@ -82,45 +82,37 @@ def matching_labels(
 
 
 def load_labelled_sets(
-    source_options: dict,
+    settings: SourceSettings,
+    opening: Opening,
     *,
-    train_split: str | None,
-    eval_split: str | None,
-    validation_dir: str | None,
-    max_train_samples: int | None,
-    max_eval_samples: int | None,
     class_names: list[str] | None,
     problem_type: str | None = None,
-    open_options: dict,
     main_process_first: Callable[[], AbstractContextManager],
     say: Callable[[str], None],
 ) -> LabelledSets:
-    """Load both sets. `train_split` None: no training images. `validation_dir`: evaluate on this folder.
+    """Load both sets. With the `train_split` None there are no training images.
 
-    `source_options` go to `load_sources`, `open_options` to `open_images`. One process reads first, so that the others
-    find what `datasets` has cached. `say` prints what is worth a note. `problem_type` None: the label column of the
-    training images tells, or of the evaluation images where nothing is trained.
+    One process reads first, so that the others find what `datasets` has cached. `say` prints what is worth a note.
+    `problem_type` None: the label column of the training images tells, or of the evaluation images if nothing is
+    trained.
 
     Raises:
-        UserError: as `load_sources`, `read_labels` and `open_images`.
+        UserError: as `load_training_source`, `load_eval_source`, `read_labels` and `open_images`.
     """
-    eval_options = {**source_options, "max_samples": max_eval_samples}
-    if validation_dir:
-        eval_options |= {"dataset_name": None, "dataset_config_name": None, "data_dir": validation_dir}
-        eval_options |= {"only_for_evaluation": True}
     with main_process_first():
-        source = None
-        if train_split is not None:
-            source = load_sources(split=train_split, max_samples=max_train_samples, **source_options)
-        loaded_eval = None if source is not None else load_eval_sources(eval_split, **eval_options)
-        problem_type = problem_type or problem_of(source if source is not None else loaded_eval[0])
+        source, loaded_eval = None, None
+        if settings.train_split is not None:
+            source = load_training_source(settings)
+        else:
+            loaded_eval = load_eval_source(settings)
+        problem_type = problem_type or problem_of(source or loaded_eval[0])
         labels, eval_source, split, eval_labels, class_names = matching_labels(
-            source, lambda: loaded_eval or load_eval_sources(eval_split, **eval_options), class_names, problem_type
+            source, lambda: loaded_eval or load_eval_source(settings), class_names, problem_type
         )
-    train = open_images(source, labels=labels, **open_options) if source is not None else None
+    train = open_images(source, opening, labels) if source is not None else None
     if train is not None:
-        open_options = {**open_options, "white": train.white}  # the same value is as bright in both sets
-    evaluation = open_images(eval_source, labels=eval_labels, **open_options)
+        opening = opening.with_white(train.white)  # the same value is as bright in both sets
+    evaluation = open_images(eval_source, opening, eval_labels)
     for kind, numbers in (("training", labels), ("evaluation", eval_labels)):
         has_classes = numbers is not None and problem_type != REGRESSION
         absent = missing_classes(numbers, class_names) if has_classes else []
@@ -138,7 +130,7 @@ def load_labelled_sets(
         train_name=(source or eval_source).name,
         train_fingerprint=fingerprint(source) if source is not None else None,
         eval_name=eval_source.name,
-        eval_split="validation" if validation_dir else split,
+        eval_split="validation" if settings.validation_dir else split,
         problem=PROBLEMS[problem_type],
         eval_dataset_id=eval_source.dataset_id,
     )

@@ -6,8 +6,8 @@ import numpy as np
 from ..errors import UserError
 from ..problems import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from .class_names import only_one_is_named, refuse_unknown, refuse_unlabelled
+from .find.sources import Source
 from .multi_labels import holds_lists, read_class_lists, read_targets
-from .sources import Source
 
 
 MAX_NUMBERED_CLASSES = 100_000  # larger whole numbers are names: a list of all smaller ones would fill the memory

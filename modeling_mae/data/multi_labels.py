@@ -5,7 +5,7 @@ import numpy as np
 
 from ..errors import UserError
 from .class_names import OTHER_COLUMN, only_one_is_named, refuse_unknown, refuse_unlabelled
-from .sources import Source
+from .find.sources import Source
 
 
 MAX_CLASSES = 100_000  # larger numbers are no class numbers: a table with a column for each would fill the memory

@@ -5,11 +5,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from ..errors import UserError
-from .images import Images, open_images
-from .joined import load_eval_sources, load_sources
+from .find.joined import load_eval_source
+from .find.listing import NoSplit
+from .find.sources import Source, SourceSettings
 from .labelled_sets import matching_labels
-from .listing import NoSplit
-from .sources import Source
+from .serve.images import Images, Opening, open_images
 
 
 @dataclass
@@ -33,46 +33,25 @@ class PretrainingSets:
         }
 
 
-def load_training_source(
-    source_options: dict,
-    *,
-    train_split: str,
-    max_train_samples: int | None,
-    main_process_first: Callable[[], AbstractContextManager],
-) -> Source:
-    """The images to train on, still encoded. One process reads first, so that the others find what `datasets` has
-    cached.
-
-    Raises:
-        UserError: as `load_sources`.
-    """
-    with main_process_first():
-        return load_sources(split=train_split, max_samples=max_train_samples, **source_options)
-
-
 def load_pretraining_sets(
     source: Source,
-    source_options: dict,
+    settings: SourceSettings,
+    opening: Opening,
     *,
-    eval_split: str | None,
     k: int | None,
-    white: float | None,
-    open_options: dict,
     main_process_first: Callable[[], AbstractContextManager],
     say: Callable[[str], None],
 ) -> PretrainingSets:
     """Open the images of `source`, and load what a k-NN accuracy of `k` neighbours needs. If there can be none, `say`
-    prints why.
-
-    `source_options` go to `load_eval_sources`, `open_options` and `white` to `open_images`.
+    prints why. One process reads first, so that the others find what `datasets` has cached.
 
     Raises:
-        UserError: as `load_eval_sources` and `open_images`; NoSplit where there is no `eval_split`.
+        UserError: as `load_eval_source` and `open_images`; NoSplit if there is no `eval_split`.
     """
 
     def load_eval() -> tuple[Source, str]:
         with main_process_first():
-            return load_eval_sources(eval_split, **source_options)
+            return load_eval_source(settings)
 
     labels = None
     try:
@@ -81,12 +60,12 @@ def load_pretraining_sets(
         if k is not None:
             labels, eval_source, split, eval_labels, _ = matching_labels(source, load_eval)
     except UserError as reason:
-        if eval_split and isinstance(reason, NoSplit):
+        if settings.eval_split and isinstance(reason, NoSplit):
             raise
         say(f"no k-NN accuracy: {reason}")
-    images = open_images(source, labels=labels, white=white, **open_options)
+    images = open_images(source, opening, labels)
     if labels is None:
         return PretrainingSets(source, images)
     # The same value is as bright in both sets.
-    evaluation = open_images(eval_source, labels=eval_labels, white=images.white, **open_options)
+    evaluation = open_images(eval_source, opening.with_white(images.white), eval_labels)
     return PretrainingSets(source, images, evaluation, split)

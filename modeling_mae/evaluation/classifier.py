@@ -8,11 +8,11 @@ import torch
 from accelerate import Accelerator
 
 from ..configuration_mae import MAEConfig
-from ..data.crops import training_crop
-from ..data.images import Images
 from ..data.labelled_sets import LabelledSets
 from ..data.labels import balanced_part, random_part
-from ..data.order import MicroBatches
+from ..data.serve.crops import training_crop
+from ..data.serve.images import Images
+from ..data.serve.order import MicroBatches
 from ..errors import UserError
 from ..modeling_mae import EvalNet
 from ..problems import REGRESSION, SINGLE_LABEL, Problem

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from ..configuration_mae import MAEConfig
-from ..data.places import Place, described, open_place
+from ..data.find.places import Place, described, open_place
 from ..errors import UserError
 from ..modeling_mae import EvalNet, MAEModel
 from ..training.launch import loading_workers

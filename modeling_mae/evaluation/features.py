@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..configuration_mae import MAEConfig
-from ..data.images import Images
+from ..data.serve.images import Images
 from ..modeling_mae import MAEModel
 from ..problems import MULTI_LABEL, PROBLEMS, SINGLE_LABEL
 from ..training.state import load_model

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..configuration_mae import MAEConfig
-from ..data.images import Images
+from ..data.serve.images import Images
 from ..modeling_mae import MAEForPreTraining, MAEModel
 from ..training.sharded import whole_weights
 from ..training.state import History

@@ -15,12 +15,12 @@ from tqdm import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..configuration_mae import MAEConfig
-from ..data.fingerprint import fingerprint
-from ..data.images import Images, open_images
-from ..data.processor import Processing, choose_processing
-from ..data.row_names import RowNames
-from ..data.shards import ShardedRows
-from ..data.sources import Source
+from ..data.find.fingerprint import fingerprint
+from ..data.find.row_names import RowNames
+from ..data.find.sources import Source
+from ..data.serve.images import Images, ImageSettings, Opening, open_images
+from ..data.serve.processor import Processing, choose_processing
+from ..data.stream.shards import ShardedRows
 from ..errors import UserError, not_found, refuse_missing
 from ..training.augment import BatchTransform
 from .classifier import is_classifier
@@ -118,16 +118,8 @@ def open_inputs(
             f"{config.num_channels}: save the one that the model was trained with beside it"
         )
     size = config.image_height_width
-    images = open_images(
-        source,
-        size,
-        config.num_channels,
-        memory_budget=0,  # each image is seen once
-        crop_fraction=processing.crop_fraction,
-        on_bad_image=on_bad_image,
-        white=processing.white,
-        bands=processing.bands,
-    )
+    settings = processing.applied(ImageSettings(on_bad_image=on_bad_image))
+    images = open_images(source, Opening(size, config.num_channels, settings))
     transform = BatchTransform(processing.mean, processing.std, size)
     processing = Processing(**{**asdict(processing), "white": images.white})
     return Inputs(source, images, transform, processing)

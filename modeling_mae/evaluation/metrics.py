@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-from ..data.images import Images
+from ..data.serve.images import Images
 from ..training.sharded import share_buffers
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 
-from ..data.images import Images
+from ..data.serve.images import Images
 from ..modeling_mae import MAEForPreTraining
 from ..training.sharded import whole_weights
 from .features import features_of, frozen_features

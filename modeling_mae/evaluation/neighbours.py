@@ -9,7 +9,7 @@ import pyarrow.parquet
 import torch
 import torch.nn.functional as F
 
-from ..data.places import Place, open_place
+from ..data.find.places import Place, open_place
 from ..errors import UserError
 from .extraction import (
     BATCH,

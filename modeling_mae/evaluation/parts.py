@@ -15,7 +15,7 @@ from accelerate import Accelerator
 
 from ..errors import UserError
 from ..files import replacing, write_json
-from ..training.run_folder import MARK, lock_folder
+from ..training.run_folder import LOCK, MARK, lock_folder
 
 
 MOST_PARTS = 1000  # a kill loses at most one of each process
@@ -103,7 +103,7 @@ class Parts:
     def remove(self) -> None:
         """Remove what `Parts` has written, and nothing else."""
         if self.settings_file.exists():
-            for pattern in ("part-*.parquet", ".partial-*", MARK, "settings.json"):
+            for pattern in ("part-*.parquet", ".partial-*", MARK, LOCK, "settings.json"):
                 for path in self.folder.glob(pattern):
                     path.unlink()
             self.folder.rmdir()

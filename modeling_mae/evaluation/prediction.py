@@ -10,7 +10,7 @@ import pyarrow
 import torch
 
 from ..configuration_mae import MAEConfig
-from ..data.places import Place, described, open_place
+from ..data.find.places import Place, described, open_place
 from ..errors import UserError
 from ..modeling_mae import EvalNet
 from ..problems import MULTI_LABEL, REGRESSION, SINGLE_LABEL, THRESHOLD

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..configuration_mae import MAEConfig
-from ..data.order import Order
+from ..data.serve.order import Order
 from ..modeling_mae import MAEAttentionPooling, MAEHead, MAEPreTrainedModel
 from ..problems import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ..training.optim import OptimizerSettings, Schedule, make_optimizer

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from ..configuration_mae import MAEConfig
-from ..data.images import Images
+from ..data.serve.images import Images
 from ..errors import UserError
 from ..modeling_mae import MAEModel
 from ..problems import PROBLEMS, SINGLE_LABEL

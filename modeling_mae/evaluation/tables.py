@@ -10,7 +10,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 
-from ..data.row_names import RowNames
+from ..data.find.row_names import RowNames
 from ..errors import UserError
 from ..training.launch import make_accelerator
 from .inputs import Inputs, ProgressBar, columns_of, describe_crop, names_checksum, weights_checksum

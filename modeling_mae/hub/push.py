@@ -17,7 +17,7 @@ from ..training.manifest import checkpoint_update
 from .common import LOG, matching, reason, refused, retried, status_of
 
 
-IGNORED = (".mae_run.json", "*/.mae_run.json", "checkpoint-*", ".partial-*", "*/checkpoint-*", "*/.partial-*")
+IGNORED = (".mae_run.*", "*/.mae_run.*", "checkpoint-*", ".partial-*", "*/checkpoint-*", "*/.partial-*")
 
 
 class Hub:

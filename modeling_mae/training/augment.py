@@ -16,7 +16,7 @@ from timm.data.random_erasing import RandomErasing
 from torch import nn
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-from ..data.crops import finish_crop, uniforms
+from ..data.serve.crops import finish_crop, uniforms
 from ..errors import UserError
 
 

@@ -13,7 +13,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, DynamoBackend, ProjectConfiguration, gather_object
 
-from ..data.image_cache import Machine
+from ..data.serve.decoded import Machine, Memory
 from ..errors import UserError
 
 
@@ -123,41 +123,28 @@ def loading_workers(given: int | None) -> int:
     return min(MAX_LOADING_WORKERS, available_cores() // local_processes())
 
 
-def decoding(accelerator: Accelerator, decode_device: str, workers: int | None) -> dict:
-    """What `open_images` takes for decoding: `decode_device`, that of this process for cuda and None for cpu; and
-    `num_workers`, the loading workers of all processes of this machine, of which each has the given `workers`.
-
-    Raises:
-        UserError: this process has no CUDA device.
-    """
-    device = None if decode_device == "cpu" else accelerator.device
-    if device is not None and device.type != "cuda":
-        raise UserError(f"decode_device {decode_device} needs a GPU, and this run is on {device.type}: give cpu")
-    return {"decode_device": device, "num_workers": loading_workers(workers) * local_processes()}
-
-
-def image_memory(accelerator: Accelerator, image_cache: str) -> dict:
-    """What `open_images` takes for decoded images in memory: `memory_budget`, bytes for each machine, and `machine`.
-
-    `image_cache` is a number of GiB, off, or auto: a quarter of the free memory.
+def image_memory(accelerator: Accelerator, image_cache: str, workers: int | None) -> Memory:
+    """Where decoded images are kept. `image_cache` is a number of GiB, off, or auto: a quarter of the free memory.
+    Each process has the given loading `workers`.
 
     Raises:
         UserError: a machine has less free memory.
     """
     free = psutil.virtual_memory().available
-    machine = Machine()
+    machine, num_workers = Machine(), loading_workers(workers) * local_processes()
     if accelerator.num_processes > 1:
         first = accelerator.process_index - accelerator.local_process_index
-        machine = Machine(False, accelerator.process_index, first, lambda value: gather_object([value]))
+        count = gather_object([first]).count(first)
+        machine = Machine(accelerator.process_index, first, count, lambda value: gather_object([value]), alone=False)
     free = min(machine.gather(free))  # the processes must agree, also where their machines differ
     if image_cache == "auto":
-        return {"memory_budget": min(MAX_IMAGE_MEMORY, free // 4), "machine": machine}
+        return Memory(min(MAX_IMAGE_MEMORY, free // 4), machine, num_workers)
     budget = 0 if image_cache == "off" else int(float(image_cache) * (1 << 30))
     if budget > free:
         raise UserError(
             f"image_cache {image_cache} is more than the {free / (1 << 30):.1f} GiB of free memory: give less, or auto"
         )
-    return {"memory_budget": budget, "machine": machine}
+    return Memory(budget, machine, num_workers)
 
 
 def feature_memory() -> int:

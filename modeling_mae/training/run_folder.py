@@ -6,18 +6,16 @@ import shutil
 import socket
 import time
 from pathlib import Path
-from typing import TextIO
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 from ..errors import UserError
+from ..files import write_json
 from .manifest import checkpoints_in
 
 
-try:
-    import fcntl
-except ImportError:  # Windows has no such lock: there two runs in one folder are not noticed
-    fcntl = None
-
-MARK = ".mae_run.json"  # says that a run of ours writes here; the lock is on this file
+MARK = ".mae_run.json"  # says that a run of ours writes here
+LOCK = ".mae_run.lock"
 # What a run writes, beside its checkpoints. Files of other names are the user's.
 WRITTEN = (
     ".partial-* last tensorboard pictures history.jsonl trainer_state.json arguments.json summary.json knn.json "
@@ -28,7 +26,7 @@ WRITTEN = (
 ).split()
 
 
-_locked: dict[Path, TextIO] = {}  # open files: the system frees their locks when the process ends, however it ends
+_locks: dict[Path, BaseFileLock] = {}  # held until this process ends: the system frees them, however it ends
 
 
 def lock_folder(folder: Path) -> None:
@@ -37,26 +35,23 @@ def lock_folder(folder: Path) -> None:
     Raises:
         UserError: another process holds the lock; names it.
     """
-    if folder.resolve() in _locked:
+    folder = folder.resolve()
+    if folder in _locks:
         return
-    file = (folder / MARK).open("a+")
+    lock, mark = FileLock(folder / LOCK), folder / MARK
     try:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = json.loads(file.read() or "{}")
+        lock.acquire(blocking=False)
+    except Timeout:
+        holder = json.loads(mark.read_text()) if mark.exists() else {}
         raise UserError(
             f"output_dir {str(folder)!r} is in use by process {holder.get('process')} on {holder.get('host')}, since "
             f"{holder.get('since')}: wait for that run, stop it, or give another folder"
         ) from None
-    except OSError:
+    except (OSError, NotImplementedError):
         pass  # a file system without locks
-    file.truncate(0)  # in place: the lock is on this very file
     since = time.strftime("%Y-%m-%d %H:%M:%S")
-    file.write(json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": since}) + "\n")
-    file.flush()
-    _locked[folder.resolve()] = file
+    write_json(mark, {"process": os.getpid(), "host": socket.gethostname(), "since": since})
+    _locks[folder] = lock
 
 
 def is_ours(folder: Path) -> bool:
@@ -72,7 +67,7 @@ def claim_folder(folder: Path, overwrite: bool) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        present = [path.name for path in folder.iterdir() if path.name != MARK]
+        present = [path.name for path in folder.iterdir() if path.name not in (MARK, LOCK)]
         ours = is_ours(folder)
         written = [path for pattern in WRITTEN for path in folder.glob(pattern)] + checkpoints_in(folder)
         if present and not ours and (written or not overwrite):

@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from ..data.images import Images
-from ..data.order import split_batch
+from ..data.serve.images import Images
+from ..data.serve.order import split_batch
 from ..errors import TrainingStopped, UserError
 from ..files import is_full, share, write_text
 from .checkpoints import Checkpoints, Progress

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, find_executable_batch_size, send_to_device
 
 from ..configuration_mae import MAEConfig
-from ..data.images import Images
+from ..data.serve.images import Images
 from ..errors import UserError
 from ..modeling_mae import MAEForPreTraining
 from .launch import loading_workers

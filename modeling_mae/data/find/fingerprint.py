@@ -1,0 +1,36 @@
+"""A checksum of a data set that is the same on every machine, to see whether a run goes on with the same images."""
+
+import hashlib
+
+import numpy as np
+
+from ..read.arrays import cell_of
+from ..stream.shards import ShardedRows
+from .sources import Source
+
+
+SAMPLED_IMAGES = 64  # evenly spaced
+SAMPLED_BYTES = 1 << 16  # of each image: headers and the first rows
+
+
+def fingerprint(source: Source) -> str:
+    """Number of images, and a checksum over a sample of their bytes and labels. Paths and caches do not count."""
+    if isinstance(source.dataset, ShardedRows):
+        return source.dataset.fingerprint  # a sample of the images would read many shards
+    checksum = hashlib.sha256(str(len(source)).encode())
+    for i in np.unique(np.linspace(0, len(source) - 1, SAMPLED_IMAGES).astype(int)).tolist():
+        row = source.dataset[i]
+        checksum.update(_first_bytes(row[source.image_column]))
+        checksum.update(str(row.get(source.label_column)).encode())
+    return f"{len(source):,} images, {checksum.hexdigest()[:16]}"
+
+
+def _first_bytes(cell: dict) -> bytes:
+    cell = cell_of(cell)
+    if cell["bytes"] is not None:
+        return cell["bytes"][:SAMPLED_BYTES]
+    try:
+        with open(cell["path"], "rb") as file:
+            return file.read(SAMPLED_BYTES)
+    except OSError:
+        return b""  # a bad image is reported when it is decoded

@@ -1,0 +1,143 @@
+"""Images in folders, with labels from the folders' names or from a metadata file, as a `datasets.Dataset`.
+
+The rules are those of `datasets`' `imagefolder`, the listing is ours (see `listing.py`).
+"""
+
+import hashlib
+import os
+
+import datasets
+import pandas
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json
+import pyarrow.parquet
+from datasets.table import InMemoryTable
+
+from ...errors import UserError
+from .listing import Listing
+
+
+CHUNK = 1_000_000  # paths; Arrow's short strings end at 2 GiB
+
+
+def image_folder(listing: Listing) -> datasets.Dataset:
+    """The images of `listing`, still encoded, in the column `image`; other columns come from metadata files.
+
+    Without metadata there is a column `label` where all images lie equally deep in folders of several names. Images
+    that no metadata file names are counted in `listing.left_out`.
+
+    Raises:
+        UserError: a metadata file cannot be read, has no column of file names, or names files that do not exist.
+    """
+    if listing.metadata:
+        return _from_metadata(listing)
+    columns, kinds = {"image": _image_column(listing.folder, listing.images)}, {"image": datasets.Image(decode=False)}
+    # A regular expression, not os.path.dirname: a million paths take half a second.
+    folders = pc.replace_substring_regex(listing.images, r"/?[^/]*$", "").dictionary_encode()
+    parents = [os.path.basename(path or listing.folder) for path in folders.dictionary.to_pylist()]
+    names = sorted(set(parents))
+    if len(names) > 1 and len(pc.unique(pc.count_substring(listing.images, "/"))) == 1:
+        number = {name: i for i, name in enumerate(names)}
+        numbers = pa.array([number[name] for name in parents], pa.int64())
+        columns["label"] = numbers.take(folders.indices)
+        kinds["label"] = datasets.ClassLabel(names=names)
+    return _dataset(columns, kinds)
+
+
+def _image_column(folder: str, paths: pa.LargeStringArray) -> pa.ChunkedArray:
+    chunks = []
+    for start in range(0, max(1, len(paths)), CHUNK):
+        whole = _joined(folder, paths[start : start + CHUNK])
+        encoded = pa.nulls(len(whole), pa.binary())
+        chunks.append(pa.StructArray.from_arrays([encoded, whole.cast(pa.string())], ["bytes", "path"]))
+    return pa.chunked_array(chunks)
+
+
+def _joined(folder: str, paths: pa.LargeStringArray) -> pa.LargeStringArray:
+    kind = pa.large_string()
+    return pc.binary_join_element_wise(pa.scalar(folder, kind), paths, pa.scalar("/", kind))
+
+
+def _dataset(columns: dict, kinds: dict) -> datasets.Dataset:
+    # A fingerprint of our own: `datasets` would make a copy of millions of paths for it.
+    checksum = hashlib.sha256()
+    for chunk in columns["image"].chunks:
+        for buffer in chunk.field("path").buffers()[1:]:
+            checksum.update(buffer)
+    info = datasets.DatasetInfo(features=datasets.Features(kinds))
+    return datasets.Dataset(InMemoryTable(pa.table(columns)), info=info, fingerprint=checksum.hexdigest()[:16])
+
+
+def _from_metadata(listing: Listing) -> datasets.Dataset:
+    files = [f"{listing.folder}/{path}" for path in listing.metadata]
+    tables = [_read(file) for file in files]
+    for file, table in zip(files, tables, strict=True):
+        if table.schema != tables[0].schema:
+            raise UserError(
+                f"{files[0]!r} and {file!r} have different columns ({', '.join(tables[0].column_names)}; "
+                f"{', '.join(table.column_names)}): give both the same, of the same kinds"
+            )
+    folders = [os.path.dirname(path) for path in listing.metadata]
+    table = pa.concat_tables(map(_with_paths, tables, folders, files, [listing] * len(files)))
+    kinds = dict(datasets.Features.from_arrow_schema(table.schema))
+    columns, named = {}, pa.array([], pa.large_string())
+    for name in table.column_names:
+        if name == "file_name" or name.endswith("_file_name"):
+            relative = table[name].combine_chunks()
+            named = pa.concat_arrays([named, relative])
+            column = name.removesuffix("_file_name") if name != "file_name" else "image"
+            columns[column] = _image_column(listing.folder, relative)
+            kinds = {column if key == name else key: kind for key, kind in kinds.items()}
+            kinds[column] = datasets.Image(decode=False)
+        else:
+            columns[name] = table[name]
+    kind = os.path.basename(listing.metadata[0])
+    named_images = pc.sum(pc.is_in(listing.images, named)).as_py() or 0
+    listing.leave_out(len(listing.images) - named_images, f"not named by {kind}")
+    return _dataset(columns, kinds)
+
+
+def _read(file: str) -> pa.Table:
+    try:
+        if file.endswith(".csv"):
+            table = pa.Table.from_pandas(pandas.read_csv(file), preserve_index=False)
+        elif file.endswith(".jsonl"):
+            options = pyarrow.json.ReadOptions(block_size=max(1 << 20, os.path.getsize(file)))  # a line must fit in
+            table = pyarrow.json.read_json(file, read_options=options)
+        else:
+            with open(file, "rb") as opened:
+                table = pyarrow.parquet.read_table(opened)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file!r} cannot be read ({' '.join(str(error).split())[:150]}): mend it") from error
+    return table.replace_schema_metadata(None)
+
+
+def _with_paths(table: pa.Table, folder: str, file: str, listing: Listing) -> pa.Table:
+    """`table` with the paths of its files relative to the listed folder, which are checked."""
+    columns = [name for name in table.column_names if name == "file_name" or name.endswith("_file_name")]
+    if not columns:
+        raise UserError(
+            f"{file!r} has no column file_name, only {', '.join(table.column_names)}: name one so; it holds the paths "
+            "of the images, relative to this file"
+        )
+    for column in columns:
+        paths = _normal(pc.cast(table[column].combine_chunks(), pa.large_string()), folder)
+        absent = table[column].filter(pc.invert(pc.is_in(paths, listing.images)))
+        if len(absent):
+            raise UserError(
+                f"{file!r} names {len(absent):,} of {len(table):,} images that are not there or not readable here, as "
+                f"{str(absent[0].as_py())!r}: mend the column {column}"
+            )
+        table = table.set_column(table.column_names.index(column), column, paths)
+    return table
+
+
+def _normal(names: pa.LargeStringArray, folder: str) -> pa.LargeStringArray:
+    """File names relative to `folder` as paths of a listing."""
+    paths = _joined(folder, names) if folder else names
+    odd = pc.fill_null(pc.match_substring_regex(names, r"(^|/)\.{0,2}(/|$)|\\"), True)
+    if not pc.any(odd).as_py():
+        return paths
+    names = [os.path.normpath(os.path.join(folder, str(name))).replace("\\", "/") for name in names.to_pylist()]
+    return pa.array(names, pa.large_string())

@@ -1,0 +1,299 @@
+"""Where images come from: a data set by name, a Hub id, a folder of images or parquet files, the bundled images."""
+
+import difflib
+import glob
+import os
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet
+
+from ...errors import UserError
+from ..stream.shards import ShardedRows
+from .image_folder import image_folder
+from .listing import Listing, NoSplit, choose_parquet, choose_split, list_folder
+from .streams import only_split, stream_of_hub, stream_of_place
+
+
+NAMED = {
+    "cifar10": "uoft-cs/cifar10",
+    "cifar100": "uoft-cs/cifar100",
+    "stl10": "jxie/stl10",
+    "imagenet": "ILSVRC/imagenet-1k",
+}
+BUNDLED = Path(__file__).parents[3] / "data" / "fashion_mnist"
+EVAL_SPLITS = ("validation", "val", "test")  # the first that exists is evaluated on
+ROWS_AT_ONCE = 100_000  # that are looked at for their folder
+ARRAYS = (datasets.Array2D, datasets.Array3D)  # columns of images that are not encoded
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """Where images come from, and which of them are taken. The fields are named like the options."""
+
+    dataset_name: str | None = None
+    dataset_config_name: str | None = None
+    train_dir: str | list[str] | None = None
+    mix: list[float] | None = None
+    image_column_name: str | None = None
+    label_column_name: str | None = None
+    cache_dir: str | None = None
+    streaming: bool = False
+    train_split: str | None = "train"  # None: there are no training images
+    eval_split: str | None = None
+    validation_dir: str | None = None
+    max_train_samples: int | None = None
+    max_eval_samples: int | None = None
+
+    @property
+    def place(self) -> str:
+        """The folder of settings that have one."""
+        assert isinstance(self.train_dir, str), self.train_dir  # several are loaded one by one
+        return self.train_dir
+
+    @property
+    def cache(self) -> str | None:
+        return os.path.expanduser(self.cache_dir) if self.cache_dir else None
+
+
+@dataclass
+class Source:
+    """One split of a data set. The images are still encoded. `name` and `left_out` are for people."""
+
+    dataset: datasets.Dataset | ShardedRows
+    image_column: str
+    label_column: str | None
+    name: str
+    left_out: str = ""  # how many files of the folder are not among the images, and why
+    dataset_id: str | None = None  # on the Hub
+    folder: str | None = None  # absolute; what the images' files lie in
+    parts: list["Source"] = field(default_factory=list)  # that were joined into this one
+    shares: tuple[Fraction, ...] | None = None  # of the training that each part has, where these were given
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes, where the label column carries them."""
+        label = self.dataset.features[self.label_column] if self.label_column else None
+        return list(label.names) if isinstance(label, datasets.ClassLabel) and label.names else None
+
+    @property
+    def only_folder(self) -> str | None:
+        """Name of the folder that all images lie in, where nothing is known of them but their paths."""
+        features = self.dataset.features
+        if list(features) != [self.image_column] or isinstance(features[self.image_column], ARRAYS):
+            return None
+        if isinstance(self.dataset, ShardedRows):
+            return None  # a stream's folder says how shards are kept
+        names = set()
+        for rows in self.dataset.with_format("arrow").iter(ROWS_AT_ONCE):
+            paths = pc.fill_null(pc.struct_field(rows[self.image_column], "path"), "")
+            folders = pc.unique(pc.replace_substring_regex(paths, r"/?[^/]*$", ""))
+            names.update(os.path.basename(folder) for folder in folders.to_pylist())
+            if len(names) > 1 or "" in names:
+                return None
+        return names.pop()
+
+
+def load_source(
+    settings: SourceSettings,
+    split: str | None = "train",
+    *,
+    max_samples: int | None = None,
+    exact_split: bool = False,
+    listing: Listing | None = None,
+) -> Source:
+    """One split of one place: the folder `train_dir`, else `dataset_name` (a known name or a Hub id), else the bundled
+    images.
+
+    `split` None: all images of a folder, whatever splits it has; of a data set on the Hub its only split.
+    `exact_split`: if two folders mean the same split (`val`, `validation`), take the one with exactly this name.
+    `listing`: of the folder, if it was listed before.
+
+    Raises:
+        NoSplit: the data set has no such split.
+        UserError: the path, name or column does not exist, there are no images, or it is unclear which are meant.
+    """
+    if settings.streaming:
+        return _load_stream(settings, split)
+    left_out, dataset_id, folder, name = "", None, None, settings.dataset_name
+    if settings.train_dir is not None:
+        listing = listing or _list(settings.place)
+        name, folder = Path(listing.folder).name, listing.folder
+        dataset, listing = _load_folder(listing, split, exact_split, settings.cache)
+        left_out = str(listing)
+    elif name in (None, "fashion_mnist"):
+        name = "fashion_mnist"
+        dataset, _ = _load_folder(list_folder(BUNDLED), split, exact_split, settings.cache)
+    else:
+        dataset_id = NAMED.get(name, name)
+        dataset = _load_from_hub(name, settings.dataset_config_name, split, settings.cache)
+    image_column = find_image_column(dataset.features, settings.image_column_name)
+    label_column = find_label_column(dataset.features, settings.label_column_name)
+    if max_samples is not None and max_samples < len(dataset):
+        # Evenly spread: many sets are sorted by class, and their first images would all be of one class.
+        dataset = dataset.select(np.linspace(0, len(dataset) - 1, max_samples).round().astype(int))
+    if not len(dataset):
+        raise UserError(f"{name}, split {split!r}, has no images: give another split or data set")
+    dataset = still_encoded(dataset, image_column)
+    return Source(dataset, image_column, label_column, name, left_out, dataset_id, folder)
+
+
+def still_encoded(dataset: datasets.Dataset, image_column: str) -> datasets.Dataset:
+    """The data set as a `Source` holds it: images in their files' bytes, arrays in their own type."""
+    kind = dataset.features[image_column]
+    if isinstance(kind, ARRAYS):
+        return dataset.with_format("numpy", [image_column], output_all_columns=True, dtype=np.dtype(kind.dtype))
+    return dataset.cast_column(image_column, datasets.Image(decode=False))
+
+
+def load_eval_split(
+    settings: SourceSettings, split: str | None, *, max_samples: int | None = None, only_for_evaluation: bool = False
+) -> tuple[Source, str]:
+    """(source, split) to evaluate on, of one place: `split`, or the first of `EVAL_SPLITS` that exists.
+
+    A folder that is `only_for_evaluation` needs no splits: without them all of it is taken.
+
+    Raises:
+        NoSplit: there is no such split.
+        UserError: as `load_source`.
+    """
+    candidates = [split] if split else [*EVAL_SPLITS, *["train"] * only_for_evaluation]
+    is_folder = settings.train_dir is not None and not settings.streaming
+    listing, exact = _list(settings.place) if is_folder else None, split is not None
+    missing: NoSplit | None = None
+    for candidate in candidates:
+        try:
+            source = load_source(settings, candidate, max_samples=max_samples, exact_split=exact, listing=listing)
+            return source, candidate
+        except NoSplit as error:
+            missing = error
+    if split and missing:
+        raise missing
+    raise NoSplit(
+        f"{settings.train_dir or settings.dataset_name!r} has no split {', '.join(EVAL_SPLITS)} to evaluate on: give "
+        "--eval_split, or other images with --validation_dir"
+    ) from missing
+
+
+def _load_stream(settings: SourceSettings, split: str | None) -> Source:
+    def find_column(features: datasets.Features) -> str:
+        return find_image_column(features, settings.image_column_name)
+
+    name, dataset_id = settings.dataset_name, None
+    if settings.train_dir is None and name not in (None, "fashion_mnist"):
+        name = dataset_id = NAMED.get(name, name)
+        rows = stream_of_hub(name, settings.dataset_config_name, split, find_column, settings.cache)
+    else:
+        place = str(BUNDLED) if settings.train_dir is None else settings.place
+        name = "fashion_mnist" if settings.train_dir is None else Path(place).name
+        rows = stream_of_place(place, split, find_column, settings.cache)
+    label_column = find_label_column(rows.features, settings.label_column_name)
+    return Source(rows, rows.image_column, label_column, name, dataset_id=dataset_id)
+
+
+def _list(data_dir: str) -> Listing:
+    if data_dir == "":
+        raise UserError("the folder of images '' is empty: give its path, or . for the current folder")
+    return list_folder(os.path.expanduser(data_dir))
+
+
+def _load_from_hub(
+    dataset_name: str, dataset_config_name: str | None, split: str | None, cache_dir: str | None
+) -> datasets.Dataset:
+    if Path(dataset_name).is_dir():
+        raise UserError(f"dataset_name {dataset_name!r} is a folder here: give it as --train_dir")
+    hub_id = NAMED.get(dataset_name, dataset_name)
+    if "/" not in hub_id:
+        near = difflib.get_close_matches(dataset_name, [*NAMED, "fashion_mnist"], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"give {', '.join(NAMED)}, fashion_mnist or a Hub id"
+        raise UserError(f"dataset_name {dataset_name!r} is not known: {hint}")
+    try:
+        dataset = datasets.load_dataset(hub_id, dataset_config_name, split=split, cache_dir=cache_dir)
+    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        kind = NoSplit if "Unknown split" in str(error) else UserError
+        part = f", split {split!r}" if split else ""
+        raise kind(f"data set {hub_id!r}{part}: {' '.join(str(error).split())}") from error
+    return dataset if split is not None else dataset[only_split(hub_id, list(dataset))]
+
+
+def _load_folder(
+    listing: Listing, split: str | None, exact: bool, cache_dir: str | None
+) -> tuple[datasets.Dataset, Listing]:
+    """The data set of a split, and the listing of its files with what is left out."""
+    if not listing.parquet and not listing.images:
+        nothing = str(listing) or ("only metadata" if listing.metadata else "empty")
+        raise UserError(f"folder {listing.folder!r} has no images ({nothing}): give one with image or parquet files")
+    if listing.parquet and (not listing.images or _has_image_column(listing)):
+        dataset = _load_parquet(listing, split, cache_dir)
+        listing.leave_out(len(listing.images) + len(listing.metadata), "beside parquet files")
+        return dataset, listing
+    part = listing if split is None else choose_split(listing, split, exact)
+    part.leave_out(len(part.parquet), ".parquet (no column of images)")
+    return image_folder(part), part
+
+
+def _has_image_column(listing: Listing) -> bool:
+    """Whether a parquet file, which lies beside images, holds images itself."""
+    for path in listing.parquet:
+        try:
+            with open(os.path.join(listing.folder, path), "rb") as file:
+                kinds = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(file)).values()
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:150]
+            raise UserError(f"{os.path.join(listing.folder, path)!r} cannot be read ({reason}): mend it") from error
+        if any(isinstance(kind, (datasets.Image, *ARRAYS)) for kind in kinds):
+            return True
+    return False
+
+
+def _load_parquet(listing: Listing, split: str | None, cache_dir: str | None) -> datasets.Dataset:
+    files = [f"{listing.folder}/{path}" for path in (choose_parquet(listing, split) if split else listing.parquet)]
+    chained = [file for file in files if "::" in file]
+    if chained:
+        raise UserError(f"{chained[0]!r} cannot be read: `datasets` takes :: for a chain of archives; rename it")
+    files = [glob.escape(file) for file in files]  # `datasets` takes the paths for patterns
+    try:
+        return datasets.load_dataset("parquet", data_files={"images": files}, split="images", cache_dir=cache_dir)
+    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise UserError(f"folder {listing.folder!r} cannot be read as parquet: {reason[:200]}") from error
+
+
+def find_image_column(features: datasets.Features, name: str | None) -> str:
+    """The image column `name`, or the only image column."""
+    columns = [column for column, feature in features.items() if isinstance(feature, (datasets.Image, *ARRAYS))]
+    if name is not None:
+        if name in columns:
+            return name
+        raise UserError(
+            f"image_column_name {name!r} is not a column of images: those are {', '.join(columns) or 'none'}"
+        )
+    if len(columns) != 1:
+        names = ", ".join(columns or features)
+        raise UserError(f"{len(columns)} columns of images, in {names}: name one with --image_column_name")
+    return columns[0]
+
+
+def find_label_column(features: datasets.Features, name: str | None) -> str | None:
+    """The label column `name`, or the only column of classes or lists of classes; `fine_label` of CIFAR-100's two.
+    Else `label` or `labels`, whatever it holds. None without labels."""
+    if name is not None:
+        if name in features:
+            return name
+        raise UserError(f"label_column_name {name!r} is not a column: those are {', '.join(features)}")
+    columns = [
+        column
+        for column, feature in features.items()
+        if isinstance(getattr(feature, "feature", feature), datasets.ClassLabel)  # of a list, what it holds
+    ]
+    if "fine_label" in columns:
+        return "fine_label"
+    usual = [column for column in ("label", "labels") if column in features]
+    return columns[0] if len(columns) == 1 else usual[0] if usual else None

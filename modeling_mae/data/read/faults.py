@@ -1,0 +1,31 @@
+"""Files that cannot be read as images."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ...errors import UserError
+
+
+REASON = 200  # characters of what a library says that are shown
+
+
+class BadImage(UserError):
+    """A file that cannot be read as an image. The message names it."""
+
+
+def name_of(path: str | None) -> str:
+    return path or "an image without a name"
+
+
+@contextmanager
+def reading(path: str | None) -> Iterator[None]:
+    """Everything that reading one file raises is a bad image: libraries raise whatever they like on damaged files."""
+    try:
+        yield
+    except BadImage:
+        raise
+    except Exception as error:
+        reason = re.sub(r" ?<_io.BytesIO object at 0x\w+>", "", " ".join(str(error).split()))
+        reason = reason.replace(f" {str(path)!r}", "") or type(error).__name__  # the message begins with the path
+        raise BadImage(f"{name_of(path)} is not a readable image ({reason[:REASON]})") from error

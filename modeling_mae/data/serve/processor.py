@@ -1,0 +1,135 @@
+"""The image processor that is saved beside a model. It does to an image what evaluation does."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from transformers import AutoImageProcessor, BitImageProcessor, ViTImageProcessor
+
+from ...image_processing_mae import MAEImageProcessor
+from ..read.bit_depth import WHITE
+from .images import Images, ImageSettings
+
+
+BICUBIC = 3  # of PIL's resampling filters
+
+
+def image_processor(
+    size: tuple[int, int],
+    mean: list[float],
+    std: list[float],
+    num_channels: int,
+    crop_fraction: float = 1.0,
+    white: float = WHITE,
+    bands: list[int] | None = None,
+):
+    """The processor for images of `size` (height, width) in pixels; for `mean` and `std` white is 1.
+
+    It resizes the shorter side to size / `crop_fraction` and crops the centre (256 and 224 in the paper).
+    transformers' processors cannot do this for a `size` that is not square: then the whole image is resized. The
+    fraction itself is kept as well, for a later evaluation by `run_eval.py`.
+    RGB images of 8 bits get one of transformers' own processors, which load without our code. `white` is the value in
+    the files that is white; `bands`, counted from 1, are those of the files that the model sees.
+    """
+    shared = {"resample": BICUBIC, "image_mean": mean, "image_std": std, "crop_fraction": crop_fraction}
+    height, width = size
+    if num_channels == 3 and white == WHITE and not bands:
+        resizing, cropping = ViTImageProcessor, BitImageProcessor
+        shared["do_convert_rgb"] = True
+    else:
+        resizing = cropping = MAEImageProcessor
+        shared |= {"num_channels": num_channels, "white": white, "bands": bands}
+    if height == width:
+        edge = round(height / crop_fraction)
+        crop = {"height": height, "width": width}
+        return cropping(size={"shortest_edge": edge}, do_center_crop=True, crop_size=crop, **shared)
+    return resizing(size={"height": height, "width": width}, **shared)
+
+
+def processor_of(images: Images, mean: list[float], std: list[float]):
+    """The processor that does to an image what evaluation does with these `images`."""
+    return image_processor(images.size, mean, std, len(mean), images.crop_fraction, images.white, images.bands)
+
+
+@dataclass(frozen=True)
+class Processing:
+    """What a checkpoint's image processor does to an image before the model sees it."""
+
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    crop_fraction: float | None = None  # None: it does not say
+    white: float | None = None
+    bands: list[int] | None = None
+
+    @classmethod
+    def given(cls, settings: ImageSettings) -> "Processing":
+        """What the settings say of it."""
+        mean, std, fraction = settings.image_mean, settings.image_std, settings.eval_crop_fraction
+        return cls(mean, std, fraction, settings.white_value, settings.bands)
+
+    def applied(self, settings: ImageSettings) -> ImageSettings:
+        """The settings with this crop, white, bands, mean and deviation."""
+        return replace(
+            settings,
+            image_mean=self.mean,
+            image_std=self.std,
+            eval_crop_fraction=self.crop_fraction,
+            white_value=self.white,
+            bands=self.bands,
+        )
+
+    def replaced_by(self, given: "Processing", say: Callable[[str], None]) -> "Processing":
+        """What `given` has, and this for the rest. `say` prints what differs."""
+        values = {}
+        for name, own in vars(self).items():
+            new = getattr(given, name)
+            if new is not None and own is not None and new != own:
+                say(f"note       {name} {new} as given, in place of the checkpoint's {own}")
+            values[name] = own if new is None else new
+        return Processing(**values)
+
+
+def checkpoint_processing(name_or_path: str | None) -> Processing:
+    """What the checkpoint's image processor does; empty where it has no processor."""
+    if name_or_path is None:
+        return Processing()
+    try:
+        processor = AutoImageProcessor.from_pretrained(name_or_path)
+    except (OSError, ValueError):
+        return Processing()
+    return processing_of(processor)
+
+
+def processing_of(processor) -> Processing:
+    """What an image processor does."""
+    fraction = getattr(processor, "crop_fraction", None)  # ours say it; of others it follows from the sizes
+    edge = (processor.size or {}).get("shortest_edge")
+    if fraction is None and edge and getattr(processor, "do_center_crop", False):
+        fraction = processor.crop_size["height"] / edge
+    white = getattr(processor, "white", None) or WHITE
+    return Processing(
+        list(processor.image_mean), list(processor.image_std), fraction, white, getattr(processor, "bands", None)
+    )
+
+
+def choose_processing(
+    checkpoint: str | None,
+    given: Processing,
+    *,
+    keeps_crop: bool,
+    keeps_white: bool,
+    crop_fraction: float,
+    say: Callable[[str], None],
+) -> Processing:
+    """How images are brought to the model: as `given`, else as the checkpoint's image processor does.
+
+    Features mean what they meant in pre-training only under its mean and deviation. The checkpoint's crop holds where
+    `keeps_crop`, as where nothing is trained; else `crop_fraction` takes its place where none is given. Without
+    `keeps_white` an encoder of ordinary images may be given others.
+    """
+    processing = checkpoint_processing(checkpoint)
+    if not keeps_crop:
+        processing = replace(processing, crop_fraction=None)
+    if not keeps_white and processing.white == WHITE:
+        processing = replace(processing, white=None)
+    processing = processing.replaced_by(given, say)
+    return replace(processing, crop_fraction=processing.crop_fraction or crop_fraction)
