@@ -11,14 +11,14 @@ if __name__ == "__main__":  # before the other imports: --help and a misspelt op
 
 import dataclasses
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from modeling_mae import EvalNet, MAEModel
-from modeling_mae.data.labelled_sets import LabelledSets, load_labelled_sets
+from modeling_mae import MAEModel
 from modeling_mae.data.order import split_batch
 from modeling_mae.data.processor import Processing, choose_processing, processor_of
 from modeling_mae.data.statistics import choose_mean_std
@@ -32,6 +32,8 @@ from modeling_mae.hub.common import LOG_AND_BEST
 from modeling_mae.hub.fetch import local_checkpoint
 from modeling_mae.hub.push import Hub
 from modeling_mae.report.evaluation import describe_training, report_evaluation, report_training
+from modeling_mae.tasks.evalnet import names_of
+from modeling_mae.tasks.sets import LabelledSets, SetSettings, load_labelled_sets
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform, Mix
 from modeling_mae.training.checkpoints import choose_checkpoint
@@ -69,17 +71,17 @@ def main(args: EvalArguments) -> None:
         **args.crop_options(),
     )
     # Training decides on the classes. A classifier that is only tested has its own.
+    problem_type = args.problem_type or (config.problem_type if tests_checkpoint else None)
     sets = load_labelled_sets(
+        SetSettings(**args.set_options(), problem_type=problem_type),
         args.source_options(),
-        **args.set_options(),
-        class_names=classifier.class_names_of(config) if tests_checkpoint else None,
-        problem_type=args.problem_type or (config.problem_type if tests_checkpoint else None),
-        open_options={
+        {
             **args.open_options(config),
             **launch.image_memory(accelerator, args.image_cache),
             **decoding,
             **processing.open_options(),
         },
+        class_names=names_of(config) if tests_checkpoint else None,
         main_process_first=accelerator.main_process_first,
         say=say,
     )
@@ -90,16 +92,13 @@ def main(args: EvalArguments) -> None:
     say(f"parallel   {launch.describe_parallelism(accelerator)}")
     for training in trainings:
         training.check_blocks(config.num_hidden_layers)
-    common = {"depth": config.num_hidden_layers, "mean": mean, "processes": accelerator.num_processes}
-    work = {
-        each.name: classifier.training_work(each.name, sets.train, each.n_partial, **common, **each.work_options())
-        for each in trainings
-    }
+    common = (sets, mean, config.num_hidden_layers, accelerator.num_processes)
+    work = {training.name: classifier.training_work(plan_of(training), *common) for training in trainings}
 
     # Frozen features, the checkpoint as it is, and every training
     rows = []
     compared = (sets.train, sets.evaluation, transform)
-    options = {"seed": args.seed, "problem_type": sets.problem.problem_type, **loading}
+    options = {"seed": args.seed, "task": sets.task, **loading}
     if args.knn:
         encoder = frozen_encoder(args.model_name_or_path, config, say)
         rows += frozen_table(accelerator, encoder, *compared, name="pre-trained encoder", logistic=True, **options)
@@ -136,26 +135,38 @@ def main(args: EvalArguments) -> None:
         sys.exit(1)
 
 
+def plan_of(training: EvalTraining) -> classifier.TrainingPlan:
+    args = training.arguments
+    return classifier.TrainingPlan(
+        training.name,
+        training.n_partial,
+        classifier.ViewSettings(**args.view_options()),
+        partial(Schedule.from_epochs, **args.schedule_options()),
+        args.total_batch_size,
+        args.per_device_train_batch_size,
+    )
+
+
 def train_classifier(
     training: EvalTraining, sets: LabelledSets, transform: BatchTransform, hub: Hub, resume: str | None, later: float
 ) -> dict:
     """Train a classifier, keep the best epoch and the last, and test the best. Gives its row of the results. `later`
     is as in `train`."""
-    args, folder, problem = training.arguments, training.folder, sets.problem
+    args, folder, task = training.arguments, training.folder, sets.task
     accelerator = launch.make_accelerator(folder, args.trackers)
     total_batch, micro_batch = args.total_batch_size, args.per_device_train_batch_size
     accelerator.gradient_accumulation_steps = split_batch(total_batch, micro_batch, accelerator.num_processes)
     loading = args.loading_options(launch.loading_workers(args.dataloader_num_workers))
-    images = classifier.training_view(sets.train, mean=transform.channel_mean, **args.view_options())
+    view = classifier.ViewSettings(**args.view_options())
+    images = classifier.training_view(task, sets.train, view, transform.channel_mean)
     mix = Mix(args.random_erasing, args.mixup, args.cutmix, len(sets.class_names), accelerator.device)
 
     # Model and optimizer
     config = model_config(args)
     set_seed(args.seed)
     encoder = None if training.n_partial is None else args.model_name_or_path
-    targets = {"problem_type": problem.problem_type, "target_means": images.labels.float().mean(0)}
-    new = (config, encoder, sets.class_names, training.n_partial, accelerator.print)
-    model = classifier.make_classifier(*new, **targets)
+    labels, say = images.labels, accelerator.print
+    model = task.new_model(config, encoder, sets.class_names, training.n_partial, labels, say)
     optimizer = make_optimizer(args.optimizer, model, **args.optimizer_options())
     tuned, whole = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (False, True))
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -180,8 +191,7 @@ def train_classifier(
         f"{launch.describe_batch(accelerator, total_batch, micro_batch)}, {args.optimizer}, rate "
         f"{schedule.describe_rate()}, {accelerator.mixed_precision} precision on {accelerator.device}{run.start}"
     )
-    shares = (args.label_fraction, args.mixup or args.cutmix, config.label_smoothing)
-    for note in classifier.problem_notes(problem, images, *shares):
+    for note in task.notes(images, args.label_fraction, bool(args.mixup or args.cutmix), config.label_smoothing):
         accelerator.print(f"note       {note}")
 
     def loss_of(batch: dict, update: int, micro: int) -> torch.Tensor:
@@ -189,13 +199,13 @@ def train_classifier(
             return model(features=batch["features"], labels=batch["labels"]).loss
         place = micro * accelerator.num_processes + accelerator.process_index
         # This seeds drop path too: all that is random depends on the update and the place in the total batch alone.
-        pixel_values, labels = mix(transform(batch), batch["labels"], args.seed, update, place)
+        pixel_values, labels = mix(transform(batch), task.labels_of(batch), args.seed, update, place)
         return model(pixel_values, labels=labels).loss
 
     def after_epoch(epoch: int, update: int) -> None:
         if epoch % args.eval_epochs == 0 or update == schedule.updates:
             results, _ = classifier.evaluate_classifier(accelerator, model, seen_sets, transform, **loading)
-            classifier.keep_if_best(run, folder, problem, results)
+            classifier.keep_if_best(run, folder, task, results)
 
     launch.init_trackers(accelerator, dataclasses.asdict(args))
     train(run, loss_of, after_epoch, later)
@@ -211,8 +221,9 @@ def train_classifier(
     row |= {"n_partial": training.n_partial, "pooling": config.pooling}
     row |= {"images": len(images), "tuned_parameters": tuned}
     if accelerator.is_main_process:
-        last = [entry for entry in about["log"] if f"eval_{problem.metric}" in entry][-1]
-        row |= {f"last_{problem.metric}": last[f"eval_{problem.metric}"], "epochs": last["epoch"]}
+        metric = task.problem.metric
+        last = [entry for entry in about["log"] if f"eval_{metric}" in entry][-1]
+        row |= {f"last_{metric}": last[f"eval_{metric}"], "epochs": last["epoch"]}
         write_json(training.results_file, row)
     accelerator.free_memory()
     return row
@@ -230,17 +241,18 @@ def test_classifier(
     **about,
 ) -> dict:
     """The row `name` of the results: those of the classifier in `checkpoint`. Its card and pictures go to `folder`."""
-    model = accelerator.prepare_model(load_model(EvalNet, checkpoint), evaluation_mode=True)
+    task = sets.task
+    model = accelerator.prepare_model(load_model(task.model_class, checkpoint), evaluation_mode=True)
     loading = args.loading_options(launch.loading_workers(args.dataloader_num_workers))
-    tested = classifier.evaluate_classifier(accelerator, model, sets, transform, **loading, with_auroc=True)
-    results, predictions = tested
+    tested = classifier.evaluate_classifier(accelerator, model, sets, transform, **loading, final=True)
+    results, columns = tested
     if accelerator.is_main_process:
         processor_of(sets.evaluation, transform.channel_mean, transform.channel_std).save_pretrained(folder)
         report_training(
             folder=folder,
             arguments=dataclasses.asdict(args),
             results=results,
-            predictions=predictions if args.save_predictions else None,
+            predictions=task.written(columns) if args.save_predictions else None,
             license=args.license,
             **hub.about(folder),
             **sets.about_evaluation,

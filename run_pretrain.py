@@ -32,6 +32,7 @@ from modeling_mae.masking_mae import visible_count
 from modeling_mae.report.neighbours import save_nearest
 from modeling_mae.report.pretraining import about_model, report_pretraining
 from modeling_mae.report.reconstruction import PICTURED, ReconstructionSheet
+from modeling_mae.tasks.sets import match_labels
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform
 from modeling_mae.training.checkpoints import choose_checkpoint
@@ -94,6 +95,7 @@ def main(args: PretrainArguments) -> None:
         k=K if args.knn or args.eval_every_epochs else None,
         white=args.white_value or before.get("white"),
         open_options=args.open_options(config) | launch.image_memory(accelerator, args.image_cache) | decoding,
+        match_labels=match_labels,
         main_process_first=main_first,
         say=say,
     )

@@ -45,6 +45,7 @@ from modeling_mae.data.pretraining_sets import load_pretraining_sets, load_train
 from modeling_mae.data.sources import BUNDLED
 from modeling_mae.data.statistics import measure_mean_std
 from modeling_mae.evaluation.features import K, knn_accuracies, logistic_accuracy
+from modeling_mae.tasks.sets import match_labels
 from modeling_mae.training.augment import BatchTransform
 from modeling_mae.training.optim import parameter_groups
 from modeling_mae.training.resizing import Resizing
@@ -214,6 +215,7 @@ def main() -> None:
         k=K,
         white=None,
         open_options={**options, "bands": None, "on_bad_image": "error"},
+        match_labels=match_labels,
         main_process_first=nullcontext,
         say=print,
     )

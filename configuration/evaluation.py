@@ -262,12 +262,6 @@ class EvalTraining:
         except ArgumentError as error:
             raise ArgumentError(f"{self.name}: {error}") from None
 
-    def work_options(self) -> dict[str, Any]:
-        """What `training_work` takes of the options."""
-        args = self.arguments
-        options = {"view": args.view_options(), "schedule": args.schedule_options()}
-        return {**options, "batch_size": args.per_device_train_batch_size}
-
     def finished_results(self, say: Callable[[str], None]) -> dict | None:
         """The row of results that an earlier call of the same training left in the folder; None where there is
         something to do.

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from ..errors import UserError
 from .images import Images, open_images
 from .joined import load_eval_sources, load_sources
-from .labelled_sets import matching_labels
 from .listing import NoSplit
 from .sources import Source
 
@@ -58,13 +57,15 @@ def load_pretraining_sets(
     k: int | None,
     white: float | None,
     open_options: dict,
+    match_labels: Callable,
     main_process_first: Callable[[], AbstractContextManager],
     say: Callable[[str], None],
 ) -> PretrainingSets:
     """Open the images of `source`, and load what a k-NN accuracy of `k` neighbours needs. If there can be none, `say`
     prints why.
 
-    `source_options` go to `load_eval_sources`, `open_options` and `white` to `open_images`.
+    `source_options` go to `load_eval_sources`, `open_options` and `white` to `open_images`. `match_labels` is that of
+    `tasks/sets.py`.
 
     Raises:
         UserError: as `load_eval_sources` and `open_images`; NoSplit where there is no `eval_split`.
@@ -79,7 +80,8 @@ def load_pretraining_sets(
         if k is not None and len(source) < k:
             raise UserError(f"{len(source)} training images are fewer than k = {k}")
         if k is not None:
-            labels, eval_source, split, eval_labels, _ = matching_labels(source, load_eval)
+            found = match_labels(source, load_eval)
+            labels = found.train
     except UserError as reason:
         if eval_split and isinstance(reason, NoSplit):
             raise
@@ -88,5 +90,5 @@ def load_pretraining_sets(
     if labels is None:
         return PretrainingSets(source, images)
     # The same value is as bright in both sets.
-    evaluation = open_images(eval_source, labels=eval_labels, white=images.white, **open_options)
-    return PretrainingSets(source, images, evaluation, split)
+    evaluation = open_images(found.eval_source, labels=found.evaluation, white=images.white, **open_options)
+    return PretrainingSets(source, images, evaluation, found.eval_split)

@@ -9,10 +9,10 @@ from torch.distributed.fsdp import FSDPModule
 
 from ..data.crops import OnlyCrop, RandomResizedCrop
 from ..data.images import Images
-from ..data.labelled_sets import LabelledSets
 from ..data.lanes import LaneOrder
 from ..data.order import Order
 from ..modeling_mae import EvalNet
+from ..tasks.sets import LabelledSets
 from ..training.launch import smallest_budget
 from .metrics import compute_over
 
