@@ -191,7 +191,7 @@ def train_classifier(
         f"{launch.describe_batch(accelerator, total_batch, micro_batch)}, {args.optimizer}, rate "
         f"{schedule.describe_rate()}, {accelerator.mixed_precision} precision on {accelerator.device}{run.start}"
     )
-    for note in task.notes(images, args.label_fraction, bool(args.mixup or args.cutmix), config.label_smoothing):
+    for note in task.notes(labels, args.label_fraction, bool(args.mixup or args.cutmix), config.label_smoothing):
         accelerator.print(f"note       {note}")
 
     def loss_of(batch: dict, update: int, micro: int) -> torch.Tensor:

@@ -7,10 +7,10 @@ from accelerate import Accelerator
 from PIL import Image
 
 from modeling_mae.data.images import open_images
-from modeling_mae.data.labelled_sets import LabelledSets, load_labelled_sets, matching_labels
 from modeling_mae.data.sources import load_eval_source, load_source
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.features import features_of, frozen_accuracies
+from modeling_mae.tasks.sets import LabelledSets, SetSettings, load_labelled_sets, match_labels
 from modeling_mae.training.augment import BatchTransform
 
 
@@ -27,22 +27,13 @@ def make_folder(folder, classes, count=3):
             Image.fromarray(np.full((8, 8, 3), COLOURS[name], np.uint8)).save(folder / name / f"{i}.png")
 
 
-def load(tmp_path, **options) -> LabelledSets:
-    """The sets of the folder `pictures`; `options` replace the defaults."""
+def load(tmp_path, class_names=None, say=lambda text: None, **settings) -> LabelledSets:
+    """The sets of the folder `pictures`; `settings` replace the defaults."""
     source_options = {"data_dir": str(tmp_path / "pictures"), "cache_dir": str(tmp_path / "cache")}
-    defaults = {
-        "source_options": source_options,
-        "train_split": "train",
-        "eval_split": None,
-        "validation_dir": None,
-        "max_train_samples": None,
-        "max_eval_samples": None,
-        "class_names": None,
-        "open_options": {"size": SIZE, "num_channels": 3, "memory_budget": PLENTY, "crop_fraction": 1.0},
-        "main_process_first": contextlib.nullcontext,
-        "say": lambda text: None,
-    }
-    return load_labelled_sets(**{**defaults, **options})
+    open_options = {"size": SIZE, "num_channels": 3, "memory_budget": PLENTY, "crop_fraction": 1.0}
+    chosen = SetSettings(**{"train_split": "train", **settings})
+    options = {"class_names": class_names, "main_process_first": contextlib.nullcontext, "say": say}
+    return load_labelled_sets(chosen, source_options, open_options, **options)
 
 
 def test_test_images_are_matched_to_the_training_classes_by_name(tmp_path):
@@ -51,15 +42,13 @@ def test_test_images_are_matched_to_the_training_classes_by_name(tmp_path):
     make_folder(tmp_path / "pictures" / "test", "bc", count=2)
     options = {"data_dir": str(tmp_path / "pictures"), "cache_dir": str(tmp_path / "cache")}
     source = load_source(**options)
-    labels, eval_source, split, eval_labels, class_names = matching_labels(
-        source, lambda: load_eval_source(None, **options)
-    )
-    assert eval_source.dataset["label"][:] == [0, 0, 1, 1] and split == "test"
-    assert labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2] and class_names == ["a", "b", "c"]
-    assert eval_labels.tolist() == [1, 1, 2, 2]
+    found = match_labels(source, lambda: load_eval_source(None, **options))
+    assert found.eval_source.dataset["label"][:] == [0, 0, 1, 1] and found.eval_split == "test"
+    assert found.train.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2] and found.names == ["a", "b", "c"]
+    assert found.evaluation.tolist() == [1, 1, 2, 2]
 
-    train = open_images(source, SIZE, 3, memory_budget=PLENTY, labels=labels)
-    evaluation = open_images(eval_source, SIZE, 3, memory_budget=PLENTY, labels=eval_labels)
+    train = open_images(source, SIZE, 3, memory_budget=PLENTY, labels=found.train)
+    evaluation = open_images(found.eval_source, SIZE, 3, memory_budget=PLENTY, labels=found.evaluation)
     accuracies = frozen_accuracies(
         Accelerator(cpu=True),
         features_of(torch.nn.Flatten()),

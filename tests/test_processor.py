@@ -11,9 +11,9 @@ from transformers import AutoImageProcessor, BitImageProcessor, ViTImageProcesso
 
 from modeling_mae import EvalNet, MAEConfig
 from modeling_mae.data.images import open_images
-from modeling_mae.data.labelled_sets import load_labelled_sets
 from modeling_mae.data.processor import Processing, checkpoint_processing, image_processor
 from modeling_mae.data.sources import load_source
+from modeling_mae.tasks.sets import SetSettings, load_labelled_sets
 
 
 RAMP = np.arange(64, dtype=np.uint16).reshape(8, 8)
@@ -96,14 +96,10 @@ def test_both_sets_have_one_white(tmp_path):
     put(tmp_path, ("train/a/0.png", "train/b/1.png"), RAMP * 65)
     put(tmp_path, ("test/a/0.png", "test/b/1.png"), RAMP * 10)
     sets = load_labelled_sets(
+        SetSettings("train"),
         {"data_dir": str(tmp_path)},
-        train_split="train",
-        eval_split=None,
-        validation_dir=None,
-        max_train_samples=None,
-        max_eval_samples=None,
+        {"size": (8, 8), "num_channels": 1, "memory_budget": 1 << 20, "white": None},
         class_names=None,
-        open_options={"size": (8, 8), "num_channels": 1, "memory_budget": 1 << 20, "white": None},
         main_process_first=torch.no_grad,  # any context
         say=print,
     )

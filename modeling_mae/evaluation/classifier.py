@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from ..configuration_mae import MAEConfig
 from ..data.crops import training_crop
 from ..data.images import Images
-from ..data.order import MicroBatches
+from ..data.order import split_batch
 from ..errors import UserError
 from ..tasks import Task, task_of_checkpoint
 from ..tasks.sets import LabelledSets
@@ -85,6 +85,7 @@ def training_view(task: Task, images: Images, settings: ViewSettings, mean: list
     """
     rows = augment = None
     if settings.label_fraction < 1:
+        assert images.labels is not None
         rows = task.part(images.labels.numpy(), settings.label_fraction, settings.seed)
     if settings.auto_augment != "none":
         augment = RandAugment(settings.auto_augment, images.size, mean, settings.seed)
@@ -103,7 +104,7 @@ def training_work(plan: TrainingPlan, sets: LabelledSets, mean: list[float], dep
         assert sets.train is not None
         seen = training_view(sets.task, sets.train, plan.view, mean)
         order = seen.order(plan.total_batch_size, plan.view.seed)
-        MicroBatches(order, plan.per_device_train_batch_size, range(1), num_processes=processes)
+        split_batch(order.total_batch_size, plan.per_device_train_batch_size, processes)
         updates = plan.schedule_of(len(seen)).updates
     except UserError as error:
         raise UserError(f"{plan.name}: {error}") from None

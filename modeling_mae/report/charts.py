@@ -128,8 +128,8 @@ def _columns(points: list[tuple[float, float]]) -> tuple[list[float], list[float
 
 def partial_curve(
     accuracies: dict[float, float],
-    from_scratch: float | None,
     problem: Problem,
+    from_scratch: float | None = None,
     images: dict[float | None, int] | None = None,
 ) -> Figure:
     """Accuracy against the number of tuned blocks (the paper's Figure 9).

@@ -41,8 +41,8 @@ def report_training(
 
     `results` are the metrics on `eval_images` images of `split`. confusion.png is for at most 100 classes, where the
     results have a confusion matrix. predictions.parquet is written only if `predictions`, its columns, are given.
-    `training` (from `describe_training`), `log`, `updates` and `updates_per_epoch` are for a classifier that was trained: without `log`, training.png and the two
-    JSON files are left out."""
+    `training` (from `describe_training`), `log`, `updates` and `updates_per_epoch` are for a classifier that was
+    trained: without `log`, training.png and the two JSON files are left out."""
     if "confusion_matrix" in results and len(class_names) <= MAX_CLASSES_SHOWN:
         save_figure(confusion_picture(results["confusion_matrix"], class_names), folder / "confusion.png")
     if predictions is not None:
@@ -121,7 +121,7 @@ def report_evaluation(
     tuned, from_scratch = tuned_accuracies(rows, problem)
     has_picture = len(tuned) > 1
     if has_picture:
-        figure = partial_curve(tuned, from_scratch, problem, images_by_blocks(rows))
+        figure = partial_curve(tuned, problem, from_scratch, images_by_blocks(rows))
         save_figure(figure, output_dir / "partial.png")
         print(f"picture    {output_dir / 'partial.png'}")
     table = results_table(rows, k=k, problem=problem)

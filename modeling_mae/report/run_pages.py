@@ -141,7 +141,7 @@ def _evaluation_charts(run: RunFiles, problem: Problem) -> list:
     tuned, from_scratch = tuned_accuracies(run.rows, problem)
     charts = []
     if len(tuned) > 1:
-        chart = partial_curve(tuned, from_scratch, problem, images_by_blocks(run.rows))
+        chart = partial_curve(tuned, problem, from_scratch, images_by_blocks(run.rows))
         charts.append(Picture(chart_uri(chart), f"{problem.metric_title} by blocks tuned"))
     curves = [
         Picture(chart_uri(training_curve(training.log, problem)), f"Curves of {name}", name)

@@ -2,18 +2,19 @@
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyarrow
 import torch
 import torch.nn.functional as F
 
-from ..data.images import Images
 from ..data.sources import Source
 from ..errors import UserError
 from ..report.problem import Problem
 from .columns import (
     MAX_CLASSES,
+    cells_of,
     described,
     holds_fractions,
     holds_lists,
@@ -102,10 +103,10 @@ class Classes(EvalNetTask):
             chosen.append(positions[: max(1, round(fraction * len(positions)))])
         return np.sort(np.concatenate(chosen))
 
-    def notes(self, images: Images, label_fraction: float, mixes: bool, label_smoothing: float) -> list[str]:
+    def notes(self, labels: torch.Tensor, label_fraction: float, mixes: bool, label_smoothing: float) -> list[str]:
         return []
 
-    def config_value(self, names: list[str]) -> str | None:
+    def config_value(self, names: list[str]) -> Any:
         return self.name if len(names) > 1 else None  # transformers refuses a single label with one class
 
     # --- evaluation ---
@@ -224,7 +225,7 @@ def _numbers_and_names(source: Source) -> tuple[np.ndarray, list[str]]:
     kind = kind_of(feature)
     if holds_lists(feature) or not kind.startswith(KINDS):
         raise UserError(f"{described(source)} holds {feature}: classes, whole numbers or words are needed")
-    values = source.dataset[source.label_column][:]  # all at once: the column alone reads the file for each element
+    values = cells_of(source)
     unlabelled = sum(value is None or (not isinstance(value, str) and value < 0) for value in values)
     refuse_unlabelled(source, unlabelled, len(values), "empty, or below 0")
     if source.class_names:

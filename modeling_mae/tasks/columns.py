@@ -27,6 +27,12 @@ def label_feature(source: Source):
     return features[source.label_column]
 
 
+def cells_of(source: Source) -> list:
+    """The label column, all at once: the column alone reads the file for each element."""
+    assert source.label_column is not None  # as `label_feature` has seen
+    return source.dataset[source.label_column][:]
+
+
 def holds_lists(feature) -> bool:
     """Whether each cell of a column is a list: `Sequence`, `List`, `LargeList`."""
     return hasattr(feature, "feature")

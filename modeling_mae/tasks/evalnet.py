@@ -2,11 +2,11 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from ..configuration_mae import PROBLEM_TYPES, MAEConfig
-from ..data.images import Images
 from ..errors import UserError
 from ..modeling_mae import EvalNet
 from .protocol import Task
@@ -24,7 +24,7 @@ class EvalNetTask(Task):
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
         """What people read, of logits ``(..., n)``: probabilities, or the logits themselves."""
 
-    def notes(self, images: Images, label_fraction: float, mixes: bool, label_smoothing: float) -> list[str]:
+    def notes(self, labels: torch.Tensor, label_fraction: float, mixes: bool, label_smoothing: float) -> list[str]:
         notes = []
         if label_fraction < 1:
             notes.append(
@@ -36,7 +36,7 @@ class EvalNetTask(Task):
             notes.append(f"label_smoothing {label_smoothing:g} is for one class an image and does nothing here")
         return notes
 
-    def config_value(self, names: list[str]) -> str | None:
+    def config_value(self, names: list[str]) -> Any:
         """`problem_type` in the configuration of a model for these names."""
         return self.name
 
@@ -58,6 +58,7 @@ class EvalNetTask(Task):
         config.label2id = {name: i for i, name in config.id2label.items()}
         config.problem_type = self.config_value(names)
         model = load_model(EvalNet, checkpoint, config=config, ignore_mismatched_sizes=trained and not same)
+        assert isinstance(model, EvalNet)
         if trained and not same:
             say("note       the checkpoint's classifier has other classes: its head starts anew")
             model.reset_head()
@@ -91,7 +92,8 @@ def names_of(config: MAEConfig) -> list[str]:
     Raises:
         UserError: one of them has no name.
     """
-    names = [config.id2label.get(i) for i in range(config.num_labels)]
+    id2label: dict = config.id2label or {}
+    names = [id2label.get(i) for i in range(len(id2label))]
     for i, name in enumerate(names):
         if not isinstance(name, (str, int)):
             raise UserError(f"the checkpoint's id2label has {name!r} as the name of class {i}: mend its config.json")

@@ -42,14 +42,15 @@ class ImbalanceMetric(evaluate.Metric):
         from sklearn.metrics import f1_score, recall_score, roc_auc_score
 
         predictions, references = np.asarray(predictions), np.asarray(references)
-        means = {"labels": np.unique(references), "average": "macro", "zero_division": 0}
+        present = np.unique(references)
+        means = {"labels": present, "average": "macro", "zero_division": 0}
         results: dict[str, float | None] = {
             "balanced_accuracy": float(recall_score(references, predictions, **means)),
             "f1_macro": float(f1_score(references, predictions, **means)),
         }
         if scores is not None:
-            possible = len(means["labels"]) > 1 and not np.isnan(scores).any()
-            areas = [roc_auc_score(references == i, scores[:, i]) for i in means["labels"]] if possible else []
+            possible = len(present) > 1 and not np.isnan(scores).any()
+            areas = [roc_auc_score(references == i, scores[:, i]) for i in present] if possible else []
             results["auroc"] = float(np.mean(areas)) if areas else None
         return results
 

@@ -5,11 +5,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..data.images import Images
 from ..data.sources import Source
 from ..errors import UserError
 from ..report.problem import Problem
-from .columns import described, holds_fractions, holds_lists, kind_of, label_feature, refuse_unlabelled
+from .columns import cells_of, described, holds_fractions, holds_lists, kind_of, label_feature, refuse_unlabelled
 from .evalnet import LINEAR_PENALTY, REGRESSION, EvalNetTask
 from .protocol import Answers, distinct
 
@@ -65,7 +64,7 @@ class Numbers(EvalNetTask):
                 f"{described(source)} holds {feature}: regression needs numbers, or lists of as many numbers for each "
                 "image"
             )
-        cells = source.dataset[column][:]
+        cells = cells_of(source)
         rows = cells if holds_lists(feature) else [[cell] for cell in cells]
         refuse_unlabelled(source, sum(not row or None in row for row in rows), len(rows), NO_NUMBER)
         lengths = sorted({len(row) for row in rows})
@@ -89,9 +88,9 @@ class Numbers(EvalNetTask):
 
     # --- training ---
 
-    def notes(self, images: Images, label_fraction: float, mixes: bool, label_smoothing: float) -> list[str]:
-        notes = super().notes(images, label_fraction, mixes, label_smoothing)
-        largest = images.labels.std(0, correction=0).max().item()
+    def notes(self, labels: torch.Tensor, label_fraction: float, mixes: bool, label_smoothing: float) -> list[str]:
+        notes = super().notes(labels, label_fraction, mixes, label_smoothing)
+        largest = labels.std(0, correction=0).max().item()
         if not SMALL_DEVIATION <= largest <= LARGE_DEVIATION:
             notes.append(
                 f"the targets deviate by {largest:.3g}, and learning rates are made for about 1: scale the column if "

@@ -112,8 +112,9 @@ class Task(ABC):
         return np.sort(np.random.default_rng(seed).permutation(len(labels))[:count])
 
     @abstractmethod
-    def notes(self, images: Images, label_fraction: float, mixes: bool, label_smoothing: float) -> list[str]:
-        """Notes for the user: what these settings do, or do not, in this task. `mixes`: by mixup or cutmix."""
+    def notes(self, labels: torch.Tensor, label_fraction: float, mixes: bool, label_smoothing: float) -> list[str]:
+        """Notes for the user: what these settings do, or do not, for training `labels` of this task. `mixes`: by mixup
+        or cutmix."""
 
     @abstractmethod
     def new_model(

@@ -137,7 +137,7 @@ def load_labelled_sets(
         task = TASKS[settings.problem_type] if settings.problem_type else None
         found = match_labels(source, lambda: load_eval_sources(settings.eval_split, **eval_options), task, class_names)
     task, train = found.task, None
-    if source is not None:
+    if source is not None and found.train is not None:
         train = task.open_images(source, found.train, open_options)
         open_options = {**open_options, "white": train.white}  # the same value is as bright in both sets
     evaluation = task.open_images(found.eval_source, found.evaluation, open_options)

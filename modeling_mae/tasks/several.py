@@ -13,6 +13,7 @@ from ..report.problem import Problem
 from .columns import (
     MAX_CLASSES,
     OTHER_COLUMN,
+    cells_of,
     described,
     holds_fractions,
     holds_lists,
@@ -72,7 +73,7 @@ class SeveralClasses(EvalNetTask):
             return False
         if not holds_fractions(feature):
             return True
-        return all(value in (0, 1) for row in source.dataset[source.label_column][:] for value in row or [])
+        return all(value in (0, 1) for row in cells_of(source) for value in row or [])
 
     def read_one(self, source: Source, known_names: list[str] | None) -> tuple[np.ndarray, list[str]]:
         """A list holds an image's classes, as numbers or names; it may be empty. Or it holds 0 or 1 (false or true)
@@ -84,7 +85,7 @@ class SeveralClasses(EvalNetTask):
                 f"{described(source)} holds {feature}: several labels an image need lists of class numbers or names, "
                 "or of 0 and 1 for each class"
             )
-        lists = source.dataset[source.label_column][:]
+        lists = cells_of(source)
         missing = sum(row is None or any(value is None for value in row) for row in lists)
         refuse_unlabelled(source, missing, len(lists), "empty")
         own_names = list(getattr(feature.feature, "names", None) or [])
