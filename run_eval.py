@@ -17,10 +17,11 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from configuration.decide import DecidedEvaluation, decide_evaluation, save_recipe
-from modeling_mae import EvalNet, MAEModel
+from modeling_mae import MAEModel
 from modeling_mae.data.serve.processor import processor_of
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation import classifier
+from modeling_mae.evaluation.classifier import TrainingPlan, ViewSettings
 from modeling_mae.evaluation.features import K, frozen_encoder, frozen_table
 from modeling_mae.evaluation.frozen_images import probed_sets
 from modeling_mae.evaluation.readouts import readout_table
@@ -66,7 +67,11 @@ def main(options: EvalArguments) -> None:
         return
     say(f"parallel   {launch.describe_parallelism(accelerator)}")
     rows = frozen_rows(decided, accelerator, hub)
-    work = {each.name: classifier_work(each, decided, accelerator) for each in decided.trainings}
+    depth, processes = decided.config.num_hidden_layers, accelerator.num_processes
+    work = {
+        each.name: classifier.training_work(plan_of(each), sets, recipe.image_mean, depth, processes)
+        for each in decided.trainings
+    }
     with hub.finishing_uploads(accelerator):
         to_do = sum(amount for name, amount in work.items() if not finished[name])
         for training in decided.trainings:
@@ -98,7 +103,7 @@ def frozen_rows(decided: DecidedEvaluation, accelerator: Accelerator, hub: Hub) 
     recipe, config, sets = decided.recipe, decided.config, decided.sets
     rows, transform = [], normalisation(recipe, sets, accelerator)
     compared = (sets.train, sets.evaluation, transform)
-    options = {"seed": recipe.seed, "problem_type": sets.problem.problem_type, **loading(recipe)}
+    options = {"seed": recipe.seed, "task": sets.task, **loading(recipe)}
     if recipe.knn:
         encoder = frozen_encoder(recipe.model_name_or_path, config, accelerator.print)
         rows += frozen_table(accelerator, encoder, *compared, name="pre-trained encoder", logistic=True, **options)
@@ -121,25 +126,10 @@ def normalisation(recipe, sets, accelerator) -> BatchTransform:
     return BatchTransform(recipe.image_mean, recipe.image_std, sets.evaluation.size).to(accelerator.device)
 
 
-def view_options(recipe) -> dict:
-    names = ("seed", "crop_scale", "horizontal_flip", "label_fraction", "auto_augment")
-    return {"mean": recipe.image_mean, **{name: getattr(recipe, name) for name in names}}
-
-
-def classifier_work(training, decided, accelerator) -> float:
+def plan_of(training: EvalTraining) -> TrainingPlan:
     recipe = training.recipe
-    options = view_options(recipe)
-    return classifier.training_work(
-        training.name,
-        decided.sets.train,
-        training.n_partial,
-        depth=decided.config.num_hidden_layers,
-        mean=options.pop("mean"),
-        processes=accelerator.num_processes,
-        view=options,
-        schedule=settings(LengthSettings, recipe),
-        batch_size=recipe.per_device_train_batch_size,
-    )
+    view, length = settings(ViewSettings, recipe), settings(LengthSettings, recipe)
+    return TrainingPlan(training.name, training.n_partial, view, length, recipe.per_device_train_batch_size)
 
 
 def train_classifier(
@@ -148,19 +138,18 @@ def train_classifier(
     """Train a classifier, keep the best epoch and the last, and test the best. Gives its row of the results. `later`
     is as in `Display`."""
     recipe, folder, sets = training.recipe, training.folder, decided.sets
-    problem = sets.problem
+    task = sets.task
     accelerator = launch.make_accelerator(folder, recipe.trackers)
     transform = normalisation(recipe, sets, accelerator)
-    images = classifier.training_view(sets.train, **view_options(recipe))
+    images = classifier.training_view(task, sets.train, settings(ViewSettings, recipe), recipe.image_mean)
     mix = Mix(recipe.random_erasing, recipe.mixup, recipe.cutmix, len(sets.class_names), accelerator.device)
 
     # Model, optimizer, length
     config = model_config(recipe)
     set_seed(recipe.seed)
     encoder = None if training.n_partial is None else recipe.model_name_or_path
-    targets = {"problem_type": problem.problem_type, "target_means": images.labels.float().mean(0)}
-    new = (config, encoder, sets.class_names, training.n_partial, accelerator.print)
-    model = classifier.make_classifier(*new, **targets)
+    labels, say = images.labels, accelerator.print
+    model = task.new_model(config, encoder, sets.class_names, training.n_partial, labels, say)
     optimizer = make_optimizer(model, settings(OptimizerSettings, recipe))
     tuned, whole = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (False, True))
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -178,14 +167,13 @@ def train_classifier(
         f"{batch}, {recipe.optimizer}, rate "
         f"{schedule.describe_rate()}, {accelerator.mixed_precision} precision on {accelerator.device}{run.start}"
     )
-    shares = (recipe.label_fraction, recipe.mixup or recipe.cutmix, config.label_smoothing)
-    for note in classifier.problem_notes(problem, images, *shares):
-        accelerator.print(f"note       {note}")
+    for note in task.notes(labels, recipe.label_fraction, bool(recipe.mixup or recipe.cutmix), config.label_smoothing):
+        say(f"note       {note}")
 
     def after_epoch(epoch: int, update: int) -> None:
         if epoch % recipe.eval_epochs == 0 or update == schedule.updates:
             results, _ = classifier.evaluate_classifier(accelerator, model, seen_sets, transform, **loading(recipe))
-            classifier.keep_if_best(run, folder, problem, results)
+            classifier.keep_if_best(run, folder, task, results)
 
     launch.init_trackers(accelerator, dataclasses.asdict(recipe))
     for update in updates(run, Resizing(images.size, (1, 1)), after_epoch, later):
@@ -196,7 +184,7 @@ def train_classifier(
             else:
                 # This seeds drop path too: all that is random depends on the update and the place in the total batch.
                 key = (recipe.seed, update.number, micro_batch.number)
-                pixel_values, labels = mix(transform(batch), batch["labels"], *key)
+                pixel_values, labels = mix(transform(batch), task.labels_of(batch), *key)
                 loss = model(pixel_values, labels=labels).loss
             update.backward(loss)
         update.step()
@@ -212,8 +200,9 @@ def train_classifier(
     row |= {"n_partial": training.n_partial, "pooling": config.pooling}
     row |= {"images": len(images), "tuned_parameters": tuned}
     if accelerator.is_main_process:
-        last = [entry for entry in about["log"] if f"eval_{problem.metric}" in entry][-1]
-        row |= {f"last_{problem.metric}": last[f"eval_{problem.metric}"], "epochs": last["epoch"]}
+        metric = task.problem.metric
+        last = [entry for entry in about["log"] if f"eval_{metric}" in entry][-1]
+        row |= {f"last_{metric}": last[f"eval_{metric}"], "epochs": last["epoch"]}
         write_json(training.results_file, row)
     accelerator.free_memory()
     return row
@@ -231,16 +220,16 @@ def test_classifier(
 ) -> dict:
     """The row `name` of the results: those of the classifier in `checkpoint`. Its card and pictures go to `folder`."""
     transform = normalisation(recipe, sets, accelerator)
-    model = accelerator.prepare_model(load_model(EvalNet, checkpoint), evaluation_mode=True)
-    tested = classifier.evaluate_classifier(accelerator, model, sets, transform, **loading(recipe), with_auroc=True)
-    results, predictions = tested
+    model = accelerator.prepare_model(load_model(sets.task.model_class, checkpoint), evaluation_mode=True)
+    tested = classifier.evaluate_classifier(accelerator, model, sets, transform, **loading(recipe), final=True)
+    results, columns = tested
     if accelerator.is_main_process:
         processor_of(sets.evaluation, transform.channel_mean, transform.channel_std).save_pretrained(folder)
         report_training(
             folder=folder,
             arguments=dataclasses.asdict(recipe),
             results=results,
-            predictions=predictions if recipe.save_predictions else None,
+            predictions=sets.task.written(columns) if recipe.save_predictions else None,
             license=recipe.license,
             **hub.about(folder),
             **sets.about_evaluation,

@@ -47,14 +47,14 @@ def make_files(folder: Path, files: int, folders: int) -> None:
 def load_ours(folder: str, cache: str) -> tuple[int, str]:
     from modeling_mae.data.find.fingerprint import fingerprint
     from modeling_mae.data.find.sources import SourceSettings, load_source
-    from modeling_mae.data.labels import problem_of, read_labels
     from modeling_mae.data.serve.images import Opening, open_images
     from modeling_mae.data.serve.statistics import measure_mean_std
+    from modeling_mae.tasks import task_of_labels
 
     def steps() -> int:
         source = load_source(SourceSettings(train_dir=folder, cache_dir=cache))
         took["listing"] = time.perf_counter() - began
-        labels = read_labels(source, problem_type=problem_of(source))[0] if source.label_column else None
+        labels = task_of_labels(source).read(source)[0] if source.label_column else None
         took["labels"] = time.perf_counter() - began
         images = open_images(source, Opening((28, 28), 1), labels)
         measure_mean_std(images)

@@ -48,6 +48,7 @@ from modeling_mae.data.serve.images import Images, Opening
 from modeling_mae.data.serve.statistics import measure_mean_std
 from modeling_mae.evaluation.features import K, knn_accuracies, logistic_accuracy
 from modeling_mae.settings import settings
+from modeling_mae.tasks.sets import match_labels
 from modeling_mae.training.augment import BatchTransform
 from modeling_mae.training.optim import parameter_groups
 from modeling_mae.training.resizing import Resizing
@@ -212,6 +213,7 @@ def main() -> None:
         where,
         Opening(config.image_height_width, 1, memory=Memory(1 << 30)),
         k=K,
+        match_labels=match_labels,
         main_process_first=nullcontext,
         say=print,
     )

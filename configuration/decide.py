@@ -15,7 +15,6 @@ from accelerate import Accelerator
 from modeling_mae.configuration_mae import MAEConfig
 from modeling_mae.data.find.facts import image_facts
 from modeling_mae.data.find.sources import Source, SourceSettings
-from modeling_mae.data.labelled_sets import LabelledSets, load_labelled_sets
 from modeling_mae.data.pretraining_sets import PretrainingSets, load_pretraining_sets
 from modeling_mae.data.read.bit_depth import WHITE
 from modeling_mae.data.serve.crops import training_crop
@@ -29,6 +28,9 @@ from modeling_mae.evaluation.growth import images_of_a_look
 from modeling_mae.evaluation.readouts import Readout, chosen_readouts
 from modeling_mae.files import write_text
 from modeling_mae.settings import settings
+from modeling_mae.tasks import TASKS, task_of_checkpoint
+from modeling_mae.tasks.evalnet import names_of
+from modeling_mae.tasks.sets import LabelledSets, load_labelled_sets, match_labels
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform
 from modeling_mae.training.masks import check_masks
@@ -124,6 +126,7 @@ def _open_sets(
         settings(SourceSettings, recipe),
         opening.with_white(recipe.white_value or before.get("white")),
         k=K if recipe.knn or recipe.eval_every_epochs else None,
+        match_labels=match_labels,
         main_process_first=accelerator.main_process_first,
         say=accelerator.print,
     )
@@ -202,6 +205,9 @@ def decide_evaluation(options: EvalArguments, accelerator: Accelerator, before: 
         crop_fraction=EVAL_CROP_FRACTION,
         say=say,
     )
+    # Training decides on task and classes. A classifier that is only tested has its own.
+    task = task_of_checkpoint(config) if tests_checkpoint else None
+    task = TASKS[options.problem_type] if options.problem_type else task
     where = settings(SourceSettings, options)
     if not (options.do_train or options.reads_features):
         where = replace(where, train_split=None)
@@ -210,9 +216,8 @@ def decide_evaluation(options: EvalArguments, accelerator: Accelerator, before: 
     sets = load_labelled_sets(
         where,
         Opening(config.image_height_width, config.num_channels, reading, memory),
-        # Training decides on the classes. A classifier that is only tested has its own.
-        class_names=classifier.class_names_of(config) if tests_checkpoint else None,
-        problem_type=options.problem_type or (config.problem_type if tests_checkpoint else None),
+        task,
+        class_names=names_of(config) if tests_checkpoint else None,
         main_process_first=accelerator.main_process_first,
         say=say,
     )

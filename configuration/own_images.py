@@ -119,7 +119,7 @@ def choose_training(
 
 
 class ImageFacts(Protocol):
-    """What is known of the images, as `modeling_mae.data.facts` finds it."""
+    """What is known of the images, as `modeling_mae.data.find.facts` finds it."""
 
     @property
     def count(self) -> int: ...

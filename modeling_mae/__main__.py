@@ -39,7 +39,7 @@ COMMANDS = {
         extra="app",
     ),
     "report": Command(
-        "modeling_mae.report.command:add_arguments",
+        "modeling_mae.commands.report:add_arguments",
         "the page of a run, or one page that compares several runs",
     ),
     "convert": Command(

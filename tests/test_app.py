@@ -18,6 +18,7 @@ from modeling_mae.app import views
 from modeling_mae.app.explorer import Explorer, Folder
 from modeling_mae.data.serve.processor import image_processor
 from modeling_mae.errors import UserError
+from modeling_mae.tasks import CLASSES, NUMBERS, SEVERAL_CLASSES
 
 
 GRID = (4, 4)  # of TINY
@@ -174,15 +175,13 @@ def test_neighbours_by_cosine():
 
 
 def test_named_scores():
-    logits, names = torch.log(torch.tensor([0.1, 0.7, 0.2])), {0: "cat", 1: "dog"}
-    scores = views.named_scores(logits, names, None, count=2)
-    assert scores == [("dog", pytest.approx(0.7)), ("2", pytest.approx(0.2))]
+    logits = torch.log(torch.tensor([0.1, 0.7, 0.2]))
+    scores = CLASSES.shown(logits, ["cat", "dog", "cow"], count=2)
+    assert list(scores.items()) == [("dog", pytest.approx(0.7)), ("cow", pytest.approx(0.2))]
     odds = torch.tensor([0.0, np.log(3)])  # 1 and 3 to 1
-    assert views.named_scores(odds, names, "multi_label_classification") == [
-        ("dog", pytest.approx(0.75)),
-        ("cat", pytest.approx(0.5)),
-    ]
-    assert views.named_scores(odds, names, "regression") == [("cat", 0.0), ("dog", pytest.approx(np.log(3)))]
+    scores = SEVERAL_CLASSES.shown(odds, ["cat", "dog"])
+    assert list(scores.items()) == [("dog", pytest.approx(0.75)), ("cat", pytest.approx(0.5))]
+    assert NUMBERS.shown(odds, ["cat", "dog"]) == "cat: 0\ndog: 1.099"
 
 
 def test_a_folder_knows_its_images_again(explorer, tmp_path):

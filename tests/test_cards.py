@@ -6,6 +6,7 @@ from huggingface_hub import ModelCard
 from modeling_mae.report.advice import _data_words as data_words
 from modeling_mae.report.cards import write_classifier_card, write_overview_card, write_pretraining_card
 from modeling_mae.report.settings import folder_name, setting_text, shown_settings
+from modeling_mae.tasks import CLASSES
 
 
 def metadata(folder):
@@ -97,17 +98,19 @@ CLASSIFIER = {
     "dataset_name": "Pets",
     "split": "test",
     "class_names": ["cat: a", "dog"],
+    "problem": CLASSES.problem,
     "arguments": {"seed": 0},
     "repo_id": "me/small",
 }
 
 
 def test_classifier_card(tmp_path):
+    results = {"accuracy": 0.5, "loss": 1.25}
     write_classifier_card(
         tmp_path,
         training="Trained with 2 blocks tuned.",
         data="3 images of Pets, split test",
-        results={"accuracy": 0.5, "loss": 1.25, "per_class_accuracy": [0.5, None]},
+        results={**results, "per_class_accuracy": [0.5, None], "confusion_matrix": [[1, 1], [0, 0]]},
         **CLASSIFIER,
     )
     header = metadata(tmp_path)
@@ -147,7 +150,9 @@ def test_card_of_a_classifier_that_was_only_tested(tmp_path):
 def test_overview_card(tmp_path):
     cells = [["", "images", "accuracy"], ["raw pixels", "", "62.5"], ["linear probing", "1,500", "85.0"]]
     for picture in (True, False):
-        write_overview_card(tmp_path, "small", cells, ["n_partial-0", "n_partial-1"], "Pets", picture=picture)
+        write_overview_card(
+            tmp_path, "small", cells, ["n_partial-0", "n_partial-1"], "Pets", picture=picture, problem=CLASSES.problem
+        )
         card = ModelCard.load(tmp_path / "README.md")
         assert card.data.license is None and "# small" in card.text and "evaluated on Pets" in card.text
         table = "|  | images | accuracy |\n|--|--:|--:|\n| raw pixels |  | 62.5 |\n| linear probing | 1,500 | 85.0 |"

@@ -8,11 +8,11 @@ from flat import load_eval_source, load_source, open_images
 from PIL import Image
 
 from modeling_mae.data.find.sources import SourceSettings
-from modeling_mae.data.labelled_sets import LabelledSets, load_labelled_sets, matching_labels
 from modeling_mae.data.serve.decoded import Memory
 from modeling_mae.data.serve.images import Opening
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.features import features_of, frozen_accuracies
+from modeling_mae.tasks.sets import LabelledSets, load_labelled_sets, match_labels
 from modeling_mae.training.augment import BatchTransform
 
 
@@ -35,7 +35,7 @@ def load(tmp_path, **options) -> LabelledSets:
     settings = SourceSettings(train_dir=str(tmp_path / "pictures"), cache_dir=str(tmp_path / "cache"), **options)
     opening = Opening(SIZE, 3, memory=Memory(PLENTY))
     first = contextlib.nullcontext
-    return load_labelled_sets(settings, opening, class_names=class_names, main_process_first=first, say=say)
+    return load_labelled_sets(settings, opening, None, class_names=class_names, main_process_first=first, say=say)
 
 
 def test_test_images_are_matched_to_the_training_classes_by_name(tmp_path):
@@ -44,13 +44,13 @@ def test_test_images_are_matched_to_the_training_classes_by_name(tmp_path):
     make_folder(tmp_path / "pictures" / "test", "bc", count=2)
     options = {"train_dir": str(tmp_path / "pictures"), "cache_dir": str(tmp_path / "cache")}
     source = load_source(**options)
-    labels, eval_source, split, eval_labels, class_names = matching_labels(source, lambda: load_eval_source(**options))
-    assert eval_source.dataset["label"][:] == [0, 0, 1, 1] and split == "test"
-    assert labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2] and class_names == ["a", "b", "c"]
-    assert eval_labels.tolist() == [1, 1, 2, 2]
+    found = match_labels(source, lambda: load_eval_source(**options))
+    assert found.eval_source.dataset["label"][:] == [0, 0, 1, 1] and found.eval_split == "test"
+    assert found.train.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2] and found.names == ["a", "b", "c"]
+    assert found.evaluation.tolist() == [1, 1, 2, 2]
 
-    train = open_images(source, SIZE, 3, memory_budget=PLENTY, labels=labels)
-    evaluation = open_images(eval_source, SIZE, 3, memory_budget=PLENTY, labels=eval_labels)
+    train = open_images(source, SIZE, 3, memory_budget=PLENTY, labels=found.train)
+    evaluation = open_images(found.eval_source, SIZE, 3, memory_budget=PLENTY, labels=found.evaluation)
     accuracies = frozen_accuracies(
         Accelerator(cpu=True),
         features_of(torch.nn.Flatten()),

@@ -5,11 +5,11 @@ import torch
 from accelerate import Accelerator
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from modeling_mae.data.labelled_sets import LabelledSets
 from modeling_mae.data.serve.images import MemoryImages
-from modeling_mae.evaluation import classifier
 from modeling_mae.evaluation.classifier import evaluate_classifier
-from modeling_mae.evaluation.metrics import class_scores, classification_results, compute_over, predict
+from modeling_mae.evaluation.metrics import compute_over, predict_with
+from modeling_mae.tasks import CLASSES, classes
+from modeling_mae.tasks.sets import LabelledSets
 
 
 def test_classification_equals_scikit_learns():
@@ -18,7 +18,7 @@ def test_classification_equals_scikit_learns():
     scores = generator.random((500, 9))
     scores[np.arange(500), labels] += 0.4
     top5 = np.argsort(-scores, 1)[:, :5]
-    results = classification_results({"top5": top5, "label": labels, "loss": scores[:, 0]}, 9)
+    results = CLASSES.results({"top5": top5, "label": labels, "loss": scores[:, 0]}, 9)
     assert results["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(labels, top5[:, 0]))
     expected = sklearn.metrics.top_k_accuracy_score(labels, scores, k=5, labels=range(9))
     assert results["top5_accuracy"] == pytest.approx(expected) and 0 < expected < 1
@@ -27,7 +27,7 @@ def test_classification_equals_scikit_learns():
     recall = sklearn.metrics.recall_score(labels, top5[:, 0], labels=range(8), average=None)
     assert results["per_class_accuracy"][:8] == pytest.approx(recall) and results["per_class_accuracy"][8] is None
     assert results["loss"] == pytest.approx(scores[:, 0].mean())
-    few = classification_results({"top5": top5[:, :3] % 3, "label": labels % 3, "loss": scores[:, 0]}, 3)
+    few = CLASSES.results({"top5": top5[:, :3] % 3, "label": labels % 3, "loss": scores[:, 0]}, 3)
     assert "top5_accuracy" not in few
 
 
@@ -41,8 +41,8 @@ def imbalanced(classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def results_of(logits, labels) -> dict:
-    columns = {key: value.numpy() for key, value in class_scores(logits, labels).items()}
-    return classification_results(columns, logits.shape[1])
+    columns = {key: value.numpy() for key, value in CLASSES.columns_with_scores(logits, labels).items()}
+    return CLASSES.results(columns, logits.shape[1])
 
 
 @pytest.mark.parametrize("classes", [2, 3, 8])
@@ -99,10 +99,10 @@ def test_auroc_is_of_the_final_test_and_of_what_fits_into_memory(monkeypatch, ca
         return evaluate_classifier(accelerator, Model(), sets, lambda batch: next(positions), 100, 0, **options)
 
     assert "auroc" not in evaluate()[0]
-    results, predictions = evaluate(with_auroc=True)
+    results, predictions = evaluate(final=True)
     assert results["auroc"] == results_of(logits, labels)["auroc"] and predictions["scores"].shape == (400, 3)
-    monkeypatch.setattr(classifier, "SCORES_LIMIT", 400 * 3 * 4 - 1)
-    assert "auroc" not in evaluate(with_auroc=True)[0]
+    monkeypatch.setattr(classes, "SCORES_LIMIT", 400 * 3 * 4 - 1)
+    assert "auroc" not in evaluate(final=True)[0]
     assert "no AUROC: its scores would take 0.0 GiB" in capsys.readouterr().out
 
 
@@ -160,8 +160,9 @@ def test_predictions(classes):
             return ImageClassifierOutput(logits=scores[rows])
 
     positions = iter(torch.arange(11).split(4))
-    predictions = predict(
-        Accelerator(cpu=True), Model(), labelled(labels.tolist()), lambda batch: next(positions), 4, 0
+    predictions = predict_with(
+        *(CLASSES, CLASSES.columns, Accelerator(cpu=True), Model()),
+        *(labelled(labels.tolist()), lambda batch: next(positions), 4, 0),
     )
     probabilities = (scores.double().exp() / scores.double().exp().sum(1, keepdim=True)).numpy()
     assert predictions["label"].tolist() == labels.tolist()

@@ -13,14 +13,14 @@ from test_streams import make_shards, picture
 from modeling_mae.data.find.fingerprint import fingerprint
 from modeling_mae.data.find.joined import exact_shares
 from modeling_mae.data.find.sources import SourceSettings
-from modeling_mae.data.labelled_sets import load_labelled_sets
-from modeling_mae.data.labels import problem_of, read_labels
 from modeling_mae.data.pretraining_sets import load_pretraining_sets
 from modeling_mae.data.serve.crops import RandomResizedCrop
 from modeling_mae.data.serve.images import Opening
 from modeling_mae.data.serve.mixture import Mixture
 from modeling_mae.errors import UserError
-from modeling_mae.evaluation.classifier import training_view
+from modeling_mae.evaluation.classifier import ViewSettings, training_view
+from modeling_mae.tasks import CLASSES, task_of_labels
+from modeling_mae.tasks.sets import load_labelled_sets, match_labels
 
 
 UNITS = (4, 0, 1, 7, 30, 9)  # 51 images
@@ -115,8 +115,8 @@ def open_both(sources, budget=0, **options):
 def test_images_labels_and_names(sources):
     source, images = open_both(sources)
     assert source.name == "one (0.5) + two (0.5)" and len(images) == 94
-    labels, names = read_labels(source)
-    assert problem_of(source) == "single_label_classification" and names == [str(i) for i in range(10)]
+    labels, names = CLASSES.read(source)
+    assert task_of_labels(source).name == "single_label_classification" and names == [str(i) for i in range(10)]
     pictures = {picture(i)[0].tobytes(): i for i in [*range(64), *range(100, 130)]}
     numbers = [pictures[images.read(i)[0].numpy().tobytes()] for i in range(94)]
     assert sorted(numbers) == [*range(64), *range(100, 130)] and all(number < 64 for number in numbers[:64])
@@ -169,14 +169,14 @@ def test_classes_are_matched_by_name(tmp_path):
     datasets.Dataset.from_dict(rows, features=datasets.Features(kinds)).to_parquet(tmp_path / "parquet" / "a.parquet")
     options = {"cache_dir": str(tmp_path / "cache"), "mix": [2, 1]}
     source = load_training_source(train_dir=[files, str(tmp_path / "parquet")], **options)
-    labels, names = read_labels(source)
+    labels, names = CLASSES.read(source)
     assert (labels.tolist(), names) == ([0, 1, 1, 1, 0], ["ant", "bee"])
-    assert read_labels(source, ["cow", "bee", "ant"])[0].tolist() == [2, 1, 1, 1, 2]
+    assert CLASSES.read(source, ["cow", "bee", "ant"])[0].tolist() == [2, 1, 1, 1, 2]
     other = put(tmp_path / "other", "ant/0.png", "cow/1.png")
     with pytest.raises(UserError, match="files and other have different classes: bee, cow are in one alone"):
-        read_labels(load_training_source(train_dir=[files, other], **options))
+        CLASSES.read(load_training_source(train_dir=[files, other], **options))
     with pytest.raises(UserError, match="other has 1 classes that the training images do not have"):
-        read_labels(load_training_source(train_dir=[files, other], **options), ["ant", "bee"])
+        CLASSES.read(load_training_source(train_dir=[files, other], **options), ["ant", "bee"])
 
 
 def test_images_to_evaluate_on_are_joined(tmp_path):
@@ -187,7 +187,7 @@ def test_images_to_evaluate_on_are_joined(tmp_path):
     source, split = load_eval_source(train_dir=places, mix=[1, 2])
     assert split == "test" and source.shares is None
     assert [cell["path"][-10:] for cell in source.dataset["image"]] == ["st/a/4.png", "st/a/6.png", "st/b/5.png"]
-    assert read_labels(source, ["a", "b"])[0].tolist() == [0, 0, 1]
+    assert CLASSES.read(source, ["a", "b"])[0].tolist() == [0, 0, 1]
     with pytest.raises(UserError, match="two' has no split 'validation'"):
         load_eval_source(train_dir=places, eval_split="validation")
     with pytest.raises(UserError, match="have no split validation, val, test that is in all of them"):
@@ -203,6 +203,7 @@ def test_without_the_same_classes_there_is_no_knn(tmp_path, capsys):
         SourceSettings(**options),
         Opening((28, 28), 1),
         k=1,
+        match_labels=match_labels,
         main_process_first=torch.no_grad,  # any context
         say=said.append,
     )
@@ -241,17 +242,16 @@ def test_labelled_sets_of_several_folders(tmp_path):
     ]
     options = {"class_names": None, "main_process_first": torch.no_grad, "say": print}
     settings, opening = SourceSettings(train_dir=places, mix=[1, 4]), Opening((28, 28), 1)
-    sets = load_labelled_sets(settings, opening, **options)
+    sets = load_labelled_sets(settings, opening, None, **options)
     assert sets.train.labels.tolist() == [0, 1, 0, 0, 1] and sets.evaluation.labels.tolist() == [0, 1, 1]
     assert (sets.train_name, sets.eval_name, sets.eval_split) == ("one (0.2) + two (0.8)", "one + two", "test")
     shares = [(sets.train.order(5, 0).images_of(update)[1] < 2).sum() for update in range(20)]
     assert shares == [1] * 20
-    sets = load_labelled_sets(replace(settings, validation_dir=f"{places[0]}/test"), opening, **options)
+    sets = load_labelled_sets(replace(settings, validation_dir=f"{places[0]}/test"), opening, None, **options)
     assert sets.evaluation.labels.tolist() == [0, 1] and sets.evaluation.mixture is None
-    look = {"mean": [0.5], "seed": 0, "crop_scale": [0.2, 1], "horizontal_flip": True}
-    look["auto_augment"] = "rand-m9-mstd0.5-inc1"
-    part = training_view(sets.train, label_fraction=0.9, **look)
+    look = ViewSettings(0, [0.2, 1], True, 0.9, "rand-m9-mstd0.5-inc1")
+    part = training_view(CLASSES, sets.train, look, [0.5])
     batches = part.training_loader(seed=0, batch_size=2, total_batch_size=2, updates=range(5))
     assert [len(batch["images"]) for batch in batches] == [2] * 5
     with pytest.raises(UserError, match="the 2 images of this training are none of folder 1 in train_dir"):
-        training_view(sets.train, label_fraction=0.4, **look).order(2, 0)
+        training_view(CLASSES, sets.train, replace(look, label_fraction=0.4), [0.5]).order(2, 0)

@@ -25,9 +25,11 @@ from modeling_mae.report.neighbours import describe_neighbours, framed, save_nei
 from modeling_mae.report.pretraining import report_pretraining
 from modeling_mae.report.reconstruction import describe_picture
 from modeling_mae.report.run import EVALUATION, PRETRAINING, RunFiles, Training
+from modeling_mae.tasks import CLASSES, TASKS
 
 
 EMPTY = {"meta", "img", "link", "br", "hr", "input"}  # elements without an end
+PROBLEMS = [task.problem for task in TASKS.values()]
 NASTY = '<b>&"x'
 
 
@@ -133,7 +135,7 @@ def test_names_are_shown_as_they_are_and_never_become_markup(tmp_path):
     page, html = read_page(folder / "report.html"), (folder / "report.html").read_text()
     assert "b" not in page.tags and ["train_dir", NASTY] in page.rows and "<b>" not in html
     pretrain(tmp_path / "other")
-    compare_runs([folder, tmp_path / "other"], tmp_path / "compare.html")
+    compare_runs([folder, tmp_path / "other"], tmp_path / "compare.html", PROBLEMS)
     page = read_page(tmp_path / "compare.html")
     assert "b" not in page.tags and ["", NASTY, "other"] in page.rows
 
@@ -202,7 +204,7 @@ def evaluation(rows, logs=None, **summary):
     trainings = {name: Training({}, log) for name, log in (logs or {row["name"]: [] for row in rows}).items()}
     summary = {"images": 400, "problem": "single_label_classification", **summary}
     run = RunFiles(Path("run"), EVALUATION, summary, trainings, rows=rows)
-    return "\n".join(f"{part.text}\n{part.command}" for part in evaluation_advice(run))
+    return "\n".join(f"{part.text}\n{part.command}" for part in evaluation_advice(run, CLASSES.problem))
 
 
 def test_what_to_do_after_an_evaluation():
@@ -236,7 +238,7 @@ def test_runs_side_by_side(tmp_path):
     one = pretrain(tmp_path / "a" / "run")
     settings = {"seed": 4, "warmup_epochs": 1.0, "config_overrides": ["patch_size=4", "patch_size=8"]}
     other = pretrain(tmp_path / "b" / "run", losses=(1.25, 0.75), arguments=settings)
-    compare_runs([one, other], tmp_path / "compare.html")
+    compare_runs([one, other], tmp_path / "compare.html", PROBLEMS)
     page = read_page(tmp_path / "compare.html")
     assert ["", "a/run", "b/run"] in page.rows  # as much of the path as tells them apart
     assert ["final loss", "0.5000", "0.7500"] in page.rows
@@ -254,7 +256,7 @@ def test_evaluations_side_by_side(tmp_path):
         log = [{"step": 5, "epoch": 1.0, "loss": 0.9}, {"step": 5, "epoch": 1.0, "eval_accuracy": accuracy}]
         state = {"log_history": log}
         (folders[-1] / "trainer_state.json").write_text(json.dumps(state))
-    compare_runs(folders, tmp_path / "compare.html")
+    compare_runs(folders, tmp_path / "compare.html", PROBLEMS)
     page, html = read_page(tmp_path / "compare.html"), (tmp_path / "compare.html").read_text()
     assert ["linear probing, accuracy", "75.0", "50.0"] in page.rows
     assert ["raw pixels, k-NN (20)", "25.0", "25.0"] in page.rows
@@ -267,7 +269,7 @@ def test_a_run_that_has_not_ended_can_be_compared(tmp_path):
     (tmp_path / "running").mkdir()
     lines = [json.dumps({"step": 1, "epoch": 0.1, "loss": 0.625, "learning_rate": 0.1}), '{"step": 2, "ep']
     (tmp_path / "running" / "history.jsonl").write_text("\n".join(lines))
-    compare_runs([tmp_path / "running", pretrain(tmp_path / "whole")], tmp_path / "compare.html")
+    compare_runs([tmp_path / "running", pretrain(tmp_path / "whole")], tmp_path / "compare.html", PROBLEMS)
     assert ["final loss", "0.6250", "0.5000"] in read_page(tmp_path / "compare.html").rows
 
 
@@ -284,10 +286,12 @@ def test_what_cannot_be_compared_is_one_line(tmp_path):
         ([whole], "two or more"),
     ):
         with pytest.raises(UserError, match=re.escape(message)) as error:
-            compare_runs(folders, tmp_path / "compare.html")
+            compare_runs(folders, tmp_path / "compare.html", PROBLEMS)
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="give another --out"):
-        compare_runs([whole, pretrain(tmp_path / "other")], tmp_path / "whole" / "README.md" / "compare.html")
+        compare_runs(
+            [whole, pretrain(tmp_path / "other")], tmp_path / "whole" / "README.md" / "compare.html", PROBLEMS
+        )
     assert not (tmp_path / "compare.html").exists()
 
 

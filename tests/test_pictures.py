@@ -13,6 +13,7 @@ from modeling_mae.report.reconstruction import (
     reconstruction_grid,
     save_reconstruction,
 )
+from modeling_mae.tasks import CLASSES
 
 
 def points(axes, line=0):
@@ -92,32 +93,32 @@ def test_training_curve():
         {"step": 15, "epoch": 1.5, "loss": 0.7, "learning_rate": 1e-3},
         {"step": 20, "epoch": 2.0, "eval_accuracy": 0.75, "eval_loss": 1.0},
     ]
-    loss_axes, accuracy_axes = charts.training_curve(log).axes
+    loss_axes, accuracy_axes = charts.training_curve(log, CLASSES.problem).axes
     assert points(loss_axes) == [(0.5, 0.9), (1.5, 0.7)]
     assert points(accuracy_axes) == [(1.0, 25.0), (2.0, 75.0)] and "%" in accuracy_axes.get_ylabel()
 
 
 def test_partial_curve():
-    (axes,) = charts.partial_curve({12: 0.75, 0: 0.25, 0.5: 0.5}, from_scratch=0.625).axes
+    (axes,) = charts.partial_curve({12: 0.75, 0: 0.25, 0.5: 0.5}, CLASSES.problem, from_scratch=0.625).axes
     assert points(axes) == [(0, 25.0), (1, 50.0), (2, 75.0)]  # by blocks tuned, in equal steps
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "0.5", "12"]
     assert [text.get_text() for text in axes.texts] == ["25.0", "50.0", "75.0"]
     assert {y for _, y in points(axes, 1)} == {62.5}
     assert [text.get_text() for text in axes.get_legend().texts] == ["pre-trained", "from scratch, all blocks"]
-    (axes,) = charts.partial_curve({0: 0.25, 1: 0.5}).axes
+    (axes,) = charts.partial_curve({0: 0.25, 1: 0.5}, CLASSES.problem).axes
     assert len(axes.lines) == 1 and axes.get_legend() is None
 
 
 def test_points_of_different_numbers_of_images_are_not_joined():
     images = {0: 12000, 1: 1200, 4: 1200, None: 1200}
-    (axes,) = charts.partial_curve({0: 0.25, 1: 0.5, 4: 0.75}, from_scratch=0.625, images=images).axes
+    (axes,) = charts.partial_curve({0: 0.25, 1: 0.5, 4: 0.75}, CLASSES.problem, from_scratch=0.625, images=images).axes
     assert points(axes) == [(0, 25.0)] and points(axes, 1) == [(1, 50.0), (2, 75.0)]
     assert [text.get_text() for text in axes.get_legend().texts] == [
         "pre-trained, 12,000 labelled images",
         "pre-trained, 1,200 labelled images",
         "from scratch, all blocks, 1,200 labelled images",
     ]
-    (axes,) = charts.partial_curve({0: 0.25, 1: 0.5}, images={0: 1200, 1: 1200}).axes
+    (axes,) = charts.partial_curve({0: 0.25, 1: 0.5}, CLASSES.problem, images={0: 1200, 1: 1200}).axes
     assert len(axes.lines) == 1 and axes.get_legend() is None
 
 
@@ -134,7 +135,7 @@ def test_confusion_picture():
 
 
 def test_a_chart_becomes_a_file(tmp_path):
-    save_figure(charts.partial_curve({0: 0.25, 1: 0.5}), tmp_path / "partial.png")
+    save_figure(charts.partial_curve({0: 0.25, 1: 0.5}, CLASSES.problem), tmp_path / "partial.png")
     with Image.open(tmp_path / "partial.png") as image:
         assert image.format == "PNG" and np.asarray(image.convert("L")).std() > 1
     assert [path.name for path in tmp_path.iterdir()] == ["partial.png"]

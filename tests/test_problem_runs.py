@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 from modeling_mae import MAEConfig, MAEForPreTraining
 from modeling_mae.data.serve.processor import image_processor
 from modeling_mae.evaluation import predict
-from modeling_mae.problems import MULTI_LABEL, REGRESSION
+from modeling_mae.tasks import NUMBERS, SEVERAL_CLASSES
 
 
 SMALL = {**TINY_GRAY, "image_size": 16, "patch_size": 4}
@@ -114,7 +114,7 @@ def test_several_labels_from_images_to_pipeline(checkpoint, toys, tmp_path):
     assert [[names.index(name) for name in row] for row in said["label"]] == truth
     # as anyone opens it: sigmoid scores, with names
     model = AutoModelForImageClassification.from_pretrained(folder / "n_partial-2").eval()
-    assert model.config.problem_type == MULTI_LABEL and model.config.id2label[3] == "south-east"
+    assert model.config.problem_type == SEVERAL_CLASSES.name and model.config.id2label[3] == "south-east"
     processor = AutoImageProcessor.from_pretrained(folder / "n_partial-2")
     classify = pipeline("image-classification", model=model, image_processor=processor)
     image = datasets.Dataset.from_parquet(str(toys / "test.parquet"))["image"][0]
@@ -156,7 +156,7 @@ def test_regression_from_images_to_pipeline(checkpoint, toys, tmp_path):
     card = (folder / "n_partial-2" / "README.md").read_text()
     assert "A regression on the encoder" in card and "| mean absolute error |" in card
     model = AutoModelForImageClassification.from_pretrained(folder / "n_partial-2").eval()
-    assert model.config.problem_type == REGRESSION and model.config.id2label == {0: "light"}
+    assert model.config.problem_type == NUMBERS.name and model.config.id2label == {0: "light"}
     processor = AutoImageProcessor.from_pretrained(folder / "n_partial-2")
     classify = pipeline("image-classification", model=model, image_processor=processor)
     image = datasets.Dataset.from_parquet(str(toys / "test.parquet"))["image"][0]
@@ -181,5 +181,7 @@ def test_several_targets_and_whole_numbers(checkpoint, toys, tmp_path):
     assert "its head starts anew" in output
     output = run(*words_for(checkpoint, toys, "quarters", tmp_path / "no"), "--problem_type", "regresion", fails=True)
     assert "problem_type 'regresion' does not work: did you mean 'regression'?" in output
-    output = run(*words_for(checkpoint, toys, "light", tmp_path / "no"), "--problem_type", MULTI_LABEL, fails=True)
+    output = run(
+        *words_for(checkpoint, toys, "light", tmp_path / "no"), "--problem_type", SEVERAL_CLASSES.name, fails=True
+    )
     assert "several labels an image need lists" in output

@@ -15,12 +15,10 @@ from transformers import (
 
 from modeling_mae import EvalNet, MAEConfig
 from modeling_mae.data.find.sources import Source, find_label_column
-from modeling_mae.data.labels import problem_of, random_part, read_labels
 from modeling_mae.errors import UserError
-from modeling_mae.evaluation.classifier import make_classifier, problem_notes
-from modeling_mae.evaluation.frozen_problems import knn_averages, linear_predictions
-from modeling_mae.evaluation.problem_metrics import multi_label_results, regression_results
-from modeling_mae.problems import MULTI_LABEL, PROBLEMS, REGRESSION, SINGLE_LABEL
+from modeling_mae.evaluation.features import knn_accuracies
+from modeling_mae.tasks import CLASSES, NUMBERS, SEVERAL_CLASSES, TASKS, task_of_labels
+from modeling_mae.tasks.evalnet import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from modeling_mae.training.augment import Mix
 from modeling_mae.training.optim import OptimizerSettings, make_optimizer
 
@@ -122,7 +120,7 @@ def source_of(values, feature, column="label"):
 
 
 INTS, FLOATS = datasets.Sequence(datasets.Value("int64")), datasets.Sequence(datasets.Value("float32"))
-CLASSES = datasets.Sequence(datasets.ClassLabel(names=["cat", "dog", "cow"]))
+NAMED = datasets.Sequence(datasets.ClassLabel(names=["cat", "dog", "cow"]))
 
 
 @pytest.mark.parametrize(
@@ -136,18 +134,18 @@ CLASSES = datasets.Sequence(datasets.ClassLabel(names=["cat", "dog", "cow"]))
         ([[0.0, 1.0], [1.0, 0.0]], FLOATS, MULTI_LABEL),
         ([[0], [1, 2]], INTS, MULTI_LABEL),
         ([["a"], []], datasets.Sequence(datasets.Value("string")), MULTI_LABEL),
-        ([[0], [1, 2]], CLASSES, MULTI_LABEL),
+        ([[0], [1, 2]], NAMED, MULTI_LABEL),
     ],
 )
 def test_the_column_tells_the_problem(values, feature, problem_type):
-    assert problem_of(source_of(values, feature)) == problem_type
+    assert task_of_labels(source_of(values, feature)).name == problem_type
 
 
 @pytest.mark.parametrize(
     "values, feature, names, matrix",
     [
-        ([[0, 2], [], [1]], CLASSES, ["cat", "dog", "cow"], [[1, 0, 1], [0, 0, 0], [0, 1, 0]]),
-        ([[0, 1], [1]], CLASSES, ["cat", "dog", "cow"], [[1, 1, 0], [0, 1, 0]]),
+        ([[0, 2], [], [1]], NAMED, ["cat", "dog", "cow"], [[1, 0, 1], [0, 0, 0], [0, 1, 0]]),
+        ([[0, 1], [1]], NAMED, ["cat", "dog", "cow"], [[1, 1, 0], [0, 1, 0]]),
         ([[0, 2], [1]], INTS, ["0", "1", "2"], [[1, 0, 1], [0, 1, 0]]),
         ([[1], [0]], INTS, ["0", "1"], [[0, 1], [1, 0]]),  # a class each
         ([[0, 1, 1], [0, 0, 0]], INTS, ["0", "1", "2"], [[0, 1, 1], [0, 0, 0]]),  # 0 or 1 for each class
@@ -157,30 +155,30 @@ def test_the_column_tells_the_problem(values, feature, problem_type):
     ],
 )
 def test_several_labels_as_0_and_1(values, feature, names, matrix):
-    labels, found = read_labels(source_of(values, feature), problem_type=MULTI_LABEL)
+    labels, found = SEVERAL_CLASSES.read(source_of(values, feature))
     assert labels.dtype == np.float32 and labels.tolist() == matrix and found == names
 
 
 def test_evaluation_follows_the_trained_names():
     words = datasets.Sequence(datasets.Value("string"))
-    labels, names = read_labels(source_of([["b"], ["a"]], words), ["b", "c", "a"], MULTI_LABEL)
+    labels, names = SEVERAL_CLASSES.read(source_of([["b"], ["a"]], words), ["b", "c", "a"])
     assert labels.tolist() == [[1, 0, 0], [0, 0, 1]] and names == ["b", "c", "a"]
     # of numbered classes, also where each image has as many and the numbers are 0 and 1
-    labels, _ = read_labels(source_of([[0, 1], [1, 0]], INTS), ["0", "1", "2"], MULTI_LABEL)
+    labels, _ = SEVERAL_CLASSES.read(source_of([[0, 1], [1, 0]], INTS), ["0", "1", "2"])
     assert labels.tolist() == [[1, 1, 0], [1, 1, 0]]
     with pytest.raises(UserError, match=r"toys has 1 classes that the training images do not have \(d\)"):
-        read_labels(source_of([["b"], ["d"]], words), ["b", "c", "a"], MULTI_LABEL)
+        SEVERAL_CLASSES.read(source_of([["b"], ["d"]], words), ["b", "c", "a"])
     with pytest.raises(UserError, match="has 2 numbers an image, there are 3 classes"):
-        read_labels(source_of([[0.0, 1.0]], FLOATS), ["a", "b", "c"], MULTI_LABEL)
+        SEVERAL_CLASSES.read(source_of([[0.0, 1.0]], FLOATS), ["a", "b", "c"])
 
 
 def test_targets():
-    targets, names = read_labels(source_of([1, 5], datasets.Value("int64"), "age"), problem_type=REGRESSION)
+    targets, names = NUMBERS.read(source_of([1, 5], datasets.Value("int64"), "age"))
     assert targets.tolist() == [[1], [5]] and targets.dtype == np.float32 and names == ["age"]
-    targets, names = read_labels(source_of([[1, 2], [3, 4]], FLOATS, "point"), problem_type=REGRESSION)
+    targets, names = NUMBERS.read(source_of([[1, 2], [3, 4]], FLOATS, "point"))
     assert targets.tolist() == [[1, 2], [3, 4]] and names == ["point 0", "point 1"]
     with pytest.raises(UserError, match="has 2 targets, there are 1"):
-        read_labels(source_of([[1, 2]], FLOATS), ["age"], REGRESSION)
+        NUMBERS.read(source_of([[1, 2]], FLOATS), ["age"])
 
 
 @pytest.mark.parametrize(
@@ -202,40 +200,43 @@ def test_targets():
 )
 def test_labels_that_do_not_work_are_one_line(values, feature, problem_type, message):
     with pytest.raises(UserError, match=message) as error:
-        read_labels(source_of(values, feature), problem_type=problem_type)
+        TASKS[problem_type].read(source_of(values, feature))
     assert "\n" not in str(error.value)
 
 
 def test_the_column_of_lists_is_found():
-    features = datasets.Features({"image": datasets.Image(), "kinds": CLASSES, "id": datasets.Value("int64")})
+    features = datasets.Features({"image": datasets.Image(), "kinds": NAMED, "id": datasets.Value("int64")})
     assert find_label_column(features, None) == "kinds"
     assert find_label_column(datasets.Features({"image": datasets.Image(), "labels": FLOATS}), None) == "labels"
 
 
 def test_a_random_part():
-    part = random_part(100, 0.1, seed=0)
+    labels = np.zeros((100, 3))
+    part = NUMBERS.part(labels, 0.1, seed=0)
     assert len(part) == 10 and len(set(part)) == 10 and (np.diff(part) > 0).all() and part.max() < 100
-    assert not np.array_equal(part, random_part(100, 0.1, seed=1)) and len(random_part(3, 0.01, 0)) == 1
+    assert not np.array_equal(part, SEVERAL_CLASSES.part(labels, 0.1, seed=1))
+    assert len(NUMBERS.part(labels[:3], 0.01, 0)) == 1
 
 
 # --- training ---
 
 
 def test_a_new_head_begins_at_the_mean_of_the_targets(tmp_path):
-    def make(checkpoint, names, problem_type, means=None):
+    def make(checkpoint, names, task, means=(0.0, 0.0)):
         config = MAEConfig.from_pretrained(checkpoint) if checkpoint else MAEConfig(**SMALL)
-        return make_classifier(config, checkpoint, names, 0, print, problem_type=problem_type, target_means=means)
+        labels = torch.tensor(means) + torch.tensor([[-1.0], [1.0]])  # (2 images, targets)
+        return task.new_model(config, checkpoint, names, 0, labels, print)
 
-    first = make(None, ["a", "b"], REGRESSION, torch.tensor([3.0, -2.0]))
+    first = make(None, ["a", "b"], NUMBERS, (3.0, -2.0))
     assert first.head.bias.tolist() == [3, -2] and first.config.problem_type == REGRESSION
     first.save_pretrained(tmp_path)
-    kept = make(str(tmp_path), ["a", "b"], REGRESSION, torch.tensor([7.0, 7.0]))
+    kept = make(str(tmp_path), ["a", "b"], NUMBERS, (7.0, 7.0))
     assert kept.head.bias.tolist() == [3, -2] and torch.equal(kept.head.weight, first.head.weight)
-    other = make(str(tmp_path), ["a", "b"], MULTI_LABEL, torch.tensor([7.0, 7.0]))  # as many, under the same names
+    other = make(str(tmp_path), ["a", "b"], SEVERAL_CLASSES, (7.0, 7.0))  # as many, under the same names
     assert other.head.bias.tolist() == [0, 0] and other.config.problem_type == MULTI_LABEL
-    single = make(str(tmp_path), ["only"], SINGLE_LABEL)  # transformers refuses a single label with one class
+    single = make(str(tmp_path), ["only"], CLASSES)  # transformers refuses a single label with one class
     assert single.config.problem_type is None
-    assert make(str(tmp_path), ["x", "y"], SINGLE_LABEL).config.problem_type == SINGLE_LABEL
+    assert make(str(tmp_path), ["x", "y"], CLASSES).config.problem_type == SINGLE_LABEL
 
 
 def test_lars_steps_slowly_on_the_bias_of_a_regression():
@@ -250,12 +251,12 @@ def test_lars_steps_slowly_on_the_bias_of_a_regression():
 
 
 def test_what_is_otherwise_is_told():
-    images = type("Images", (), {"labels": torch.tensor([[100.0], [300.0]])})
-    assert problem_notes(PROBLEMS[SINGLE_LABEL], images, 0.1, 0.8, 0.1) == []
-    fraction, mixing, smoothing, deviation = problem_notes(PROBLEMS[REGRESSION], images, 0.1, 0.8, 0.1)
+    labels = torch.tensor([[100.0], [300.0]])
+    assert CLASSES.notes(labels, 0.1, True, 0.1) == []
+    fraction, mixing, smoothing, deviation = NUMBERS.notes(labels, 0.1, True, 0.1)
     assert "a random part" in fraction and "--mixup 0" in mixing and "label_smoothing 0.1" in smoothing
     assert "the targets deviate by 100" in deviation
-    assert problem_notes(PROBLEMS[MULTI_LABEL], images, 1.0, 0, 0) == []
+    assert SEVERAL_CLASSES.notes(labels, 1.0, False, 0) == []
 
 
 # --- mixing ---
@@ -281,7 +282,7 @@ def test_multi_label_metrics_are_those_of_scikit_learn():
     generator = np.random.default_rng(0)
     truth = (generator.random((200, 4)) < [0.5, 0.2, 0.7, 0.0]).astype(np.float32)  # the last class has no image
     scores = np.clip(0.5 * truth + generator.random((200, 4)) * 0.7, 0, 1).astype(np.float32)
-    results = multi_label_results({"label": truth, "scores": scores, "loss": np.full(200, 0.25)}, 4)
+    results = SEVERAL_CLASSES.results({"label": truth, "scores": scores, "loss": np.full(200, 0.25)}, 4)
     each = sklearn.metrics.average_precision_score(truth[:, :3], scores[:, :3], average=None)
     assert results["per_class_average_precision"][:3] == pytest.approx(each.tolist())
     assert results["per_class_average_precision"][3] is None
@@ -295,41 +296,43 @@ def test_regression_metrics_are_those_of_scikit_learn():
     generator = np.random.default_rng(0)
     truth = generator.normal(size=(50, 2)).astype(np.float32)
     prediction = truth + generator.normal(size=(50, 2)).astype(np.float32)
-    results = regression_results({"label": truth, "prediction": prediction, "loss": np.ones(50)}, 2)
+    results = NUMBERS.results({"label": truth, "prediction": prediction, "loss": np.ones(50)}, 2)
     assert results["mean_squared_error"] == pytest.approx(((truth - prediction) ** 2).mean(), rel=1e-5)
     assert results["mean_absolute_error"] == pytest.approx(np.abs(truth - prediction).mean(), rel=1e-5)
     assert results["r2"] == pytest.approx(sklearn.metrics.r2_score(truth, prediction), rel=1e-5)
     assert results["per_target_absolute_error"] == pytest.approx(np.abs(truth - prediction).mean(0), rel=1e-5)
-    one = regression_results({"label": truth[:1, :1], "prediction": prediction[:1, :1], "loss": np.ones(1)}, 1)
+    one = NUMBERS.results({"label": truth[:1, :1], "prediction": prediction[:1, :1], "loss": np.ones(1)}, 1)
     assert one["r2"] is None and "per_target_absolute_error" not in one
 
 
 def test_the_best_epoch():
     good, bad = {"mean_squared_error": 0.1}, {"mean_squared_error": 30.0}
-    assert PROBLEMS[REGRESSION].score(good) > PROBLEMS[REGRESSION].score(bad) > -float("inf")
+    assert NUMBERS.problem.score(good) > NUMBERS.problem.score(bad) > -float("inf")
     good, bad = {"mean_average_precision": 0.9}, {"mean_average_precision": 0.1}
-    assert PROBLEMS[MULTI_LABEL].score(good) > PROBLEMS[MULTI_LABEL].score(bad)
+    assert SEVERAL_CLASSES.problem.score(good) > SEVERAL_CLASSES.problem.score(bad)
 
 
 def test_neighbours_average_their_labels():
     generator = torch.Generator().manual_seed(0)
     train, labels = torch.randn(40, 5, generator=generator), torch.rand(40, 2, generator=generator)
     queries = torch.randn(7, 5, generator=generator)
-    means = knn_averages(train, labels, queries, ks=(3, 10), temperature=0.1)
+    truth = torch.rand(7, 2, generator=generator)
+    errors = knn_accuracies(train, labels, queries, truth, ks=(3, 10), temperature=0.1, task=NUMBERS)
     similarity = F.normalize(queries, dim=1) @ F.normalize(train, dim=1).T
     for k in (3, 10):
+        means = []
         for i in range(7):
             nearest = similarity[i].argsort(descending=True)[:k]
-            weights = (similarity[i, nearest] / 0.1).softmax(0)
-            np.testing.assert_allclose(means[k][i], weights @ labels[nearest], rtol=1e-4)
+            means.append((similarity[i, nearest] / 0.1).softmax(0) @ labels[nearest])
+        assert errors[k] == pytest.approx((torch.stack(means) - truth).square().mean().item(), rel=1e-4)
 
 
 def test_linear_models():
     generator = np.random.default_rng(0)
     features = generator.normal(size=(300, 4))
     labels = np.stack([features[:, 0] > 0, features[:, 1] > 0.5, np.zeros(300)], 1).astype(np.float32)
-    scores = linear_predictions(MULTI_LABEL, features[:200], labels[:200], features[200:], 0.1, 300)
+    scores = SEVERAL_CLASSES.linear(features[:200], labels[:200], features[200:])
     assert scores.shape == (100, 3) and ((scores[:, :2] > 0.5) == labels[200:, :2]).mean() > 0.9
     targets = (features @ [[1.0], [2.0], [0.0], [-1.0]]).astype(np.float32)
-    values = linear_predictions(REGRESSION, features[:200], targets[:200], features[200:], 0.1, 300)
+    values = NUMBERS.linear(features[:200], targets[:200], features[200:])
     assert values.shape == (100, 1) and np.abs(values - targets[200:]).mean() < 0.3

@@ -12,10 +12,10 @@ from transformers import AutoImageProcessor, BitImageProcessor, ViTImageProcesso
 
 from modeling_mae import EvalNet, MAEConfig
 from modeling_mae.data.find.sources import SourceSettings
-from modeling_mae.data.labelled_sets import load_labelled_sets
 from modeling_mae.data.serve.decoded import Memory
 from modeling_mae.data.serve.images import Opening
 from modeling_mae.data.serve.processor import Processing, checkpoint_processing, image_processor
+from modeling_mae.tasks.sets import load_labelled_sets
 
 
 RAMP = np.arange(64, dtype=np.uint16).reshape(8, 8)
@@ -100,6 +100,7 @@ def test_both_sets_have_one_white(tmp_path):
     sets = load_labelled_sets(
         SourceSettings(train_dir=str(tmp_path)),
         Opening((8, 8), 1, memory=Memory(1 << 20)),
+        None,
         class_names=None,
         main_process_first=torch.no_grad,  # any context
         say=print,

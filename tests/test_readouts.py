@@ -13,7 +13,7 @@ from modeling_mae.errors import UserError
 from modeling_mae.evaluation.features import knn_accuracies, logistic_accuracy
 from modeling_mae.evaluation.probes import probe_metric
 from modeling_mae.evaluation.readouts import Readout, block_features, chosen_readouts, readout_table
-from modeling_mae.problems import MULTI_LABEL, REGRESSION
+from modeling_mae.tasks import NUMBERS, SEVERAL_CLASSES
 from modeling_mae.training.augment import BatchTransform
 
 
@@ -165,11 +165,11 @@ def test_probes_of_several_labels_and_of_numbers():
     train, test = slice(1000), slice(1000, 1200)
     several = (points[:, :3] > 0).astype(np.float32)
     value = probe_metric(
-        tiny_config(), points[train], several[train], points[test], several[test], seed=0, problem_type=MULTI_LABEL
+        tiny_config(), points[train], several[train], points[test], several[test], seed=0, task=SEVERAL_CLASSES
     )
     assert value > 0.97  # mean average precision
     numbers = 30 + points[:, :2] @ np.float32([[1, 0], [2, 1]])  # variance 6 without the features
     value = probe_metric(
-        tiny_config(), points[train], numbers[train], points[test], numbers[test], seed=0, problem_type=REGRESSION
+        tiny_config(), points[train], numbers[train], points[test], numbers[test], seed=0, task=NUMBERS
     )
     assert value < 0.5  # mean squared error

@@ -12,6 +12,7 @@ from PIL import Image
 from modeling_mae.files import replacing, write_json
 from modeling_mae.report.evaluation import describe_training, report_evaluation, report_training, results_table
 from modeling_mae.report.pretraining import report_pretraining
+from modeling_mae.tasks import CLASSES
 from modeling_mae.training.run_folder import WRITTEN
 
 
@@ -145,6 +146,7 @@ def report_small_training(folder, **changes):
         "dataset_name": "Pets",
         "split": "test",
         "eval_images": 1003,
+        "problem": CLASSES.problem,
     }
     report_training(folder=folder, **{**values, **changes})
 
@@ -158,7 +160,7 @@ def test_report_of_a_training(tmp_path):
     }
     report_small_training(
         tmp_path,
-        predictions=predictions,
+        predictions=CLASSES.written(predictions),
         training="Trained somehow.",
         log=EVALUATION_LOG,
         updates=20,
@@ -240,7 +242,7 @@ def stripped(text):
 
 
 def test_results_table():
-    table = results_table(FROZEN + TRAINED, k=20)
+    table = results_table(FROZEN + TRAINED, k=20, problem=CLASSES.problem)
     assert stripped(table) == TABLE.splitlines()
     # the widest cells are 22, 6, 9, 14, 8 and 10 characters wide, with two spaces between the columns
     assert {len(line) for line in table.splitlines()} == {79}
@@ -251,24 +253,26 @@ def test_results_table_leaves_out_what_nobody_has():
         {"name": "checkpoint", "accuracy": 0.5, "last_accuracy": None},
         {"name": "n_partial-12", "n_partial": 12.0},
     ]
-    assert stripped(results_table(rows, k=20)) == stripped(
+    assert stripped(results_table(rows, k=20, problem=CLASSES.problem)) == stripped(
         textwrap.dedent("""\
                                    accuracy
             checkpoint                 50.0
             fine-tuned blocks: 12""")
     )
     rows = [{"name": "features", "knn": {20: 0.1, 7: 0.5}}]
-    assert stripped(results_table(rows, k=7)) == ["          k-NN (7)", "features      50.0"]
+    assert stripped(results_table(rows, k=7, problem=CLASSES.problem)) == ["          k-NN (7)", "features      50.0"]
 
 
 def test_results_table_of_classes_of_different_size():
     shares = {"accuracy": 0.75, "balanced_accuracy": 0.625, "f1_macro": 0.5, "auroc": 0.875}
     row = {"name": "n_partial-0", "n_partial": 0, "pooling": "attention", **shares}
     level = {**row, "confusion_matrix": [[2, 0, 0], [0, 4, 0], [0, 0, 0]]}  # a class without images is none of them
-    head, values = stripped(results_table([level], k=20))
+    head, values = stripped(results_table([level], k=20, problem=CLASSES.problem))
     assert head.split() == ["accuracy"] and values.split() == ["attentive", "probing", "75.0"]
     imbalanced = {**row, "confusion_matrix": [[2, 0, 0], [1, 4, 0], [0, 0, 0]]}
-    head, values = stripped(results_table([{"name": "raw pixels", "knn": {20: 0.5}}, imbalanced], k=20))[::2]
+    head, values = stripped(
+        results_table([{"name": "raw pixels", "knn": {20: 0.5}}, imbalanced], k=20, problem=CLASSES.problem)
+    )[::2]
     assert head.split() == ["k-NN", "(20)", "accuracy", "balanced", "F1", "macro", "AUROC"]
     assert values.split() == ["attentive", "probing", "75.0", "62.5", "50.0", "87.5"]
 
@@ -282,6 +286,7 @@ def test_report_of_an_evaluation(tmp_path, capsys):
         dataset_name="Pets",
         skipped=4,
         k=20,
+        problem=CLASSES.problem,
     )
     assert names(tmp_path) == {*EVALUATION_FILES, "partial.png", "README.md"} and set(WRITTEN) >= EVALUATION_FILES
     rows = read_json(tmp_path / "results.json")
@@ -312,6 +317,7 @@ def test_report_of_one_classifier_leaves_its_card_alone(tmp_path, capsys):
         dataset_name="Pets",
         skipped=0,
         k=20,
+        problem=CLASSES.problem,
     )
     assert names(tmp_path) == {*EVALUATION_FILES, "README.md"}
     assert (tmp_path / "README.md").read_text() == "the classifier's own"

@@ -16,11 +16,11 @@ from shard_server import serve
 from modeling_mae.data.find.fingerprint import fingerprint
 from modeling_mae.data.find.sources import NoSplit
 from modeling_mae.data.find.streams import expand_braces
-from modeling_mae.data.labels import problem_of, read_labels
 from modeling_mae.data.read.faults import BadImage
 from modeling_mae.data.stream import shard_cache
 from modeling_mae.data.stream.shard_index import Members
 from modeling_mae.errors import UserError
+from modeling_mae.tasks import task_of_labels
 
 
 UNEVEN = (5, 1, 17, 9, 30, 2)  # images of each shard
@@ -78,7 +78,7 @@ def test_images_and_labels_are_those_put_in(tmp_path, kind, remote):
         assert (len(source), images.where) == (64, "streamed")
         for i in range(64):
             assert np.array_equal(images.read(i)[0].numpy(), picture(i)[0])
-        assert read_labels(source)[0].tolist() == [i % 10 for i in range(64)]
+        assert task_of_labels(source).read(source)[0].tolist() == [i % 10 for i in range(64)]
         again, _ = open_stream(address(server, kind) if remote else folder, tmp_path)
     assert fingerprint(again) == fingerprint(source)
 
@@ -166,7 +166,7 @@ def test_a_stream_without_labels_has_none(tmp_path):
     source, _ = open_stream(folder, tmp_path)
     for known_names in (None, ["shards", "cat"]):
         with pytest.raises(UserError, match="shards has no column of labels; its columns are image"):
-            read_labels(source, known_names, problem_of(source))
+            task_of_labels(source).read(source, known_names)
 
 
 def test_members_are_what_was_put_in():

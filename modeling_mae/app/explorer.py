@@ -19,6 +19,8 @@ from ..interop.read import read
 from ..interop.state_dicts import IMAGENET_MEAN, IMAGENET_STD
 from ..modeling_mae import EvalNet, MAEForPreTraining, MAEModel, MAEPreTrainedModel
 from ..report.reconstruction import visible_colours
+from ..tasks import CLASSES, TASKS
+from ..tasks.evalnet import names_of
 from . import views
 
 
@@ -31,7 +33,7 @@ class Look:
     picture: torch.Tensor  # (height, width, 3) uint8
     stages: list[torch.Tensor]  # what each block gets, then what the last one gives; (1, 1 + patches, width) each
     feature: torch.Tensor  # (width,), what the encoder pools
-    scores: list[tuple[str, float]] | None  # of a classifier, as `views.named_scores` gives them
+    scores: dict[str, float] | str | None  # of a classifier, as `Task.shown` gives them
 
 
 class Explorer:
@@ -87,7 +89,7 @@ class Explorer:
         scores = None
         if self.classifies:
             logits = self.model.head(self.model.head_norm(encoded.pooler_output))[0]
-            scores = views.named_scores(logits, self.config.id2label, self.config.problem_type)
+            scores = TASKS[self.config.problem_type or CLASSES.name].shown(logits, names_of(self.config))
         return Look(
             name,
             pixel_values,

@@ -10,7 +10,6 @@ import gradio as gr
 import torch
 
 from ..errors import UserError
-from ..problems import REGRESSION
 from ..report.reconstruction import describe_shown
 from . import views
 from .explorer import Explorer, Folder, Look
@@ -210,7 +209,7 @@ class Page:
             drawn, hidden = self._draw(session, kind, ratio)
             changes, what = {**changes, **drawn}, f"{what}: {hidden}"
         if look.scores is not None:
-            changes[self.scores] = label_of(look.scores, self.explorer.config.problem_type)
+            changes[self.scores] = look.scores
         if self.folder:
             changes[self.neighbours] = [
                 (self.folder.pictures[place].numpy(), f"{similarity:.2f}  {self.folder.name(place)}")
@@ -289,13 +288,6 @@ def opened(session: Session | None) -> Session:
     if session is None:
         raise UserError("there is no image yet: drop one in")
     return session
-
-
-def label_of(scores: list[tuple[str, float]], problem_type: str | None):
-    """What `gr.Label` shows: bars for shares, plain text for numbers."""
-    if problem_type == REGRESSION:
-        return "\n".join(f"{name}: {value:.4g}" for name, value in scores)
-    return dict(scores)
 
 
 def describe(explorer: Explorer, folder: Folder | None) -> str:

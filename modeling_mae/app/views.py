@@ -7,7 +7,6 @@ from matplotlib import colormaps
 from ..errors import UserError
 from ..masking_mae import mask_noise, visible_count
 from ..modeling_mae import MAELayer
-from ..problems import MULTI_LABEL, REGRESSION
 
 
 LONGER_SIDE = 448  # pixels of an enlarged picture, about
@@ -95,20 +94,6 @@ def nearest(query: torch.Tensor, bank: torch.Tensor, count: int) -> tuple[torch.
     similarities = F.normalize(bank, dim=1) @ F.normalize(query, dim=0)  # (images,)
     values, places = similarities.topk(min(count, len(bank)))
     return values, places
-
-
-def named_scores(
-    logits: torch.Tensor, names: dict[int, str], problem_type: str | None, count: int = 5
-) -> list[tuple[str, float]]:
-    """The `count` largest scores of ``logits (classes,)`` with their names: probabilities, of several labels each its
-    own. A regression gives the values of all targets, in their order."""
-    titles = [names.get(i, str(i)) for i in range(len(logits))]
-    logits = logits.float()
-    if problem_type == REGRESSION:
-        return list(zip(titles, logits.tolist(), strict=True))
-    scores = logits.sigmoid() if problem_type == MULTI_LABEL else logits.softmax(0)
-    values, places = scores.topk(min(count, len(scores)))
-    return [(titles[i], value) for i, value in zip(places.tolist(), values.tolist(), strict=True)]
 
 
 # --- pictures: uint8 (height, width, 3) ---

@@ -8,7 +8,6 @@ from ..errors import UserError
 from .find.joined import load_eval_source
 from .find.listing import NoSplit
 from .find.sources import Source, SourceSettings
-from .labelled_sets import matching_labels
 from .serve.images import Images, Opening, open_images
 
 
@@ -39,11 +38,13 @@ def load_pretraining_sets(
     opening: Opening,
     *,
     k: int | None,
+    match_labels: Callable,
     main_process_first: Callable[[], AbstractContextManager],
     say: Callable[[str], None],
 ) -> PretrainingSets:
     """Open the images of `source`, and load what a k-NN accuracy of `k` neighbours needs. If there can be none, `say`
-    prints why. One process reads first, so that the others find what `datasets` has cached.
+    prints why. One process reads first, so that the others find what `datasets` has cached. `match_labels` is that of
+    `tasks/sets.py`.
 
     Raises:
         UserError: as `load_eval_source` and `open_images`; NoSplit if there is no `eval_split`.
@@ -58,7 +59,8 @@ def load_pretraining_sets(
         if k is not None and len(source) < k:
             raise UserError(f"{len(source)} training images are fewer than k = {k}")
         if k is not None:
-            labels, eval_source, split, eval_labels, _ = matching_labels(source, load_eval)
+            found = match_labels(source, load_eval)
+            labels = found.train
     except UserError as reason:
         if settings.eval_split and isinstance(reason, NoSplit):
             raise
@@ -67,5 +69,5 @@ def load_pretraining_sets(
     if labels is None:
         return PretrainingSets(source, images)
     # The same value is as bright in both sets.
-    evaluation = open_images(eval_source, opening.with_white(images.white), eval_labels)
-    return PretrainingSets(source, images, evaluation, split)
+    evaluation = open_images(found.eval_source, opening.with_white(images.white), found.evaluation)
+    return PretrainingSets(source, images, evaluation, found.eval_split)

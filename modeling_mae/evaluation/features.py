@@ -1,8 +1,7 @@
 """What frozen features tell about the labels: k-NN and logistic regression, one table for both scripts."""
 
 import copy
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,8 @@ from torch import nn
 from ..configuration_mae import MAEConfig
 from ..data.serve.images import Images
 from ..modeling_mae import MAEModel
-from ..problems import MULTI_LABEL, PROBLEMS, SINGLE_LABEL
+from ..tasks import CLASSES, Task
 from ..training.state import load_model
-from .frozen_problems import knn_averages, linear_predictions, metric_of
 from .metrics import compute_over
 
 
@@ -24,8 +22,6 @@ EVAL_BATCH = 256  # images; without gradients it takes less memory than a traini
 K = 20  # of the k-NN accuracy that tables and cards show
 KS = (10, K, 100, 200)
 TEMPERATURE = 0.07  # of the k-NN votes (Wu et al., arXiv 1805.01978)
-LOGISTIC_C = 0.1  # inverse strength of the logistic regression's penalty, on standardised features
-LOGISTIC_ITERATIONS = 300  # enough for a comparison in which all features get the same
 LOGISTIC_LIMIT = 2 * 10**10  # images x width x classes: beyond it the fit takes hours
 RAW_PIXELS_LIMIT = 8 << 30  # bytes
 
@@ -57,7 +53,7 @@ def frozen_table(
     seed: int,
     ks: tuple[int, ...] = KS,
     logistic: bool = False,
-    problem_type: str = SINGLE_LABEL,
+    task: Task = CLASSES,
     batch_size: int,
     num_workers: int,
 ) -> list[dict]:
@@ -68,7 +64,7 @@ def frozen_table(
     of the accuracy, and in a regression `ridge_regression` that of `logistic_regression`. They are on the main process
     only.
     """
-    problem = PROBLEMS[problem_type]
+    problem = task.problem
     torch.manual_seed(seed)
     encoders = {"raw pixels": nn.Flatten(), "untrained encoder": MAEModel(encoder.config), name: encoder}
     size = len(train) * encoder.config.num_patches * encoder.config.patch_dim * 4
@@ -89,7 +85,7 @@ def frozen_table(
             batch_size=batch_size,
             num_workers=num_workers,
             logistic=logistic,
-            problem_type=problem_type,
+            task=task,
         )
         rows.append({"name": title, **accuracies})
         unit = " %" if problem.is_share else ""
@@ -156,7 +152,7 @@ def frozen_accuracies(
     batch_size: int,
     num_workers: int,
     logistic: bool = False,
-    problem_type: str = SINGLE_LABEL,
+    task: Task = CLASSES,
 ) -> dict:
     """`knn` {k: accuracy} and with `logistic` `logistic_regression` of the features that `encode` gives for
     ``(batch, channels, height, width)``, as in `frozen_table`; on the main process, elsewhere nothing."""
@@ -166,7 +162,7 @@ def frozen_accuracies(
         features_and_labels += frozen_features(accelerator, encode, images, transform, batch_size, num_workers)
     if not accelerator.is_main_process:
         return {}
-    return array_accuracies(accelerator, features_and_labels, ks=ks, logistic=logistic, problem_type=problem_type)
+    return array_accuracies(accelerator, features_and_labels, ks=ks, logistic=logistic, task=task)
 
 
 def array_accuracies(
@@ -175,37 +171,23 @@ def array_accuracies(
     *,
     ks: tuple[int, ...],
     logistic: bool,
-    problem_type: str = SINGLE_LABEL,
+    task: Task = CLASSES,
 ) -> dict:
     """As `frozen_accuracies`, of features ``(images, width)`` and labels: of the training images, then of those to
     evaluate on."""
     train_features, train_labels = features_and_labels[:2]
     images = len(train_features)
     ks = tuple(k for k in ks if k <= images)
-    results: dict = {"knn": _knn(features_and_labels, ks, problem_type, accelerator.device) if ks else {}}
+    tensors = list(map(torch.from_numpy, features_and_labels))
+    results: dict = {"knn": knn_accuracies(*tensors, ks, device=accelerator.device, task=task) if ks else {}}
     if logistic:
         classes = int(train_labels.max()) + 1 if train_labels.ndim == 1 else train_labels.shape[1]
         if train_features.size * classes > LOGISTIC_LIMIT:
             accelerator.print(f"note       no logistic regression: {images:,} images would take hours to fit")
         else:
-            results |= _linear_model(features_and_labels, problem_type)
+            predictions = task.linear(*features_and_labels[:3])
+            results[task.linear_name] = task.score(predictions, features_and_labels[3])
     return results
-
-
-def _knn(features_and_labels: list[np.ndarray], ks: tuple[int, ...], problem_type: str, device) -> dict[int, float]:
-    tensors = list(map(torch.from_numpy, features_and_labels))
-    if problem_type == SINGLE_LABEL:
-        return knn_accuracies(*tensors, ks, device=device)
-    means = knn_averages(*tensors[:3], ks, TEMPERATURE, device)
-    return {k: metric_of(problem_type, predictions, features_and_labels[3]) for k, predictions in means.items()}
-
-
-def _linear_model(features_and_labels: list[np.ndarray], problem_type: str) -> dict[str, float]:
-    if problem_type == SINGLE_LABEL:
-        return {"logistic_regression": logistic_accuracy(*features_and_labels)}
-    predictions = linear_predictions(problem_type, *features_and_labels[:3], LOGISTIC_C, LOGISTIC_ITERATIONS)
-    key = "logistic_regression" if problem_type == MULTI_LABEL else "ridge_regression"
-    return {key: metric_of(problem_type, predictions, features_and_labels[3])}
 
 
 def knn_accuracies(
@@ -216,11 +198,13 @@ def knn_accuracies(
     ks: tuple[int, ...] = KS,
     temperature: float = TEMPERATURE,
     device: torch.device | str = "cpu",
+    task: Task = CLASSES,
 ) -> dict[int, float]:
-    """Accuracy in 0..1 of weighted k-nearest neighbours for each of `ks` (Wu et al., arXiv 1805.01978, Section 3.4).
+    """Accuracy in 0..1, or the metric of the `task`, of weighted k-nearest neighbours for each of `ks` (Wu et al.,
+    arXiv 1805.01978, Section 3.4).
 
     Each of the k training images with the largest cosine similarity s votes with exp(s / temperature). Features are
-    ``(images, width)``, labels ``(images,)``.
+    ``(images, width)``, labels ``(images, ...)``.
 
     Raises:
         ValueError: there are fewer training images than the largest k.
@@ -228,35 +212,18 @@ def knn_accuracies(
     if max(ks) > len(train_features):
         raise ValueError(f"k={max(ks)} neighbours of {len(train_features)} training images: give a smaller k")
     bank, bank_labels = F.normalize(train_features.to(device), dim=1), train_labels.to(device)
-    classes = int(max(train_labels.max(), test_labels.max())) + 1
-    correct = dict.fromkeys(ks, 0)
-    for queries, targets in _chunks(F.normalize(test_features, dim=1), test_labels):
+    predictions: dict[int, list[torch.Tensor]] = {k: [] for k in ks}
+    for queries in F.normalize(test_features, dim=1).split(1024):
         similarity, nearest = (queries.to(device) @ bank.T).topk(max(ks), dim=1)  # (chunk, largest k)
         weights = ((similarity - 1) / temperature).exp()  # the constant factor keeps exp in range
         for k in ks:
-            votes = torch.zeros(len(weights), classes, device=device)  # (chunk, classes)
-            votes.scatter_add_(1, bank_labels[nearest[:, :k]], weights[:, :k])
-            correct[k] += (votes.argmax(1).cpu() == targets).sum().item()
-    return {k: count / len(test_labels) for k, count in correct.items()}
+            predictions[k].append(task.vote(weights[:, :k], bank_labels[nearest[:, :k]]).cpu())
+    labels = test_labels.numpy()
+    return {k: task.score(torch.cat(parts).numpy(), labels) for k, parts in predictions.items()}
 
 
-def _chunks(*tensors: torch.Tensor, size: int = 1024) -> Iterator[tuple[torch.Tensor, ...]]:
-    return zip(*(tensor.split(size) for tensor in tensors), strict=True)
-
-
-def logistic_accuracy(train_features, train_labels, test_features, test_labels) -> float:
-    """Accuracy in 0..1 of scikit-learn's logistic regression on standardised features.
-
-    It is fitted to the training images as they are: a linear probe without augmentation, quick, and without a learning
-    rate to choose.
-    """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=LOGISTIC_C, max_iter=LOGISTIC_ITERATIONS))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        classifier.fit(train_features, train_labels)
-    return classifier.score(test_features, test_labels)
+def logistic_accuracy(
+    train_features: np.ndarray, train_labels: np.ndarray, test_features: np.ndarray, test_labels: np.ndarray
+) -> float:
+    """Accuracy in 0..1 of the logistic regression that `Classes.linear` fits to features ``(images, width)``."""
+    return CLASSES.score(CLASSES.linear(train_features, train_labels, test_features), test_labels)

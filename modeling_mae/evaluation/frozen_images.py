@@ -7,12 +7,12 @@ import torch
 from accelerate import Accelerator
 from torch.distributed.fsdp import FSDPModule
 
-from ..data.labelled_sets import LabelledSets
 from ..data.serve.crops import OnlyCrop, RandomResizedCrop
 from ..data.serve.images import Images
 from ..data.serve.lanes import LaneOrder
 from ..data.serve.order import Order
 from ..modeling_mae import EvalNet
+from ..tasks.sets import LabelledSets
 from ..training.launch import smallest_budget
 from .metrics import compute_over
 

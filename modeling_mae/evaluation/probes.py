@@ -5,26 +5,19 @@ import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..configuration_mae import MAEConfig
 from ..data.serve.order import Order
 from ..modeling_mae import MAEAttentionPooling, MAEHead, MAEPreTrainedModel
-from ..problems import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from ..tasks import CLASSES, Task
 from ..training.optim import OptimizerSettings, Schedule, make_optimizer
-from .frozen_problems import metric_of
 
 
 EPOCHS, BATCH = 10, 256
 FEWEST_UPDATES, WARMUP_UPDATES = 500, 50  # a small set gets more epochs
 RATE = 3e-2  # of AdamW
 CHUNK = 1024  # images at a time in evaluation
-LOSSES = {
-    SINGLE_LABEL: F.cross_entropy,
-    MULTI_LABEL: F.binary_cross_entropy_with_logits,
-    REGRESSION: F.mse_loss,
-}
 
 
 class Probe(MAEPreTrainedModel):
@@ -60,11 +53,11 @@ def probe_metric(
     test_features: np.ndarray,
     test_labels: np.ndarray,
     *,
-    problem_type: str = SINGLE_LABEL,
+    task: Task = CLASSES,
     seed: int,
     device: torch.device | str = "cpu",
 ) -> float:
-    """The metric of the problem (accuracy in 0..1 for one class an image) that a probe reaches on the test images.
+    """The metric of the `task` (accuracy in 0..1 for one class an image) that a probe reaches on the test images.
 
     It is trained by AdamW on the training images as they are, `EPOCHS` epochs or `FEWEST_UPDATES`. `config` is the
     encoder's. Features are ``(images, width)``, or ``(images, patches, width)`` for an attentive probe."""
@@ -72,16 +65,14 @@ def probe_metric(
     outputs = int(max(train_labels.max(), test_labels.max())) + 1 if labels.ndim == 1 else labels.shape[1]
     torch.manual_seed(seed)
     probe = make_probe(config, train_features, outputs)
-    if problem_type == REGRESSION:
-        probe.head.bias.data.copy_(labels.mean(0))
-    train_probe(probe.to(device), torch.from_numpy(train_features), labels, LOSSES[problem_type], seed)
+    bias = task.first_bias(labels)
+    if bias is not None:
+        probe.head.bias.data.copy_(bias)
+    train_probe(probe.to(device), torch.from_numpy(train_features), labels, task.loss, seed)
     with torch.no_grad():
         chunks = torch.from_numpy(test_features).split(CHUNK)
         logits = torch.cat([probe.eval()(chunk.to(device)).cpu() for chunk in chunks])  # (images, outputs)
-    if problem_type == SINGLE_LABEL:
-        return float((logits.argmax(1).numpy() == test_labels).mean())
-    predictions = logits.sigmoid() if problem_type == MULTI_LABEL else logits
-    return metric_of(problem_type, predictions.numpy(), test_labels)
+    return task.score(task.predictions(logits).numpy(), test_labels)
 
 
 def train_probe(probe: Probe, features: torch.Tensor, labels: torch.Tensor, loss_of, seed: int) -> None:

@@ -13,7 +13,7 @@ from ..configuration_mae import MAEConfig
 from ..data.serve.images import Images
 from ..errors import UserError
 from ..modeling_mae import MAEModel
-from ..problems import PROBLEMS, SINGLE_LABEL
+from ..tasks import CLASSES, Task
 from ..training.launch import smallest_budget
 from .features import KS, K, array_accuracies
 from .metrics import compute_over
@@ -118,7 +118,7 @@ def readout_table(
     seed: int,
     memory_budget: int,
     ks: tuple[int, ...] = KS,
-    problem_type: str = SINGLE_LABEL,
+    task: Task = CLASSES,
     batch_size: int,
     num_workers: int,
 ) -> list[dict]:
@@ -128,7 +128,7 @@ def readout_table(
     The encoder sees each image once. Readouts whose features do not fit into `memory_budget` bytes are left out.
     Metrics are on the main process only.
     """
-    config, problem = encoder.config, PROBLEMS[problem_type]
+    config, problem = encoder.config, task.problem
     memory_budget = smallest_budget(accelerator, memory_budget)
     kept = _fitting(readouts, config, len(train) + len(evaluation), memory_budget, accelerator.print)
     keys = list(dict.fromkeys(key for readout in kept for key in readout.keys))
@@ -149,9 +149,8 @@ def readout_table(
             for features in sets:
                 arrays += [readout.of(features), features["labels"]]
             if readout.pooling != ATTENTION:
-                row |= array_accuracies(accelerator, arrays, ks=ks, logistic=True, problem_type=problem_type)
-            options = {"problem_type": problem_type, "seed": seed, "device": accelerator.device}
-            row["probe"] = probe_metric(config, *arrays, **options)
+                row |= array_accuracies(accelerator, arrays, ks=ks, logistic=True, task=task)
+            row["probe"] = probe_metric(config, *arrays, task=task, seed=seed, device=accelerator.device)
         rows.append(row)
         figures = {
             "k-NN": row.get("knn", {}).get(K),

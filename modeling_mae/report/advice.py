@@ -4,8 +4,8 @@ import math
 import shlex
 from pathlib import Path
 
-from ..problems import PROBLEMS, SINGLE_LABEL, Problem
 from .page import Text
+from .problem import Problem
 from .run import RunFiles, Training
 from .settings import folder_names, setting_text
 
@@ -150,9 +150,8 @@ def _fine_tuning(run: RunFiles, checkpoint: str, data: list[str]) -> Text:
 # --- evaluation ---
 
 
-def evaluation_advice(run: RunFiles) -> list[Text]:
+def evaluation_advice(run: RunFiles, problem: Problem) -> list[Text]:
     """What to do after an evaluation."""
-    problem = PROBLEMS[run.summary.get("problem") or SINGLE_LABEL]
     trained = [row for row in run.rows if "n_partial" in row]
     advice = _troubles_with_images(run.summary)
     for row in trained:
@@ -163,7 +162,7 @@ def evaluation_advice(run: RunFiles) -> list[Text]:
     if best is None:
         return advice
     folder = f"{_place(run)}/{best['name']}" if len(trained) > 1 else _place(run)
-    use = f"from transformers import pipeline\n\nclassify = pipeline('image-classification', {folder!r}, "
+    use = f"from transformers import pipeline\n\nclassify = pipeline({problem.hub_task!r}, {folder!r}, "
     advice.append(Text("Use the best classifier:", f"{use}trust_remote_code=True)\nclassify('photograph.jpg')"))
     return [*advice, _export(folder)]
 

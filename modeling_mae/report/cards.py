@@ -6,7 +6,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..files import replacing
-from ..problems import MULTI_LABEL, PROBLEMS, REGRESSION, SINGLE_LABEL, Problem
+from .problem import Problem
 from .settings import setting_text, shown_settings
 
 
@@ -18,15 +18,6 @@ CITATION = """@inproceedings{he2022masked,
   booktitle = {CVPR},
   year      = {2022}
 }"""
-# What to do with a classifier's `model` and `inputs`, by problem.
-USAGE = {
-    SINGLE_LABEL: "logits = model(**inputs).logits  # (1, classes)\n"
-    "print(model.config.id2label[logits.argmax(-1).item()])",
-    MULTI_LABEL: "scores = model(**inputs).logits.sigmoid()[0]  # (classes,)\n"
-    "print({model.config.id2label[i]: score for i, score in enumerate(scores.tolist()) if score > 0.5})",
-    REGRESSION: "values = model(**inputs).logits[0]  # (targets,)\n"
-    "print({model.config.id2label[i]: value for i, value in enumerate(values.tolist())})",
-}
 MAX_CLASSES_SHOWN = 100  # more make a confusion matrix that nobody can read
 
 
@@ -103,7 +94,7 @@ def write_classifier_card(
     split: str,
     results: dict,
     class_names: list[str],
-    problem: Problem = PROBLEMS[SINGLE_LABEL],
+    problem: Problem,
     arguments: dict,
     repo_id: str | None = None,
     license: str | None = None,
@@ -115,9 +106,8 @@ def write_classifier_card(
     metrics = [
         (metric, title, results[metric]) for metric, title in problem.titles.items() if results.get(metric) is not None
     ]
-    kind = "A regression" if problem.problem_type == REGRESSION else "An image classifier"
     sections = [
-        f"{kind} on the encoder of a masked autoencoder ({PAPER}). {training or ''}".strip(),
+        f"{problem.model} on the encoder of a masked autoencoder ({PAPER}). {training or ''}".strip(),
         f"## Results on {data}",
         _table(
             ("", ""),
@@ -134,13 +124,9 @@ def write_classifier_card(
             f"![Training loss and {problem.metric_title} by epoch](training.png)",
         ]
     if len(class_names) <= MAX_CLASSES_SHOWN:
-        sections += _each_class(results, class_names)
+        sections += _each_label(results, class_names, problem)
     sections += [
-        _usage(
-            repo_id,
-            "AutoModelForImageClassification",
-            USAGE[problem.problem_type],
-        ),
+        _usage(repo_id, problem.auto_class, problem.usage),
         *_settings_and_citation(arguments),
     ]
     _save_card(
@@ -148,28 +134,22 @@ def write_classifier_card(
         name,
         sections,
         license=license,
-        pipeline_tag="image-classification",
+        pipeline_tag=problem.hub_task,
         tags=["mae", "masked-autoencoder", "vision"],
         model_name=name,
         datasets=_hub_datasets(dataset_id),
-        eval_results=_hub_results(metrics, dataset_id, dataset_name, split),
+        eval_results=_hub_results(metrics, dataset_id, dataset_name, split, problem.hub_task),
     )
 
 
-def _each_class(results: dict, names: list[str]) -> list[str]:
+def _each_label(results: dict, names: list[str], problem: Problem) -> list[str]:
     """The sections about the classes, or the targets of a regression."""
-    if "per_class_accuracy" in results:
-        rows = zip(names, map(_percent, results["per_class_accuracy"]), strict=True)
-        return ["![Confusion matrix](confusion.png)", _table(("class", "accuracy"), rows)]
-    if "per_class_average_precision" in results:
-        rows = zip(names, map(_percent, results["per_class_average_precision"]), strict=True)
-        return [_table(("class", "average precision"), rows)]
-    if "per_target_absolute_error" in results:
-        rows = [
-            (name, f"{error:.4f}") for name, error in zip(names, results["per_target_absolute_error"], strict=True)
-        ]
-        return [_table(("target", "mean absolute error"), rows)]
-    return []
+    key, word, title = problem.each
+    sections = ["![Confusion matrix](confusion.png)"] if "confusion_matrix" in results else []
+    if key not in results:
+        return sections
+    shown = _percent if problem.is_share else "{:.4f}".format
+    return [*sections, _table((word, title), zip(names, map(shown, results[key]), strict=True))]
 
 
 def write_overview_card(
@@ -179,7 +159,7 @@ def write_overview_card(
     folders: list[str],
     data: str,
     picture: bool,
-    problem: Problem = PROBLEMS[SINGLE_LABEL],
+    problem: Problem,
     license: str | None = None,
 ) -> None:
     """Writes README.md over several classifiers, each of which has its own folder and card.
@@ -187,10 +167,9 @@ def write_overview_card(
     `results` are the cells of a table of all of them, the head first. `picture` says whether there is a partial.png
     to show."""
     links = ", ".join(f"[{folder}]({folder}/README.md)" for folder in folders)
-    unit = " Accuracies are in %." if problem.problem_type == SINGLE_LABEL else " Figures are in %." * problem.is_share
     title = problem.metric_title.capitalize()
     sections = [
-        f"Classifiers on the encoder of a masked autoencoder, evaluated on {data}.{unit}",
+        f"Classifiers on the encoder of a masked autoencoder, evaluated on {data}. {problem.unit}".strip(),
         _table(results[0], results[1:]),
         *([f"![{title} by blocks tuned](partial.png)"] if picture else []),
         f"Each classifier has its own folder with its weights and its card: {links}.",
@@ -217,12 +196,16 @@ def _hub_datasets(dataset_id: str) -> list[str] | None:
 
 
 def _hub_results(
-    metrics: list[tuple[str, str, float]], dataset_id: str, dataset_name: str, split: str | None
+    metrics: list[tuple[str, str, float]],
+    dataset_id: str,
+    dataset_name: str,
+    split: str | None,
+    task: str = "image-classification",
 ) -> list[EvalResult] | None:
     """The model-index, in which the Hub looks for results. `metrics` are (type, title, value)."""
     return [
         EvalResult(
-            task_type="image-classification",
+            task_type=task,
             dataset_type=dataset_id,
             dataset_name=dataset_name,
             dataset_split=split,

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..problems import PROBLEMS, SINGLE_LABEL, Problem
+from .problem import Problem
 
 
 COLOURS = 10  # that matplotlib draws one line after the other in
@@ -72,7 +72,7 @@ def features_curve(log_history: list[dict], k: int) -> Figure:
     return figure
 
 
-def training_curve(log_history: list[dict], problem: Problem = PROBLEMS[SINGLE_LABEL]) -> Figure:
+def training_curve(log_history: list[dict], problem: Problem) -> Figure:
     """Training loss and accuracy on the evaluation images against epochs. The accuracy, or the
     problem's own metric, has its own axis."""
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
@@ -128,8 +128,8 @@ def _columns(points: list[tuple[float, float]]) -> tuple[list[float], list[float
 
 def partial_curve(
     accuracies: dict[float, float],
+    problem: Problem,
     from_scratch: float | None = None,
-    problem: Problem = PROBLEMS[SINGLE_LABEL],
     images: dict[float | None, int] | None = None,
 ) -> Figure:
     """Accuracy against the number of tuned blocks (the paper's Figure 9).

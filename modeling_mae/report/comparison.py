@@ -1,19 +1,21 @@
 """A page that compares runs: results side by side, curves over each other, the settings that differ."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
-from ..problems import PROBLEMS, SINGLE_LABEL, Problem
 from .charts import runs_curve
 from .figures import chart_uri, picture_uri
 from .page import Picture, Row, Section, Table, write_page
+from .problem import Problem
 from .results import row_title
 from .run import EVALUATION, PRETRAINING, RunFiles, read_run
 from .run_pages import pretraining_figures, run_figures, settings_parts
 
 
-def compare_runs(folders: list[Path], out: Path) -> None:
-    """Writes the page `out` about the runs in `folders`, pre-trainings and evaluations.
+def compare_runs(folders: list[Path], out: Path, problems: Sequence[Problem]) -> None:
+    """Writes the page `out` about the runs in `folders`, pre-trainings and evaluations. What each evaluation has
+    learnt is one of the `problems`.
 
     Raises:
         UserError: a folder holds no run, is given twice, or there is only one; or as `write_page`.
@@ -27,8 +29,8 @@ def compare_runs(folders: list[Path], out: Path) -> None:
         raise UserError("only one run is given: give two or more; the page of one is report.html in its folder")
     runs = dict(zip(_names(places), map(read_run, folders), strict=True))
     sections = [
-        *_results(runs),
-        Section("Curves", [Row(_charts(runs), charts=True)]),
+        *_results(runs, problems),
+        Section("Curves", [Row(_charts(runs, problems), charts=True)]),
         Section("Settings of pre-training", _settings(runs, PRETRAINING)),
         Section("Settings of evaluation", _settings(runs, EVALUATION)),
         Section("Reconstructions", _reconstructions(runs)),
@@ -52,7 +54,7 @@ def _names(places: list[Path]) -> list[str]:
 # --- results ---
 
 
-def _results(runs: dict[str, RunFiles]) -> list[Section]:
+def _results(runs: dict[str, RunFiles], problems: Sequence[Problem]) -> list[Section]:
     pretrained = {name: run for name, run in runs.items() if run.kind == PRETRAINING}
     evaluated = {name: run for name, run in runs.items() if run.kind != PRETRAINING}
     sections = []
@@ -60,18 +62,14 @@ def _results(runs: dict[str, RunFiles]) -> list[Section]:
         about = {name: {"data": _data(run), "model": run.summary.get("architecture", "")} | pretraining_figures(run)
                  for name, run in pretrained.items()}  # fmt: skip
         sections.append(Section("Pre-training", [_side_by_side(about)]))
-    for problem in PROBLEMS.values():
-        same = {name: run for name, run in evaluated.items() if _problem(run) is problem}
+    for problem in problems:
+        same = {name: run for name, run in evaluated.items() if run.problem_among(problems) is problem}
         if same:
             about = {name: {"data": _data(run)} | run_figures(run.summary) for name, run in same.items()}
             parts = [_side_by_side({name: _scores(run, problem) for name, run in same.items()}, mark=problem)]
             parts += [_side_by_side(about)]
             sections.append(Section("Evaluation", parts))
     return sections
-
-
-def _problem(run: RunFiles) -> Problem:
-    return PROBLEMS[run.summary.get("problem") or SINGLE_LABEL]
 
 
 def _data(run: RunFiles) -> str:
@@ -109,7 +107,7 @@ def _side_by_side(figures: dict[str, dict[str, str]], mark: Problem | None = Non
 # --- curves ---
 
 
-def _charts(runs: dict[str, RunFiles]) -> list[Picture]:
+def _charts(runs: dict[str, RunFiles], problems: Sequence[Problem]) -> list[Picture]:
     """A chart of each quantity that a run has logged."""
     pretrained = {name: run.training.log for name, run in runs.items() if run.kind == PRETRAINING}
     trained = {
@@ -124,7 +122,7 @@ def _charts(runs: dict[str, RunFiles]) -> list[Picture]:
         _chart(pretrained, "rank", "effective rank"),
         _chart(trained, "loss", "training loss", settles=True),
     ]
-    for problem in PROBLEMS.values():
+    for problem in problems:
         unit, scale = (" (%)", 100) if problem.is_share else ("", 1)
         charts.append(_chart(trained, f"eval_{problem.metric}", f"{problem.metric_title}{unit}", scale=scale))
     return [chart for chart in charts if chart is not None]

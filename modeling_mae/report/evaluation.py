@@ -3,13 +3,12 @@
 from pathlib import Path
 
 import datasets
-import numpy as np
 
 from ..files import replacing, write_json, write_text
-from ..problems import MULTI_LABEL, PROBLEMS, SINGLE_LABEL, THRESHOLD, Problem
 from .cards import MAX_CLASSES_SHOWN, write_classifier_card, write_overview_card
 from .charts import confusion_picture, partial_curve, training_curve
 from .figures import save_figure
+from .problem import Problem
 from .results import images_by_blocks, probe_name, results_cells, results_table, tuned_accuracies
 from .run import EVALUATION, write_run
 from .run_pages import write_run_page
@@ -26,12 +25,12 @@ def report_training(
     arguments: dict,
     results: dict,
     class_names: list[str],
-    problem: Problem = PROBLEMS[SINGLE_LABEL],
+    problem: Problem,
     dataset_id: str,
     dataset_name: str,
     split: str,
     eval_images: int,
-    predictions: dict[str, np.ndarray] | None = None,
+    predictions: dict | None = None,
     training: str | None = None,
     log: list[dict] | None = None,
     updates: int = 0,
@@ -40,15 +39,14 @@ def report_training(
 ) -> None:
     """Writes confusion.png, predictions.parquet, training.png, README.md, arguments.json and trainer_state.json.
 
-    `results` are the metrics on `eval_images` images of `split`. confusion.png is for at most 100 classes,
-    and for the problem of one class an image alone.
-    predictions.parquet is written only if `predictions` are given. `training` (from `describe_training`), `log`,
-    `updates` and `updates_per_epoch` are for a classifier that was trained: without `log`, training.png and the two
-    JSON files are left out."""
+    `results` are the metrics on `eval_images` images of `split`. confusion.png is for at most 100 classes, where the
+    results have a confusion matrix. predictions.parquet is written only if `predictions`, its columns, are given.
+    `training` (from `describe_training`), `log`, `updates` and `updates_per_epoch` are for a classifier that was
+    trained: without `log`, training.png and the two JSON files are left out."""
     if "confusion_matrix" in results and len(class_names) <= MAX_CLASSES_SHOWN:
         save_figure(confusion_picture(results["confusion_matrix"], class_names), folder / "confusion.png")
     if predictions is not None:
-        _write_predictions(folder / "predictions.parquet", predictions, problem)
+        _write_predictions(folder / "predictions.parquet", predictions)
     if log is not None:
         save_figure(training_curve(log, problem), folder / "training.png")
         write_run(folder, arguments=arguments, updates=updates, updates_per_epoch=updates_per_epoch, log=log)
@@ -86,37 +84,9 @@ def describe_training(
     return f"Trained {how}, on {images:,} images of {source_name}{share}."
 
 
-def _write_predictions(path: Path, predictions: dict[str, np.ndarray], problem: Problem) -> None:
+def _write_predictions(path: Path, columns: dict) -> None:
     with replacing(path) as partial:
-        datasets.Dataset.from_dict(prediction_columns(predictions, problem)).to_parquet(partial)
-
-
-def prediction_columns(predictions: dict[str, np.ndarray], problem: Problem) -> dict:
-    """The columns of predictions.parquet, one row for each image.
-
-    Several labels an image: `label` and `prediction` are lists of class numbers, `scores` has a number for each class.
-    Regression: `label` and `prediction` are numbers, or lists of several targets."""
-    if problem.problem_type == SINGLE_LABEL:
-        top5 = predictions["top5"]  # (images, at most 5)
-        return {
-            "label": predictions["label"],
-            "prediction": top5[:, 0],
-            "confidence": predictions["confidence"],
-            "top5": list(top5),
-            "loss": predictions["loss"],
-        }
-    if problem.problem_type == MULTI_LABEL:
-        scores = predictions["scores"]  # (images, classes)
-        return {
-            "label": [np.flatnonzero(row).tolist() for row in predictions["label"]],
-            "prediction": [np.flatnonzero(row > THRESHOLD).tolist() for row in scores],
-            "scores": list(scores),
-            "loss": predictions["loss"],
-        }
-    numbers = {key: predictions[key] for key in ("label", "prediction")}  # (images, targets)
-    if numbers["label"].shape[1] == 1:
-        return {**{key: value[:, 0] for key, value in numbers.items()}, "loss": predictions["loss"]}
-    return {**{key: list(value) for key, value in numbers.items()}, "loss": predictions["loss"]}
+        datasets.Dataset.from_dict(columns).to_parquet(partial)
 
 
 # --- the whole call ---
@@ -131,7 +101,7 @@ def report_evaluation(
     dataset_name: str,
     skipped: int,
     k: int,
-    problem: Problem = PROBLEMS[SINGLE_LABEL],
+    problem: Problem,
     incomplete: int = 0,
     eval_images: int = 0,
     class_names: list[str] | None = None,
@@ -151,7 +121,7 @@ def report_evaluation(
     tuned, from_scratch = tuned_accuracies(rows, problem)
     has_picture = len(tuned) > 1
     if has_picture:
-        figure = partial_curve(tuned, from_scratch, problem, images_by_blocks(rows))
+        figure = partial_curve(tuned, problem, from_scratch, images_by_blocks(rows))
         save_figure(figure, output_dir / "partial.png")
         print(f"picture    {output_dir / 'partial.png'}")
     table = results_table(rows, k=k, problem=problem)
@@ -164,7 +134,7 @@ def report_evaluation(
     summary |= {"images": eval_images, "dataset_id": dataset_id, "split": split}
     summary |= {"problem": problem.problem_type, "k": k, "class_names": class_names}
     write_json(output_dir / "summary.json", summary | {"skipped": skipped, "incomplete": incomplete})
-    page = write_run_page(output_dir)
+    page = write_run_page(output_dir, problem)
     if skipped:
         print(f"skipped    {skipped} images, which cannot be decoded")
     if incomplete:

@@ -1,9 +1,9 @@
 """The table of an evaluation's results: its cells, and the table as text."""
 
-from ..problems import PROBLEMS, SINGLE_LABEL, Problem
+from .problem import Problem
 
 
-def results_table(rows: list[dict], *, k: int, problem: Problem = PROBLEMS[SINGLE_LABEL]) -> str:
+def results_table(rows: list[dict], *, k: int, problem: Problem) -> str:
     """The rows as text, parts of 1 in %. Columns that no row fills are left out.
 
     A row has a "name" and, where they apply, "n_partial" (blocks tuned), "pooling", "images", "knn" ({k: accuracy}),
@@ -19,7 +19,7 @@ def results_table(rows: list[dict], *, k: int, problem: Problem = PROBLEMS[SINGL
     return "\n".join(text)
 
 
-def results_cells(rows: list[dict], *, k: int, problem: Problem = PROBLEMS[SINGLE_LABEL]) -> list[list[str]]:
+def results_cells(rows: list[dict], *, k: int, problem: Problem) -> list[list[str]]:
     """The cells of `results_table`. The first row is the head, the first column the titles."""
     columns = problem.columns | (problem.imbalanced_columns if any(map(_is_imbalanced, rows)) else {})
     lines = [["", "images", f"k-NN ({k})", *columns.values(), "last epoch"]]

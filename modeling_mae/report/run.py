@@ -1,11 +1,13 @@
 """The files of a run that hold its settings, its log and its results: written, and read again."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UserError
 from ..files import write_json
+from .problem import Problem
 
 
 PRETRAINING, EVALUATION = "pre-training", "evaluation"  # kinds of runs
@@ -50,6 +52,18 @@ class RunFiles:
     trainings: dict[str, Training]
     knn: dict[str, float] = field(default_factory=dict)
     rows: list[dict] = field(default_factory=list)
+
+    def problem_among(self, problems: Iterable[Problem]) -> Problem:
+        """What this run, an evaluation, has learnt.
+
+        Raises:
+            UserError: it is none of the `problems`.
+        """
+        known = {problem.problem_type: problem for problem in problems}
+        name = self.summary.get("problem") or "single_label_classification"
+        if name not in known:
+            raise UserError(f"{str(self.folder)!r} is of the task {name!r}, and known are {', '.join(known)}")
+        return known[name]
 
     @property
     def name(self) -> str:

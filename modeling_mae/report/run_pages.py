@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..problems import PROBLEMS, SINGLE_LABEL, Problem
 from .advice import evaluation_advice, pretraining_advice
 from .charts import features_curve, loss_curve, partial_curve, training_curve
 from .figures import chart_uri, picture_uri
 from .page import Folded, Picture, Row, Section, Table, Text, write_page
+from .problem import Problem
 from .results import images_by_blocks, results_cells, tuned_accuracies
 from .run import PRETRAINING, RunFiles, Training, read_run
 from .settings import setting_text, shown_settings
@@ -19,16 +19,19 @@ EARLIER = 3  # pictures of reconstructions during the training
 WORST = 10  # classes, of those the classifier does worst on
 
 
-def write_run_page(folder: Path, out: Path | None = None) -> Path:
+def write_run_page(folder: Path, *problems: Problem, out: Path | None = None) -> Path:
     """Writes the page of the run in `folder`: results, what to do next, curves, pictures, settings. Gives its path,
-    `out` or report.html in the folder.
+    `out` or report.html in the folder. What an evaluation has learnt is one of the `problems`.
 
     Raises:
         UserError: as `read_run` and `write_page`.
     """
     run = read_run(folder)
     name = run.summary.get("name") or run.name
-    sections = _pretraining_sections(run) if run.kind == PRETRAINING else _evaluation_sections(run)
+    if run.kind == PRETRAINING:
+        sections = _pretraining_sections(run)
+    else:
+        sections = _evaluation_sections(run, run.problem_among(problems))
     path = Path(out or Path(folder) / PAGE)
     write_page(path, name, _lead(run), sections)
     return path
@@ -118,8 +121,7 @@ def _picture(path: Path, alt: str, caption: str, tall: bool = False) -> list[Pic
 # --- evaluation ---
 
 
-def _evaluation_sections(run: RunFiles) -> list[Section]:
-    problem = PROBLEMS[run.summary.get("problem") or SINGLE_LABEL]
+def _evaluation_sections(run: RunFiles, problem: Problem) -> list[Section]:
     cells = results_cells(run.rows, k=run.summary.get("k", 20), problem=problem)
     results = [Table(cells[1:], cells[0], numbers=True)] if len(cells[0]) > 1 else []
     if results and problem.is_share:
@@ -128,9 +130,9 @@ def _evaluation_sections(run: RunFiles) -> list[Section]:
     results += [Table(list(map(list, figures.items())))] if figures else []
     return [
         Section("Results", results),
-        Section("What to do next", evaluation_advice(run)),
+        Section("What to do next", evaluation_advice(run, problem)),
         Section("Curves", _evaluation_charts(run, problem)),
-        Section("Classes", _classes(run)),
+        Section("Classes", _classes(run, problem)),
         Section("Settings", settings_parts(run.trainings)),
     ]
 
@@ -139,7 +141,7 @@ def _evaluation_charts(run: RunFiles, problem: Problem) -> list:
     tuned, from_scratch = tuned_accuracies(run.rows, problem)
     charts = []
     if len(tuned) > 1:
-        chart = partial_curve(tuned, from_scratch, problem, images_by_blocks(run.rows))
+        chart = partial_curve(tuned, problem, from_scratch, images_by_blocks(run.rows))
         charts.append(Picture(chart_uri(chart), f"{problem.metric_title} by blocks tuned"))
     curves = [
         Picture(chart_uri(training_curve(training.log, problem)), f"Curves of {name}", name)
@@ -149,7 +151,7 @@ def _evaluation_charts(run: RunFiles, problem: Problem) -> list:
     return [*charts, Row(curves, charts=True)] if curves else charts
 
 
-def _classes(run: RunFiles) -> list:
+def _classes(run: RunFiles, problem: Problem) -> list:
     """The confusion matrix of each classifier, and of the best the classes that it does worst on."""
     tested = [row for row in run.rows if "confusion_matrix" in row]
     parts = []
@@ -157,11 +159,11 @@ def _classes(run: RunFiles) -> list:
         folder = run.folder / row["name"] if len(run.trainings) > 1 else run.folder
         parts += _picture(folder / "confusion.png", f"Confusion matrix of {row['name']}", row["name"])
     names = run.summary.get("class_names") or []
-    best = max(tested, key=lambda row: row["accuracy"], default={})
-    accuracies = best.get("per_class_accuracy") or []
-    known = [(value, name) for value, name in zip(accuracies, names, strict=False) if value is not None]
+    best = max(tested, key=problem.score, default={})
+    key, _, title = problem.each
+    known = [(value, name) for value, name in zip(best.get(key) or [], names, strict=False) if value is not None]
     table = [Table([[name, f"{100 * value:.1f} %"] for value, name in sorted(known)[:WORST]])] if known else []
-    caption = [Text(f"Accuracy of {best['name']} on the classes that it does worst on:")] if known else []
+    caption = [Text(f"{title.capitalize()} of {best['name']} on the classes that it does worst on:")] if known else []
     return [*([Row(parts, charts=True)] if parts else []), *caption, *table]
 
 

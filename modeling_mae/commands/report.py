@@ -21,12 +21,14 @@ def run(arguments: Namespace) -> None:
     Raises:
         UserError: as `compare_runs` and `write_run_page`.
     """
-    from .comparison import compare_runs
-    from .run_pages import write_run_page
+    from ..report.comparison import compare_runs
+    from ..report.run_pages import write_run_page
+    from ..tasks import TASKS
 
+    problems = [task.problem for task in TASKS.values()]
     if len(arguments.runs) == 1:
-        out = write_run_page(arguments.runs[0], arguments.out)
+        out = write_run_page(arguments.runs[0], *problems, out=arguments.out)
     else:
         out = arguments.out or Path("compare.html")
-        compare_runs(arguments.runs, out)
+        compare_runs(arguments.runs, out, problems)
     print(f"written    {out}")

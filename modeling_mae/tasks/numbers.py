@@ -1,0 +1,170 @@
+"""Numbers: regression of one target or several."""
+
+import datasets
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..data.find.sources import Source
+from ..errors import UserError
+from ..report.problem import Problem
+from .columns import cells_of, described, holds_fractions, holds_lists, kind_of, label_feature, refuse_unlabelled
+from .evalnet import LINEAR_PENALTY, REGRESSION, EvalNetTask
+from .protocol import Answers, distinct
+
+
+SMALL_DEVIATION, LARGE_DEVIATION = 0.05, 20.0  # of the targets; outside, the user is told
+NO_NUMBER = "empty, or not finite"
+
+
+class Numbers(EvalNetTask):
+    """Labels are targets ``(images, targets)`` float32."""
+
+    linear_name = "ridge_regression"
+    problem = Problem(
+        REGRESSION,
+        label="target",
+        labels="targets",
+        metric="mean_squared_error",
+        metric_title="mean squared error",
+        lower_is_better=True,
+        is_share=False,
+        unit="",
+        titles={
+            "mean_squared_error": "mean squared error",
+            "mean_absolute_error": "mean absolute error",
+            "r2": "R2 (1 = perfect, 0 = the mean)",
+        },
+        shares=(),
+        columns={
+            "ridge_regression": "ridge regr.",
+            "probe": "probe",
+            "mean_squared_error": "MSE",
+            "mean_absolute_error": "MAE",
+            "r2": "R2",
+        },
+        each=("per_target_absolute_error", "target", "mean absolute error"),
+        model="A regression",
+        usage="values = model(**inputs).logits[0]  # (targets,)\n"
+        "print({model.config.id2label[i]: value for i, value in enumerate(values.tolist())})",
+    )
+
+    # --- labels ---
+
+    def recognises(self, source: Source) -> bool:
+        """Fractions, or lists of them."""
+        return holds_fractions(label_feature(source))
+
+    def read_one(self, source: Source, known_names: list[str] | None) -> tuple[np.ndarray, list[str]]:
+        """A column of numbers, or of lists of as many numbers. The name of a single target is the column's."""
+        feature, column = label_feature(source), source.label_column
+        inner = feature.feature if holds_lists(feature) else feature
+        if isinstance(inner, datasets.ClassLabel) or not kind_of(feature).startswith(("float", "int", "uint")):
+            raise UserError(
+                f"{described(source)} holds {feature}: regression needs numbers, or lists of as many numbers for each "
+                "image"
+            )
+        cells = cells_of(source)
+        rows = cells if holds_lists(feature) else [[cell] for cell in cells]
+        refuse_unlabelled(source, sum(not row or None in row for row in rows), len(rows), NO_NUMBER)
+        lengths = sorted({len(row) for row in rows})
+        if len(lengths) > 1:
+            raise UserError(
+                f"{described(source)} has {lengths[0]} to {lengths[-1]} numbers an image: regression needs as many "
+                "for each"
+            )
+        targets = np.asarray(rows, dtype=np.float32)  # (images, targets)
+        refuse_unlabelled(source, int((~np.isfinite(targets)).any(1).sum()), len(rows), NO_NUMBER)
+        names = [str(column)] if lengths == [1] else [f"{column} {i}" for i in range(lengths[0])]
+        if known_names is not None and len(names) != len(known_names):
+            raise UserError(
+                f"{described(source)} has {len(names)} targets, there are {len(known_names)} "
+                f"({', '.join(known_names[:5])}): evaluate on the trained targets"
+            )
+        return targets, known_names or names
+
+    def reordered(self, labels: np.ndarray, order: list[int]) -> np.ndarray:
+        return labels[:, order]
+
+    # --- training ---
+
+    def notes(self, labels: torch.Tensor, label_fraction: float, mixes: bool, label_smoothing: float) -> list[str]:
+        notes = super().notes(labels, label_fraction, mixes, label_smoothing)
+        largest = labels.std(0, correction=0).max().item()
+        if not SMALL_DEVIATION <= largest <= LARGE_DEVIATION:
+            notes.append(
+                f"the targets deviate by {largest:.3g}, and learning rates are made for about 1: scale the column if "
+                "the loss falls slowly or not at all"
+            )
+        return notes
+
+    def first_bias(self, labels: torch.Tensor) -> torch.Tensor | None:
+        """The mean: rates that suit the rest of the model would take long to get there."""
+        return labels.float().mean(0)
+
+    # --- evaluation ---
+
+    def columns(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Of ``logits (batch, targets)`` and targets of that shape: `label`, `prediction`, and ``loss (batch,)``
+        (squared error)."""
+        return {"label": labels, "prediction": logits, "loss": (logits - labels).square().mean(1)}
+
+    def results(self, columns: dict[str, np.ndarray], names: int) -> dict:
+        """What `RegressionMetric` computes, and the mean `loss`."""
+        from .metrics import RegressionMetric
+
+        metric = RegressionMetric(keep_in_memory=True)
+        results = metric.compute(predictions=columns["prediction"], references=columns["label"])
+        return {"loss": float(columns["loss"].mean()), **results}
+
+    def written(self, columns: dict[str, np.ndarray]) -> dict:
+        """`label` and `prediction` are numbers, or lists of several targets."""
+        numbers = {key: columns[key] for key in ("label", "prediction")}  # (images, targets)
+        one = numbers["label"].shape[1] == 1
+        return {
+            **{key: value[:, 0] if one else list(value) for key, value in numbers.items()},
+            "loss": columns["loss"],
+        }
+
+    # --- frozen features ---
+
+    def score(self, predictions: np.ndarray, labels: np.ndarray) -> float:
+        """Mean squared error of predictions ``(images, targets)``."""
+        from .metrics import RegressionMetric
+
+        metric = RegressionMetric(keep_in_memory=True)
+        return metric.compute(predictions=predictions, references=labels)[self.problem.metric]
+
+    def linear(self, train_features: np.ndarray, labels: np.ndarray, test_features: np.ndarray) -> np.ndarray:
+        """Targets ``(test images, targets)`` of a ridge regression."""
+        from sklearn.linear_model import Ridge
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        ridge = make_pipeline(StandardScaler(), Ridge(alpha=LINEAR_PENALTY)).fit(train_features, labels)
+        return ridge.predict(test_features).reshape(len(test_features), -1)
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.mse_loss(logits, labels)
+
+    # --- predictions for people ---
+
+    def scores(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits
+
+    def answers(self, names: list[str]) -> Answers:
+        """`prediction`, or `prediction_NAME` of each target."""
+        named = [f"prediction_{name}" for name in distinct(names)] if len(names) > 1 else ["prediction"]
+
+        def words(columns: dict) -> dict:
+            said = {key: value for key, value in columns.items() if key != "values"}
+            return said | {name: columns["values"][:, i] for i, name in enumerate(named)}  # of (images, targets)
+
+        return Answers(named, {}, lambda logits: {"values": logits}, words)
+
+    def shown(self, logits: torch.Tensor, names: list[str], count: int = 5) -> dict[str, float] | str:
+        """The values of all targets."""
+        return "\n".join(f"{name}: {value:.4g}" for name, value in zip(names, logits.tolist(), strict=True))
+
+
+NUMBERS = Numbers()

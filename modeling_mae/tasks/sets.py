@@ -1,0 +1,145 @@
+"""A set to train on and a set to evaluate on, with labels that mean the same."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..data.find.fingerprint import fingerprint
+from ..data.find.joined import load_eval_source, load_training_source
+from ..data.find.sources import Source, SourceSettings
+from ..data.serve.images import Images, Opening
+from . import CLASSES, Task, task_of_labels
+
+
+@dataclass
+class LabelledSets:
+    """Whole sets in their evaluation crop. `train` is None where nothing is trained; then `train_name` is
+    `eval_name`. The names are for people. `class_names` are the targets' in a regression."""
+
+    train: Images | None
+    evaluation: Images
+    class_names: list[str]
+    train_name: str
+    train_fingerprint: str | None
+    eval_name: str
+    eval_split: str
+    task: Task = CLASSES
+    eval_dataset_id: str | None = None  # on the Hub
+
+    def all(self) -> list[Images]:
+        return [images for images in (self.train, self.evaluation) if images is not None]
+
+    @property
+    def remarks(self) -> str:
+        """How values are scaled and what is not among the images, of both sets, once each."""
+        return "".join(dict.fromkeys(images.remarks for images in self.all()))
+
+    @property
+    def about_evaluation(self) -> dict:
+        """What a report says of the set that was evaluated on."""
+        return {
+            "class_names": self.class_names,
+            "problem": self.task.problem,
+            "dataset_id": self.eval_dataset_id or self.eval_name,
+            "dataset_name": self.eval_name,
+            "split": self.eval_split,
+            "eval_images": len(self.evaluation),
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"{self.train_name}: {len(self.train or ()):,} training images, {len(self.evaluation):,} of "
+            f"{self.eval_name} ({self.eval_split}) to evaluate on, {self.task.problem.count(len(self.class_names))}"
+        )
+
+
+@dataclass(frozen=True)
+class MatchingLabels:
+    """The labels of two sources, as `Task.read` gives them, under the same names. `train` is None where nothing is
+    trained."""
+
+    task: Task
+    train: np.ndarray | None
+    evaluation: np.ndarray
+    eval_source: Source
+    eval_split: str
+    names: list[str]
+
+
+def match_labels(
+    source: Source | None,
+    load_eval: Callable[[], tuple[Source, str]],
+    task: Task | None = CLASSES,
+    names: list[str] | None = None,
+) -> MatchingLabels:
+    """The labels of `source` and of the evaluation source that `load_eval` gives with its split.
+
+    The classes are `names` where these are given, else those of `source`, else those of the evaluation source. `task`
+    None: the first source that is read tells.
+
+    Raises:
+        UserError: as `load_eval` and `Task.read`.
+    """
+    train = loaded = None
+    if source is None:
+        loaded = load_eval()
+        task = task or task_of_labels(loaded[0])
+    else:
+        task = task or task_of_labels(source)
+        train, names = task.read(source, names)
+    eval_source, split = loaded or load_eval()
+    evaluation, names = task.read(eval_source, names)
+    return MatchingLabels(task, train, evaluation, eval_source, split, names)
+
+
+def load_labelled_sets(
+    settings: SourceSettings,
+    opening: Opening,
+    task: Task | None,
+    *,
+    class_names: list[str] | None,
+    main_process_first: Callable[[], AbstractContextManager],
+    say: Callable[[str], None],
+) -> LabelledSets:
+    """Load both sets. With the `train_split` None there are no training images. `task` None: the labels tell.
+
+    One process reads first, so that the others find what `datasets` has cached. `class_names` are those of a
+    classifier that is only tested. `say` prints what is worth a note.
+
+    Raises:
+        UserError: as `load_training_source`, `load_eval_source`, `Task.read` and `open_images`.
+    """
+    with main_process_first():
+        source = load_training_source(settings) if settings.train_split is not None else None
+        found = match_labels(source, lambda: load_eval_source(settings), task, class_names)
+    task, train = found.task, None
+    if source is not None and found.train is not None:
+        train = task.open_images(source, found.train, opening)
+        opening = opening.with_white(train.white)  # the same value is as bright in both sets
+    evaluation = task.open_images(found.eval_source, found.evaluation, opening)
+    _note_absent(found, say)
+    return LabelledSets(
+        train=train,
+        evaluation=evaluation,
+        class_names=found.names,
+        train_name=(source if source is not None else found.eval_source).name,
+        train_fingerprint=fingerprint(source) if source is not None else None,
+        eval_name=found.eval_source.name,
+        eval_split="validation" if settings.validation_dir else found.eval_split,
+        task=task,
+        eval_dataset_id=found.eval_source.dataset_id,
+    )
+
+
+def _note_absent(found: MatchingLabels, say: Callable[[str], None]) -> None:
+    """A note on the classes that one of the sets has no image of."""
+    for kind, labels in (("training", found.train), ("evaluation", found.evaluation)):
+        absent = found.task.absent(labels, found.names) if labels is not None else []
+        if absent:
+            rule = found.task.absent_note if kind == "evaluation" else ""
+            say(
+                f"note       {len(absent)} of {len(found.names)} classes have no {kind} image: "
+                f"{', '.join(absent[:5])}{rule}"
+            )
