@@ -30,8 +30,9 @@ from modeling_mae.evaluation.readouts import chosen_readouts, readout_table
 from modeling_mae.files import write_json
 from modeling_mae.hub.common import LOG_AND_BEST
 from modeling_mae.hub.fetch import local_checkpoint
-from modeling_mae.hub.push import Hub
+from modeling_mae.hub.push import Hub, HubSettings
 from modeling_mae.report.evaluation import describe_training, report_evaluation, report_training
+from modeling_mae.report.facts import Identity, LabelledFacts, TrainingLog
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform, Mix
 from modeling_mae.training.checkpoints import choose_checkpoint
@@ -51,7 +52,8 @@ def main(args: EvalArguments) -> None:
     main_process, say = accelerator.is_main_process, accelerator.print
     for folder in dict.fromkeys([output_dir, *args.run_folders()]) if main_process else ():
         claim_folder(folder, args.overwrite_output_dir)
-    hub = Hub(output_dir, **args.hub_options(), main_process=main_process, beside=LOG_AND_BEST).start()
+    hub_settings = HubSettings(args.hub_strategy, args.hub_model_id, args.hub_private_repo)
+    hub = Hub(output_dir, hub_settings, main_process, LOG_AND_BEST).start()
     resume = local_checkpoint(accelerator, output_dir, args.resume_from_checkpoint, LOG_AND_BEST)
     # The results of trainings that need not be done again.
     finished = {training.name: training.finished_results(say) if resume == "auto" else None for training in trainings}
@@ -123,14 +125,12 @@ def main(args: EvalArguments) -> None:
     if not main_process:
         return
     report_evaluation(
-        output_dir=output_dir,
-        rows=rows,
+        output_dir,
+        Identity(hub.card_name(output_dir), hub.address(output_dir), args.license),
+        rows,
+        labelled_facts(sets, **faults),
         folders=[training.name for training in trainings],
         k=K,
-        license=args.license,
-        **hub.about(output_dir),
-        **sets.about_evaluation,
-        **faults,
     )
     if not hub.push():
         sys.exit(1)
@@ -206,12 +206,13 @@ def train_classifier(
     (folder / "last").mkdir(exist_ok=True)
     save_model(accelerator, model, folder / "last")
     described = (training.n_partial, len(images), args.label_fraction, sets.train_name, config.pooling)
-    about = {"training": describe_training(*described), **run.about}
+    log = TrainingLog(run.history.read(), schedule.updates, schedule.updates_per_epoch)
+    about = {"training": describe_training(*described), "log": log}
     row = test_classifier(accelerator, training.name, str(folder), folder, args, sets, transform, hub, **about)
     row |= {"n_partial": training.n_partial, "pooling": config.pooling}
     row |= {"images": len(images), "tuned_parameters": tuned}
     if accelerator.is_main_process:
-        last = [entry for entry in about["log"] if f"eval_{problem.metric}" in entry][-1]
+        last = [entry for entry in log.log if f"eval_{problem.metric}" in entry][-1]
         row |= {f"last_{problem.metric}": last[f"eval_{problem.metric}"], "epochs": last["epoch"]}
         write_json(training.results_file, row)
     accelerator.free_memory()
@@ -237,16 +238,22 @@ def test_classifier(
     if accelerator.is_main_process:
         processor_of(sets.evaluation, transform.channel_mean, transform.channel_std).save_pretrained(folder)
         report_training(
-            folder=folder,
-            arguments=dataclasses.asdict(args),
-            results=results,
-            predictions=predictions if args.save_predictions else None,
-            license=args.license,
-            **hub.about(folder),
-            **sets.about_evaluation,
+            folder,
+            Identity(hub.card_name(folder), hub.address(folder), args.license),
+            dataclasses.asdict(args),
+            labelled_facts(sets),
+            results,
+            predictions if args.save_predictions else None,
             **about,
         )
     return {"name": name, **results}
+
+
+def labelled_facts(sets: LabelledSets, **faults: int) -> LabelledFacts:
+    """What a report says of the images that were evaluated on."""
+    dataset_id, images = sets.eval_dataset_id or sets.eval_name, len(sets.evaluation)
+    labels = {"class_names": sets.class_names, "problem": sets.problem}
+    return LabelledFacts(sets.eval_name, dataset_id, images, sets.eval_split, **faults, **labels)
 
 
 if __name__ == "__main__":

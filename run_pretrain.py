@@ -27,10 +27,11 @@ from modeling_mae.evaluation.features import EVAL_BATCH, K, knn_of_saved
 from modeling_mae.evaluation.growth import FeatureGrowth
 from modeling_mae.evaluation.nearest import nearest_images
 from modeling_mae.hub.fetch import local_checkpoint
-from modeling_mae.hub.push import Hub
+from modeling_mae.hub.push import Hub, HubSettings
 from modeling_mae.masking_mae import visible_count
+from modeling_mae.report.facts import DataFacts, Identity, Looks, MachineFacts, ModelFacts, TrainingLog
 from modeling_mae.report.neighbours import save_nearest
-from modeling_mae.report.pretraining import about_model, report_pretraining
+from modeling_mae.report.pretraining import report_pretraining
 from modeling_mae.report.reconstruction import PICTURED, ReconstructionSheet
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform
@@ -70,7 +71,8 @@ def main(args: PretrainArguments) -> None:
         split_batch(args.total_batch_size, args.per_device_train_batch_size, processes)
     if main_process:
         claim_folder(output_dir, args.overwrite_output_dir)
-    hub = Hub(output_dir, **args.hub_options(), main_process=main_process).start()
+    hub_settings = HubSettings(args.hub_strategy, args.hub_model_id, args.hub_private_repo)
+    hub = Hub(output_dir, hub_settings, main_process).start()
     resume = local_checkpoint(accelerator, output_dir, args.resume_from_checkpoint)
     checkpoint = choose_checkpoint(accelerator, output_dir, resume)
     before = read_manifest(checkpoint)["made_with"] if checkpoint else {}
@@ -104,7 +106,7 @@ def main(args: PretrainArguments) -> None:
     # Model and optimizer
     set_seed(args.seed)
     model = load_model(MAEForPreTraining, args.model_name_or_path, config=config)
-    about = about_model(config, sum(p.numel() for p in model.parameters()))
+    about = ModelFacts.of(config, sum(p.numel() for p in model.parameters()))
     optimizer = make_optimizer("adamw", model, **args.optimizer_options())
     model, optimizer = accelerator.prepare(model, optimizer)
     unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
@@ -150,7 +152,7 @@ def main(args: PretrainArguments) -> None:
     )
     sizes = resizing.describe(schedule.updates, run.progress.update)
     say(
-        f"model      {about['architecture']}\n"
+        f"model      {about.architecture}\n"
         f"data       {source.name}: {len(images):,} images, mean {mean}, std {std}, {images.where}{images.remarks}\n"
         f"batch      {launch.describe_batch(accelerator, total_batch, micro_batch)}\n"
         f"length     {schedule}{run.start}\n"
@@ -190,23 +192,21 @@ def main(args: PretrainArguments) -> None:
     nearest = nearest_images(accelerator, unwrapped, images, sets.evaluation, transform, **loading)
     evaluation = sets.evaluation if args.knn else None
     knn = knn_of_saved(accelerator, output_dir, images, evaluation, transform, seed=args.seed, **loading)
-    about |= launch.count_faults(accelerator, [images]) | launch.hardware(accelerator)
+    faults = launch.count_faults(accelerator, [images])
     accelerator.end_training()
     if not main_process:
         return
+    neighbours = save_nearest(output_dir / "neighbours.png", nearest, mean, std)
+    dataset_id = source.dataset_id or source.name
     report_pretraining(
-        output_dir=output_dir,
-        arguments=dataclasses.asdict(args),
-        picture=sheet.describe(args.bands),
-        neighbours=save_nearest(output_dir / "neighbours.png", nearest, mean, std),
-        license=args.license,
-        knn=knn,
-        k=K,
-        **hub.about(output_dir),
-        **sets.about,
-        **run.about,
-        **run.times,
-        **about,
+        output_dir,
+        Identity(hub.card_name(output_dir), hub.address(output_dir), args.license),
+        dataclasses.asdict(args),
+        TrainingLog(run.history.read(), schedule.updates, schedule.updates_per_epoch),
+        DataFacts(source.name, dataset_id, len(images), sets.eval_split, **faults),
+        about,
+        MachineFacts(**launch.hardware(accelerator), **run.times),
+        Looks(K, knn, sheet.describe(args.bands), neighbours),
     )
     if not hub.push():
         sys.exit(1)

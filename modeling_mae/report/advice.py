@@ -4,16 +4,18 @@ import math
 import shlex
 from pathlib import Path
 
-from ..problems import PROBLEMS, SINGLE_LABEL, Problem
-from .page import Text
+from ..problems import Problem
+from .parts import Text
 from .run import RunFiles, Training
 from .settings import folder_names, setting_text
 
 
 FEW_UPDATES = 20  # an epoch, for a small set
 WAITS = 0.2  # of the time: more than this is worth mending
-DATA_OPTIONS = ("dataset_name", "dataset_config_name", "train_dir", "mix", "validation_dir", "train_split")
-DATA_OPTIONS += ("eval_split", "image_column_name", "streaming")
+DATA_OPTIONS = (
+    *("dataset_name", "dataset_config_name", "train_dir", "mix", "validation_dir", "train_split", "eval_split"),
+    *("image_column_name", "streaming"),
+)
 
 
 # --- pre-training ---
@@ -73,7 +75,7 @@ def _unfinished_business(run: RunFiles) -> list[Text]:
     """What was wrong with the run, if anything."""
     summary, training, advice = run.summary, run.training, []
     losses = [entry["loss"] for entry in training.losses]
-    warmup, epochs = training.arguments.get("warmup_epochs", 0), training.losses[-1]["epoch"] if losses else 0
+    warmup, epochs = training.arguments.get("warmup_epochs") or 0, training.losses[-1]["epoch"] if losses else 0
     if epochs <= warmup:
         advice.append(
             Text(
@@ -152,7 +154,7 @@ def _fine_tuning(run: RunFiles, checkpoint: str, data: list[str]) -> Text:
 
 def evaluation_advice(run: RunFiles) -> list[Text]:
     """What to do after an evaluation."""
-    problem = PROBLEMS[run.summary.get("problem") or SINGLE_LABEL]
+    problem = run.problem
     trained = [row for row in run.rows if "n_partial" in row]
     advice = _troubles_with_images(run.summary)
     for row in trained:

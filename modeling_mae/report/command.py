@@ -22,7 +22,7 @@ def run(arguments: Namespace) -> None:
         UserError: as `compare_runs` and `write_run_page`.
     """
     from .comparison import compare_runs
-    from .run_pages import write_run_page
+    from .run_page import write_run_page
 
     if len(arguments.runs) == 1:
         out = write_run_page(arguments.runs[0], arguments.out)
