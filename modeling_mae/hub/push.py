@@ -126,17 +126,18 @@ class Hub:
         try:
             url = retried(self._push)
         except Exception as error:  # whatever the network and its client come up with
-            words = ["hf", "upload", self.repo_id, str(self.folder), *["--private"] * self.settings.hub_private_repo]
-            words += [word for pattern in IGNORED for word in ("--exclude", pattern)]
-            _say(f"not pushed ({reason(error)}): all is in {self.folder}; push it later with `{shlex.join(words)}`")
+            excluded = [word for pattern in IGNORED for word in ("--exclude", pattern)]
+            words = [self.repo_id, str(self.folder), *["--private"] * self.settings.hub_private_repo, *excluded]
+            _say(f"not pushed ({reason(error)}): {_later(self.folder, words)}")
             return False
         print(f"pushed     {url}")
         return True
 
     def _create(self) -> None:
         if not self.created:
-            url = self.api.create_repo(self.repo_id, private=self.settings.hub_private_repo or None, exist_ok=True)
-            self.repo_id, self.created = url.repo_id, True
+            private = self.settings.hub_private_repo or None
+            self.repo_id = self.api.create_repo(self.repo_id, private=private, exist_ok=True).repo_id
+            self.created = True
 
     def _check_write_access(self) -> None:
         # `create_repo` accepts a repository that exists and belongs to others.
@@ -165,12 +166,11 @@ class Hub:
         # One commit, so that no revision has half a checkpoint; `upload_folder` may make several.
         self._create()
         files = {path.relative_to(staging).as_posix(): path for path in staging.rglob("*") if path.is_file()}
-        outdated = [
-            path
+        changes: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationDelete(path)
             for path in self.api.list_repo_files(self.repo_id)
             if path not in files and _is_in_checkpoint(path, name.parent.as_posix())
         ]
-        changes: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(path) for path in outdated]
         changes += [CommitOperationAdd(path, file) for path, file in files.items()]
         self.api.create_commit(self.repo_id, changes, commit_message=f"Training: {name.as_posix()}")
 
@@ -193,11 +193,12 @@ def push_space(folder: Path, repo_id: str, *, private: bool) -> str:
     try:
         return retried(push)
     except Exception as error:  # whatever the network and its client come up with
-        words = ["hf", "upload", repo_id, str(folder), ".", "--repo-type", "space", *["--private"] * private]
-        raise UserError(
-            f"{repo_id!r} is not pushed ({reason(error)}): all is in {folder}; push it later with "
-            f"`{shlex.join(words)}`"
-        ) from None
+        words = [repo_id, str(folder), ".", "--repo-type", "space", *["--private"] * private]
+        raise UserError(f"{repo_id!r} is not pushed ({reason(error)}): {_later(folder, words)}") from None
+
+
+def _later(folder: Path, words: list[str]) -> str:
+    return f"all is in {folder}; push it later with `{shlex.join(['hf', 'upload', *words])}`"
 
 
 def _is_in_checkpoint(path: str, folder: str) -> bool:
