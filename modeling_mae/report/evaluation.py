@@ -8,10 +8,10 @@ import numpy as np
 
 from ..files import replacing, write_json, write_text
 from ..problems import MULTI_LABEL, REGRESSION, SINGLE_LABEL, THRESHOLD, Problem
-from .card import PAPER, Card, Metric, write_card
+from .card import PAPER, Card, write_card
 from .charts import confusion_picture
 from .facts import Identity, LabelledFacts, TrainingLog
-from .figures import save_figure
+from .figures import save_charts
 from .parts import Part, Picture, Section, Table, Text
 from .results import probe_name, results_table
 from .run import EVALUATION, RunFiles, Training, read_run, write_training
@@ -57,31 +57,24 @@ def report_training(
     most 100 classes. predictions.parquet is written only if `predictions` are given. `log` and `training` (from
     `describe_training`) are for a classifier that was trained: without them, training.png and the two JSON files are
     left out."""
-    confusion = None
-    if "confusion_matrix" in results and len(data.class_names) <= MAX_CLASSES_SHOWN:
-        figure = confusion_picture(results["confusion_matrix"], data.class_names)
-        confusion = Picture("confusion.png", "Confusion matrix", chart=figure)
+    metrics = [
+        (metric, title, results[metric])
+        for metric, title in data.problem.titles.items()
+        if results.get(metric) is not None
+    ]
+    parts: list[Part] = [Table([[title, _figure(metric, value, data.problem)] for metric, title, value in metrics])]
     if predictions is not None:
         _write_predictions(folder / "predictions.parquet", predictions, data.problem)
-    pictures = [confusion] if confusion else []
-    trained: list[Part] = []
     if log is not None:
-        curve = training_picture("", Training(arguments, log.log), data.problem)
-        pictures.append(curve)
         write_training(folder, arguments, log)
         best = f"These weights are from the epoch with the best {data.problem.metric_title} on these images."
-        trained = [Text(f"{best} Those of the last epoch are in `last/`."), curve]
-    for picture in pictures:
-        if picture.chart:
-            save_figure(picture.chart, folder / picture.file)
-    metrics = _metrics(results, data.problem)
-    figures = Table([[title, _figure(metric, value, data.problem)] for metric, title, value in metrics])
-    each = _each_class(results, data.class_names) if len(data.class_names) <= MAX_CLASSES_SHOWN else []
+        parts.append(Text(f"{best} Those of the last epoch are in `last/`."))
+        parts.append(training_picture("", Training(arguments, log.log), data.problem))
+    if len(data.class_names) <= MAX_CLASSES_SHOWN:
+        parts += _each_class(results, data.class_names)
+    save_charts(folder, parts)
     sections = [
-        Section(
-            f"Results on {data.images:,} images of {data.name}, split {data.split}",
-            [figures, *trained, *([confusion] if confusion else []), *each],
-        ),
+        Section(f"Results on {data.images:,} images of {data.name}, split {data.split}", parts),
         use_section(identity.repo_id, "AutoModelForImageClassification", USAGE[data.problem.problem_type]),
         Section("Settings", settings_parts({"": Training(arguments, [])})),
         citation_section(),
@@ -92,26 +85,24 @@ def report_training(
     write_card(folder, Card(identity, lead, sections, tags, "image-classification", data=data, metrics=metrics))
 
 
-def _metrics(results: dict[str, Any], problem: Problem) -> list[Metric]:
-    return [
-        (metric, title, results[metric]) for metric, title in problem.titles.items() if results.get(metric) is not None
-    ]
-
-
 def _figure(metric: str, value: float, problem: Problem) -> str:
     return _percent(value, 2) if metric in problem.shares else f"{value:.4f}"
 
 
 def _each_class(results: dict[str, Any], names: list[str]) -> list[Part]:
-    """The table of the classes, or of the targets of a regression."""
+    """The confusion matrix, and the table of the classes, or of the targets of a regression."""
+    parts: list[Part] = []
+    if "confusion_matrix" in results:
+        chart = confusion_picture(results["confusion_matrix"], names)
+        parts.append(Picture("confusion.png", "Confusion matrix", chart=chart))
     for key, title, shown in (
         ("per_class_accuracy", ["class", "accuracy"], _percent),
         ("per_class_average_precision", ["class", "average precision"], _percent),
         ("per_target_absolute_error", ["target", "mean absolute error"], "{:.4f}".format),
     ):
         if key in results:
-            return [Table([[name, shown(value)] for name, value in zip(names, results[key], strict=True)], title)]
-    return []
+            parts.append(Table([[name, shown(value)] for name, value in zip(names, results[key], strict=True)], title))
+    return parts
 
 
 def _percent(accuracy: float | None, digits: int = 1) -> str:
@@ -186,8 +177,8 @@ def report_evaluation(
     write_json(output_dir / "summary.json", summary)
     run = read_run(output_dir)
     partial = partial_chart(run)
-    if partial and partial.chart:
-        save_figure(partial.chart, output_dir / partial.file)
+    if partial:
+        save_charts(output_dir, [partial])
         print(f"picture    {output_dir / partial.file}")
     table = results_table(run.rows, k=k, problem=data.problem)
     write_text(output_dir / "results.txt", table + "\n")

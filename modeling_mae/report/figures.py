@@ -4,12 +4,14 @@ import base64
 import gc
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from ..files import replacing
+from .parts import Part, Picture
 
 
 MATPLOTLIB_INK = "#000000"  # of text and axes
@@ -26,6 +28,13 @@ def save_figure(figure: Figure, path: Path) -> None:
     # A figure refers to itself in a cycle, so only the garbage collector frees it. Python runs the collector too
     # rarely for objects this large: without this call, memory grows by 2 MB a figure.
     gc.collect()
+
+
+def save_charts(folder: Path, parts: Sequence[Part]) -> None:
+    """Writes the pictures among `parts` that are charts."""
+    for part in parts:
+        if isinstance(part, Picture) and part.chart:
+            save_figure(part.chart, folder / part.file)
 
 
 def chart_uri(figure: Figure) -> str:

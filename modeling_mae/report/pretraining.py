@@ -7,7 +7,7 @@ from ..files import write_json
 from .advice import judge_growth
 from .card import PAPER, Card, write_card
 from .facts import DataFacts, Identity, Looks, MachineFacts, ModelFacts, TrainingLog
-from .figures import save_figure
+from .figures import save_charts
 from .run import PRETRAINING, RunFiles, read_run, write_training
 from .run_page import lead, write_run_page
 from .sections import pretraining_charts, pretraining_sections
@@ -34,9 +34,7 @@ def report_pretraining(
     summary |= {"picture": looks.picture, "neighbours": looks.neighbours}
     write_json(output_dir / "summary.json", summary)
     run = read_run(output_dir)
-    for picture in pretraining_charts(run):
-        if picture.chart:
-            save_figure(picture.chart, output_dir / picture.file)
+    save_charts(output_dir, pretraining_charts(run))
     write_pretraining_card(run, identity, data)
     page = write_run_page(output_dir)
     _print_results(run, data)
