@@ -12,6 +12,7 @@ from documented import (
     DOCUMENTS,
     GUIDES,
     SCRIPTS,
+    SETTINGS,
     anchors,
     blocks,
     check,
@@ -24,6 +25,7 @@ from documented import (
 )
 from PIL import Image
 
+import modeling_mae
 from modeling_mae.__main__ import COMMANDS
 
 
@@ -206,6 +208,11 @@ def test_every_file_begins_with_what_it_holds():
     files = [*(ROOT / "modeling_mae").rglob("*.py"), *(ROOT / "configuration").glob("*.py"), *ROOT.glob("run_*.py")]
     texts = {file: file.read_text(encoding="utf-8") for file in files}
     assert not [file for file, text in texts.items() if text and not ast.get_docstring(ast.parse(text))]
+
+
+def test_all_files_name_one_version():
+    version = SETTINGS["metadata"]["version"]
+    assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text() and modeling_mae.__version__ == version
 
 
 def test_every_command_of_the_guides_is_run_or_has_a_reason():

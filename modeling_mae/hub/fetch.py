@@ -19,7 +19,7 @@ SCHEME = "hub://"
 
 
 def hub_source(resume: str | None) -> tuple[str, str | None] | None:
-    """`hub://owner/name@revision` as (repository, revision or None); None for what is not on the Hub.
+    """`hub://owner/name@revision` as (repository, revision or None). Anything else is None.
 
     Raises:
         UserError: no repository's name follows `hub://`.

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from ..problems import PROBLEMS, SINGLE_LABEL, Problem
 
 
-COLOURS = 10  # that matplotlib draws one line after the other in
+COLOURS = 10  # of lines, before matplotlib begins anew
 LINE_STYLES = ("-", "--", ":", "-.")
-BEGINNING = 0.1  # of a run: its losses are far above all others, and would flatten the rest of the curve
+BEGINNING = 0.1  # of a run, whose losses are far above all others and would flatten the rest of the curve
 Log = list[dict[str, Any]]
 Points = Sequence[tuple[float, float]]
 

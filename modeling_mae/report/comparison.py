@@ -38,7 +38,7 @@ def compare_runs(folders: list[Path], out: Path) -> None:
 
 
 def _names(places: list[Path]) -> list[str]:
-    """The last part of each path; of those that share it, as many parts as tell them apart."""
+    """The last part of each path. Paths that share it get as many parts as tell them apart."""
     names = []
     for place in places:
         length = next(

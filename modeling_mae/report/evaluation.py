@@ -193,7 +193,7 @@ def report_evaluation(
 
 
 def write_overview_card(run: RunFiles, identity: Identity, folders: list[str]) -> None:
-    """Writes README.md over several classifiers, each of which has its own folder and card."""
+    """Writes README.md over several classifiers. Each has its own folder and card."""
     links = ", ".join(f"[{folder}]({folder}/README.md)" for folder in folders)
     each = Text(f"Each classifier has its own folder with its weights and its card: {links}.")
     lead = f"Classifiers on the encoder of a masked autoencoder, evaluated on {run.summary['data']}."

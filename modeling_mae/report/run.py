@@ -24,7 +24,7 @@ def write_training(folder: Path, arguments: dict[str, Any], log: TrainingLog) ->
 
 @dataclass(frozen=True)
 class Training:
-    """The settings and the log of one training. Of one that has not ended the settings are not known yet."""
+    """The settings and the log of one training. While it runs, its settings are not known yet."""
 
     arguments: dict[str, Any]
     log: list[dict[str, Any]]
@@ -79,10 +79,10 @@ class RunFiles:
 
 
 def read_run(folder: Path) -> RunFiles:
-    """The run in `folder`, also of one that has not ended.
+    """The run in `folder`, which may still be running.
 
     Raises:
-        UserError: there is no run in it, or a file of it cannot be read or holds what no run writes.
+        UserError: the folder holds no run, or a file cannot be read or holds what no run writes.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -125,7 +125,7 @@ def _training(folder: Path) -> Training:
         path = folder / "history.jsonl"
         log = _history(path)
     if not isinstance(log, list):
-        raise refuse(path, "log_history is no list")
+        raise refuse(path, "log_history should be a list")
     for entry in log:
         check(path, entry, ENTRY, needed=("step", "epoch"))
     first, *later = Training({}, log).growth or [{}]
@@ -163,7 +163,7 @@ def _rows(path: Path, rows: Any, metric: str) -> list[dict[str, Any]]:
         if "n_partial" in row:
             check(path, row, {metric: lambda value: value is not None}, needed=(metric,))
             if Path(row["name"]).name != row["name"]:
-                raise refuse(path, f"{row['name'][:40]!r} is no name of a folder")
+                raise refuse(path, f"{row['name'][:40]!r} cannot name a folder")
         if "confusion_matrix" in row:
             check(path, row, {"accuracy": lambda value: value is not None}, needed=("accuracy",))
     return [_with_numbers(row) for row in rows]

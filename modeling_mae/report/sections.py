@@ -15,7 +15,7 @@ from .settings import setting_text, shown_settings
 
 
 EARLIER = 3  # pictures of reconstructions during the training
-WORST = 10  # classes, of those the classifier does worst on
+WORST = 10  # classes: those that the classifier does worst on
 CITATION = """@inproceedings{he2022masked,
   title     = {Masked Autoencoders Are Scalable Vision Learners},
   author    = {He, Kaiming and Chen, Xinlei and Xie, Saining and Li, Yanghao and
@@ -140,7 +140,7 @@ def evaluation_sections(run: RunFiles) -> list[Section]:
 
 
 def partial_chart(run: RunFiles) -> Picture | None:
-    """The metric against the blocks tuned, where there are several numbers of these."""
+    """The metric against the blocks tuned, if several numbers of blocks were."""
     tuned, from_scratch = tuned_accuracies(run.rows, run.problem)
     if len(tuned) < 2:
         return None
@@ -159,7 +159,7 @@ def _below(folder: str, name: str) -> str:
 
 
 def _classes(run: RunFiles) -> list[Part]:
-    """The confusion matrix of each classifier, and of the best the classes that it does worst on."""
+    """The confusion matrix of each classifier, and the classes that the best one does worst on."""
     tested = [row for row in run.rows if "confusion_matrix" in row]
     places = {row["name"]: _below(run.folder_of(row["name"]), "confusion.png") for row in tested}
     pictures = [
@@ -182,7 +182,7 @@ def _classes(run: RunFiles) -> list[Part]:
 
 
 def settings_parts(trainings: dict[str, Training]) -> list[Part]:
-    """The settings of each training. Those that all have alike stand below the others."""
+    """The settings of each training. Those that are alike in all stand below the others."""
     columns = {name: shown_settings(training.arguments) for name, training in trainings.items()}
     unknown = [name for name, settings in columns.items() if not settings]
     columns = {name: settings for name, settings in columns.items() if settings}
@@ -197,7 +197,7 @@ def settings_parts(trainings: dict[str, Training]) -> list[Part]:
 
 
 def _settings_rows(columns: list[dict]) -> list[list[str]]:
-    """A row for each setting that a column has: its name, and its value in each column, empty where it has none."""
+    """A row for each setting: its name, and its value in each column. A column without it has an empty cell."""
     names = list(dict.fromkeys(name for column in columns for name in column))
     return [[name, *(setting_text(column.get(name, "")) for column in columns)] for name in names]
 

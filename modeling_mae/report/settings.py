@@ -32,12 +32,12 @@ def shown_settings(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def folder_names(places: str | list[str]) -> str | list[str]:
-    """As `folder_name`, of one place or of several."""
+    """`folder_name` of one place or of several."""
     return list(map(folder_name, places)) if isinstance(places, list) else folder_name(places)
 
 
 def folder_name(place: str) -> str:
-    """The last part of a path or a URL. What can only be an id on the Hub, owner/name, stays whole."""
+    """The last part of a path or a URL. An id on the Hub, owner/name, stays whole."""
     if place.count("/") == 1 and not place.startswith(("/", ".", "~")) and not Path(place).exists():
         return place
     path = Path(place)
