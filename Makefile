@@ -1,4 +1,4 @@
-# make demo | test | quality | benchmark. Each sets up .venv first, if it is not there yet.
+# make demo | test | quality | benchmark | release. Each sets up .venv first, if it is not there yet.
 PYTHON ?= python3
 BIN := .venv/bin
 # The launcher gives a process one CPU thread by default. The demo uses all cores.
@@ -10,13 +10,14 @@ PRECISION := $(shell grep -qsw avx512_bf16 /proc/cpuinfo && echo bf16 || echo no
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision $(PRECISION) \
 	--dynamo_backend no --num_cpu_threads_per_process $(THREADS)
 
-.PHONY: help demo test quality benchmark
+.PHONY: help demo test quality benchmark release
 
 help:
 	@echo "make demo       pre-train a small MAE on the bundled images, evaluate it, show the results (in runs/)"
 	@echo "make test       run the tests"
-	@echo "make quality    check style and format"
+	@echo "make quality    check style, format and types"
 	@echo "make benchmark  measure speed and memory"
+	@echo "make release    build the wheel and the source archive into dist/, and check them; nothing is uploaded"
 	@echo "PYTHON=python3.12 make ...  make .venv with another Python (3.10 or later)"
 
 .venv/.installed: setup.cfg pyproject.toml
@@ -42,6 +43,12 @@ test: .venv/.installed
 quality: .venv/.installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/mypy
 
 benchmark: .venv/.installed
 	@for file in benchmarks/*.py; do echo "== $$file"; PYTHONPATH=. $(BIN)/python $$file || exit 1; done
+
+release: .venv/.installed
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*

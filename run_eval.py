@@ -28,8 +28,9 @@ from modeling_mae.evaluation.readouts import readout_table
 from modeling_mae.files import write_json
 from modeling_mae.hub.common import LOG_AND_BEST
 from modeling_mae.hub.fetch import local_checkpoint
-from modeling_mae.hub.push import Hub
+from modeling_mae.hub.push import Hub, HubSettings
 from modeling_mae.report.evaluation import describe_training, report_evaluation, report_training
+from modeling_mae.report.facts import Identity, TrainingLog
 from modeling_mae.settings import settings
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform, Mix
@@ -49,7 +50,7 @@ def main(options: EvalArguments) -> None:
     say = accelerator.print
     for claimed in dict.fromkeys([folder, *options.run_folders()]) if accelerator.is_main_process else ():
         claim_folder(claimed, options.overwrite_output_dir)
-    hub = Hub(folder, **options.hub_options(), main_process=accelerator.is_main_process, beside=LOG_AND_BEST).start()
+    hub = Hub(folder, settings(HubSettings, options), accelerator.is_main_process, LOG_AND_BEST).start()
     resume = local_checkpoint(accelerator, folder, options.resume_from_checkpoint, LOG_AND_BEST)
     # The results of trainings that need not be done again.
     goes_on = resume == "auto"
@@ -84,16 +85,8 @@ def main(options: EvalArguments) -> None:
     accelerator.end_training()
     if not accelerator.is_main_process:
         return
-    report_evaluation(
-        output_dir=folder,
-        rows=rows,
-        folders=[training.name for training in decided.trainings],
-        k=K,
-        license=recipe.license,
-        **hub.about(folder),
-        **sets.about_evaluation,
-        **faults,
-    )
+    names = [training.name for training in decided.trainings]
+    report_evaluation(folder, identity(hub, folder, recipe), rows, sets.facts(**faults), names, K)
     if not hub.push():
         sys.exit(1)
 
@@ -195,13 +188,14 @@ def train_classifier(
     (folder / "last").mkdir(exist_ok=True)
     save_model(accelerator, model, folder / "last")
     described = (training.n_partial, len(images), recipe.label_fraction, sets.train_name, config.pooling)
-    about = {"training": describe_training(*described), **run.about}
+    log = TrainingLog(run.history.read(), schedule.updates, schedule.updates_per_epoch)
+    about = {"training": describe_training(*described), "log": log}
     row = test_classifier(accelerator, training.name, str(folder), folder, recipe, sets, hub, **about)
     row |= {"n_partial": training.n_partial, "pooling": config.pooling}
     row |= {"images": len(images), "tuned_parameters": tuned}
     if accelerator.is_main_process:
         metric = task.problem.metric
-        last = [entry for entry in about["log"] if f"eval_{metric}" in entry][-1]
+        last = [entry for entry in log.log if f"eval_{metric}" in entry][-1]
         row |= {f"last_{metric}": last[f"eval_{metric}"], "epochs": last["epoch"]}
         write_json(training.results_file, row)
     accelerator.free_memory()
@@ -225,17 +219,14 @@ def test_classifier(
     results, columns = tested
     if accelerator.is_main_process:
         processor_of(sets.evaluation, transform.channel_mean, transform.channel_std).save_pretrained(folder)
-        report_training(
-            folder=folder,
-            arguments=dataclasses.asdict(recipe),
-            results=results,
-            predictions=sets.task.written(columns) if recipe.save_predictions else None,
-            license=recipe.license,
-            **hub.about(folder),
-            **sets.about_evaluation,
-            **about,
-        )
+        written = sets.task.written(columns) if recipe.save_predictions else None
+        settings_shown = dataclasses.asdict(recipe)
+        report_training(folder, identity(hub, folder, recipe), settings_shown, sets.facts(), results, written, **about)
     return {"name": name, **results}
+
+
+def identity(hub: Hub, folder: Path, recipe: EvalArguments) -> Identity:
+    return Identity(hub.card_name(folder), hub.address(folder), recipe.license)
 
 
 if __name__ == "__main__":

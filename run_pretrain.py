@@ -26,9 +26,10 @@ from modeling_mae.evaluation.features import EVAL_BATCH, K, knn_of_saved
 from modeling_mae.evaluation.growth import FeatureGrowth
 from modeling_mae.evaluation.nearest import nearest_images
 from modeling_mae.hub.fetch import local_checkpoint
-from modeling_mae.hub.push import Hub
+from modeling_mae.hub.push import Hub, HubSettings
+from modeling_mae.report.facts import DataFacts, Identity, Looks, MachineFacts, ModelFacts, TrainingLog
 from modeling_mae.report.neighbours import save_nearest
-from modeling_mae.report.pretraining import about_model, report_pretraining
+from modeling_mae.report.pretraining import report_pretraining
 from modeling_mae.report.reconstruction import PICTURED, ReconstructionSheet
 from modeling_mae.settings import settings
 from modeling_mae.training import launch
@@ -50,7 +51,7 @@ def main(options: PretrainArguments) -> None:
         split_batch(options.total_batch_size, options.per_device_train_batch_size, accelerator.num_processes)
     if accelerator.is_main_process:
         claim_folder(folder, options.overwrite_output_dir)
-    hub = Hub(folder, **options.hub_options(), main_process=accelerator.is_main_process).start()
+    hub = Hub(folder, settings(HubSettings, options), accelerator.is_main_process).start()
     resume = local_checkpoint(accelerator, folder, options.resume_from_checkpoint)
     checkpoint = choose_checkpoint(accelerator, folder, resume)
     before = read_manifest(checkpoint)["made_with"] if checkpoint else {}
@@ -74,7 +75,7 @@ def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub)
     # Model, optimizer, length
     set_seed(recipe.seed)
     model = load_model(MAEForPreTraining, recipe.model_name_or_path, config=config)
-    about = about_model(config, sum(p.numel() for p in model.parameters()))
+    about = ModelFacts.of(config, sum(p.numel() for p in model.parameters()))
     optimizer = make_optimizer(model, settings(OptimizerSettings, recipe))
     model, optimizer = accelerator.prepare(model, optimizer)
     unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
@@ -82,7 +83,7 @@ def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub)
     view = images.view(crop=training_crop(recipe.seed, recipe.crop_scale, recipe.horizontal_flip, images.size))
     made_with = decided.made_with(fingerprint(sets.source))
     run = open_run(accelerator, model, optimizer, view, schedule, settings(RunSettings, recipe), place, made_with)
-    describe(decided, run, about["architecture"])
+    describe(decided, run, about.architecture)
 
     # Pictures, and looks at the features
     pixel_values = transform(send_to_device(images.batch(0, images.spread(PICTURED)), accelerator.device))
@@ -118,23 +119,20 @@ def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub)
     nearest = nearest_images(accelerator, unwrapped, images, sets.evaluation, transform, **loading)
     evaluation = sets.evaluation if recipe.knn else None
     knn = knn_of_saved(accelerator, place.folder, images, evaluation, transform, seed=recipe.seed, **loading)
-    about |= launch.count_faults(accelerator, [images]) | launch.hardware(accelerator)
+    faults = launch.count_faults(accelerator, [images])
     accelerator.end_training()
     if not accelerator.is_main_process:
         return
+    source, neighbours = sets.source, save_nearest(place.folder / "neighbours.png", nearest, mean, std)
     report_pretraining(
-        output_dir=place.folder,
-        arguments=dataclasses.asdict(recipe),
-        picture=sheet.describe(recipe.bands),
-        neighbours=save_nearest(place.folder / "neighbours.png", nearest, mean, std),
-        license=recipe.license,
-        knn=knn,
-        k=K,
-        **hub.about(place.folder),
-        **sets.about,
-        **run.about,
-        **run.times,
-        **about,
+        place.folder,
+        Identity(hub.card_name(place.folder), hub.address(place.folder), recipe.license),
+        dataclasses.asdict(recipe),
+        TrainingLog(run.history.read(), schedule.updates, schedule.updates_per_epoch),
+        DataFacts(source.name, source.dataset_id or source.name, len(images), sets.eval_split, **faults),
+        about,
+        MachineFacts(**launch.hardware(accelerator), **run.times),
+        Looks(K, knn, sheet.describe(recipe.bands), neighbours),
     )
     if not hub.push():
         sys.exit(1)

@@ -197,9 +197,10 @@ class RunArguments:
         decides="nothing",
     )
 
-    def hub_options(self):
-        """What `Hub` takes beside the folder and the process."""
-        return {"repo_id": self.hub_model_id, "private": self.hub_private_repo, "strategy": self.hub_strategy}
+    def __post_init__(self):
+        push = self.push_to_hub.lower()
+        push = {"true": "end", "false": "no"}.get(push, push)
+        object.__setattr__(self, "push_to_hub", push)  # the object is frozen, and still new
 
     def deciding(self, *kinds: Decides) -> list[str]:
         """The names of the options that decide one of these kinds."""
@@ -222,11 +223,6 @@ class RunArguments:
     def trackers(self) -> list[str]:
         """What to give to `Accelerator(log_with=...)`."""
         return [] if self.report_to == ["none"] else self.report_to
-
-    @property
-    def hub_strategy(self) -> str:
-        """When to push: no, end or checkpoint."""
-        return {"true": "end", "false": "no"}.get(self.push_to_hub.lower(), self.push_to_hub.lower())
 
 
 @dataclass(frozen=True)
@@ -298,6 +294,7 @@ class PretrainArguments(RunArguments, OptimizerArguments, DataArguments, ModelAr
     )
 
     def __post_init__(self):
+        super().__post_init__()
         for paper in () if self.own_images else (OptimizerArguments(), DataArguments()):
             for name in OPTIONS:
                 if getattr(self, name) is None and hasattr(paper, name):

@@ -71,7 +71,7 @@ def check_evaluation(args) -> None:
             f"resume_from_checkpoint {args.resume_from_checkpoint!r} is of one training, and there are {len(runs)}: "
             "give auto, which goes on with each"
         )
-    if len(runs) > 1 and args.hub_strategy == "checkpoint":
+    if len(runs) > 1 and args.push_to_hub == "checkpoint":
         raise ArgumentError(
             f"push_to_hub 'checkpoint' is for one training, and there are {len(runs)}: give one n_partial, or "
             "--push_to_hub end"
@@ -328,9 +328,9 @@ def check_hub(args) -> None:
     from huggingface_hub import get_token
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-    if args.hub_strategy not in ("no", "end", "checkpoint"):
+    if args.push_to_hub not in ("no", "end", "checkpoint"):
         raise ArgumentError(f"push_to_hub {args.push_to_hub!r} does not work: give no, end or checkpoint")
-    if args.hub_strategy == "no":
+    if args.push_to_hub == "no":
         for name in ("hub_model_id", "hub_private_repo"):
             if getattr(args, name):
                 raise ArgumentError(f"{name} {getattr(args, name)!r} means nothing without push_to_hub: give both")

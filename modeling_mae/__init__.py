@@ -8,7 +8,7 @@ import os
 import sys
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def _starts_the_command() -> bool:

@@ -16,6 +16,7 @@ def replacing(path: Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".partial-{path.name}")  # files of this name are never pushed to the Hub
+    partial.unlink(missing_ok=True)  # a link of this name would lead to another file
     try:
         yield partial
         os.replace(partial, path)

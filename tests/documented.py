@@ -16,6 +16,8 @@ from modeling_mae.__main__ import COMMANDS
 
 
 SCRIPTS = {"run_pretrain.py": (PretrainArguments, "demo"), "run_eval.py": (EvalArguments, "demo_eval")}
+GUIDES = ("README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")))  # of users
+DOCUMENTS = (*GUIDES, "CONTRIBUTING.md")
 SETTINGS = ConfigParser()
 SETTINGS.read(ROOT / "setup.cfg")
 PYTEST = {"-n", "-x", "-m", "-q", "-k"}  # the options of pytest that are used
@@ -26,7 +28,7 @@ def blocks(document: str) -> list[tuple[str, str]]:
     return re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / document).read_text(), re.DOTALL | re.MULTILINE)
 
 
-def prose(document: str) -> str:
+def prose(document: str | Path) -> str:
     """The document without its fenced blocks."""
     return re.sub(r"^```.*?^```$", "", (ROOT / document).read_text(), flags=re.DOTALL | re.MULTILINE)
 
@@ -37,8 +39,28 @@ def commands(text: str) -> list[str]:
     return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
-def readme_commands() -> list[str]:
-    return [command for language, text in blocks("README.md") if language == "bash" for command in commands(text)]
+def guide_commands() -> list[str]:
+    """The commands of the README and of docs/."""
+    found = [block for document in GUIDES for block in blocks(document)]
+    return [command for language, text in found if language == "bash" for command in commands(text)]
+
+
+def python_blocks() -> list[str]:
+    """The Python of the README and of docs/."""
+    return [text for document in GUIDES for language, text in blocks(document) if language == "python"]
+
+
+def section(title: str) -> str:
+    """The text of the section `title` of the README or of docs/, up to the next title of any kind."""
+    texts = "\n".join((ROOT / document).read_text() + "\n#" for document in GUIDES)
+    (found,) = re.findall(rf"^#+ {re.escape(title)}\n(.*?)(?=^#)", texts, re.DOTALL | re.MULTILINE)
+    return found
+
+
+def anchors(document: Path) -> set[str]:
+    """What a link into the document can name."""
+    titles = re.findall("^#+ (.*)$", prose(document), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
 
 
 def header_commands(file: Path) -> list[str]:

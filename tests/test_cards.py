@@ -2,11 +2,21 @@
 
 import yaml
 from huggingface_hub import ModelCard
+from PIL import Image
 
 from modeling_mae.report.advice import _data_words as data_words
-from modeling_mae.report.cards import write_classifier_card, write_overview_card, write_pretraining_card
+from modeling_mae.report.evaluation import report_evaluation, report_training
+from modeling_mae.report.facts import (
+    DataFacts,
+    Identity,
+    LabelledFacts,
+    Looks,
+    MachineFacts,
+    ModelFacts,
+    TrainingLog,
+)
+from modeling_mae.report.pretraining import report_pretraining
 from modeling_mae.report.settings import folder_name, setting_text, shown_settings
-from modeling_mae.tasks import CLASSES
 
 
 def metadata(folder):
@@ -14,28 +24,31 @@ def metadata(folder):
     return yaml.safe_load(header)
 
 
+ARGUMENTS = {
+    "config_overrides": ["patch_size=4", "mask_ratio=0.5", "patch_size=7"],
+    "seed": 3,
+    "knn": False,
+    "train_dir": "/home/me/my|pets",
+    "cache_dir": "/home/me/cache",
+}
+
+
+def report_pets(folder, identity, data, arguments, looks):
+    """What a small pre-training leaves. Its pictures are there already."""
+    for name in ("reconstruction.png", *["neighbours.png"] * bool(looks.neighbours)):
+        Image.new("RGB", (4, 4)).save(folder / name)
+    log = TrainingLog([{"step": 5, "epoch": 0.5, "loss": 0.4321, "learning_rate": 1e-3}], 5, 10)
+    machine = MachineFacts(90.0, 1, "cpu", "no")
+    report_pretraining(folder, identity, arguments, log, data, ModelFacts("Two blocks"), machine, looks)
+
+
 def test_pretraining_card(tmp_path):
-    write_pretraining_card(
+    report_pets(
         tmp_path,
-        name="small",
-        data="10 images of pets",
-        architecture="Two blocks",
-        arguments={
-            "config_overrides": ["patch_size=4", "mask_ratio=0.5", "patch_size=7"],
-            "seed": 3,
-            "knn": False,
-            "train_dir": "/home/me/my|pets",
-            "cache_dir": "/home/me/cache",
-        },
-        results={"final loss": "0.4321"},
-        picture="Made so and so.",
-        license="cc-by-4.0",
-        dataset_id="me/pets",
-        dataset_name="Pets",
-        knn={"raw pixels": 0.5, "trained encoder": 0.755},
-        knn_split="test",
-        k=7,
-        repo_id="me/small",
+        Identity("small", "me/small", "cc-by-4.0"),
+        DataFacts("Pets", "me/pets", 10, "test"),
+        ARGUMENTS,
+        Looks(7, {"raw pixels": 0.5, "trained encoder": 0.755}, picture="Made so and so."),
     )
     header = metadata(tmp_path)
     (entry,) = header.pop("model-index")
@@ -54,10 +67,9 @@ def test_pretraining_card(tmp_path):
     text = (tmp_path / "README.md").read_text()
     for part in (
         "# small\n",
-        "pre-trained on 10 images of pets. Two blocks.",
+        "pre-trained on 10 images of Pets. Two blocks.",
         "| final loss | 0.4321 |",
-        "k-NN (k = 7)",
-        "| raw pixels | 50.0 % |\n| trained encoder | 75.5 % |",
+        "| k-NN accuracy (k = 7), raw pixels | 50.0 % |\n| k-NN accuracy (k = 7), trained encoder | 75.5 % |",
         "(reconstruction.png)\n\nMade so and so.\n",
         # fields of the model once each, the later value; of a folder its name
         "| setting | value |\n|--|--|\n| patch_size | `7` |\n| mask_ratio | `0.5` |\n| seed | `3` |\n"
@@ -72,18 +84,7 @@ def test_pretraining_card(tmp_path):
 
 
 def test_pretraining_card_without_knn(tmp_path):
-    write_pretraining_card(
-        tmp_path,
-        name="small",
-        data="10 images of photos",
-        architecture="Two blocks",
-        arguments={},
-        results={"final loss": "0.4321"},
-        picture="",
-        neighbours="Six images.",
-        dataset_id="photos",
-        dataset_name="photos",
-    )
+    report_pets(tmp_path, Identity("small"), DataFacts("photos", "photos", 10), {}, Looks(7, neighbours="Six images."))
     header, text = metadata(tmp_path), (tmp_path / "README.md").read_text()
     # the Hub refuses a data set without an owner and results without a data set
     assert "datasets" not in header and "model-index" not in header
@@ -92,27 +93,15 @@ def test_pretraining_card_without_knn(tmp_path):
     assert "k-NN" not in text and 'from_pretrained("PATH_OR_HUB_ID"' in text
 
 
-CLASSIFIER = {
-    "name": "small",
-    "dataset_id": "me/pets",
-    "dataset_name": "Pets",
-    "split": "test",
-    "class_names": ["cat: a", "dog"],
-    "problem": CLASSES.problem,
-    "arguments": {"seed": 0},
-    "repo_id": "me/small",
-}
+def report_classifier(folder, results, classes, **more):
+    data = LabelledFacts("Pets", "me/pets", 3, "test", class_names=classes)
+    report_training(folder, Identity("small", "me/small"), {"seed": 0}, data, results, **more)
 
 
 def test_classifier_card(tmp_path):
-    results = {"accuracy": 0.5, "loss": 1.25}
-    write_classifier_card(
-        tmp_path,
-        training="Trained with 2 blocks tuned.",
-        data="3 images of Pets, split test",
-        results={**results, "per_class_accuracy": [0.5, None], "confusion_matrix": [[1, 1], [0, 0]]},
-        **CLASSIFIER,
-    )
+    results = {"accuracy": 0.5, "loss": 1.25, "per_class_accuracy": [0.5, None], "confusion_matrix": [[1, 1], [0, 0]]}
+    log = TrainingLog([{"step": 1, "epoch": 1.0, "eval_accuracy": 0.5}], 1, 1)
+    report_classifier(tmp_path, results, ["cat: a", "dog"], log=log, training="Trained with 2 blocks tuned.")
     header = metadata(tmp_path)
     (entry,) = header["model-index"]
     (result,) = entry["results"]
@@ -136,11 +125,8 @@ def test_classifier_card(tmp_path):
 
 
 def test_card_of_a_classifier_that_was_only_tested(tmp_path):
-    classes = [f"class {i}" for i in range(101)]
     results = {"accuracy": 0.5, "top5_accuracy": 0.75, "loss": 1.25, "per_class_accuracy": [0.5] * 101}
-    write_classifier_card(
-        tmp_path, training=None, data="Pets", results=results, **{**CLASSIFIER, "class_names": classes}
-    )
+    report_classifier(tmp_path, results, [f"class {i}" for i in range(101)])
     text = (tmp_path / "README.md").read_text()
     assert "| top-5 accuracy | 75.00 % |" in text
     assert "`last/`" not in text and "training.png" not in text
@@ -148,15 +134,16 @@ def test_card_of_a_classifier_that_was_only_tested(tmp_path):
 
 
 def test_overview_card(tmp_path):
-    cells = [["", "images", "accuracy"], ["raw pixels", "", "62.5"], ["linear probing", "1,500", "85.0"]]
-    for picture in (True, False):
-        write_overview_card(
-            tmp_path, "small", cells, ["n_partial-0", "n_partial-1"], "Pets", picture=picture, problem=CLASSES.problem
-        )
+    folders = ["n_partial-0", "n_partial-1"]
+    trained = [{"name": name, "n_partial": n, "images": 1500, "accuracy": 0.85} for n, name in enumerate(folders)]
+    for rows, picture in ((trained, True), (trained[:1], False)):
+        raw = {"name": "raw pixels", "knn": {20: 0.625}}
+        data = LabelledFacts("Pets", "pets", 9, "test")
+        report_evaluation(tmp_path, Identity("small"), [raw, *rows], data, folders, k=20)
         card = ModelCard.load(tmp_path / "README.md")
         assert card.data.license is None and "# small" in card.text and "evaluated on Pets" in card.text
-        table = "|  | images | accuracy |\n|--|--:|--:|\n| raw pixels |  | 62.5 |\n| linear probing | 1,500 | 85.0 |"
-        assert table in card.text
+        table = "|  | images | k-NN (20) | accuracy |\n|--|--:|--:|--:|\n| raw pixels |  | 62.5 |  |\n"
+        assert f"{table}| linear probing | 1,500 |  | 85.0 |" in card.text
         assert "[n_partial-0](n_partial-0/README.md), [n_partial-1](n_partial-1/README.md)." in card.text
         assert ("(partial.png)" in card.text) == picture
 

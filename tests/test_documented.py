@@ -1,5 +1,6 @@
 """The documents' blocks and commands: real parsers take every one, and what can run here is run as it stands."""
 
+import ast
 import re
 import shutil
 
@@ -8,30 +9,37 @@ import torch
 from applied import save_checkpoint, save_classifier, write_script
 from conftest import ROOT, copied, photograph
 from documented import (
+    DOCUMENTS,
+    GUIDES,
     SCRIPTS,
+    SETTINGS,
+    anchors,
     blocks,
     check,
     commands,
+    guide_commands,
     header_commands,
     known_options,
     prose,
-    readme_commands,
     words_of,
 )
 from PIL import Image
 
+import modeling_mae
+from modeling_mae.__main__ import COMMANDS
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+
 CONFIGURATION = ROOT / "configuration"
 WITH_HEADERS = sorted((*CONFIGURATION.glob("*/*.yaml"), *CONFIGURATION.glob("*/*.sh")))
 # Blocks that are no commands, by their first line, and the test that compares them with what there is.
 DRAWINGS = {
     "my_images/": "test_readme_guide.py",
-    "run_pretrain.py      folder and Hub": "test_every_file_of_the_drawing_exists_and_every_file_is_drawn",
+    "run_pretrain.py      folder and Hub": "test_every_file_of_the_drawing_exists_and_every_folder_is_drawn",
 }
 OF_OTHERS = {"name", "help", "signal", "nodes", "time"}  # any, argparse's, and SLURM's
-# Commands of the README that this file runs, by their beginning, in the order that they need: what they print, and a
-# file that they leave.
+OF_OTHERS |= {"plan"}  # until the scripts take it
+# Commands of the README and of docs/ that this file runs, by their beginning, in the order that they need: what they
+# print, and a file that they leave.
 QUICK = {
     "mae features runs/demo": ("48 rows", "features.parquet"),
     "mae predict ": ("48 rows", "predictions.csv"),
@@ -60,6 +68,8 @@ NOT_RUN = {
     "accelerate launch --quiet --config_file configuration/accelerate/one_gpu.yaml": "a GPU",
     "accelerate launch run_pretrain.py own_images --train_dir fields": "test_many_bands.py runs it",
     "mae app": "test_app_browser.py runs one",
+    "mae features facebook/vit-mae-base": "the Hub; test_interop.py reads such checkpoints",
+    "accelerate launch run_eval.py demo_eval --model_name_or_path facebook": "the Hub; as above",
     "mae convert facebook/vit-mae-base": "the Hub; test_interop.py reads such checkpoints",
     "mae convert mae_pretrain_vit_base.pth": "published weights; test_interop.py reads such checkpoints",
     "accelerate launch run_pretrain.py demo --push_to_hub": "the Hub; test_hub.py has a stand-in",
@@ -94,25 +104,29 @@ def test_every_block_is_python_commands_or_a_drawing_that_a_test_knows():
             if language == "text":
                 drawings -= {first for first in DRAWINGS if text.startswith(first)}
                 assert any(text.startswith(first) for first in DRAWINGS), text
-            if document != "README.md":  # test_readme.py counts its Python blocks
+            if document not in GUIDES:  # test_readme.py counts their Python blocks
                 assert language != "python", text
     assert not drawings
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_parsers_take_every_command(document, elsewhere):
-    count = 0
     for language, text in blocks(document):
         for command in commands(text) if language == "bash" else ():
             check(command)
-            count += 1
-    assert count >= 5
     # and in the text, where nothing is left out
     programs = "|".join(re.escape(name) for name in ("accelerate", "mae", "make", "pip", *SCRIPTS))
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose(document))]
     for span in spans:
-        if re.match(rf"({programs}) ", span) and "..." not in span and span != "accelerate launch":
+        if span.startswith("mae ") and span.count(" ") == 1:
+            assert span.removeprefix("mae ") in COMMANDS
+        elif re.match(rf"({programs}) ", span) and "..." not in span and span != "accelerate launch":
             check(span)
+
+
+def test_the_guides_are_found_and_hold_commands():
+    assert len(GUIDES) > 5 and "docs/own_images.md" in GUIDES and len(guide_commands()) > 20
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 250
 
 
 @pytest.mark.parametrize("file", WITH_HEADERS, ids=lambda file: file.name)
@@ -149,16 +163,20 @@ def test_every_option_file_and_link_named_in_the_text_exists():
     named = set(re.findall(r"(?<![\w-])--([\w-]*\w)", "\n".join([*texts.values(), *comments])))
     assert len(named) > 40
     assert named <= known
-    for text in texts.values():
-        paths = re.findall(r"`((?:configuration|data|tests|benchmarks|modeling_mae)/[\w/.-]+)", text)
-        paths += [path for path in re.findall(r"\]\(([^)#:]+)\)|src=\"([^\"]+)\"", text) for path in path if path]
+    linked = 0
+    for document, text in texts.items():
+        paths = re.findall(r"`((?:configuration|data|docs|tests|benchmarks|modeling_mae)/[\w/.-]+)", text)
         assert not [
             path for path in paths if not any((place / path).exists() for place in (ROOT, ROOT / "modeling_mae"))
         ]
-    titles = re.findall("^#+ (.*)$", texts["README.md"], re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
-    linked = set(re.findall(r"\]\(#([^)]+)\)", texts["README.md"]))
-    assert linked and linked <= anchors
+        folder = (ROOT / document).parent
+        for link in (*re.findall(r"\]\(([^)]+)\)", text), *re.findall('src="([^"]+)"', text)):
+            path, _, anchor = link.partition("#")
+            target = folder / path if path else ROOT / document
+            if "://" not in link:
+                assert target.exists() and (not anchor or anchor in anchors(target)), (document, link)
+                linked += 1
+    assert linked > 40
 
 
 def drawn_files(text: str) -> set[str]:
@@ -178,23 +196,33 @@ def drawn_files(text: str) -> set[str]:
     return found
 
 
-def test_every_file_of_the_drawing_exists_and_every_file_is_drawn():
+def test_every_file_of_the_drawing_exists_and_every_folder_is_drawn():
     (drawing,) = [text for language, text in blocks("CONTRIBUTING.md") if language == "text"]
     named = drawn_files(drawing)
-    assert len(named) > 100 and not [path for path in named if not (ROOT / path).exists()]
-    files = {str(path.relative_to(ROOT)) for path in (ROOT / "modeling_mae").rglob("*.py")}
-    one_line = ("__init__.py", *(path for path in files if "/commands/" in path))  # one for all subcommands
-    assert not {path for path in files if not path.endswith(one_line)} - named
+    assert len(named) > 20 and not [path for path in named if not (ROOT / path).exists()]
+    rooms = {str(path.parent.relative_to(ROOT)) for path in (ROOT / "modeling_mae").glob("*/__init__.py")}
+    assert len(rooms) > 7 and rooms <= named
 
 
-def test_every_command_of_the_readme_is_run_or_has_a_reason():
+def test_every_file_begins_with_what_it_holds():
+    files = [*(ROOT / "modeling_mae").rglob("*.py"), *(ROOT / "configuration").glob("*.py"), *ROOT.glob("run_*.py")]
+    texts = {file: file.read_text(encoding="utf-8") for file in files}
+    assert not [file for file, text in texts.items() if text and not ast.get_docstring(ast.parse(text))]
+
+
+def test_all_files_name_one_version():
+    version = SETTINGS["metadata"]["version"]
+    assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text() and modeling_mae.__version__ == version
+
+
+def test_every_command_of_the_guides_is_run_or_has_a_reason():
     left = set(NOT_RUN)
-    for command in readme_commands():
+    for command in guide_commands():
         (reason,) = [begin for begin in (*RUN, *NOT_RUN) if command.startswith(begin)]
         left.discard(reason)
     assert not left
     for begin in RUN:
-        assert len({command for command in readme_commands() if command.startswith(begin)}) == 1
+        assert len({command for command in guide_commands() if command.startswith(begin)}) == 1
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +248,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("commands", [QUICK, pytest.param(SLOW, marks=pytest.mark.slow)], ids=["quick", "slow"])
 def test_commands_run_as_they_stand(folder, commands):
     for begin, (printed, left) in commands.items():
-        (command,) = {command for command in readme_commands() if command.startswith(begin)}
+        (command,) = {command for command in guide_commands() if command.startswith(begin)}
         program, *words = words_of(command)
         if program == "mae":
             code, output = copied(folder / "mae", words, folder)

@@ -30,7 +30,7 @@ from modeling_mae import EvalNet, MAEForPreTraining
 from modeling_mae.errors import TrainingStopped, UserError
 from modeling_mae.hub.common import LOG_AND_BEST
 from modeling_mae.hub.fetch import download_checkpoint, hub_source
-from modeling_mae.hub.push import Hub
+from modeling_mae.hub.push import Hub, HubSettings
 
 
 # A run of the recipe long enough to be stopped on its way.
@@ -82,7 +82,7 @@ def without_checkpoints(files):
 
 
 def make_hub(folder, repo_id="me/small", strategy="end", private=False, active=True):
-    return Hub(folder, repo_id, private=private, strategy=strategy, main_process=active)
+    return Hub(folder, HubSettings(strategy, repo_id, private), active)
 
 
 def environment(server):
@@ -274,7 +274,7 @@ def test_the_newest_checkpoint_is_downloaded(server, tmp_path, fault):
 def test_the_best_epoch_so_far_goes_with_a_classifiers_checkpoint(server, folder, tmp_path):
     write(folder, "config.json", b"{}")
     write(folder, "last/model.safetensors", b"of another epoch")
-    hub = Hub(folder, "me/small", private=False, strategy="checkpoint", main_process=True, beside=LOG_AND_BEST)
+    hub = Hub(folder, HubSettings("checkpoint", "me/small"), True, LOG_AND_BEST)
     hub.start()
     hub.checkpoint(folder / "checkpoint-14")
     hub.finish()

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shlex
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,20 +17,20 @@ from conftest import TINY_GRAY
 
 from configuration import EvalArguments, parse_arguments
 from modeling_mae import MAEConfig, MAEForPreTraining
-from modeling_mae.data.serve.images import MemoryImages
+from modeling_mae.data.images import MemoryImages
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.nearest import nearest_images
 from modeling_mae.report.advice import evaluation_advice, pretraining_advice
 from modeling_mae.report.comparison import compare_runs
+from modeling_mae.report.facts import DataFacts, Identity, Looks, MachineFacts, ModelFacts, TrainingLog
 from modeling_mae.report.neighbours import describe_neighbours, framed, save_neighbours
 from modeling_mae.report.pretraining import report_pretraining
 from modeling_mae.report.reconstruction import describe_picture
 from modeling_mae.report.run import EVALUATION, PRETRAINING, RunFiles, Training
-from modeling_mae.tasks import CLASSES, TASKS
+from modeling_mae.report.run_page import write_run_page
 
 
 EMPTY = {"meta", "img", "link", "br", "hr", "input"}  # elements without an end
-PROBLEMS = [task.problem for task in TASKS.values()]
 NASTY = '<b>&"x'
 
 
@@ -85,35 +86,23 @@ def read_page(path) -> Page:
     return page
 
 
-def pretrain(folder, losses=(1.25, 0.5), **changes):
+def pretrain(folder, losses=(1.25, 0.5), arguments=None, repo_id=None, source_name="pets", depth=4):
     """What a small pre-training leaves in `folder`."""
     log = [
         {"step": 10 * (i + 1), "epoch": 2.5 * (i + 1), "loss": loss, "learning_rate": 1e-3}
         for i, loss in enumerate(losses)
     ]
-    values = {
-        "name": folder.name,
-        "repo_id": None,
-        "arguments": {"seed": 3, "warmup_epochs": 1.0, "train_dir": "/home/me/pets", "knn": True},
-        "updates": 20,
-        "updates_per_epoch": 4,
-        "log": log,
-        "images": 1234,
-        "source_name": "pets",
-        "dataset_id": "pets",
-        "architecture": "Two blocks",
-        "normalised": True,
-        "seconds": 90.0,
-        "processes": 2,
-        "device_type": "cuda",
-        "precision": "bf16",
-        "skipped": 0,
-        "knn": {"raw pixels": 0.5, "untrained encoder": 0.25, "trained encoder": 0.755},
-        "knn_split": "test",
-        "k": 7,
-        "depth": 4,
-    }
-    report_pretraining(output_dir=folder, **{**values, **changes})
+    settings = {"seed": 3, "warmup_epochs": 1.0, "train_dir": "/home/me/pets", "knn": True}
+    report_pretraining(
+        folder,
+        Identity(folder.name, repo_id),
+        settings if arguments is None else arguments,
+        TrainingLog(log, updates=20, updates_per_epoch=4),
+        DataFacts(source_name, source_name, 1234, "test"),
+        ModelFacts("Two blocks", depth),
+        MachineFacts(90.0, 2, "cuda", "bf16"),
+        Looks(7, {"raw pixels": 0.5, "untrained encoder": 0.25, "trained encoder": 0.755}),
+    )
     return folder
 
 
@@ -135,7 +124,7 @@ def test_names_are_shown_as_they_are_and_never_become_markup(tmp_path):
     page, html = read_page(folder / "report.html"), (folder / "report.html").read_text()
     assert "b" not in page.tags and ["train_dir", NASTY] in page.rows and "<b>" not in html
     pretrain(tmp_path / "other")
-    compare_runs([folder, tmp_path / "other"], tmp_path / "compare.html", PROBLEMS)
+    compare_runs([folder, tmp_path / "other"], tmp_path / "compare.html")
     page = read_page(tmp_path / "compare.html")
     assert "b" not in page.tags and ["", NASTY, "other"] in page.rows
 
@@ -204,7 +193,7 @@ def evaluation(rows, logs=None, **summary):
     trainings = {name: Training({}, log) for name, log in (logs or {row["name"]: [] for row in rows}).items()}
     summary = {"images": 400, "problem": "single_label_classification", **summary}
     run = RunFiles(Path("run"), EVALUATION, summary, trainings, rows=rows)
-    return "\n".join(f"{part.text}\n{part.command}" for part in evaluation_advice(run, CLASSES.problem))
+    return "\n".join(f"{part.text}\n{part.command}" for part in evaluation_advice(run))
 
 
 def test_what_to_do_after_an_evaluation():
@@ -238,7 +227,7 @@ def test_runs_side_by_side(tmp_path):
     one = pretrain(tmp_path / "a" / "run")
     settings = {"seed": 4, "warmup_epochs": 1.0, "config_overrides": ["patch_size=4", "patch_size=8"]}
     other = pretrain(tmp_path / "b" / "run", losses=(1.25, 0.75), arguments=settings)
-    compare_runs([one, other], tmp_path / "compare.html", PROBLEMS)
+    compare_runs([one, other], tmp_path / "compare.html")
     page = read_page(tmp_path / "compare.html")
     assert ["", "a/run", "b/run"] in page.rows  # as much of the path as tells them apart
     assert ["final loss", "0.5000", "0.7500"] in page.rows
@@ -256,7 +245,7 @@ def test_evaluations_side_by_side(tmp_path):
         log = [{"step": 5, "epoch": 1.0, "loss": 0.9}, {"step": 5, "epoch": 1.0, "eval_accuracy": accuracy}]
         state = {"log_history": log}
         (folders[-1] / "trainer_state.json").write_text(json.dumps(state))
-    compare_runs(folders, tmp_path / "compare.html", PROBLEMS)
+    compare_runs(folders, tmp_path / "compare.html")
     page, html = read_page(tmp_path / "compare.html"), (tmp_path / "compare.html").read_text()
     assert ["linear probing, accuracy", "75.0", "50.0"] in page.rows
     assert ["raw pixels, k-NN (20)", "25.0", "25.0"] in page.rows
@@ -269,7 +258,7 @@ def test_a_run_that_has_not_ended_can_be_compared(tmp_path):
     (tmp_path / "running").mkdir()
     lines = [json.dumps({"step": 1, "epoch": 0.1, "loss": 0.625, "learning_rate": 0.1}), '{"step": 2, "ep']
     (tmp_path / "running" / "history.jsonl").write_text("\n".join(lines))
-    compare_runs([tmp_path / "running", pretrain(tmp_path / "whole")], tmp_path / "compare.html", PROBLEMS)
+    compare_runs([tmp_path / "running", pretrain(tmp_path / "whole")], tmp_path / "compare.html")
     assert ["final loss", "0.6250", "0.5000"] in read_page(tmp_path / "compare.html").rows
 
 
@@ -286,13 +275,95 @@ def test_what_cannot_be_compared_is_one_line(tmp_path):
         ([whole], "two or more"),
     ):
         with pytest.raises(UserError, match=re.escape(message)) as error:
-            compare_runs(folders, tmp_path / "compare.html", PROBLEMS)
+            compare_runs(folders, tmp_path / "compare.html")
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="give another --out"):
-        compare_runs(
-            [whole, pretrain(tmp_path / "other")], tmp_path / "whole" / "README.md" / "compare.html", PROBLEMS
-        )
+        compare_runs([whole, pretrain(tmp_path / "other")], tmp_path / "whole" / "README.md" / "compare.html")
     assert not (tmp_path / "compare.html").exists()
+
+
+# --- files that somebody else has changed ---
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+ENTRY = '{"step": 1, "epoch": 1.0, "loss": 0.5, "learning_rate": 0.1'
+
+
+@pytest.mark.parametrize(
+    "file, content",
+    [
+        *(
+            (file, content)
+            for file in ("trainer_state.json", "arguments.json", "summary.json", "results.json", "knn.json")
+            for content in ("{", '"text"', "7", "null and void", DEEP, "\ufeff{}", '{"step": ٣}', "9" * 5000)
+        ),
+        ("trainer_state.json", "{}"),
+        ("trainer_state.json", '{"log_history": {"loss": 1}}'),
+        ("trainer_state.json", '{"log_history": [3]}'),
+        ("trainer_state.json", '{"log_history": [{"step": 1}]}'),
+        *(
+            ("trainer_state.json", f'{{"log_history": [{entry}]}}')
+            for entry in (
+                f'{ENTRY}, "loss": "0.5"}}',
+                f'{ENTRY}, "loss": NaN}}',
+                f'{ENTRY}, "epoch": 1e999}}',
+                f'{ENTRY}, "step": true}}',
+                f'{ENTRY}, "rank": 3}}, {{"step": 2, "epoch": 2, "rank_untrained": 3}}',
+                f'{ENTRY}, "rank": 3, "knn": 0.5}}',
+                f'{ENTRY}, "rank": 3, "knn": 7, "knn_images": 3}}',
+            )
+        ),
+        ("arguments.json", '{"config_overrides": "patch_size=4"}'),
+        ("arguments.json", '{"warmup_epochs": "٣"}'),
+        ("arguments.json", '{"train_dir": 7}'),
+        ("arguments.json", '{"seed": {"seed": [[[]]]}}'),
+        ("summary.json", '{"data": "pets"}'),
+        ("summary.json", '{"seconds": 3}'),
+        ("summary.json", '{"waited": "long"}'),
+        ("summary.json", '{"images": -1}'),
+        ("summary.json", '{"problem": "crime"}'),
+        ("knn.json", '{"trained encoder": "good"}'),
+        ("results.json", '[{"accuracy": 0.5}]'),
+        ("results.json", '[{"name": "x", "knn": {"٣": 0.5}}]'),
+        ("results.json", '[{"name": "x", "knn": {"20": "0.5"}}]'),
+        ("results.json", '[{"name": "../../x", "n_partial": 0, "accuracy": 0.5}]'),
+        ("results.json", '[{"name": "x", "n_partial": 0}]'),
+        ("results.json", '[{"name": "x", "n_partial": 0, "accuracy": 7}]'),
+        ("results.json", '[{"name": "x", "accuracy": 0.5, "confusion_matrix": [[1, 2]]}]'),
+    ],
+    ids=str,
+)
+def test_a_file_that_was_changed_is_one_line(whole_run, tmp_path, file, content):
+    folder = shutil.copytree(whole_run, tmp_path / "run")
+    (folder / file).write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=re.escape(f"{file}'")) as error:
+        write_run_page(folder)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    return pretrain(tmp_path_factory.mktemp("whole") / "run")
+
+
+def test_links_are_neither_shown_nor_written_through(whole_run, tmp_path):
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(b"SECRET" * 100)
+    folder = shutil.copytree(whole_run, tmp_path / "run")
+    (folder / "pictures").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    for place in (folder / "reconstruction.png", tmp_path / "elsewhere" / "reconstruction-epoch-0001.png"):
+        place.symlink_to(secret) if place.parent == folder else place.write_bytes(secret.read_bytes())
+    for name in ("report.html", ".partial-report.html"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(secret)
+    html = write_run_page(folder).read_text()
+    assert base64.b64encode(b"SECRET").decode()[:8] not in html and "image/png" not in html
+    assert secret.read_bytes() == b"SECRET" * 100 and not (folder / "report.html").is_symlink()
+    (folder / "arguments.json").unlink()
+    (folder / "arguments.json").symlink_to(secret)
+    with pytest.raises(UserError, match="is a link"):
+        write_run_page(folder)
 
 
 # --- neighbours and captions ---
@@ -357,7 +428,7 @@ def test_picture_of_neighbours(tmp_path):
 
 
 def test_the_caption_says_how_the_picture_was_made():
-    words = describe_picture(8, "block", 0.75, 3, True, "Bands 1, 2 and 3.")
+    words = describe_picture(8, MAEConfig(mask_type="block", mask_ratio=0.75), 3)
     for part in ("8 training images", "75 % of its patches", "random rectangles", "seed 3", "mean and deviation"):
         assert part in words
-    assert words.endswith("Bands 1, 2 and 3.") and "normalised" not in describe_picture(8, "random", 0.5, 0, False, "")
+    assert "normalised" not in describe_picture(8, MAEConfig(norm_pix_loss=False), 0)

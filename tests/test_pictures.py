@@ -1,12 +1,14 @@
 """Reconstructions and charts: what is drawn, and that the files show it."""
 
+import base64
+
 import numpy as np
 import torch
 from PIL import Image
 
 from modeling_mae import MAEConfig, MAEForPreTraining
 from modeling_mae.report import charts
-from modeling_mae.report.figures import save_figure
+from modeling_mae.report.figures import chart_uri, save_figure
 from modeling_mae.report.reconstruction import (
     describe_shown,
     reconstruct_images,
@@ -139,6 +141,16 @@ def test_a_chart_becomes_a_file(tmp_path):
     with Image.open(tmp_path / "partial.png") as image:
         assert image.format == "PNG" and np.asarray(image.convert("L")).std() > 1
     assert [path.name for path in tmp_path.iterdir()] == ["partial.png"]
+
+
+def test_names_of_classes_are_no_formulas(tmp_path):
+    names = ["$5 and $6", "a_{", "$\\frac", "plain"]
+    figure = charts.confusion_picture(np.eye(4, dtype=int).tolist(), names)
+    save_figure(figure, tmp_path / "confusion.png")
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == names
+    svg = base64.b64decode(chart_uri(charts.runs_curve({"$x_{": [(0, 1)]}, "loss")).partition("base64,")[2]).decode()
+    assert "<!-- $x_{ -->" in svg  # matplotlib notes each text beside its glyphs
 
 
 def test_the_card_says_which_bands_are_shown():

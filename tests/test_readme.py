@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands, on a checkpoint as the demo leaves one."""
+"""The Python of the README and of docs/ runs as it stands, on a checkpoint as the demo leaves one."""
 
 import os
 import re
@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ENVIRONMENT, ROOT, TINY_GRAY, copied
+from documented import python_blocks
 
 from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining
 from modeling_mae.data.serve.processor import image_processor
 
 
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+BLOCKS = python_blocks()
 
 
 @pytest.fixture(scope="module")

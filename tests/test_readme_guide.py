@@ -1,4 +1,4 @@
-"""The README's guide for own images: the folder as it is drawn, the commands as they stand, the messages quoted."""
+"""The guide for own images: the folder as it is drawn, the commands as they stand, the messages quoted."""
 
 import ast
 import re
@@ -7,18 +7,13 @@ import shlex
 import pytest
 from accelerate.commands.launch import launch_command_parser
 from conftest import ROOT, photograph, run
+from documented import section
 
 from configuration import EvalArguments, PretrainArguments, parse_arguments
 
 
-README = (ROOT / "README.md").read_text()
 NOT_OURS = {"accelerate: command not found", "CUDA out of memory"}  # the shell's and torch's
 IMAGES_OF_A_CLASS = 40  # k-NN and batches need more than the six that are drawn
-
-
-def section(title: str) -> str:
-    """The text of a section, up to the next title of its kind."""
-    return re.search(rf"^(##+) {re.escape(title)}\n(.*?)(?=^##|\Z)", README, re.DOTALL | re.MULTILINE)[2]
 
 
 GUIDE = section("Your own images in five minutes")
@@ -35,7 +30,7 @@ def words_of(command: str) -> tuple[object, str, list[str]]:
 
 
 def draw(folder):
-    """The folder of the README, with more images of each kind."""
+    """The folder of the guide, with more images of each kind."""
     drawing = re.search(r"```text\n(.*?)```", GUIDE, re.DOTALL)[1]
     path, count = [], 0
     for line in drawing.splitlines():

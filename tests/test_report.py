@@ -11,6 +11,15 @@ from PIL import Image
 
 from modeling_mae.files import replacing, write_json
 from modeling_mae.report.evaluation import describe_training, report_evaluation, report_training, results_table
+from modeling_mae.report.facts import (
+    DataFacts,
+    Identity,
+    LabelledFacts,
+    Looks,
+    MachineFacts,
+    ModelFacts,
+    TrainingLog,
+)
 from modeling_mae.report.pretraining import report_pretraining
 from modeling_mae.tasks import CLASSES
 from modeling_mae.training.run_folder import WRITTEN
@@ -52,29 +61,20 @@ PRETRAINING_LOG = [
 ]
 
 
-def report_small_pretraining(folder, **changes):
-    values = {
-        "name": "small",
-        "repo_id": None,
-        "arguments": {"seed": 3, "betas": [0.9, 0.95]},
-        "updates": 15,
-        "updates_per_epoch": 10,
-        "log": PRETRAINING_LOG,
-        "images": 1200,
-        "source_name": "Pets",
-        "dataset_id": "me/pets",
-        "architecture": "Two blocks",
-        "normalised": True,
-        "seconds": 90.0,
-        "processes": 2,
-        "device_type": "cuda",
-        "precision": "bf16",
-        "skipped": 4,
-        "knn": {"raw pixels": 0.5, "trained encoder": 0.755},
-        "knn_split": "test",
-        "k": 7,
-    }
-    report_pretraining(output_dir=folder, **{**values, **changes})
+KNN = {"raw pixels": 0.5, "trained encoder": 0.755}
+
+
+def report_small_pretraining(folder, skipped=4, knn=KNN, split="test"):
+    report_pretraining(
+        folder,
+        Identity("small"),
+        {"seed": 3, "betas": [0.9, 0.95]},
+        TrainingLog(PRETRAINING_LOG, updates=15, updates_per_epoch=10),
+        DataFacts("Pets", "me/pets", 1200, split, skipped),
+        ModelFacts("Two blocks"),
+        MachineFacts(90.0, 2, "cuda", "bf16"),
+        Looks(7, knn),
+    )
 
 
 def test_report_of_pretraining(tmp_path, capsys):
@@ -99,11 +99,12 @@ def test_report_of_pretraining(tmp_path, capsys):
     for part in (
         "pre-trained on 1,200 images of Pets. Two blocks.",
         "| final loss | 0.6543 |",
-        "| updates | 15 |",
+        "| length | 15 updates, 1.5 epochs |",
         "| time | 1.5 minutes on 2 x cuda |",
         "| precision | bf16 |",
         "| bad images skipped | 4 |",
-        "| trained encoder | 75.5 % |",
+        "| k-NN accuracy (k = 7), trained encoder | 75.5 % |",
+        "(loss.png)",
     ):
         assert part in text, part
     assert capsys.readouterr().out.splitlines() == [
@@ -117,7 +118,7 @@ def test_report_of_pretraining(tmp_path, capsys):
 
 
 def test_report_of_pretraining_without_labels(tmp_path, capsys):
-    report_small_pretraining(tmp_path, skipped=0, knn={}, knn_split=None)
+    report_small_pretraining(tmp_path, skipped=0, knn={}, split=None)
     assert "knn.json" not in names(tmp_path)
     text, output = (tmp_path / "README.md").read_text(), capsys.readouterr().out
     assert "k-NN" not in text + output and "skipped" not in text + output
@@ -135,20 +136,9 @@ EVALUATION_LOG = [
 ]
 
 
-def report_small_training(folder, **changes):
-    values = {
-        "name": "small",
-        "repo_id": None,
-        "arguments": {"seed": 3},
-        "results": RESULTS,
-        "class_names": ["cat", "dog"],
-        "dataset_id": "me/pets",
-        "dataset_name": "Pets",
-        "split": "test",
-        "eval_images": 1003,
-        "problem": CLASSES.problem,
-    }
-    report_training(folder=folder, **{**values, **changes})
+def report_small_training(folder, results=RESULTS, class_names=("cat", "dog"), **more):
+    data = LabelledFacts("Pets", "me/pets", 1003, "test", class_names=list(class_names))
+    report_training(folder, Identity("small"), {"seed": 3}, data, results, **more)
 
 
 def test_report_of_a_training(tmp_path):
@@ -162,9 +152,7 @@ def test_report_of_a_training(tmp_path):
         tmp_path,
         predictions=CLASSES.written(predictions),
         training="Trained somehow.",
-        log=EVALUATION_LOG,
-        updates=20,
-        updates_per_epoch=10,
+        log=TrainingLog(EVALUATION_LOG, updates=20, updates_per_epoch=10),
     )
     assert names(tmp_path) == {
         "arguments.json",
@@ -277,17 +265,13 @@ def test_results_table_of_classes_of_different_size():
     assert values.split() == ["attentive", "probing", "75.0", "62.5", "50.0", "87.5"]
 
 
+def report_small_evaluation(folder, rows, folders, skipped=0):
+    data = LabelledFacts("Pets", "pets", 9, "test", skipped)
+    report_evaluation(folder, Identity("small"), rows, data, folders, k=20)
+
+
 def test_report_of_an_evaluation(tmp_path, capsys):
-    report_evaluation(
-        output_dir=tmp_path,
-        name="small",
-        rows=FROZEN + TRAINED,
-        folders=["n_partial-0", "n_partial-0.5", "from-scratch"],
-        dataset_name="Pets",
-        skipped=4,
-        k=20,
-        problem=CLASSES.problem,
-    )
+    report_small_evaluation(tmp_path, FROZEN + TRAINED, ["n_partial-0", "n_partial-0.5", "from-scratch"], skipped=4)
     assert names(tmp_path) == {*EVALUATION_FILES, "partial.png", "README.md"} and set(WRITTEN) >= EVALUATION_FILES
     rows = read_json(tmp_path / "results.json")
     assert rows[0]["knn"] == {"10": 0.5, "20": 0.625} and rows[2:] == TRAINED  # JSON's keys are text
@@ -309,16 +293,7 @@ def test_report_of_an_evaluation(tmp_path, capsys):
 
 def test_report_of_one_classifier_leaves_its_card_alone(tmp_path, capsys):
     (tmp_path / "README.md").write_text("the classifier's own")
-    report_evaluation(
-        output_dir=tmp_path,
-        name="small",
-        rows=TRAINED[:1],
-        folders=["n_partial-0"],
-        dataset_name="Pets",
-        skipped=0,
-        k=20,
-        problem=CLASSES.problem,
-    )
+    report_small_evaluation(tmp_path, TRAINED[:1], ["n_partial-0"])
     assert names(tmp_path) == {*EVALUATION_FILES, "README.md"}
     assert (tmp_path / "README.md").read_text() == "the classifier's own"
     assert stripped(capsys.readouterr().out) == [

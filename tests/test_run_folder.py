@@ -55,6 +55,18 @@ def test_overwriting_removes_what_a_run_wrote_and_nothing_else(tmp_path):
     assert names(tmp_path) == mine | {MARK, LOCK}
 
 
+@pytest.mark.parametrize("name", ["config.json", "pictures", MARK])
+def test_a_link_is_not_written_through(tmp_path, name):
+    folder, outside = tmp_path / "run", tmp_path / "outside"
+    outside.write_text("mine")
+    claim_folder(folder, overwrite=False)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(outside)
+    with pytest.raises(UserError, match=f"holds a link .{name}."):
+        claim_folder(folder, overwrite=False)
+    assert outside.read_text() == "mine"
+
+
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file.* cannot be written .Not a directory.: give another"):

@@ -21,14 +21,13 @@ def run(arguments: Namespace) -> None:
     Raises:
         UserError: as `compare_runs` and `write_run_page`.
     """
+    from .. import tasks  # noqa: F401  # it tells the reports which figures each task has
     from ..report.comparison import compare_runs
-    from ..report.run_pages import write_run_page
-    from ..tasks import TASKS
+    from ..report.run_page import write_run_page
 
-    problems = [task.problem for task in TASKS.values()]
     if len(arguments.runs) == 1:
-        out = write_run_page(arguments.runs[0], *problems, out=arguments.out)
+        out = write_run_page(arguments.runs[0], arguments.out)
     else:
         out = arguments.out or Path("compare.html")
-        compare_runs(arguments.runs, out, problems)
+        compare_runs(arguments.runs, out)
     print(f"written    {out}")

@@ -19,12 +19,12 @@ SCHEME = "hub://"
 
 
 def hub_source(resume: str | None) -> tuple[str, str | None] | None:
-    """`hub://owner/name@revision` as (repository, revision or None); None for what is not on the Hub.
+    """`hub://owner/name@revision` as (repository, revision or None). Anything else is None.
 
     Raises:
         UserError: no repository's name follows `hub://`.
     """
-    if not (resume or "").startswith(SCHEME):
+    if resume is None or not resume.startswith(SCHEME):
         return None
     repo_id, _, revision = resume.removeprefix(SCHEME).partition("@")
     try:
@@ -36,26 +36,28 @@ def hub_source(resume: str | None) -> tuple[str, str | None] | None:
     return repo_id, revision or None
 
 
-def local_checkpoint(accelerator: Accelerator, folder: Path, resume: str | None, beside=LOG) -> str | None:
+def local_checkpoint(
+    accelerator: Accelerator, folder: Path, resume: str | None, beside: tuple[str, ...] = LOG
+) -> str | None:
     """`resume` for `open_run`. The main process downloads what is on the Hub into `folder`; anything else stays.
 
     Raises:
         UserError: as `download_checkpoint`.
     """
-    if hub_source(resume) is None:
+    if resume is None or hub_source(resume) is None:
         return resume
     path = [str(download_checkpoint(resume, folder, beside)) if accelerator.is_main_process else None]
     return broadcast_object_list(path)[0]
 
 
-def download_checkpoint(source: str, folder: Path, beside=LOG) -> Path:
+def download_checkpoint(source: str, folder: Path, beside: tuple[str, ...] = LOG) -> Path:
     """Download the newest checkpoint of `source` (`hub://owner/name[@revision]`) into `folder`, and the files that
     match `beside` (patterns) where `folder` lacks them.
 
     Raises:
         UserError: no such repository or revision, no checkpoint in it, or no answer from the Hub.
     """
-    repo_id, revision = hub_source(source)
+    repo_id, revision = hub_source(source) or (source, None)
     api = HfApi()
     partial = folder / ".partial-download"
 

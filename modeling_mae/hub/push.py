@@ -6,6 +6,7 @@ import shutil
 import sys
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -20,21 +21,27 @@ from .common import LOG, matching, reason, refused, retried, status_of
 IGNORED = (".mae_run.*", "*/.mae_run.*", "checkpoint-*", ".partial-*", "*/checkpoint-*", "*/.partial-*")
 
 
-class Hub:
-    """A run's repository: `folder` goes to `repo_id`, or to a repository of the folder's name.
+@dataclass(frozen=True)
+class HubSettings:
+    """`push_to_hub` is "no", "end" or "checkpoint". Without a `hub_model_id` the repository has the folder's name."""
 
-    `strategy` is "no", "end" or "checkpoint". With "checkpoint", each checkpoint is uploaded in the background too.
-    The files beside it that match `beside` (patterns) go with it: a run needs them to go on from there. With "no", and
-    on other processes than the main one, every method does nothing.
+    push_to_hub: str = "no"
+    hub_model_id: str | None = None
+    hub_private_repo: bool = False
+
+
+class Hub:
+    """The repository of a run in `folder`.
+
+    With "checkpoint", each checkpoint is uploaded in the background too. The files beside it that match `beside`
+    (patterns) go with it: a run needs them to go on from there. With "no", and on other processes than the main one,
+    every method does nothing.
     """
 
-    def __init__(
-        self, folder: Path, repo_id: str | None, *, private: bool, strategy: str, main_process: bool, beside=LOG
-    ):
-        self.folder, self.repo_id = folder, repo_id or folder.resolve().name
-        self.private, self.beside = private, beside
-        self.active = main_process and strategy != "no"
-        self.checkpoints = self.active and strategy == "checkpoint"
+    def __init__(self, folder: Path, settings: HubSettings, main_process: bool, beside: tuple[str, ...] = LOG):
+        self.folder, self.settings, self.beside = folder, settings, beside
+        self.repo_id = settings.hub_model_id or folder.resolve().name
+        self.active = main_process and settings.push_to_hub != "no"
         self.api = HfApi()
         self.created = False
         self.upload: Future | None = None
@@ -44,11 +51,9 @@ class Hub:
         """What the model card in `folder` calls the model: the repository, or else the folder."""
         return self.repo_id.split("/")[-1] if self.active else folder.resolve().name
 
-    def about(self, folder: Path) -> dict[str, str | None]:
-        """What the card in `folder` says of the model's place: its `name`, and the `repo_id` that users load it from,
-        None where the model is only in the folder."""
-        in_repository = self.active and folder == self.folder
-        return {"name": self.card_name(folder), "repo_id": self.repo_id if in_repository else None}
+    def address(self, folder: Path) -> str | None:
+        """The repository that users load the model of `folder` from, None if it is only in the folder."""
+        return self.repo_id if self.active and folder == self.folder else None
 
     def start(self) -> "Hub":
         """Create the repository before any long work. When the Hub cannot be reached, say so and go on.
@@ -58,9 +63,7 @@ class Hub:
         """
         if not self.active:
             return self
-        # The client's messages and bars would break into what the training shows.
-        logging.set_verbosity_error()
-        disable_progress_bars()
+        _silence_client()
         try:
             self._create()
             self._check_write_access()
@@ -75,7 +78,7 @@ class Hub:
 
     def checkpoint(self, path: Path) -> None:
         """Upload the checkpoint `path` in the background, unless an earlier upload still runs."""
-        if not self.checkpoints:
+        if not self.active or self.settings.push_to_hub != "checkpoint":
             return
         if self.upload and not self.upload.done():
             self.skipped[path.parent] = path
@@ -123,17 +126,18 @@ class Hub:
         try:
             url = retried(self._push)
         except Exception as error:  # whatever the network and its client come up with
-            words = ["hf", "upload", self.repo_id, str(self.folder), *["--private"] * self.private]
-            words += [word for pattern in IGNORED for word in ("--exclude", pattern)]
-            _say(f"not pushed ({reason(error)}): all is in {self.folder}; push it later with `{shlex.join(words)}`")
+            excluded = [word for pattern in IGNORED for word in ("--exclude", pattern)]
+            words = [self.repo_id, str(self.folder), *["--private"] * self.settings.hub_private_repo, *excluded]
+            _say(f"not pushed ({reason(error)}): {_later(self.folder, words)}")
             return False
         print(f"pushed     {url}")
         return True
 
     def _create(self) -> None:
         if not self.created:
-            url = self.api.create_repo(self.repo_id, private=self.private or None, exist_ok=True)
-            self.repo_id, self.created = url.repo_id, True
+            private = self.settings.hub_private_repo or None
+            self.repo_id = self.api.create_repo(self.repo_id, private=private, exist_ok=True).repo_id
+            self.created = True
 
     def _check_write_access(self) -> None:
         # `create_repo` accepts a repository that exists and belongs to others.
@@ -147,9 +151,8 @@ class Hub:
 
     def _push(self) -> str:
         self._create()
-        return str(
-            self.api.upload_folder(repo_id=self.repo_id, folder_path=self.folder, ignore_patterns=list(IGNORED))
-        )
+        patterns = list(IGNORED)
+        return str(self.api.upload_folder(repo_id=self.repo_id, folder_path=self.folder, ignore_patterns=patterns))
 
     def _upload(self, name: Path, staging: Path) -> None:
         try:
@@ -163,19 +166,13 @@ class Hub:
         # One commit, so that no revision has half a checkpoint; `upload_folder` may make several.
         self._create()
         files = {path.relative_to(staging).as_posix(): path for path in staging.rglob("*") if path.is_file()}
-        outdated = [
-            path
+        changes: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationDelete(path)
             for path in self.api.list_repo_files(self.repo_id)
             if path not in files and _is_in_checkpoint(path, name.parent.as_posix())
         ]
-        self.api.create_commit(
-            self.repo_id,
-            [
-                *(CommitOperationDelete(path) for path in outdated),
-                *(CommitOperationAdd(path, file) for path, file in files.items()),
-            ],
-            commit_message=f"Training: {name.as_posix()}",
-        )
+        changes += [CommitOperationAdd(path, file) for path, file in files.items()]
+        self.api.create_commit(self.repo_id, changes, commit_message=f"Training: {name.as_posix()}")
 
 
 def push_space(folder: Path, repo_id: str, *, private: bool) -> str:
@@ -184,8 +181,7 @@ def push_space(folder: Path, repo_id: str, *, private: bool) -> str:
     Raises:
         UserError: the Hub refuses or does not answer; names the command that pushes later.
     """
-    logging.set_verbosity_error()
-    disable_progress_bars()
+    _silence_client()
     api = HfApi()
     ignored = ["*__pycache__*", ".partial-*"]
 
@@ -197,11 +193,12 @@ def push_space(folder: Path, repo_id: str, *, private: bool) -> str:
     try:
         return retried(push)
     except Exception as error:  # whatever the network and its client come up with
-        words = ["hf", "upload", repo_id, str(folder), ".", "--repo-type", "space", *["--private"] * private]
-        raise UserError(
-            f"{repo_id!r} is not pushed ({reason(error)}): all is in {folder}; push it later with "
-            f"`{shlex.join(words)}`"
-        ) from None
+        words = [repo_id, str(folder), ".", "--repo-type", "space", *["--private"] * private]
+        raise UserError(f"{repo_id!r} is not pushed ({reason(error)}): {_later(folder, words)}") from None
+
+
+def _later(folder: Path, words: list[str]) -> str:
+    return f"all is in {folder}; push it later with `{shlex.join(['hf', 'upload', *words])}`"
 
 
 def _is_in_checkpoint(path: str, folder: str) -> bool:
@@ -210,7 +207,13 @@ def _is_in_checkpoint(path: str, folder: str) -> bool:
     return any(parent.parent.as_posix() == folder for parent in parents)
 
 
-def _link(source: str, target: str) -> None:
+def _silence_client() -> None:
+    """The client's messages and bars would break into what a training shows."""
+    logging.set_verbosity_error()
+    disable_progress_bars()
+
+
+def _link(source: str | Path, target: str | Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # not every file system can

@@ -2,9 +2,11 @@
 
 import math
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from .page import Text
+from .parts import Text
 from .problem import Problem
 from .run import RunFiles, Training
 from .settings import folder_names, setting_text
@@ -12,25 +14,26 @@ from .settings import folder_names, setting_text
 
 FEW_UPDATES = 20  # an epoch, for a small set
 WAITS = 0.2  # of the time: more than this is worth mending
-DATA_OPTIONS = ("dataset_name", "dataset_config_name", "train_dir", "mix", "validation_dir", "train_split")
-DATA_OPTIONS += ("eval_split", "image_column_name", "streaming")
+DATA_OPTIONS = (
+    *("dataset_name", "dataset_config_name", "train_dir", "mix", "validation_dir", "train_split", "eval_split"),
+    *("image_column_name", "streaming"),
+)
 
 
 # --- pre-training ---
 
 
-def judge_growth(log: list[dict]) -> str:
+def judge_growth(log: list[dict[str, Any]]) -> str:
     """What the entries of `FeatureGrowth` say: since when the features beat raw pixels, whether they beat those of the
     untrained encoder, and whether they still grow.
 
-    A difference counts where it is larger than a standard error of an accuracy on so many images.
+    A difference counts if it is larger than a standard error of an accuracy on so many images.
     """
     baselines, entries = log[0], [entry for entry in log if "knn" in entry]
     if not entries:
         ranks = [entry["rank"] for entry in log if "rank" in entry]
         return f"effective rank {baselines.get('rank_untrained', ranks[0]):.1f} untrained, {ranks[-1]:.1f} now"
     last, raw = entries[-1]["knn"], baselines.get("knn_raw_pixels")
-    error = math.sqrt(last * (1 - last) / baselines["knn_images"])
     sentence = f"k-NN accuracy {100 * last:.1f} %"
     if raw is not None:
         behind = [entry["epoch"] for entry in entries if entry["knn"] <= raw]
@@ -42,93 +45,90 @@ def judge_growth(log: list[dict]) -> str:
         sentence = f"{sentence}; the untrained encoder has {100 * untrained:.1f} %, so nothing is gained yet"
     if len(entries) < 2:
         return sentence
-    earlier = entries[: max(1, 3 * len(entries) // 4)]  # a last quarter that brings nothing is a plateau
-    if last > max(entry["knn"] for entry in earlier) + error:
+    if last > _before_last_quarter(entries, "knn") + _error(last, baselines["knn_images"]):
         return f"{sentence}; still rising: longer training will help"
     return f"{sentence}; no longer rising: longer training at these settings will bring little"
+
+
+def _before_last_quarter(entries: list[dict[str, Any]], key: str) -> float:
+    """The highest value before the last quarter: a quarter that brings nothing is a plateau."""
+    return max(entry[key] for entry in entries[: max(1, 3 * len(entries) // 4)])
+
+
+def _error(accuracy: float, images: int) -> float:
+    """The standard error of an accuracy."""
+    return math.sqrt(accuracy * (1 - accuracy) / images)
 
 
 def pretraining_advice(run: RunFiles) -> list[Text]:
     """What to do after a pre-training, most urgent first."""
     checkpoint, shared = _place(run), bool(run.summary.get("repo_id"))
     data = _data_words(run.training.arguments, shared)
-    advice = [*_unfinished_business(run), _length_of_pretraining(run)]
+    advice = [*_troubles(run), *_troubles_with_images(run), _length_of_pretraining(run)]
     if not data and run.training.arguments.get("output_dir", "").endswith("runs/demo"):
         advice.append(Text("Evaluate, with what the demo is made for:", _launch("run_eval.py", "demo_eval")))
     else:
         words = ("--model_name_or_path", checkpoint, "--do_train", "false", "--knn", "true", *data)
-        text = "Evaluate where there are labels. k-NN and logistic regression take minutes and need no settings:"
+        text = "Evaluate with labels. k-NN and logistic regression take minutes and need no settings:"
         advice.append(Text(text, _launch("run_eval.py", *words, "--output_dir", f"{_folder(run)}_features")))
         advice.append(_fine_tuning(run, checkpoint, data))
     advice.append(Text("Look at reconstructions and attention in a browser:", shlex.join(["mae", "app", checkpoint])))
-    use = "from transformers import AutoImageProcessor, AutoModel\n\n"
-    use += f"processor = AutoImageProcessor.from_pretrained({checkpoint!r}, trust_remote_code=True)\n"
-    use += f"model = AutoModel.from_pretrained({checkpoint!r}, trust_remote_code=True).eval()\n"
-    use += "features = model(**processor(image, return_tensors='pt')).pooler_output  # (1, width)"
-    advice.append(Text("Use the encoder, which masks nothing:", use))
-    return [*advice, _export(checkpoint)]
+    use = f"""from transformers import AutoImageProcessor, AutoModel
+
+processor = AutoImageProcessor.from_pretrained({checkpoint!r}, trust_remote_code=True)
+model = AutoModel.from_pretrained({checkpoint!r}, trust_remote_code=True).eval()
+features = model(**processor(image, return_tensors='pt')).pooler_output  # (1, width)"""
+    return [*advice, Text("Use the encoder, which masks nothing:", use, "python"), _export(checkpoint)]
 
 
-def _unfinished_business(run: RunFiles) -> list[Text]:
-    """What was wrong with the run, if anything."""
-    summary, training, advice = run.summary, run.training, []
-    losses = [entry["loss"] for entry in training.losses]
-    warmup, epochs = training.arguments.get("warmup_epochs", 0), training.losses[-1]["epoch"] if losses else 0
+def _troubles(run: RunFiles) -> Iterator[Text]:
+    """What was wrong with a pre-training, if anything."""
+    losses = run.training.losses
+    warmup, epochs = run.training.arguments.get("warmup_epochs") or 0, losses[-1]["epoch"] if losses else 0
     if epochs <= warmup:
-        advice.append(
-            Text(
-                f"The run ended after {epochs:g} epochs, within the warm-up of {warmup:g}: the learning rate never "
-                "reached its height. Take it for a trial, and train longer or with fewer --warmup_epochs."
-            )
+        yield Text(
+            f"The run ended after {epochs:g} epochs, within the warm-up of {warmup:g}: the learning rate never "
+            "reached its height. Take it for a trial, and train longer or with fewer --warmup_epochs."
         )
-    elif summary.get("normalised") and losses and losses[-1] >= 1:
-        advice.append(
-            Text(
-                f"The final loss, {losses[-1]:.3f}, is not below 1, which predicting the mean of each patch gives: "
-                "the model has learnt nothing yet. Train longer, or with another --base_learning_rate."
-            )
+    elif run.summary.get("normalised") and losses and losses[-1]["loss"] >= 1:
+        yield Text(
+            f"The final loss, {losses[-1]['loss']:.3f}, is not below 1, which predicting the mean of each patch "
+            "gives: the model has learnt nothing yet. Train longer, or with another --base_learning_rate."
         )
     trained, untrained = (run.knn.get(f"{name} encoder") for name in ("trained", "untrained"))
     if trained is not None and untrained is not None and trained <= untrained < 1:
-        advice.append(
-            Text(
-                f"The features are no better than those of an untrained encoder (k-NN accuracy {100 * trained:.1f} % "
-                f"and {100 * untrained:.1f} %). Train longer, on more images, or with smaller patches."
-            )
+        yield Text(
+            f"The features are no better than those of an untrained encoder (k-NN accuracy {100 * trained:.1f} % and "
+            f"{100 * untrained:.1f} %). Train longer, on more images, or with smaller patches."
         )
-    if summary.get("updates_per_epoch", FEW_UPDATES) < FEW_UPDATES:
-        updates = summary["updates_per_epoch"]
-        advice.append(
-            Text(
-                f"An epoch had {updates} update{'s' if updates > 1 else ''}. A smaller --total_batch_size makes more "
-                "of the same images; at least 20 are a good rule."
-            )
+    updates = run.summary.get("updates_per_epoch", FEW_UPDATES)
+    if updates < FEW_UPDATES:
+        yield Text(
+            f"An epoch had {updates} update{'s' if updates > 1 else ''}. A smaller --total_batch_size makes more of "
+            f"the same images; at least {FEW_UPDATES} are a good rule."
         )
-    return [*advice, *_troubles_with_images(summary)]
 
 
-def _troubles_with_images(summary: dict) -> list[Text]:
-    advice = []
-    if summary.get("skipped"):
-        text = f"{summary['skipped']:,} images could not be decoded and were left out: the lines that begin with"
-        advice.append(Text(f"{text} skipped name them. Mend or remove them."))
-    if (summary.get("waited") or 0) > WAITS:
-        advice.append(
-            Text(
-                f"The training waited {100 * summary['waited']:.0f} % of its time for images. More "
-                "--dataloader_num_workers help where cores are idle; so do smaller image files."
-            )
+def _troubles_with_images(run: RunFiles) -> Iterator[Text]:
+    if run.summary.get("skipped"):
+        yield Text(
+            f"{run.summary['skipped']:,} images could not be decoded and were left out: the lines that begin with "
+            "skipped name them. Mend or remove them."
         )
-    return advice
+    waited = run.summary.get("waited") or 0
+    if waited > WAITS:
+        yield Text(
+            f"The training waited {100 * waited:.0f} % of its time for images. If cores are idle, more "
+            "--dataloader_num_workers help. Smaller image files help too."
+        )
 
 
 def _length_of_pretraining(run: RunFiles) -> Text:
     epochs = run.training.losses[-1]["epoch"] if run.training.losses else 0
     longer = f"--num_train_epochs {max(1, math.ceil(2 * epochs))} --resume_from_checkpoint auto"
     if len(run.training.growth) > 1:
-        verdict = judge_growth(run.training.growth)
-        sentence = f"Features: {verdict}."
-        if "no longer rising" in verdict:
+        sentence = f"Features: {judge_growth(run.training.growth)}."
+        if "no longer rising" in sentence:
             return Text(sentence)
         return Text(f"{sentence} The same command goes on from here with:", longer)
     return Text(
@@ -150,78 +150,66 @@ def _fine_tuning(run: RunFiles, checkpoint: str, data: list[str]) -> Text:
 # --- evaluation ---
 
 
-def evaluation_advice(run: RunFiles, problem: Problem) -> list[Text]:
+def evaluation_advice(run: RunFiles) -> list[Text]:
     """What to do after an evaluation."""
-    trained = [row for row in run.rows if "n_partial" in row]
-    advice = _troubles_with_images(run.summary)
+    problem, trained = run.problem, [row for row in run.rows if "n_partial" in row]
+    advice = [*_troubles_with_images(run)]
     for row in trained:
         advice += _length_of_training(row, run.trainings[row["name"]], problem, run.summary.get("images"))
     advice += _gain_of_pretraining(trained, problem)
     best = max(trained, key=problem.score, default=None)
-    advice += _confusions(best or next((row for row in run.rows if "confusion_matrix" in row), {}), run.summary)
+    advice += _confusions(best or next((row for row in run.rows if "confusion_matrix" in row), {}), run)
     if best is None:
         return advice
     folder = f"{_place(run)}/{best['name']}" if len(trained) > 1 else _place(run)
-    use = f"from transformers import pipeline\n\nclassify = pipeline({problem.hub_task!r}, {folder!r}, "
-    advice.append(Text("Use the best classifier:", f"{use}trust_remote_code=True)\nclassify('photograph.jpg')"))
-    return [*advice, _export(folder)]
+    use = f"from transformers import pipeline\n\nclassify = pipeline('image-classification', {folder!r}, "
+    use += "trust_remote_code=True)\nclassify('photograph.jpg')"
+    return [*advice, Text("Use the best classifier:", use, "python"), _export(folder)]
 
 
-def _length_of_training(row: dict, training: Training, problem: Problem, images: int | None) -> list[Text]:
+def _length_of_training(
+    row: dict[str, Any], training: Training, problem: Problem, images: int | None
+) -> Iterator[Text]:
     key = f"eval_{problem.metric}"
     entries = [entry for entry in training.log if key in entry]
     if len(entries) < 3 or not problem.is_share or not images:
-        return []
-    best, last = row[problem.metric], entries[-1][key]
-    error = math.sqrt(best * (1 - best) / images)
-    earlier = max(entry[key] for entry in entries[: max(1, 3 * len(entries) // 4)])
-    if last > earlier + error:
-        return [
-            Text(
-                f"{row['name']}: {problem.metric_title} was still rising in the last quarter, from "
-                f"{100 * earlier:.1f} % to {100 * last:.1f} %. Longer training will help:",
-                f"--num_train_epochs {math.ceil(2 * entries[-1]['epoch'])} --resume_from_checkpoint auto",
-            )
-        ]
-    if last < best - error:
-        return [
-            Text(
-                f"{row['name']}: {problem.metric_title} fell from {100 * best:.1f} % to {100 * last:.1f} % at the "
-                "end. The best epoch was kept. Fewer epochs, or more augmentation, suit these images better."
-            )
-        ]
-    return []
+        return
+    best, last, earlier = row[problem.metric], entries[-1][key], _before_last_quarter(entries, key)
+    subject = f"{row['name']}: {problem.metric_title}"
+    if last > earlier + _error(best, images):
+        text = f"{subject} was still rising in the last quarter, from {100 * earlier:.1f} % to {100 * last:.1f} %."
+        longer = f"--num_train_epochs {math.ceil(2 * entries[-1]['epoch'])} --resume_from_checkpoint auto"
+        yield Text(f"{text} Longer training will help:", longer)
+    elif last < best - _error(best, images):
+        text = f"{subject} fell from {100 * best:.1f} % to {100 * last:.1f} % at the end. The best epoch was kept."
+        yield Text(f"{text} Fewer epochs, or more augmentation, suit these images better.")
 
 
-def _gain_of_pretraining(trained: list[dict], problem: Problem) -> list[Text]:
+def _gain_of_pretraining(trained: list[dict[str, Any]], problem: Problem) -> Iterator[Text]:
     scratch = next((row for row in trained if row["n_partial"] is None), None)
     tuned = [row for row in trained if row["n_partial"]]
     if scratch is None or not tuned:
-        return []
-    best = max(tuned, key=problem.score)
-    unit = " %" if problem.is_share else ""
-    better = "better" if problem.score(best) > problem.score(scratch) else "no better"
+        return
+    best, unit = max(tuned, key=problem.score), " %" if problem.is_share else ""
+    gains = problem.score(best) > problem.score(scratch)
     values = [problem.shown(row[problem.metric]) + unit for row in (best, scratch)]
-    remedy = "" if better == "better" else " Pre-train longer, or on more images."
-    sentence = f"Pre-training is {better} than none: {problem.metric_title} {values[0]}, from scratch {values[1]}."
-    return [Text(sentence + remedy)]
+    text = f"than none: {problem.metric_title} {values[0]}, from scratch {values[1]}."
+    no_gain = f"Pre-training is no better {text} Pre-train longer, or on more images."
+    yield Text(f"Pre-training is better {text}" if gains else no_gain)
 
 
-def _confusions(row: dict, summary: dict) -> list[Text]:
-    names, confusion = summary.get("class_names") or [], row.get("confusion_matrix") or []
+def _confusions(row: dict[str, Any], run: RunFiles) -> Iterator[Text]:
+    names, confusion = run.summary.get("class_names") or [], row.get("confusion_matrix") or []
     if len(names) != len(confusion):
-        return []
+        return
     pairs = [(confusion[i][j], i, j) for i in range(len(names)) for j in range(len(names)) if i != j]
     count, true, predicted = max(pairs, default=(0, 0, 0))
-    if not count:
-        return []
-    share = f"{count:,} of its {sum(confusion[true]):,} images"
-    return [
-        Text(
-            f"Most often {names[true]!r} is taken for {names[predicted]!r} ({share}). Look at these images first: "
-            "labels may be wrong, or the image size too small. --save_predictions true lists every image."
+    if count:
+        yield Text(
+            f"Most often {names[true]!r} is taken for {names[predicted]!r} ({count:,} of its {sum(confusion[true]):,} "
+            "images). Look at these images first: labels may be wrong, or the image size too small. "
+            "--save_predictions true lists every image."
         )
-    ]
 
 
 # --- what both share ---
@@ -236,8 +224,8 @@ def _folder(run: RunFiles) -> str:
     return run.name if run.summary.get("repo_id") else str(run.folder).rstrip("/")
 
 
-def _data_words(arguments: dict, shared: bool) -> list[str]:
-    """The options that name the images. In a page that goes to others, of a folder its last part alone."""
+def _data_words(arguments: dict[str, Any], shared: bool) -> list[str]:
+    """The options that name the images. A page that goes to others shows only the last part of a folder."""
     words = []
     for name in DATA_OPTIONS:
         value = arguments.get(name)
@@ -245,16 +233,14 @@ def _data_words(arguments: dict, shared: bool) -> list[str]:
             continue
         if shared and name in ("train_dir", "validation_dir"):
             value = folder_names(value)
-        values = value if isinstance(value, list) else [value]
-        words += [f"--{name}", *map(setting_text, values)]
+        words += [f"--{name}", *map(setting_text, value if isinstance(value, list) else [value])]
     return words
 
 
 def _launch(script: str, *words: str) -> str:
-    return shlex.join(["accelerate", "launch", script, *map(str, words)])
+    return shlex.join(["accelerate", "launch", script, *words])
 
 
 def _export(checkpoint: str) -> Text:
-    target = f"{Path(checkpoint).name}.onnx"
-    words = shlex.join(["mae", "convert", checkpoint, target, "--to", "onnx"])
-    return Text("Export it, here as an ONNX graph; --help lists the other formats:", words)
+    words = ["mae", "convert", checkpoint, f"{Path(checkpoint).name}.onnx", "--to", "onnx"]
+    return Text("Export it, here as an ONNX graph; --help lists the other formats:", shlex.join(words))

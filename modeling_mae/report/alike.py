@@ -43,5 +43,4 @@ def shown(image: torch.Tensor) -> np.ndarray:
 
 def shortened(name: str) -> str:
     """The end of a path, which tells more than its beginning."""
-    name = name.replace("$", r"\$")  # matplotlib would take it for a formula
     return name if len(name) <= LETTERS else f"...{name[3 - LETTERS :]}"

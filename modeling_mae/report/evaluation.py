@@ -1,70 +1,97 @@
 """What an evaluation leaves: the pictures, predictions and card of each classifier, and the results of all."""
 
 from pathlib import Path
+from typing import Any
 
 import datasets
 
 from ..files import replacing, write_json, write_text
-from .cards import MAX_CLASSES_SHOWN, write_classifier_card, write_overview_card
-from .charts import confusion_picture, partial_curve, training_curve
-from .figures import save_figure
+from .card import PAPER, Card, write_card
+from .charts import confusion_picture
+from .facts import Identity, LabelledFacts, TrainingLog
+from .figures import save_charts
+from .parts import Part, Picture, Section, Table, Text
 from .problem import Problem
-from .results import images_by_blocks, probe_name, results_cells, results_table, tuned_accuracies
-from .run import EVALUATION, write_run
-from .run_pages import write_run_page
+from .results import probe_name, results_table
+from .run import EVALUATION, RunFiles, Training, read_run, write_training
+from .run_page import write_run_page
+from .sections import (
+    citation_section,
+    evaluation_sections,
+    partial_chart,
+    settings_parts,
+    training_picture,
+    use_section,
+)
 
 
-# --- one classifier ---
+MAX_CLASSES_SHOWN = 100  # more make a confusion matrix that nobody can read
 
 
 def report_training(
-    *,
     folder: Path,
-    name: str,
-    repo_id: str | None,
-    arguments: dict,
-    results: dict,
-    class_names: list[str],
-    problem: Problem,
-    dataset_id: str,
-    dataset_name: str,
-    split: str,
-    eval_images: int,
-    predictions: dict | None = None,
-    training: str | None = None,
-    log: list[dict] | None = None,
-    updates: int = 0,
-    updates_per_epoch: int = 1,
-    license: str | None = None,
+    identity: Identity,
+    arguments: dict[str, Any],
+    data: LabelledFacts,
+    results: dict[str, Any],
+    predictions: dict[str, Any] | None = None,
+    log: TrainingLog | None = None,
+    training: str = "",
 ) -> None:
     """Writes confusion.png, predictions.parquet, training.png, README.md, arguments.json and trainer_state.json.
 
-    `results` are the metrics on `eval_images` images of `split`. confusion.png is for at most 100 classes, where the
-    results have a confusion matrix. predictions.parquet is written only if `predictions`, its columns, are given.
-    `training` (from `describe_training`), `log`, `updates` and `updates_per_epoch` are for a classifier that was
-    trained: without `log`, training.png and the two JSON files are left out."""
-    if "confusion_matrix" in results and len(class_names) <= MAX_CLASSES_SHOWN:
-        save_figure(confusion_picture(results["confusion_matrix"], class_names), folder / "confusion.png")
+    `results` are the metrics on the images of `data`. confusion.png is for the problem of one class an image, with at
+    most 100 classes. predictions.parquet is written only if `predictions` are given. `log` and `training` (from
+    `describe_training`) are for a classifier that was trained: without them, training.png and the two JSON files are
+    left out."""
+    metrics = [
+        (metric, title, results[metric])
+        for metric, title in data.problem.titles.items()
+        if results.get(metric) is not None
+    ]
+    parts: list[Part] = [Table([[title, _figure(metric, value, data.problem)] for metric, title, value in metrics])]
     if predictions is not None:
         _write_predictions(folder / "predictions.parquet", predictions)
     if log is not None:
-        save_figure(training_curve(log, problem), folder / "training.png")
-        write_run(folder, arguments=arguments, updates=updates, updates_per_epoch=updates_per_epoch, log=log)
-    write_classifier_card(
-        folder,
-        name=name,
-        training=training,
-        data=f"{eval_images:,} images of {dataset_name}, split {split}",
-        dataset_id=dataset_id,
-        dataset_name=dataset_name,
-        split=split,
-        results=results,
-        class_names=class_names,
-        problem=problem,
-        arguments=arguments,
-        repo_id=repo_id,
-        license=license,
-    )
+        write_training(folder, arguments, log)
+        best = f"These weights are from the epoch with the best {data.problem.metric_title} on these images."
+        parts.append(Text(f"{best} Those of the last epoch are in `last/`."))
+        parts.append(training_picture("", Training(arguments, log.log), data.problem))
+    if len(data.class_names) <= MAX_CLASSES_SHOWN:
+        parts += _each_label(results, data)
+    save_charts(folder, parts)
+    sections = [
+        Section(f"Results on {data.images:,} images of {data.name}, split {data.split}", parts),
+        use_section(identity.repo_id, data.problem.auto_class, data.problem.usage),
+        Section("Settings", settings_parts({"": Training(arguments, [])})),
+        citation_section(),
+    ]
+    lead = f"{data.problem.model} on the encoder of a masked autoencoder ({PAPER}). {training}".strip()
+    tags = ["mae", "masked-autoencoder", "vision"]
+    write_card(folder, Card(identity, lead, sections, tags, data.problem.hub_task, data=data, metrics=metrics))
+
+
+def _figure(metric: str, value: float, problem: Problem) -> str:
+    return _percent(value, 2) if metric in problem.shares else f"{value:.4f}"
+
+
+def _each_label(results: dict[str, Any], data: LabelledFacts) -> list[Part]:
+    """The confusion matrix, and the table of the classes, or of the targets of a regression."""
+    parts: list[Part] = []
+    if "confusion_matrix" in results:
+        chart = confusion_picture(results["confusion_matrix"], data.class_names)
+        parts.append(Picture("confusion.png", "Confusion matrix", chart=chart))
+    key, word, title = data.problem.each
+    if key in results:
+        shown = _percent if data.problem.is_share else "{:.4f}".format
+        rows = [[name, shown(value)] for name, value in zip(data.class_names, results[key], strict=True)]
+        parts.append(Table(rows, [word, title]))
+    return parts
+
+
+def _percent(accuracy: float | None, digits: int = 1) -> str:
+    """None is the accuracy of a class without an image."""
+    return "no image" if accuracy is None else f"{100 * accuracy:.{digits}f} %"
 
 
 def describe_training(
@@ -84,7 +111,7 @@ def describe_training(
     return f"Trained {how}, on {images:,} images of {source_name}{share}."
 
 
-def _write_predictions(path: Path, columns: dict) -> None:
+def _write_predictions(path: Path, columns: dict[str, Any]) -> None:
     with replacing(path) as partial:
         datasets.Dataset.from_dict(columns).to_parquet(partial)
 
@@ -93,50 +120,38 @@ def _write_predictions(path: Path, columns: dict) -> None:
 
 
 def report_evaluation(
-    *,
-    output_dir: Path,
-    name: str,
-    rows: list[dict],
-    folders: list[str],
-    dataset_name: str,
-    skipped: int,
-    k: int,
-    problem: Problem,
-    incomplete: int = 0,
-    eval_images: int = 0,
-    class_names: list[str] | None = None,
-    dataset_id: str | None = None,
-    split: str | None = None,
-    repo_id: str | None = None,
-    license: str | None = None,
+    output_dir: Path, identity: Identity, rows: list[dict[str, Any]], data: LabelledFacts, folders: list[str], k: int
 ) -> None:
     """Writes results.json, results.txt, partial.png, summary.json, report.html and README.md, and prints the results.
 
-    `rows` are the results of frozen features and of classifiers, see `results_table`. `folders` are the folders of
-    the trained classifiers in `output_dir`: with fewer than two, README.md is the classifier's own and stays as it
-    is. They were evaluated on `eval_images` images, of the classes `class_names`. partial.png is drawn if more than
-    one number of blocks was tuned. `skipped` images, of training and evaluation together, could not be decoded;
-    `incomplete` had missing values. `repo_id` is the Hub repository of `output_dir`, None if there is none."""
+    `rows` are the results of frozen features, with `k` neighbours, and of classifiers, see `results_table`. `folders`
+    are the folders of the trained classifiers in `output_dir`: with fewer than two, README.md is the classifier's own
+    and stays as it is. partial.png is drawn if more than one number of blocks was tuned. The faults that `data`
+    counts are those of all images, also of training."""
     write_json(output_dir / "results.json", rows)
-    tuned, from_scratch = tuned_accuracies(rows, problem)
-    has_picture = len(tuned) > 1
-    if has_picture:
-        figure = partial_curve(tuned, problem, from_scratch, images_by_blocks(rows))
-        save_figure(figure, output_dir / "partial.png")
-        print(f"picture    {output_dir / 'partial.png'}")
-    table = results_table(rows, k=k, problem=problem)
-    if len(folders) > 1:
-        cells = results_cells(rows, k=k, problem=problem)
-        options = {"picture": has_picture, "problem": problem, "license": license}
-        write_overview_card(output_dir, name, cells, folders, dataset_name, **options)
+    summary = {"kind": EVALUATION, "name": identity.name, "repo_id": identity.repo_id, **data.summary, "k": k}
+    write_json(output_dir / "summary.json", summary)
+    run = read_run(output_dir)
+    partial = partial_chart(run)
+    if partial:
+        save_charts(output_dir, [partial])
+        print(f"picture    {output_dir / partial.file}")
+    table = results_table(run.rows, k=k, problem=data.problem)
     write_text(output_dir / "results.txt", table + "\n")
-    summary = {"kind": EVALUATION, "name": name, "data": dataset_name, "repo_id": repo_id}
-    summary |= {"images": eval_images, "dataset_id": dataset_id, "split": split}
-    summary |= {"problem": problem.problem_type, "k": k, "class_names": class_names}
-    write_json(output_dir / "summary.json", summary | {"skipped": skipped, "incomplete": incomplete})
-    page = write_run_page(output_dir, problem)
-    if skipped:
-        print(f"skipped    {skipped} images, which cannot be decoded")
-    if incomplete:
-        print(f"filled     {incomplete} images, whose missing values became the mean of their band")
+    if len(folders) > 1:
+        write_overview_card(run, identity, folders)
+    page = write_run_page(output_dir)
+    if data.skipped:
+        print(f"skipped    {data.skipped} images, which cannot be decoded")
+    if data.incomplete:
+        print(f"filled     {data.incomplete} images, whose missing values became the mean of their band")
     print(f"\n{table}\n\nresults    {output_dir / 'results.json'}\nreport     {page}")
+
+
+def write_overview_card(run: RunFiles, identity: Identity, folders: list[str]) -> None:
+    """Writes README.md over several classifiers. Each has its own folder and card."""
+    links = ", ".join(f"[{folder}]({folder}/README.md)" for folder in folders)
+    each = Text(f"Each classifier has its own folder with its weights and its card: {links}.")
+    lead = f"Classifiers on the encoder of a masked autoencoder, evaluated on {run.summary['data']}."
+    sections = [*evaluation_sections(run), Section("Classifiers", [each])]
+    write_card(run.folder, Card(identity, lead, sections, tags=["mae", "vision"]))

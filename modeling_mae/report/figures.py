@@ -4,11 +4,14 @@ import base64
 import gc
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from ..files import replacing
+from .parts import Part, Picture
 
 
 MATPLOTLIB_INK = "#000000"  # of text and axes
@@ -19,6 +22,7 @@ NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes `figure` to `path` as PNG."""
+    _take_names_as_they_are(figure)
     with replacing(path) as partial:
         figure.savefig(partial, format="png")
     # A figure refers to itself in a cycle, so only the garbage collector frees it. Python runs the collector too
@@ -26,8 +30,16 @@ def save_figure(figure: Figure, path: Path) -> None:
     gc.collect()
 
 
+def save_charts(folder: Path, parts: Sequence[Part]) -> None:
+    """Writes the pictures among `parts` that are charts."""
+    for part in parts:
+        if isinstance(part, Picture) and part.chart:
+            save_figure(part.chart, folder / part.file)
+
+
 def chart_uri(figure: Figure) -> str:
     """`figure` as the address of an SVG picture that holds all of itself, readable on dark and on light pages."""
+    _take_names_as_they_are(figure)
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata=NO_METADATA)
     gc.collect()
@@ -42,6 +54,12 @@ def chart_uri(figure: Figure) -> str:
 def picture_uri(path: Path) -> str:
     """The PNG file `path` as an address that holds all of it."""
     return _uri("image/png", path.read_bytes())
+
+
+def _take_names_as_they_are(figure: Figure) -> None:
+    """The name of a class or a run may hold $ or _{, which matplotlib would read as a formula."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
 
 
 def _uri(kind: str, content: bytes) -> str:

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from ..configuration_mae import MAEConfig
 from ..masking_mae import mask_noise
 from .figures import save_figure
 
@@ -18,10 +20,12 @@ STRETCH = (2, 98)  # percentiles that become black and white
 
 
 @torch.no_grad()
-def reconstruct_images(model, pixel_values: torch.Tensor, noise: torch.Tensor):
+def reconstruct_images(
+    model: Any, pixel_values: torch.Tensor, noise: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the reconstruction, of the shape of `pixel_values`, and the mask ``(batch, patches)``.
 
-    The model runs in eval mode and then returns to the mode it was in."""
+    The `model`, an MAEForPreTraining, runs in eval mode and then returns to the mode it was in."""
     was_training = model.training
     model.eval()
     outputs = model(pixel_values, noise=noise, prediction_ratio=1)  # every masked patch
@@ -40,11 +44,15 @@ class ReconstructionSheet:
     std: list[float]
     seed: int  # of the masks
 
+    @property
+    def config(self) -> MAEConfig:
+        return cast(MAEConfig, self.model.config)
+
     def draw(self) -> torch.Tensor:
         """``(height, width, 3)`` uint8, as `reconstruction_grid` gives it."""
-        config, generator = self.model.config, torch.Generator().manual_seed(self.seed)
-        noise = mask_noise(config.mask_type, len(self.pixel_values), config.grid, generator)  # (images, patches)
-        noise, grid = noise.to(self.pixel_values.device), config.grid
+        grid, generator = self.config.grid, torch.Generator().manual_seed(self.seed)
+        noise = mask_noise(self.config.mask_type, len(self.pixel_values), grid, generator)  # (images, patches)
+        noise = noise.to(self.pixel_values.device)
         reconstruction, mask = reconstruct_images(self.model, self.pixel_values, noise)
         return reconstruction_grid(self.pixel_values, mask, reconstruction, self.mean, self.std, grid)
 
@@ -57,10 +65,8 @@ class ReconstructionSheet:
 
     def describe(self, bands: list[int] | None = None) -> str:
         """How the picture is made, for people. `bands` as in `describe_shown`."""
-        config = self.model.config
-        shown = describe_shown(config.num_channels, bands)
-        masking = (config.mask_type, config.mask_ratio, self.seed)
-        return describe_picture(len(self.pixel_values), *masking, config.norm_pix_loss, shown)
+        shown = describe_shown(self.config.num_channels, bands)
+        return " ".join(filter(None, [describe_picture(len(self.pixel_values), self.config, self.seed), shown]))
 
 
 def reconstruction_grid(
@@ -107,19 +113,20 @@ def visible_colours(
     return [_to_bytes(images) for images in shown]
 
 
-def describe_picture(images: int, mask_type: str, mask_ratio: float, seed: int, normalised: bool, shown: str) -> str:
-    """How the picture of a `ReconstructionSheet` of so many images was made. `shown` is what `describe_shown` says."""
-    sentences = [
+def describe_picture(images: int, config: MAEConfig, seed: int) -> str:
+    """How the picture of a `ReconstructionSheet` of so many images was made."""
+    words = (
         f"{images} training images, evenly spaced and without random crops, one a row: the image, the image with "
-        f"{100 * mask_ratio:g} % of its patches hidden (gray), and what the model makes of the rest. Masks are "
-        f"{MASKS[mask_type]}, drawn from the seed {seed}. Visible patches of the reconstruction are the image's own."
-    ]
-    if normalised:
-        sentences.append(
-            "The model predicts normalised patches: in the picture, each prediction gets the mean and deviation of "
-            "the hidden patch, which the model does not know."
-        )
-    return " ".join([*sentences, *([shown] if shown else [])])
+        f"{100 * config.mask_ratio:g} % of its patches hidden (gray), and what the model makes of the rest. Masks are "
+        f"{MASKS[config.mask_type]}, drawn from the seed {seed}. Visible patches of the reconstruction are "
+        "the image's own."
+    )
+    if not config.norm_pix_loss:
+        return words
+    return (
+        f"{words} The model predicts normalised patches: in the picture, each prediction gets the mean and deviation "
+        "of the hidden patch, which the model does not know."
+    )
 
 
 def describe_shown(channels: int, bands: list[int] | None = None) -> str:

@@ -6,10 +6,10 @@ from .problem import Problem
 def results_table(rows: list[dict], *, k: int, problem: Problem) -> str:
     """The rows as text, parts of 1 in %. Columns that no row fills are left out.
 
-    A row has a "name" and, where they apply, "n_partial" (blocks tuned), "pooling", "images", "knn" ({k: accuracy}),
-    "logistic_regression" or "ridge_regression", "accuracy" and "last_accuracy"; of other problems than one class an
-    image, their metric in place of the accuracy, and their other figures. Where the largest class to evaluate on has
-    more than twice the images of the smallest, the problem's `imbalanced_columns` are there too."""
+    A row has a "name" and, if they apply, "n_partial" (blocks tuned), "pooling", "images", "knn" ({k: accuracy}),
+    "logistic_regression" or "ridge_regression", "accuracy" and "last_accuracy". Other problems have their metric in
+    place of the accuracy, and their other figures. The `imbalanced_columns` of the problem are added if the largest
+    class to evaluate on has more than twice the images of the smallest."""
     titles, *columns = zip(*results_cells(rows, k=k, problem=problem), strict=True)
     width = max(map(len, titles))
     text = [title.ljust(width) for title in titles]

@@ -1,38 +1,40 @@
 """The files of a run that hold its settings, its log and its results: written, and read again."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 from ..files import write_json
-from .problem import Problem
+from .checked import SETTINGS, SUMMARY, check, entry_kinds, mapped, plain, read_json, refuse, row_kinds, share
+from .facts import TrainingLog
+from .problem import Problem, problem_named
 
 
 PRETRAINING, EVALUATION = "pre-training", "evaluation"  # kinds of runs
 
 
-def write_run(folder: Path, *, arguments: dict, updates: int, updates_per_epoch: int, log: list[dict]) -> None:
-    """arguments.json and trainer_state.json of a finished run."""
+def write_training(folder: Path, arguments: dict[str, Any], log: TrainingLog) -> None:
+    """arguments.json and trainer_state.json of a finished training."""
     write_json(folder / "arguments.json", arguments)
-    state = {"global_step": updates, "epoch": updates / updates_per_epoch, "log_history": log}
+    state = {"global_step": log.updates, "epoch": log.updates / log.updates_per_epoch, "log_history": log.log}
     write_json(folder / "trainer_state.json", state)
 
 
 @dataclass(frozen=True)
 class Training:
-    """The settings and the log of one training. Of one that has not ended the settings are not known yet."""
+    """The settings and the log of one training. While it runs, its settings are not known yet."""
 
-    arguments: dict
-    log: list[dict]
+    arguments: dict[str, Any]
+    log: list[dict[str, Any]]
 
     @property
-    def losses(self) -> list[dict]:
+    def losses(self) -> list[dict[str, Any]]:
         return [entry for entry in self.log if "loss" in entry]
 
     @property
-    def growth(self) -> list[dict]:
+    def growth(self) -> list[dict[str, Any]]:
         """What `FeatureGrowth` has measured. The baselines, of step 0, come first."""
         entries = [entry for entry in self.log if "rank" in entry or "rank_untrained" in entry]
         return sorted(entries, key=lambda entry: entry["step"])
@@ -42,28 +44,16 @@ class Training:
 class RunFiles:
     """What the folder of a run holds.
 
-    `summary` is summary.json: what the report knew beside the settings. Runs of before it was written have none.
-    `knn` are the k-NN accuracies of a pre-training, `rows` the results of an evaluation. `trainings` are by name; a
-    pre-training has one."""
+    `summary` is summary.json: what the report knew beside the settings. Early versions did not write it. `knn` are the
+    k-NN accuracies of a pre-training, `rows` the results of an evaluation. `trainings` are by name; a pre-training has
+    one."""
 
     folder: Path
     kind: str
-    summary: dict
+    summary: dict[str, Any]
     trainings: dict[str, Training]
     knn: dict[str, float] = field(default_factory=dict)
-    rows: list[dict] = field(default_factory=list)
-
-    def problem_among(self, problems: Iterable[Problem]) -> Problem:
-        """What this run, an evaluation, has learnt.
-
-        Raises:
-            UserError: it is none of the `problems`.
-        """
-        known = {problem.problem_type: problem for problem in problems}
-        name = self.summary.get("problem") or "single_label_classification"
-        if name not in known:
-            raise UserError(f"{str(self.folder)!r} is of the task {name!r}, and known are {', '.join(known)}")
-        return known[name]
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -74,57 +64,111 @@ class RunFiles:
         """The only training, or the first."""
         return next(iter(self.trainings.values()), Training({}, []))
 
+    @property
+    def problem(self) -> Problem:
+        return problem_named(self.summary.get("problem"))
+
+    def folder_of(self, training: str) -> str:
+        """The folder of a training in that of the run, empty if it is the run's own."""
+        return training if len(self.trainings) > 1 else ""
+
+    def holds(self, name: str) -> bool:
+        """Whether the folder has the file `name` itself. A link may lead to a file that nobody wants to show."""
+        path = self.folder / name
+        return path.is_file() and path.resolve() == self.folder.resolve() / name
+
 
 def read_run(folder: Path) -> RunFiles:
-    """The run in `folder`, also of one that has not ended.
+    """The run in `folder`, which may still be running.
 
     Raises:
-        UserError: there is no run in it, or a file of it cannot be read.
+        UserError: the folder holds no run, or a file cannot be read or holds what no run writes.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{str(folder)!r} is no folder: give the output_dir of a run")
-    summary = _read(folder / "summary.json", {})
-    if (folder / "results.json").exists():
-        rows = [_with_numbers(row) for row in _read(folder / "results.json", [])]
+    summary = _summary(folder / "summary.json")
+    rows = read_json(folder / "results.json")
+    if rows is not None:
+        problem = problem_named(summary.get("problem"))
+        rows = _rows(folder / "results.json", rows, problem.metric)
         trained = [row["name"] for row in rows if "n_partial" in row]
         places = {name: folder / name if len(trained) > 1 else folder for name in trained}
-        trainings = {name: _read_training(place) for name, place in places.items()}
+        trainings = {name: _training(place) for name, place in places.items()}
         return RunFiles(folder, EVALUATION, summary, trainings, rows=rows)
-    training = _read_training(folder)
+    training = _training(folder)
     if not training.log:
         raise UserError(f"{str(folder)!r} holds no run that has logged anything: give the output_dir of a run")
     is_evaluation = any(key.startswith("eval_") for entry in training.log for key in entry)
     kind = EVALUATION if is_evaluation else PRETRAINING
-    return RunFiles(folder, kind, summary, {folder.resolve().name: training}, knn=_read(folder / "knn.json", {}))
+    knn = read_json(folder / "knn.json") or {}
+    if not mapped(share)(knn):
+        raise refuse(folder / "knn.json", "it should hold accuracies")
+    return RunFiles(folder, kind, summary, {folder.resolve().name: training}, knn=knn)
 
 
-def _read_training(folder: Path) -> Training:
-    state = _read(folder / "trainer_state.json", None)
-    log = state["log_history"] if state else _read_history(folder / "history.jsonl")
-    return Training(_read(folder / "arguments.json", {}), log)
+def _summary(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if content is None:
+        return {}
+    summary = check(path, content, SUMMARY)
+    for name, others in {"data": ("images",), "seconds": ("processes", "device_type")}.items():
+        check(path, summary, {}, needed=others if name in summary else ())
+    return summary
 
 
-def _read(path: Path, default):
-    try:
-        content = json.loads(path.read_text()) if path.exists() else default
-    except (OSError, ValueError) as error:
-        raise UserError(f"{str(path)!r} cannot be read ({error}): mend or remove it") from None
-    if default is not None and not isinstance(content, type(default)):
-        raise UserError(f"{str(path)!r} is not a file of a run: mend or remove it")
-    return content
+def _training(folder: Path) -> Training:
+    path = folder / "trainer_state.json"
+    state = read_json(path)
+    log = check(path, state, {}, needed=("log_history",))["log_history"] if state is not None else None
+    if log is None:
+        path = folder / "history.jsonl"
+        log = _history(path)
+    if not isinstance(log, list):
+        raise refuse(path, "log_history should be a list")
+    for entry in log:
+        check(path, entry, entry_kinds(), needed=("step", "epoch"))
+    first, *later = Training({}, log).growth or [{}]
+    if any("rank" not in entry for entry in later):
+        raise refuse(path, "rank is missing")
+    if "knn_images" not in first and any("knn" in entry for entry in (first, *later)):
+        raise refuse(path, "knn_images is missing")
+    settings = folder / "arguments.json"
+    arguments = read_json(settings)
+    arguments = check(settings, {} if arguments is None else arguments, SETTINGS)
+    if not mapped(plain)(arguments):
+        raise refuse(settings, "a setting is neither a value nor a list of values")
+    return Training(arguments, log)
 
 
-def _read_history(path: Path) -> list[dict]:
+def _history(path: Path) -> list[Any]:
+    if path.is_symlink() or not path.exists():
+        return []
     entries = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
             entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            break  # it is being written
+    except (OSError, RecursionError, UnicodeDecodeError) as error:
+        raise UserError(f"{str(path)!r} cannot be read ({error}): mend or remove it") from None
+    except ValueError:
+        pass  # the last line is being written
     return entries
 
 
-def _with_numbers(row: dict) -> dict:
+def _rows(path: Path, rows: Any, metric: str) -> list[dict[str, Any]]:
+    if not isinstance(rows, list):
+        raise refuse(path, "it should hold a list")
+    for row in rows:
+        check(path, row, row_kinds(), needed=("name",))
+        if "n_partial" in row:
+            check(path, row, {metric: lambda value: value is not None}, needed=(metric,))
+            if Path(row["name"]).name != row["name"]:
+                raise refuse(path, f"{row['name'][:40]!r} cannot name a folder")
+        if "confusion_matrix" in row:
+            check(path, row, {"accuracy": lambda value: value is not None}, needed=("accuracy",))
+    return [_with_numbers(row) for row in rows]
+
+
+def _with_numbers(row: dict[str, Any]) -> dict[str, Any]:
     """JSON has text for the numbers of neighbours."""
     return row | {"knn": {int(k): value for k, value in row["knn"].items()}} if "knn" in row else row

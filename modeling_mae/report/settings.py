@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 
 # Folders of one machine, how a run was started, where its files went, and the licence, which has a place of its own.
@@ -9,17 +10,17 @@ HIDDEN_ARGUMENTS = (
     *("output_dir", "cache_dir", "overwrite_output_dir", "resume_from_checkpoint", "allow_changes", "report_to"),
     *("push_to_hub", "hub_model_id", "hub_private_repo", "license"),
 )
-# Of these the last part is shown alone. It says which images or weights they were. What stands before it says how
+# Only the last part of these is shown. It says which images or weights they were. What stands before it says how
 # somebody's machine is arranged, and often who that is; and cards and pages are made to be passed on.
 NAMED_FOLDERS = ("train_dir", "validation_dir", "model_name_or_path", "config_name")
 MERGED = "config_overrides"
 
 
-def shown_settings(arguments: dict) -> dict:
+def shown_settings(arguments: dict[str, Any]) -> dict[str, Any]:
     """The settings that a reader can use, one value each. `config_overrides` are merged: the later value of a field
     wins, and each field is a setting of its own. `linear_overrides` are in the other settings already."""
     fields = dict(text.partition("=")[::2] for text in arguments.get(MERGED) or [])
-    settings = {}
+    settings: dict[str, Any] = {}
     for name, value in arguments.items():
         if name in (*HIDDEN_ARGUMENTS, "linear_overrides") or value in (None, [], ""):
             continue
@@ -31,26 +32,26 @@ def shown_settings(arguments: dict) -> dict:
 
 
 def folder_names(places: str | list[str]) -> str | list[str]:
-    """As `folder_name`, of one place or of several."""
+    """`folder_name` of one place or of several."""
     return list(map(folder_name, places)) if isinstance(places, list) else folder_name(places)
 
 
 def folder_name(place: str) -> str:
-    """The last part of a path or a URL. What can only be an id on the Hub, owner/name, stays whole."""
+    """The last part of a path or a URL. An id on the Hub, owner/name, stays whole."""
     if place.count("/") == 1 and not place.startswith(("/", ".", "~")) and not Path(place).exists():
         return place
     path = Path(place)
     return path.resolve().name if path.name in ("", "..") else path.name
 
 
-def _value(text: str):
+def _value(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
-def setting_text(value) -> str:
+def setting_text(value: Any) -> str:
     """A value as it is typed."""
     if isinstance(value, (list, tuple)):
         return " ".join(map(setting_text, value))

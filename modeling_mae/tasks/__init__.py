@@ -3,6 +3,7 @@
 
 from ..configuration_mae import MAEConfig
 from ..data.find.sources import Source
+from ..report.problem import PROBLEMS
 from .classes import CLASSES
 from .numbers import NUMBERS
 from .protocol import Task
@@ -11,6 +12,7 @@ from .several import SEVERAL_CLASSES
 
 # By `--problem_type`. The first that recognises a column of labels reads it.
 TASKS: dict[str, Task] = {task.name: task for task in (CLASSES, SEVERAL_CLASSES, NUMBERS)}
+PROBLEMS.update((name, task.problem) for name, task in TASKS.items())
 
 
 def task_of_labels(source: Source) -> Task:

@@ -10,6 +10,7 @@ from ..data.find.fingerprint import fingerprint
 from ..data.find.joined import load_eval_source, load_training_source
 from ..data.find.sources import Source, SourceSettings
 from ..data.serve.images import Images, Opening
+from ..report.facts import LabelledFacts
 from . import CLASSES, Task, task_of_labels
 
 
@@ -36,17 +37,11 @@ class LabelledSets:
         """How values are scaled and what is not among the images, of both sets, once each."""
         return "".join(dict.fromkeys(images.remarks for images in self.all()))
 
-    @property
-    def about_evaluation(self) -> dict:
-        """What a report says of the set that was evaluated on."""
-        return {
-            "class_names": self.class_names,
-            "problem": self.task.problem,
-            "dataset_id": self.eval_dataset_id or self.eval_name,
-            "dataset_name": self.eval_name,
-            "split": self.eval_split,
-            "eval_images": len(self.evaluation),
-        }
+    def facts(self, skipped: int = 0, incomplete: int = 0) -> LabelledFacts:
+        """What a report says of the set that was evaluated on. The faults may be those of all images."""
+        dataset_id, count = self.eval_dataset_id or self.eval_name, len(self.evaluation)
+        labels = {"class_names": self.class_names, "problem": self.task.problem}
+        return LabelledFacts(self.eval_name, dataset_id, count, self.eval_split, skipped, incomplete, **labels)
 
     def __str__(self) -> str:
         return (

@@ -76,6 +76,12 @@ def claim_folder(folder: Path, overwrite: bool) -> None:
                 f"output_dir {str(folder)!r} holds files that no run wrote ({names}): give a new or empty folder"
                 + ("" if written else ", or --overwrite_output_dir, which leaves them as they are")
             )
+        links = [path.name for path in (*written, folder / MARK) if path.is_symlink()]
+        if links and (not overwrite or MARK in links):
+            raise UserError(
+                f"output_dir {str(folder)!r} holds a link ({links[0]}), and a run would write where it leads: remove "
+                "it, or give another folder"
+            )
         lock_folder(folder)
         for path in written if overwrite else []:
             if path.is_dir() and not path.is_symlink():

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -57,8 +57,8 @@ class Opening:
 
     size: tuple[int, int]
     num_channels: int
-    settings: ImageSettings = ImageSettings()
-    memory: Memory = Memory()
+    settings: ImageSettings = field(default_factory=ImageSettings)
+    memory: Memory = field(default_factory=Memory)
 
     def with_white(self, white: float | None) -> "Opening":
         """The same, with a white that is known. None finds it from a sample."""
