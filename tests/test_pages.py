@@ -17,7 +17,7 @@ from conftest import TINY_GRAY
 
 from configuration import EvalArguments, parse_arguments
 from modeling_mae import MAEConfig, MAEForPreTraining
-from modeling_mae.data.images import MemoryImages
+from modeling_mae.data.serve.images import MemoryImages
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.nearest import nearest_images
 from modeling_mae.report.advice import evaluation_advice, pretraining_advice
