@@ -74,7 +74,7 @@ def decide(options: PretrainArguments, source: Source, accelerator: Accelerator,
     """
     say, processes, goes_on = accelerator.print, accelerator.num_processes, bool(before)
     chosen = dict(before.get("chosen", {}))
-    recipe, reasons = _length_of_earlier_run(options, chosen), []
+    recipe, reasons = length_of_earlier_run(options, chosen), []
     if recipe.own_images:
         recipe, chosen, reasons = settle(recipe, image_facts(source, recipe.bands), processes, chosen)
         for reason in reasons:
@@ -108,12 +108,19 @@ def _open_white(white: float) -> float | None:
     return None if white == WHITE else white
 
 
-def _length_of_earlier_run(options: PretrainArguments, chosen: dict[str, Any]) -> PretrainArguments:
+def length_of_earlier_run(options: PretrainArguments, chosen: dict[str, Any]) -> PretrainArguments:
     """With `max_hours`, the length that was chosen when the run began, or a shorter one that is given."""
     if not options.max_hours or "num_train_epochs" not in chosen:
         return options
     epochs = min(chosen["num_train_epochs"], options.num_train_epochs or chosen["num_train_epochs"])
     return replace(options, num_train_epochs=epochs, warmup_epochs=chosen["warmup_epochs"])
+
+
+def with_length(recipe: PretrainArguments, epochs: float) -> PretrainArguments:
+    """The same run with another length. The warm-up keeps its share."""
+    assert recipe.warmup_epochs is not None and recipe.num_train_epochs is not None
+    warmup = recipe.warmup_epochs * epochs / recipe.num_train_epochs
+    return replace(recipe, num_train_epochs=epochs, warmup_epochs=warmup)
 
 
 def _open_sets(
@@ -159,8 +166,7 @@ def _by_trials(
         epochs, reason = fit_length(trial, view, partial(pixels), resizing.stages, trial_settings, look)
         reasons.append(f"num_train_epochs={epochs:g}: {reason}")
         accelerator.print(f"chosen     {reasons[-1]}", flush=True)
-        warmup = recipe.warmup_epochs * epochs / recipe.num_train_epochs  # it keeps its share
-        recipe = replace(recipe, num_train_epochs=epochs, warmup_epochs=warmup)
+        recipe = with_length(recipe, epochs)
     trial.close()
     return recipe
 

@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import yaml
 from transformers import ViTMAEConfig
 
 from configuration import (
@@ -16,8 +17,17 @@ from configuration import (
     model_settings,
     parse_arguments,
 )
-from configuration.parsing import RECIPES
+from configuration.arguments import option
+from configuration.parsing import RECIPES, recipe_text
 from modeling_mae import MAEConfig
+from modeling_mae.data.find.sources import SourceSettings
+from modeling_mae.data.serve.images import ImageSettings
+from modeling_mae.evaluation.classifier import ViewSettings
+from modeling_mae.hub.push import HubSettings
+from modeling_mae.settings import settings
+from modeling_mae.training.optim import LengthSettings, OptimizerSettings
+from modeling_mae.training.state import RunSettings
+from modeling_mae.training.trials import TrialSettings
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +124,7 @@ def test_one_folder_is_a_text_and_several_are_a_list(monkeypatch):
     assert parse(recipe="train_dir: ~/a").train_dir == "/home/me/a"
     args = parse("--train_dir", "~/a", "b", "--mix", "7", "3")
     assert (args.train_dir, args.mix) == (["/home/me/a", "b"], [7.0, 3.0])
-    assert args.settings()["mix"] == [7.0, 3.0] and parse().settings()["mix"] is None
+    assert args.deciding_weights()["mix"] == [7.0, 3.0] and parse().deciding_weights()["mix"] is None
     Path("arguments.json").write_text(json.dumps(dataclasses.asdict(args)))
     assert parse("arguments.json") == args
 
@@ -308,33 +318,50 @@ def test_pushing_is_checked_without_network(capsys, monkeypatch, tmp_path):
 def test_when_to_push(monkeypatch, words, recipe, strategy):
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_x")
     args = parse(*words, recipe=recipe)
-    assert args.hub_options() == {"repo_id": None, "private": False, "strategy": strategy}
+    assert settings(HubSettings, args) == HubSettings(strategy, None, False)
 
 
-def test_options_of_the_rooms_are_the_arguments_under_their_names():
+def test_settings_of_the_rooms_are_the_options_under_their_names():
     words = "--num_train_epochs 7 --warmup_epochs 2 --total_batch_size 64 --base_learning_rate 0.5 --seed 3"
     args = parse(*words.split(), "--per_device_train_batch_size", "8")
-    assert args.schedule_options() == {
-        "total_batch_size": 64,
-        "num_train_epochs": 7,
-        "max_train_steps": None,
-        "warmup_epochs": 2,
-        "base_learning_rate": 0.5,
-    }
-    assert args.run_options(updates_per_epoch=11) == {
-        "seed": 3,
-        "batch_size": 8,
-        "total_batch_size": 64,
-        "logging_steps": 10,
-        "checkpointing_steps": 11,
-        "checkpoints_kept": 2,
-        "allow_changes": False,
-        "repeats": 1,
-    }
-    assert parse("--checkpointing_steps", "500").run_options(11)["checkpointing_steps"] == 500
+    assert settings(LengthSettings, args) == LengthSettings(64, 7, 2, 0.5)
+    assert settings(RunSettings, args) == RunSettings(3, 64, 8, 10, "epoch", 2, False)
     assert args.dataloader_num_workers is None and args.run_folders() == [Path("runs/pretrain")]
-    evaluation = EvalArguments(min_learning_rate=1e-6)
-    assert evaluation.schedule_options()["min_learning_rate"] == 1e-6
+    assert settings(LengthSettings, EvalArguments(min_learning_rate=1e-6)).min_learning_rate == 1e-6
+
+
+SETTINGS = [HubSettings, LengthSettings, OptimizerSettings, RunSettings, TrialSettings, SourceSettings, ImageSettings]
+
+
+@pytest.mark.parametrize("kind", [*SETTINGS, ViewSettings])
+def test_every_setting_of_a_room_is_an_option_of_a_script(kind):
+    options = {field.name for script in (PretrainArguments, EvalArguments) for field in dataclasses.fields(script)}
+    assert {field.name for field in dataclasses.fields(kind)} <= options
+
+
+@pytest.mark.parametrize("script", [PretrainArguments, EvalArguments])
+def test_every_option_says_what_it_decides(script):
+    decides = {field.name: field.metadata["decides"] for field in dataclasses.fields(script)}
+    assert set(decides.values()) == {"weights", "result", "nothing"}
+    # By hand, some of each: the manifest of a checkpoint holds the first, results.json depends on the second.
+    assert all(decides[name] == "weights" for name in ("seed", "total_batch_size", "crop_scale", "mix", "bands"))
+    assert all(decides[name] == "result" for name in ("num_train_epochs", "dataset_name", "model_name_or_path"))
+    assert all(decides[name] == "nothing" for name in ("output_dir", "license", "plan", "logging_steps"))
+    with pytest.raises(TypeError, match="decides"):
+        option(1, "An option that does not say it.")
+
+
+def test_a_recipe_that_is_saved_gives_the_same_options(tmp_path):
+    words = "--train_dir a b --mix 3 1 --image_mean 0.1 0.25 0.3 --image_std 0.1 0.2 1e-3 --base_learning_rate 1e-5"
+    words += " --config_overrides image_size=[32,64] mask_type=block norm_pix_loss=false mask_ratio=0.5 mask_ratio=0.8"
+    args = parse(*words.split(), "--report_to", "none", "--license", "no")
+    (tmp_path / "recipe.yaml").write_text(recipe_text(args))
+    again = parse_arguments(PretrainArguments, [str(tmp_path / "recipe.yaml")])
+    assert model_config(again) == model_config(args)
+    assert dataclasses.replace(again, config_overrides=[]) == dataclasses.replace(args, config_overrides=[])
+    # How one call began is not kept.
+    once = parse("--overwrite_output_dir", "true", "--allow_changes", "true", "--plan", "true")
+    assert not {"overwrite_output_dir", "allow_changes", "plan"} & set(yaml.safe_load(recipe_text(once)))
 
 
 def parse_eval(*words, recipe=None) -> EvalArguments:
@@ -378,7 +405,7 @@ def test_a_run_leaves_nothing_open():
     by_blocks = """optimizer base_learning_rate min_learning_rate weight_decay layer_decay total_batch_size
         num_train_epochs warmup_epochs auto_augment random_erasing cutmix""".split()
     assert all(getattr(args, name) is None for name in by_blocks)
-    linear, tuned, scratch = (run.arguments for run in args.trainings())
+    linear, tuned, scratch = (run.recipe for run in args.trainings())
     for settings, n_partial in ((linear, [0]), (tuned, [1]), (scratch, None)):
         assert settings.n_partial == n_partial and settings.mixup == 0.3  # what is given wins
         assert all(getattr(settings, name) is not None for name in by_blocks)
@@ -390,7 +417,8 @@ def test_a_run_leaves_nothing_open():
     )
     assert (tuned.optimizer, tuned.total_batch_size, tuned.num_train_epochs, tuned.cutmix) == ("adamw", 1024, 100, 1)
     assert (linear.layer_decay, tuned.layer_decay, scratch.layer_decay) == (1, 0.75, 1)
-    assert (linear.knn, linear.output_dir) == (args.knn, args.output_dir)
+    # Each is a recipe of its own: it does this training alone, in the folder of the training.
+    assert linear.output_dir == "runs/eval/n_partial-0" and not linear.from_scratch and scratch.from_scratch
 
 
 def test_linear_overrides_are_for_linear_probing_alone():
@@ -404,7 +432,7 @@ def test_linear_overrides_are_for_linear_probing_alone():
           crop_scale: [1.0, 1.0]
           config_overrides: {pooling: mean, drop_path_rate: 0.0}
     """
-    linear, tuned = (run.arguments for run in parse_eval(recipe=recipe).trainings())
+    linear, tuned = (run.recipe for run in parse_eval(recipe=recipe).trainings())
     assert (linear.optimizer, linear.base_learning_rate, linear.crop_scale) == ("sgd", 0.3, [1, 1])
     assert (tuned.optimizer, tuned.base_learning_rate, tuned.crop_scale) == ("adamw", 1e-3, [0.6, 1])
     assert (model_config(linear).pooling, model_config(linear).drop_path_rate) == ("mean", 0.0)
@@ -412,7 +440,7 @@ def test_linear_overrides_are_for_linear_probing_alone():
     assert (model_config(tuned).pooling, model_config(tuned).drop_path_rate) == ("mean", 0.2)
     # The command line replaces single keys of it.
     words = ["--linear_overrides", "optimizer=lars", "config_overrides={pooling: cls}"]
-    linear, tuned = (run.arguments for run in parse_eval(*words, recipe=recipe).trainings())
+    linear, tuned = (run.recipe for run in parse_eval(*words, recipe=recipe).trainings())
     assert (linear.optimizer, linear.base_learning_rate, tuned.optimizer) == ("lars", 0.3, "adamw")
     assert model_config(linear).pooling == "cls"
 
@@ -420,11 +448,11 @@ def test_linear_overrides_are_for_linear_probing_alone():
 @pytest.mark.parametrize("words", [("--config_overrides", "pooling=attention"),
                                    ("--linear_overrides", "config_overrides={pooling: attention}")])  # fmt: skip
 def test_attentive_probing_has_its_own_settings(words):
-    probe, tuned = (run.arguments for run in parse_eval(*words, "--n_partial", "0", "1").trainings())
+    probe, tuned = (run.recipe for run in parse_eval(*words, "--n_partial", "0", "1").trainings())
     assert (probe.optimizer, probe.base_learning_rate, probe.total_batch_size) == ("lars", 0.1, 4096)
     assert (model_config(probe).pooling, model_config(probe).head_norm) == ("attention", "batch")
     assert (tuned.optimizer, tuned.total_batch_size) == ("adamw", 1024)
-    given = parse_eval(*words, "--total_batch_size", "512").trainings()[0].arguments
+    given = parse_eval(*words, "--total_batch_size", "512").trainings()[0].recipe
     assert given.total_batch_size == 512
 
 

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from configuration import ArgumentError, PretrainArguments, model_config, model_settings, parse_arguments
+from configuration.decide import length_of_earlier_run, with_length
 from configuration.own_images import OPTIONS, settle
-from modeling_mae.data.find.facts import image_facts
+from modeling_mae.data.find.facts import ImageFacts, image_facts
 from modeling_mae.data.find.sources import Source
 from modeling_mae.data.read.faults import BadImage
 
@@ -17,7 +18,7 @@ from modeling_mae.data.read.faults import BadImage
 def settled(count, height, width, channels=3, processes=1, before=None, **given):
     args = PretrainArguments(own_images=True, **{"config_name": "vit_small", **given})
     facts = {"count": count, "height": height, "width": width, "channels": channels}
-    return settle(args, **facts, processes=processes, before=before or {})
+    return settle(args, ImageFacts(**facts), processes, before or {})
 
 
 # (images, height, width): image size, patch, batch, epochs, smallest crop
@@ -89,7 +90,7 @@ def test_what_is_given_wins_and_the_rest_fits_it():
 def test_a_default_that_is_given_wins_too():
     args = parse_arguments(PretrainArguments, ["own_images", "--total_batch_size", "4096"])
     assert (
-        settle(args, count=10**6, height=32, width=32, channels=3, processes=1, before={})[0].total_batch_size == 4096
+        settle(args, ImageFacts(10**6, 32, 32, 3), 1, {})[0].total_batch_size == 4096
     )
 
 
@@ -106,7 +107,7 @@ def test_going_on_takes_what_was_chosen_before():
     # Other images or processes would lead to other settings. The checkpoint is what refuses other images.
     again, same, lines = settled(90_000, 64, 64, processes=2, before=chosen)
     assert "as when the run began" in lines[0]
-    assert again.settings() == first.settings() and model_config(again) == model_config(first)
+    assert again.deciding_weights() == first.deciding_weights() and model_config(again) == model_config(first)
     assert (first.per_device_train_batch_size, again.per_device_train_batch_size) == (64, 32)
     assert {**same, "per_device_train_batch_size": 64} == chosen
     changed, kept, _ = settled(2_000, 32, 32, before=chosen, num_train_epochs=2_500)
@@ -117,21 +118,22 @@ def test_going_on_takes_what_was_chosen_before():
 def test_arguments_of_a_run_leave_nothing_open():
     args, _, _ = settled(2_000, 32, 32)
     assert all(getattr(args, name) is not None for name in OPTIONS)
-    again, chosen, lines = settle(args, count=9, height=9, width=9, channels=1, processes=1, before={})
+    again, chosen, lines = settle(args, ImageFacts(9, 9, 9, 1), 1, {})
     assert not chosen and not lines and again == args
 
 
 def test_a_run_of_some_hours_keeps_its_length_and_the_share_of_its_warm_up():
-    args = PretrainArguments(num_train_epochs=800, warmup_epochs=40, max_hours=2).with_length(20)
+    args = with_length(PretrainArguments(num_train_epochs=800, warmup_epochs=40, max_hours=2), 20)
     assert (args.num_train_epochs, args.warmup_epochs) == (20, 1)
     chosen = {"num_train_epochs": 20, "warmup_epochs": 1}
     # What was chosen once holds; a shorter run is asked for by giving it.
     for given, epochs in ((800, 20), (5, 5)):
-        again = PretrainArguments(num_train_epochs=given, max_hours=2).with_length_of(chosen)
+        again = length_of_earlier_run(PretrainArguments(num_train_epochs=given, max_hours=2), chosen)
         assert (again.num_train_epochs, again.warmup_epochs) == (epochs, 1)
-    assert PretrainArguments(own_images=True, max_hours=2).with_length_of(chosen).num_train_epochs == 20
-    assert PretrainArguments(num_train_epochs=30).with_length_of(chosen).num_train_epochs == 30
-    assert PretrainArguments(max_hours=2).with_length_of({}).num_train_epochs == 800
+    own_images = PretrainArguments(own_images=True, max_hours=2)
+    assert length_of_earlier_run(own_images, chosen).num_train_epochs == 20
+    assert length_of_earlier_run(PretrainArguments(num_train_epochs=30), chosen).num_train_epochs == 30
+    assert length_of_earlier_run(PretrainArguments(max_hours=2), {}).num_train_epochs == 800
 
 
 def test_what_cannot_work_is_refused_in_one_line():

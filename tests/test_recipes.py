@@ -14,8 +14,10 @@ from configuration import EvalArguments, PretrainArguments, model_config, parse_
 from configuration.own_images import settle
 from configuration.parsing import RECIPES
 from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining
+from modeling_mae.data.find.facts import ImageFacts
 from modeling_mae.data.serve.order import split_batch
-from modeling_mae.training.optim import Schedule, parameter_groups
+from modeling_mae.settings import settings as settings_of
+from modeling_mae.training.optim import LengthSettings, Schedule, parameter_groups
 
 
 CONFIGURATION = RECIPES.parent
@@ -38,14 +40,15 @@ def parse(*words) -> PretrainArguments:
 def test_every_recipe_works_and_holds_only_differences(recipe):
     args = parse(str(recipe))
     if args.own_images:
-        args, _, _ = settle(args, count=12_000, height=28, width=28, channels=1, processes=1, before={})
+        args, _, _ = settle(args, ImageFacts(12_000, 28, 28, 1), 1, {})
     config = model_config(args)
     assert config.model_type == "mae"
     with torch.device("meta"):
         MAEForPreTraining(config)
     assert split_batch(args.total_batch_size, args.per_device_train_batch_size, 1) >= 1
     images = {"imagenet": 1_281_167, "stl10": 100_000, "zalando-datasets/fashion_mnist": 60_000, None: 12_000}
-    schedule = Schedule.from_epochs(images.get(args.dataset_name, 50_000), **args.schedule_options())  # CIFAR's
+    count = images.get(args.dataset_name, 50_000)  # CIFAR's
+    schedule = Schedule.from_epochs(count, settings_of(LengthSettings, args))
     rates = [schedule.rate(update) for update in (0, schedule.warmup, schedule.updates)]
     assert rates == pytest.approx([0, args.base_learning_rate * args.total_batch_size / 256, 0], abs=1e-12)
     assert 0 < schedule.warmup < schedule.updates / 4
@@ -65,7 +68,7 @@ def test_every_evaluation_recipe_works(recipe):
     assert args.dataset_name == of_pretraining.dataset_name
     only_differences(recipe, args, EvalArguments())
     for run in args.trainings():
-        n_partial, settings = run.n_partial, run.arguments
+        n_partial, settings = run.n_partial, run.recipe
         config = model_config(settings)
         with torch.device("meta"):
             model = EvalNet(config)
@@ -108,7 +111,7 @@ def test_imagenet_recipes_are_the_published_settings(name):
     model_config(parse(str(RECIPES / f"{pretraining.name}.yaml"))).save_pretrained(pretraining)
     args = parse_arguments(EvalArguments, [str(file)])
     (run,) = args.trainings()
-    settings = run.arguments
+    settings = run.recipe
     config = model_config(settings)
     rates = (settings.base_learning_rate, settings.layer_decay, config.drop_path_rate, settings.num_train_epochs)
     assert rates == IMAGENET[name]

@@ -71,12 +71,16 @@ def test_the_time_left_counts_what_updates_cost(monkeypatch, capsys, terminal):
     assert ("left=01:36" if terminal else "01:36 left") in "".join(capsys.readouterr())
 
 
-def test_a_length_in_time_counts_what_updates_cost(monkeypatch):
+def test_a_length_in_time_counts_what_updates_cost():
     timed, seconds = [], {"small": 1.0, "whole": 3.0}
 
-    def time_updates(accelerator, model, optimizer, batches, loss_of, hours):
-        timed.append((loss_of, batches, hours))
-        return seconds[loss_of]
+    class Timed:
+        accelerator = SimpleNamespace(process_index=0, num_processes=1)
+
+        def seconds_an_update(self, batches, transform, most):
+            size = transform.keywords["size"]
+            timed.append((size, batches, most))
+            return seconds[size]
 
     class NoImages:
         def training_loader(self, updates, **options):
@@ -85,14 +89,13 @@ def test_a_length_in_time_counts_what_updates_cost(monkeypatch):
         def __len__(self):
             return 8
 
-    monkeypatch.setattr(trials, "time_updates", time_updates)
-    accelerator = SimpleNamespace(process_index=0, num_processes=1, print=lambda *words, **options: None)
-    options = {"wanted": 100, "total_batch_size": 4, "images_a_look": 40, "epochs_between_looks": 0, "knn": True}
-    losses = [(0.75, "small"), (0.25, "whole")]
-    epochs = trials.fit_length(accelerator, None, None, NoImages(), losses, hours=0.1, **options)
+    trial = trials.TrialSettings(0.1, 100, 0, 4, 4, 0, True)
+    stages = [(0.75, "small"), (0.25, "whole")]
+    epochs, _ = trials.fit_length(Timed(), NoImages(), lambda batch, size: batch, stages, trial, images_a_look=40)
     # 95% of 360 s. Two looks at 40 images take 2 x 10 updates of 3 s. An epoch has 2 updates of 0.75 x 1 + 0.25 x 3 s.
     assert epochs == (342 - 60) / 3
-    assert timed == [("small", range(100), pytest.approx(0.075)), ("whole", range(100, 200), pytest.approx(0.025))]
+    # 2% of the time that such updates may take in the run
+    assert timed == [("small", range(100), pytest.approx(5.4)), ("whole", range(100, 200), pytest.approx(1.8))]
 
 
 def test_the_loss_curve_shows_where_images_change_their_size():
@@ -107,7 +110,7 @@ def test_the_loss_curve_shows_where_images_change_their_size():
 
 
 def settings(*parts):
-    return PretrainArguments(progressive_resizing=list(parts)).settings()
+    return PretrainArguments(progressive_resizing=list(parts)).deciding_weights()
 
 
 def test_runs_of_before_there_were_sizes_go_on():
