@@ -98,7 +98,9 @@ def main(args: EvalArguments) -> None:
     # Frozen features, the checkpoint as it is, and every training
     rows = []
     compared = (sets.train, sets.evaluation, transform)
-    options = {"seed": args.seed, "task": sets.task, **loading}
+    options = {"seed": args.seed, **loading}
+    if args.reads_features:
+        options["task"] = sets.frozen_task
     if args.knn:
         encoder = frozen_encoder(args.model_name_or_path, config, say)
         rows += frozen_table(accelerator, encoder, *compared, name="pre-trained encoder", logistic=True, **options)
@@ -199,7 +201,7 @@ def train_classifier(
             return model(features=batch["features"], labels=batch["labels"]).loss
         place = micro * accelerator.num_processes + accelerator.process_index
         # This seeds drop path too: all that is random depends on the update and the place in the total batch alone.
-        pixel_values, labels = mix(transform(batch), task.labels_of(batch), args.seed, update, place)
+        pixel_values, labels = mix(transform(batch), task.labels_of(batch, images.size), args.seed, update, place)
         return model(pixel_values, labels=labels).loss
 
     def after_epoch(epoch: int, update: int) -> None:

@@ -10,7 +10,8 @@ from torch import nn
 from ..configuration_mae import MAEConfig
 from ..data.order import Order
 from ..modeling_mae import MAEAttentionPooling, MAEHead, MAEPreTrainedModel
-from ..tasks import CLASSES, Task
+from ..tasks import CLASSES
+from ..tasks.protocol import FrozenTask
 from ..training.optim import Schedule, make_optimizer
 
 
@@ -53,7 +54,7 @@ def probe_metric(
     test_features: np.ndarray,
     test_labels: np.ndarray,
     *,
-    task: Task = CLASSES,
+    task: FrozenTask = CLASSES,
     seed: int,
     device: torch.device | str = "cpu",
 ) -> float:

@@ -102,7 +102,8 @@ def runs_curve(series: dict[str, list[tuple[float, float]]], title: str, *, sett
     axes.set(xlabel="epoch", ylabel=title)
     if settles:
         axes.set_ylim(*_without_beginning([_columns(points)[1] for points in series.values()]))
-    axes.legend(framealpha=0, fontsize="small")
+    for text in axes.legend(framealpha=0, fontsize="small").get_texts():
+        text.set_parse_math(False)  # a name with a dollar is no formula
     axes.grid(alpha=0.3)
     return figure
 
@@ -184,8 +185,9 @@ def confusion_picture(confusion: list[list[int]], names: list[str]) -> Figure:
     axes = figure.subplots()
     axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     size = 8 if len(names) <= 40 else 4
-    axes.set_xticks(range(len(names)), names, rotation=90, size=size)
-    axes.set_yticks(range(len(names)), names, size=size)
+    as_it_is = {"size": size, "parse_math": False}  # a name with a dollar is no formula
+    axes.set_xticks(range(len(names)), names, rotation=90, **as_it_is)
+    axes.set_yticks(range(len(names)), names, **as_it_is)
     axes.set(xlabel="predicted", ylabel="true")
     if len(names) <= 20:
         for row, column in np.ndindex(counts.shape):

@@ -9,7 +9,7 @@ import torch
 from ..configuration_mae import PROBLEM_TYPES, MAEConfig
 from ..errors import UserError
 from ..modeling_mae import EvalNet
-from .protocol import Task
+from .protocol import FrozenTask
 
 
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = PROBLEM_TYPES
@@ -17,7 +17,7 @@ LINEAR_PENALTY = 10.0  # of scikit-learn's linear models, on standardised featur
 LOGISTIC_ITERATIONS = 300  # enough for a comparison in which all features get the same
 
 
-class EvalNetTask(Task):
+class EvalNetTask(FrozenTask):
     model_class = EvalNet
 
     @abstractmethod

@@ -1,6 +1,7 @@
 """`Task`, the one interface to what is learnt from labels: how they are read, what learns them, how it is judged."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -100,8 +101,8 @@ class Task(ABC):
         """The images of `source` with what `read` has given for it. `options` are those of `open_images`."""
         return open_images(source, labels=labels, **options)
 
-    def labels_of(self, batch: dict) -> torch.Tensor:
-        """The labels ``(batch, ...)`` of a batch of such images, under the same crop and flip."""
+    def labels_of(self, batch: dict, size: tuple[int, int]) -> torch.Tensor:
+        """The labels ``(batch, ...)`` of a batch of such images, which are cropped to `size` (height, width)."""
         return batch["labels"]
 
     # --- training ---
@@ -154,7 +155,19 @@ class Task(ABC):
     def written(self, columns: dict[str, np.ndarray]) -> dict:
         """The columns of predictions.parquet, one row for each image."""
 
-    # --- frozen features ---
+    # --- predictions for people ---
+
+    @abstractmethod
+    def answers(self, names: list[str]) -> Answers:
+        """What `mae predict` writes."""
+
+    @abstractmethod
+    def shown(self, logits: torch.Tensor, names: list[str], count: int = 5) -> dict[str, float] | str:
+        """What the app shows for an image's ``logits (n,)``: the `count` largest shares by name, or a text."""
+
+
+class FrozenTask(Task):
+    """A task whose labels are numbers of the whole image, so that frozen features can be compared by them."""
 
     linear_name: str  # the key of `linear`'s figure in a row of results
 
@@ -184,17 +197,8 @@ class Task(ABC):
         """Where the bias ``(n,)`` of a new head begins, for training `labels`; None at 0."""
         return None
 
-    # --- predictions for people ---
-
-    @abstractmethod
-    def answers(self, names: list[str]) -> Answers:
-        """What `mae predict` writes."""
-
-    @abstractmethod
-    def shown(self, logits: torch.Tensor, names: list[str], count: int = 5) -> dict[str, float] | str:
-        """What the app shows for an image's ``logits (n,)``: the `count` largest shares by name, or a text."""
-
 
 def distinct(names: list[str]) -> list[str]:
     """The names, with the number of the class behind those that occur twice."""
-    return [name if names.count(name) == 1 else f"{name}_{i}" for i, name in enumerate(names)]
+    counts = Counter(names)
+    return [name if counts[name] == 1 else f"{name}_{i}" for i, name in enumerate(names)]

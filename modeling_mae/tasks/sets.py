@@ -10,7 +10,9 @@ from ..data.fingerprint import fingerprint
 from ..data.images import Images
 from ..data.joined import load_eval_sources, load_sources
 from ..data.sources import Source
+from ..errors import UserError
 from . import CLASSES, TASKS, Task, task_of_labels
+from .protocol import FrozenTask
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,17 @@ class LabelledSets:
 
     def all(self) -> list[Images]:
         return [images for images in (self.train, self.evaluation) if images is not None]
+
+    @property
+    def frozen_task(self) -> FrozenTask:
+        """The task, where frozen features can be compared by it.
+
+        Raises:
+            UserError: they cannot.
+        """
+        if not isinstance(self.task, FrozenTask):
+            raise UserError(f"frozen features cannot be compared by {self.task.problem.labels}: give no --knn")
+        return self.task
 
     @property
     def remarks(self) -> str:
