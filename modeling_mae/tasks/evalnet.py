@@ -50,6 +50,7 @@ class EvalNetTask(FrozenTask):
         say: Callable[[str], None],
     ) -> EvalNet:
         """The head starts anew if the classes or the task differ, even if the number of classes is the same."""
+        from ..training.batch_norm import share_statistics
         from ..training.state import load_model  # late: the app has no libraries of the training
 
         trained = checkpoint is not None and EvalNet.__name__ in (config.architectures or [])
@@ -65,6 +66,7 @@ class EvalNetTask(FrozenTask):
         bias = self.first_bias(labels)
         if bias is not None and not (trained and same):
             model.head.bias.data.copy_(bias)
+        share_statistics(model)
         return model.freeze(config.num_hidden_layers if n_partial is None else n_partial)
 
     def outputs(self, model, transform: Callable[[dict], torch.Tensor], batch: dict) -> torch.Tensor:
