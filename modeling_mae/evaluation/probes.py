@@ -11,7 +11,7 @@ from ..configuration_mae import MAEConfig
 from ..data.order import Order
 from ..modeling_mae import MAEAttentionPooling, MAEHead, MAEPreTrainedModel
 from ..tasks import CLASSES
-from ..tasks.protocol import FrozenTask
+from ..tasks.evalnet import EvalNetTask
 from ..training.optim import Schedule, make_optimizer
 
 
@@ -54,7 +54,7 @@ def probe_metric(
     test_features: np.ndarray,
     test_labels: np.ndarray,
     *,
-    task: FrozenTask = CLASSES,
+    task: EvalNetTask = CLASSES,
     seed: int,
     device: torch.device | str = "cpu",
 ) -> float:

@@ -14,7 +14,7 @@ from ..data.images import Images
 from ..errors import UserError
 from ..modeling_mae import MAEModel
 from ..tasks import CLASSES
-from ..tasks.protocol import FrozenTask
+from ..tasks.evalnet import EvalNetTask
 from ..training.launch import smallest_budget
 from .features import KS, K, array_accuracies
 from .metrics import compute_over
@@ -119,7 +119,7 @@ def readout_table(
     seed: int,
     memory_budget: int,
     ks: tuple[int, ...] = KS,
-    task: FrozenTask = CLASSES,
+    task: EvalNetTask = CLASSES,
     batch_size: int,
     num_workers: int,
 ) -> list[dict]:

@@ -24,11 +24,10 @@ Columns = Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]  # of 
 class Answers:
     """What a trained model says of an image, in columns for people.
 
-    `numbers` makes tensors ``(batch, ...)`` of the model's logits. `words` makes of these, as arrays in a dict with
-    other columns, the columns `names`, whose types are in `types` where the values do not tell.
+    `numbers` makes tensors ``(batch, ...)`` of the model's logits. `words` replaces these, as arrays in a dict with
+    other columns, by what people read. `types` are those of columns whose values do not tell.
     """
 
-    names: list[str]
     types: dict[str, pyarrow.DataType]
     numbers: Callable[[torch.Tensor], dict[str, torch.Tensor]]
     words: Callable[[dict], dict]
@@ -164,38 +163,6 @@ class Task(ABC):
     @abstractmethod
     def shown(self, logits: torch.Tensor, names: list[str], count: int = 5) -> dict[str, float] | str:
         """What the app shows for an image's ``logits (n,)``: the `count` largest shares by name, or a text."""
-
-
-class FrozenTask(Task):
-    """A task whose labels are numbers of the whole image, so that frozen features can be compared by them."""
-
-    linear_name: str  # the key of `linear`'s figure in a row of results
-
-    @abstractmethod
-    def score(self, predictions: np.ndarray, labels: np.ndarray) -> float:
-        """The metric of `problem` for predictions and labels ``(images, ...)``."""
-
-    @abstractmethod
-    def vote(self, weights: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Predictions ``(queries, ...)`` of the labels ``(queries, k, ...)`` of their neighbours, which have the
-        `weights` ``(queries, k)``."""
-
-    @abstractmethod
-    def linear(self, train_features: np.ndarray, labels: np.ndarray, test_features: np.ndarray) -> np.ndarray:
-        """Predictions ``(test images, ...)`` of scikit-learn's linear model, on standardised features
-        ``(images, width)``."""
-
-    @abstractmethod
-    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The mean loss ``()`` of a probe's logits ``(batch, n)``."""
-
-    @abstractmethod
-    def predictions(self, logits: torch.Tensor) -> torch.Tensor:
-        """What `score` takes, of logits ``(batch, n)``."""
-
-    def first_bias(self, labels: torch.Tensor) -> torch.Tensor | None:
-        """Where the bias ``(n,)`` of a new head begins, for training `labels`; None at 0."""
-        return None
 
 
 def distinct(names: list[str]) -> list[str]:

@@ -12,7 +12,7 @@ from ..data.joined import load_eval_sources, load_sources
 from ..data.sources import Source
 from ..errors import UserError
 from . import CLASSES, TASKS, Task, task_of_labels
-from .protocol import FrozenTask
+from .evalnet import EvalNetTask
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class LabelledSets:
         return [images for images in (self.train, self.evaluation) if images is not None]
 
     @property
-    def frozen_task(self) -> FrozenTask:
+    def frozen_task(self) -> EvalNetTask:
         """The task, where frozen features can be compared by it.
 
         Raises:
             UserError: they cannot.
         """
-        if not isinstance(self.task, FrozenTask):
+        if not isinstance(self.task, EvalNetTask):
             raise UserError(f"frozen features cannot be compared by {self.task.problem.labels}: give no --knn")
         return self.task
 
