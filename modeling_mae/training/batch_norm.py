@@ -13,40 +13,46 @@ def share_statistics(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d):
-            module.register_forward_pre_hook(_before)
-            module.register_forward_hook(_after)
+            shared = _SharedStatistics()
+            module.register_forward_pre_hook(shared.before)
+            module.register_forward_hook(shared.after)
 
 
-def _is_shared(module: nn.BatchNorm1d) -> bool:
+class _SharedStatistics:
+    """The hooks of a BatchNorm. They change its statistics through `data`: autograd takes other changes for errors."""
+
+    earlier: torch.Tensor  # (2, width): running mean and variance before the forward pass
+
+    @torch.compiler.disable
+    def before(self, module: nn.BatchNorm1d, inputs) -> None:
+        """Clear the statistics: after the forward pass they hold the share of this micro-batch alone."""
+        if _processes(module) > 1:
+            self.earlier = torch.stack(_running(module))
+            for values in _running(module):
+                values.zero_()
+
+    @torch.compiler.disable
+    def after(self, module: nn.BatchNorm1d, inputs, output) -> None:
+        processes = _processes(module)
+        if processes == 1:
+            return
+        assert module.momentum is not None and module.num_batches_tracked is not None
+        own = torch.stack(_running(module))  # (2, width)
+        shares = [torch.empty_like(own) for _ in range(processes)]
+        torch.distributed.all_gather(shares, own)
+        for share in shares:
+            self.earlier = (1 - module.momentum) * self.earlier + share
+        for values, new in zip(_running(module), self.earlier, strict=True):
+            values.copy_(new)
+        module.num_batches_tracked.add_(processes - 1)
+
+
+def _processes(module: nn.BatchNorm1d) -> int:
+    """How many processes share what `module` sees now."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return module.training and distributed and torch.distributed.get_world_size() > 1
+    return torch.distributed.get_world_size() if module.training and distributed else 1
 
 
 def _running(module: nn.BatchNorm1d) -> list[torch.Tensor]:
-    """Its running mean and variance. Through `data`, because autograd would take a change of them for an error."""
     assert module.running_mean is not None and module.running_var is not None
     return [module.running_mean.data, module.running_var.data]
-
-
-@torch.compiler.disable
-def _before(module: nn.BatchNorm1d, inputs) -> None:
-    """Clear the running statistics: after the forward pass they hold the share of its images alone."""
-    if _is_shared(module):
-        module.remembered = torch.stack(_running(module))  # (2, width)
-        for values in _running(module):
-            values.zero_()
-
-
-@torch.compiler.disable
-def _after(module: nn.BatchNorm1d, inputs, output) -> None:
-    if not _is_shared(module):
-        return
-    own, processes = torch.stack(_running(module)), torch.distributed.get_world_size()
-    shares = [torch.empty_like(own) for _ in range(processes)]
-    torch.distributed.all_gather(shares, own)
-    statistics = module.remembered
-    for share in shares:
-        statistics = (1 - module.momentum) * statistics + share
-    for values, new in zip(_running(module), statistics, strict=True):
-        values.copy_(new)
-    module.num_batches_tracked += processes - 1
