@@ -96,7 +96,9 @@ def frozen_rows(decided: DecidedEvaluation, accelerator: Accelerator, hub: Hub) 
     recipe, config, sets = decided.recipe, decided.config, decided.sets
     rows, transform = [], normalisation(recipe, sets, accelerator)
     compared = (sets.train, sets.evaluation, transform)
-    options = {"seed": recipe.seed, "task": sets.task, **loading(recipe)}
+    options = {"seed": recipe.seed, **loading(recipe)}
+    if recipe.reads_features:
+        options["task"] = sets.frozen_task
     if recipe.knn:
         encoder = frozen_encoder(recipe.model_name_or_path, config, accelerator.print)
         rows += frozen_table(accelerator, encoder, *compared, name="pre-trained encoder", logistic=True, **options)
@@ -177,7 +179,7 @@ def train_classifier(
             else:
                 # This seeds drop path too: all that is random depends on the update and the place in the total batch.
                 key = (recipe.seed, update.number, micro_batch.number)
-                pixel_values, labels = mix(transform(batch), task.labels_of(batch), *key)
+                pixel_values, labels = mix(transform(batch), task.labels_of(batch, images.size), *key)
                 loss = model(pixel_values, labels=labels).loss
             update.backward(loss)
         update.step()

@@ -406,9 +406,9 @@ def test_a_run_leaves_nothing_open():
         num_train_epochs warmup_epochs auto_augment random_erasing cutmix""".split()
     assert all(getattr(args, name) is None for name in by_blocks)
     linear, tuned, scratch = (run.recipe for run in args.trainings())
-    for settings, n_partial in ((linear, [0]), (tuned, [1]), (scratch, None)):
-        assert settings.n_partial == n_partial and settings.mixup == 0.3  # what is given wins
-        assert all(getattr(settings, name) is not None for name in by_blocks)
+    for recipe, n_partial in ((linear, [0]), (tuned, [1]), (scratch, None)):
+        assert recipe.n_partial == n_partial and recipe.mixup == 0.3  # what is given wins
+        assert all(getattr(recipe, name) is not None for name in by_blocks)
     assert (linear.optimizer, linear.total_batch_size, linear.num_train_epochs, linear.cutmix) == (
         "lars",
         16384,

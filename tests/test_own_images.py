@@ -89,9 +89,7 @@ def test_what_is_given_wins_and_the_rest_fits_it():
 
 def test_a_default_that_is_given_wins_too():
     args = parse_arguments(PretrainArguments, ["own_images", "--total_batch_size", "4096"])
-    assert (
-        settle(args, ImageFacts(10**6, 32, 32, 3), 1, {})[0].total_batch_size == 4096
-    )
+    assert settle(args, ImageFacts(10**6, 32, 32, 3), 1, {})[0].total_batch_size == 4096
 
 
 def test_a_checkpoints_model_stays_as_it_is(tmp_path):

@@ -137,6 +137,21 @@ def test_a_probe_has_the_accuracy_at_the_end_that_it_had_in_training(tmp_path, p
         assert load_elsewhere(tmp_path / "run", "AutoModelForImageClassification") == "EvalNet True"
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_probe_of_two_processes_remembers_what_one_does(tmp_path, probing, sharded):
+    run(*probing, "--output_dir", tmp_path / "one", script="run_eval.py")
+    if sharded:
+        run_sharded("run_eval.py", *probing, "--output_dir", tmp_path / "two")
+    else:
+        run(*probing, "--output_dir", tmp_path / "two", script="run_eval.py", **TWO_PROCESSES)
+    one, two = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("one", "two"))
+    assert one["head_norm.num_batches_tracked"] == two["head_norm.num_batches_tracked"] == 40  # 2 micro-batches each
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
+    logs = [json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"] for name in ("one", "two")]
+    accuracies = [[entry["eval_accuracy"] for entry in log if "eval_accuracy" in entry] for log in logs]
+    assert accuracies[0] == accuracies[1] and len(accuracies[0]) == 2
+
+
 def test_processes_that_each_believe_to_be_alone_end_at_once(tmp_path, recipe):
     output = run(recipe, "--output_dir", tmp_path / "run", code=1, WORLD_SIZE="2")
     assert "the launcher has started 2 processes" in output and "ACCELERATE_USE_CPU=true" in output

@@ -158,3 +158,13 @@ def test_the_card_says_which_bands_are_shown():
     assert describe_shown(2) == describe_shown(1, [1]) == "The picture shows band 1 in gray."
     assert describe_shown(3, [3, 2, 1]) == "The picture shows bands 3, 2 and 1 as red, green and blue."
     assert "bands 8, 4 and 3 as red" in describe_shown(4, [8, 4, 3, 2]) and "98 is white" in describe_shown(13)
+
+
+def test_names_are_no_formulas(tmp_path):
+    names = ["price $", "_{a} $x^$", "$\\frac{"]
+    confusion = np.eye(3, dtype=int).tolist()
+    save_figure(charts.confusion_picture(confusion, names), tmp_path / "confusion.png")
+    save_figure(charts.runs_curve({name: [(0.0, 1.0), (1.0, 2.0)] for name in names}, "loss"), tmp_path / "runs.png")
+    (axes,) = charts.confusion_picture(confusion, names).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == names
+    assert not any(label.get_parse_math() for label in [*axes.get_xticklabels(), *axes.get_yticklabels()])

@@ -13,7 +13,8 @@ from torch import nn
 from ..configuration_mae import MAEConfig
 from ..data.serve.images import Images
 from ..modeling_mae import MAEModel
-from ..tasks import CLASSES, Task
+from ..tasks import CLASSES
+from ..tasks.evalnet import EvalNetTask
 from ..training.state import load_model
 from .metrics import compute_over
 
@@ -53,7 +54,7 @@ def frozen_table(
     seed: int,
     ks: tuple[int, ...] = KS,
     logistic: bool = False,
-    task: Task = CLASSES,
+    task: EvalNetTask = CLASSES,
     batch_size: int,
     num_workers: int,
 ) -> list[dict]:
@@ -152,7 +153,7 @@ def frozen_accuracies(
     batch_size: int,
     num_workers: int,
     logistic: bool = False,
-    task: Task = CLASSES,
+    task: EvalNetTask = CLASSES,
 ) -> dict:
     """`knn` {k: accuracy} and with `logistic` `logistic_regression` of the features that `encode` gives for
     ``(batch, channels, height, width)``, as in `frozen_table`; on the main process, elsewhere nothing."""
@@ -171,7 +172,7 @@ def array_accuracies(
     *,
     ks: tuple[int, ...],
     logistic: bool,
-    task: Task = CLASSES,
+    task: EvalNetTask = CLASSES,
 ) -> dict:
     """As `frozen_accuracies`, of features ``(images, width)`` and labels: of the training images, then of those to
     evaluate on."""
@@ -198,7 +199,7 @@ def knn_accuracies(
     ks: tuple[int, ...] = KS,
     temperature: float = TEMPERATURE,
     device: torch.device | str = "cpu",
-    task: Task = CLASSES,
+    task: EvalNetTask = CLASSES,
 ) -> dict[int, float]:
     """Accuracy in 0..1, or the metric of the `task`, of weighted k-nearest neighbours for each of `ks` (Wu et al.,
     arXiv 1805.01978, Section 3.4).

@@ -54,7 +54,7 @@ def predict_with(
     """The `columns` of all `images`, by the prepared `model` of `task` in eval mode: arrays ``(images, ...)``."""
 
     def compute(batch: dict) -> dict[str, torch.Tensor]:
-        return columns(task.outputs(model, transform, batch), task.labels_of(batch))
+        return columns(task.outputs(model, transform, batch), task.labels_of(batch, images.size))
 
     model.eval()
     share_buffers(accelerator, model)

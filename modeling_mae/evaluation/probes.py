@@ -10,7 +10,8 @@ from torch import nn
 from ..configuration_mae import MAEConfig
 from ..data.serve.order import Order
 from ..modeling_mae import MAEAttentionPooling, MAEHead, MAEPreTrainedModel
-from ..tasks import CLASSES, Task
+from ..tasks import CLASSES
+from ..tasks.evalnet import EvalNetTask
 from ..training.optim import OptimizerSettings, Schedule, make_optimizer
 
 
@@ -53,7 +54,7 @@ def probe_metric(
     test_features: np.ndarray,
     test_labels: np.ndarray,
     *,
-    task: Task = CLASSES,
+    task: EvalNetTask = CLASSES,
     seed: int,
     device: torch.device | str = "cpu",
 ) -> float:

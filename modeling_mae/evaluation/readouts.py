@@ -13,7 +13,8 @@ from ..configuration_mae import MAEConfig
 from ..data.serve.images import Images
 from ..errors import UserError
 from ..modeling_mae import MAEModel
-from ..tasks import CLASSES, Task
+from ..tasks import CLASSES
+from ..tasks.evalnet import EvalNetTask
 from ..training.launch import smallest_budget
 from .features import KS, K, array_accuracies
 from .metrics import compute_over
@@ -118,7 +119,7 @@ def readout_table(
     seed: int,
     memory_budget: int,
     ks: tuple[int, ...] = KS,
-    task: Task = CLASSES,
+    task: EvalNetTask = CLASSES,
     batch_size: int,
     num_workers: int,
 ) -> list[dict]:

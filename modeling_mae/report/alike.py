@@ -27,7 +27,7 @@ def neighbours_picture(path: Path, rows: list[list[tuple[torch.Tensor, str]]]) -
             cell.axis("off")
         for cell, (image, name) in zip(line, row, strict=False):
             cell.imshow(shown(image), interpolation="nearest")
-            cell.set_title(name, size=7)
+            cell.set_title(name, size=7, parse_math=False)  # a name with a dollar is no formula
     save_figure(figure, path)
 
 

@@ -1,6 +1,5 @@
 """One class an image."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,19 +11,8 @@ import torch.nn.functional as F
 from ..data.find.sources import Source
 from ..errors import UserError
 from ..report.problem import Problem
-from .columns import (
-    MAX_CLASSES,
-    cells_of,
-    described,
-    holds_fractions,
-    holds_lists,
-    kind_of,
-    label_feature,
-    only_one_is_named,
-    refuse_unknown,
-    refuse_unlabelled,
-)
-from .evalnet import LINEAR_PENALTY, LOGISTIC_ITERATIONS, SINGLE_LABEL, EvalNetTask
+from . import reading
+from .evalnet import LINEAR_PENALTY, LOGISTIC_ITERATIONS, SINGLE_LABEL, EvalNetTask, fitted
 from .protocol import Answers, Columns
 
 
@@ -69,8 +57,8 @@ class Classes(EvalNetTask):
     def recognises(self, source: Source) -> bool:
         if source.label_column is None and source.only_folder:
             return True
-        feature = label_feature(source)
-        return not holds_lists(feature) and not holds_fractions(feature)
+        feature = reading.label_feature(source)
+        return not reading.holds_lists(feature) and not reading.holds_fractions(feature)
 
     def read_one(self, source: Source, known_names: list[str] | None) -> tuple[np.ndarray, list[str]]:
         if source.label_column is None and known_names and source.only_folder:
@@ -78,10 +66,10 @@ class Classes(EvalNetTask):
         numbers, names = _numbers_and_names(source)
         if known_names is None:
             return numbers, names
-        if only_one_is_named(names, known_names):
+        if reading.only_one_is_named(names, known_names):
             return numbers, known_names
         position_of = {name: i for i, name in enumerate(known_names)}
-        refuse_unknown(source, [names[i] for i in np.unique(numbers) if names[i] not in position_of])
+        reading.refuse_unknown(source, [names[i] for i in np.unique(numbers) if names[i] not in position_of])
         positions = np.array([position_of.get(name, -1) for name in names])
         return positions[numbers], known_names
 
@@ -149,9 +137,9 @@ class Classes(EvalNetTask):
 
     # --- frozen features ---
 
-    def score(self, predictions: np.ndarray, labels: np.ndarray) -> float:
+    def figures(self, predictions: np.ndarray, labels: np.ndarray) -> dict:
         """Accuracy in 0..1 of class numbers ``(images,)``."""
-        return float((predictions == labels).mean())
+        return {"accuracy": float((predictions == labels).mean())}
 
     def vote(self, weights: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The class ``(queries,)`` with the most votes."""
@@ -161,17 +149,10 @@ class Classes(EvalNetTask):
     def linear(self, train_features: np.ndarray, labels: np.ndarray, test_features: np.ndarray) -> np.ndarray:
         """Class numbers ``(test images,)`` of a logistic regression. It is fitted to the images as they are: a linear
         probe without augmentation, quick, and without a learning rate to choose."""
-        from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
 
         regression = LogisticRegression(C=1 / LINEAR_PENALTY, max_iter=LOGISTIC_ITERATIONS)
-        classifier = make_pipeline(StandardScaler(), regression)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            classifier.fit(train_features, labels)
-        return classifier.predict(test_features)
+        return fitted(regression, train_features, labels).predict(test_features)
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits, labels)
@@ -201,8 +182,7 @@ class Classes(EvalNetTask):
                 said[f"confidence{end}"] = confidence[:, place]
             return said
 
-        columns = [f"{kind}{end}" for end in ends for kind in ("prediction", "confidence")]
-        return Answers(columns, {f"prediction{end}": pyarrow.string() for end in ends}, numbers, words)
+        return Answers({f"prediction{end}": pyarrow.string() for end in ends}, numbers, words)
 
 
 def _one_class(source: Source, known_names: list[str]) -> np.ndarray:
@@ -221,16 +201,16 @@ def _one_class(source: Source, known_names: list[str]) -> np.ndarray:
 
 
 def _numbers_and_names(source: Source) -> tuple[np.ndarray, list[str]]:
-    feature = label_feature(source)
-    kind = kind_of(feature)
-    if holds_lists(feature) or not kind.startswith(KINDS):
-        raise UserError(f"{described(source)} holds {feature}: classes, whole numbers or words are needed")
-    values = cells_of(source)
+    feature = reading.label_feature(source)
+    kind = reading.kind_of(feature)
+    if reading.holds_lists(feature) or not kind.startswith(KINDS):
+        raise UserError(f"{reading.described(source)} holds {feature}: classes, whole numbers or words are needed")
+    values = reading.cells_of(source)
     unlabelled = sum(value is None or (not isinstance(value, str) and value < 0) for value in values)
-    refuse_unlabelled(source, unlabelled, len(values), "empty, or below 0")
+    reading.refuse_unlabelled(source, unlabelled, len(values), "empty, or below 0")
     if source.class_names:
         return np.asarray(values, dtype=np.int64), source.class_names
-    if "string" not in kind and max(values) < MAX_CLASSES:
+    if "string" not in kind and max(values) < reading.MAX_CLASSES:
         numbers = np.asarray(values, dtype=np.int64)
         return numbers, [str(i) for i in range(int(numbers.max()) + 1)]
     distinct, numbers = np.unique(values, return_inverse=True)

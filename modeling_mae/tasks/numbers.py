@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from ..data.find.sources import Source
 from ..errors import UserError
 from ..report.problem import Problem
-from .columns import cells_of, described, holds_fractions, holds_lists, kind_of, label_feature, refuse_unlabelled
-from .evalnet import LINEAR_PENALTY, REGRESSION, EvalNetTask
+from . import reading
+from .evalnet import LINEAR_PENALTY, REGRESSION, EvalNetTask, fitted
 from .protocol import Answers, distinct
 
 
@@ -21,6 +21,7 @@ class Numbers(EvalNetTask):
     """Labels are targets ``(images, targets)`` float32."""
 
     linear_name = "ridge_regression"
+    predicted = "prediction"
     problem = Problem(
         REGRESSION,
         label="target",
@@ -53,38 +54,33 @@ class Numbers(EvalNetTask):
 
     def recognises(self, source: Source) -> bool:
         """Fractions, or lists of them."""
-        return holds_fractions(label_feature(source))
+        return reading.holds_fractions(reading.label_feature(source))
 
     def read_one(self, source: Source, known_names: list[str] | None) -> tuple[np.ndarray, list[str]]:
         """A column of numbers, or of lists of as many numbers. The name of a single target is the column's."""
-        feature, column = label_feature(source), source.label_column
-        inner = feature.feature if holds_lists(feature) else feature
-        if isinstance(inner, datasets.ClassLabel) or not kind_of(feature).startswith(("float", "int", "uint")):
+        feature, column, place = reading.label_feature(source), source.label_column, reading.described(source)
+        inner = feature.feature if reading.holds_lists(feature) else feature
+        if isinstance(inner, datasets.ClassLabel) or not reading.kind_of(feature).startswith(("float", "int", "uint")):
             raise UserError(
-                f"{described(source)} holds {feature}: regression needs numbers, or lists of as many numbers for each "
-                "image"
+                f"{place} holds {feature}: regression needs numbers, or lists of as many numbers for each image"
             )
-        cells = cells_of(source)
-        rows = cells if holds_lists(feature) else [[cell] for cell in cells]
-        refuse_unlabelled(source, sum(not row or None in row for row in rows), len(rows), NO_NUMBER)
+        cells = reading.cells_of(source)
+        rows = cells if reading.holds_lists(feature) else [[cell] for cell in cells]
+        reading.refuse_unlabelled(source, sum(not row or None in row for row in rows), len(rows), NO_NUMBER)
         lengths = sorted({len(row) for row in rows})
         if len(lengths) > 1:
             raise UserError(
-                f"{described(source)} has {lengths[0]} to {lengths[-1]} numbers an image: regression needs as many "
-                "for each"
+                f"{place} has {lengths[0]} to {lengths[-1]} numbers an image: regression needs as many for each"
             )
         targets = np.asarray(rows, dtype=np.float32)  # (images, targets)
-        refuse_unlabelled(source, int((~np.isfinite(targets)).any(1).sum()), len(rows), NO_NUMBER)
+        reading.refuse_unlabelled(source, int((~np.isfinite(targets)).any(1).sum()), len(rows), NO_NUMBER)
         names = [str(column)] if lengths == [1] else [f"{column} {i}" for i in range(lengths[0])]
         if known_names is not None and len(names) != len(known_names):
             raise UserError(
-                f"{described(source)} has {len(names)} targets, there are {len(known_names)} "
+                f"{place} has {len(names)} targets, there are {len(known_names)} "
                 f"({', '.join(known_names[:5])}): evaluate on the trained targets"
             )
         return targets, known_names or names
-
-    def reordered(self, labels: np.ndarray, order: list[int]) -> np.ndarray:
-        return labels[:, order]
 
     # --- training ---
 
@@ -109,13 +105,11 @@ class Numbers(EvalNetTask):
         (squared error)."""
         return {"label": labels, "prediction": logits, "loss": (logits - labels).square().mean(1)}
 
-    def results(self, columns: dict[str, np.ndarray], names: int) -> dict:
-        """What `RegressionMetric` computes, and the mean `loss`."""
+    def figures(self, predictions: np.ndarray, labels: np.ndarray) -> dict:
+        """What `RegressionMetric` computes of predictions ``(images, targets)``."""
         from .metrics import RegressionMetric
 
-        metric = RegressionMetric(keep_in_memory=True)
-        results = metric.compute(predictions=columns["prediction"], references=columns["label"])
-        return {"loss": float(columns["loss"].mean()), **results}
+        return RegressionMetric(keep_in_memory=True).compute(predictions=predictions, references=labels)
 
     def written(self, columns: dict[str, np.ndarray]) -> dict:
         """`label` and `prediction` are numbers, or lists of several targets."""
@@ -128,20 +122,11 @@ class Numbers(EvalNetTask):
 
     # --- frozen features ---
 
-    def score(self, predictions: np.ndarray, labels: np.ndarray) -> float:
-        """Mean squared error of predictions ``(images, targets)``."""
-        from .metrics import RegressionMetric
-
-        metric = RegressionMetric(keep_in_memory=True)
-        return metric.compute(predictions=predictions, references=labels)[self.problem.metric]
-
     def linear(self, train_features: np.ndarray, labels: np.ndarray, test_features: np.ndarray) -> np.ndarray:
         """Targets ``(test images, targets)`` of a ridge regression."""
         from sklearn.linear_model import Ridge
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
 
-        ridge = make_pipeline(StandardScaler(), Ridge(alpha=LINEAR_PENALTY)).fit(train_features, labels)
+        ridge = fitted(Ridge(alpha=LINEAR_PENALTY), train_features, labels)
         return ridge.predict(test_features).reshape(len(test_features), -1)
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -160,7 +145,7 @@ class Numbers(EvalNetTask):
             said = {key: value for key, value in columns.items() if key != "values"}
             return said | {name: columns["values"][:, i] for i, name in enumerate(named)}  # of (images, targets)
 
-        return Answers(named, {}, lambda logits: {"values": logits}, words)
+        return Answers({}, lambda logits: {"values": logits}, words)
 
     def shown(self, logits: torch.Tensor, names: list[str], count: int = 5) -> dict[str, float] | str:
         """The values of all targets."""

@@ -1,6 +1,7 @@
 """`Task`, the one interface to what is learnt from labels: how they are read, what learns them, how it is judged."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,11 +24,10 @@ Columns = Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]  # of 
 class Answers:
     """What a trained model says of an image, in columns for people.
 
-    `numbers` makes tensors ``(batch, ...)`` of the model's logits. `words` makes of these, as arrays in a dict with
-    other columns, the columns `names`, whose types are in `types` where the values do not tell.
+    `numbers` makes tensors ``(batch, ...)`` of the model's logits. `words` replaces these, as arrays in a dict with
+    other columns, by what people read. `types` are those of columns whose values do not tell.
     """
 
-    names: list[str]
     types: dict[str, pyarrow.DataType]
     numbers: Callable[[torch.Tensor], dict[str, torch.Tensor]]
     words: Callable[[dict], dict]
@@ -100,8 +100,8 @@ class Task(ABC):
         """The images of `source` with what `read` has given for it."""
         return open_images(source, opening, labels)
 
-    def labels_of(self, batch: dict) -> torch.Tensor:
-        """The labels ``(batch, ...)`` of a batch of such images, under the same crop and flip."""
+    def labels_of(self, batch: dict, size: tuple[int, int]) -> torch.Tensor:
+        """The labels ``(batch, ...)`` of a batch of such images, which are cropped to `size` (height, width)."""
         return batch["labels"]
 
     # --- training ---
@@ -154,36 +154,6 @@ class Task(ABC):
     def written(self, columns: dict[str, np.ndarray]) -> dict:
         """The columns of predictions.parquet, one row for each image."""
 
-    # --- frozen features ---
-
-    linear_name: str  # the key of `linear`'s figure in a row of results
-
-    @abstractmethod
-    def score(self, predictions: np.ndarray, labels: np.ndarray) -> float:
-        """The metric of `problem` for predictions and labels ``(images, ...)``."""
-
-    @abstractmethod
-    def vote(self, weights: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Predictions ``(queries, ...)`` of the labels ``(queries, k, ...)`` of their neighbours, which have the
-        `weights` ``(queries, k)``."""
-
-    @abstractmethod
-    def linear(self, train_features: np.ndarray, labels: np.ndarray, test_features: np.ndarray) -> np.ndarray:
-        """Predictions ``(test images, ...)`` of scikit-learn's linear model, on standardised features
-        ``(images, width)``."""
-
-    @abstractmethod
-    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The mean loss ``()`` of a probe's logits ``(batch, n)``."""
-
-    @abstractmethod
-    def predictions(self, logits: torch.Tensor) -> torch.Tensor:
-        """What `score` takes, of logits ``(batch, n)``."""
-
-    def first_bias(self, labels: torch.Tensor) -> torch.Tensor | None:
-        """Where the bias ``(n,)`` of a new head begins, for training `labels`; None at 0."""
-        return None
-
     # --- predictions for people ---
 
     @abstractmethod
@@ -197,4 +167,5 @@ class Task(ABC):
 
 def distinct(names: list[str]) -> list[str]:
     """The names, with the number of the class behind those that occur twice."""
-    return [name if names.count(name) == 1 else f"{name}_{i}" for i, name in enumerate(names)]
+    counts = Counter(names)
+    return [name if counts[name] == 1 else f"{name}_{i}" for i, name in enumerate(names)]

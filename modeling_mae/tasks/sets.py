@@ -10,8 +10,10 @@ from ..data.find.fingerprint import fingerprint
 from ..data.find.joined import load_eval_source, load_training_source
 from ..data.find.sources import Source, SourceSettings
 from ..data.serve.images import Images, Opening
+from ..errors import UserError
 from ..report.facts import LabelledFacts
 from . import CLASSES, Task, task_of_labels
+from .evalnet import EvalNetTask
 
 
 @dataclass
@@ -31,6 +33,17 @@ class LabelledSets:
 
     def all(self) -> list[Images]:
         return [images for images in (self.train, self.evaluation) if images is not None]
+
+    @property
+    def frozen_task(self) -> EvalNetTask:
+        """The task, where frozen features can be compared by it.
+
+        Raises:
+            UserError: they cannot.
+        """
+        if not isinstance(self.task, EvalNetTask):
+            raise UserError(f"frozen features cannot be compared by {self.task.problem.labels}: give no --knn")
+        return self.task
 
     @property
     def remarks(self) -> str:

@@ -1,7 +1,5 @@
 """Several classes an image."""
 
-import warnings
-
 import numpy as np
 import pyarrow
 import torch
@@ -10,20 +8,8 @@ import torch.nn.functional as F
 from ..data.find.sources import Source
 from ..errors import UserError
 from ..report.problem import Problem
-from .columns import (
-    MAX_CLASSES,
-    OTHER_COLUMN,
-    cells_of,
-    described,
-    holds_fractions,
-    holds_lists,
-    kind_of,
-    label_feature,
-    only_one_is_named,
-    refuse_unknown,
-    refuse_unlabelled,
-)
-from .evalnet import LINEAR_PENALTY, LOGISTIC_ITERATIONS, MULTI_LABEL, EvalNetTask
+from . import reading
+from .evalnet import LINEAR_PENALTY, LOGISTIC_ITERATIONS, MULTI_LABEL, EvalNetTask, fitted
 from .protocol import Answers, distinct
 
 
@@ -35,6 +21,7 @@ class SeveralClasses(EvalNetTask):
     """Labels are 0 and 1 ``(images, classes)`` float32."""
 
     linear_name = "logistic_regression"
+    predicted = "scores"
     problem = Problem(
         MULTI_LABEL,
         label="class, several an image",
@@ -68,37 +55,36 @@ class SeveralClasses(EvalNetTask):
 
     def recognises(self, source: Source) -> bool:
         """Lists of classes, or of 0 and 1 for each class."""
-        feature = label_feature(source)
-        if not holds_lists(feature):
+        feature = reading.label_feature(source)
+        if not reading.holds_lists(feature):
             return False
-        if not holds_fractions(feature):
+        if not reading.holds_fractions(feature):
             return True
-        return all(value in (0, 1) for row in cells_of(source) for value in row or [])
+        return all(value in (0, 1) for row in reading.cells_of(source) for value in row or [])
 
     def read_one(self, source: Source, known_names: list[str] | None) -> tuple[np.ndarray, list[str]]:
         """A list holds an image's classes, as numbers or names; it may be empty. Or it holds 0 or 1 (false or true)
         for each class: lists of one length that hold only 0 and 1 are read this way."""
-        feature = label_feature(source)
-        kind = kind_of(feature)
-        if not holds_lists(feature) or not kind.startswith(KINDS):
+        feature = reading.label_feature(source)
+        kind = reading.kind_of(feature)
+        if not reading.holds_lists(feature) or not kind.startswith(KINDS):
             raise UserError(
-                f"{described(source)} holds {feature}: several labels an image need lists of class numbers or names, "
-                "or of 0 and 1 for each class"
+                f"{reading.described(source)} holds {feature}: several labels an image need lists of class numbers or "
+                "names, or of 0 and 1 for each class"
             )
-        lists = cells_of(source)
+        lists = reading.cells_of(source)
         missing = sum(row is None or any(value is None for value in row) for row in lists)
-        refuse_unlabelled(source, missing, len(lists), "empty")
+        reading.refuse_unlabelled(source, missing, len(lists), "empty")
         own_names = list(getattr(feature.feature, "names", None) or [])
         if not own_names and "string" not in kind and _are_vectors(lists, kind, known_names):
             matrix, names = _matrix_of_vectors(source, lists, known_names)
         else:
             matrix, names = _matrix_of_lists(source, lists, own_names, known_names)
         if not matrix.any():
-            raise UserError(f"no image of {source.name} has a class in {source.label_column!r}: {OTHER_COLUMN}")
+            raise UserError(
+                f"no image of {source.name} has a class in {source.label_column!r}: {reading.OTHER_COLUMN}"
+            )
         return matrix, names
-
-    def reordered(self, labels: np.ndarray, order: list[int]) -> np.ndarray:
-        return labels[:, order]
 
     def absent(self, labels: np.ndarray, names: list[str]) -> list[str]:
         return [name for name, count in zip(names, labels.sum(0), strict=True) if not count]
@@ -111,13 +97,12 @@ class SeveralClasses(EvalNetTask):
         loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
         return {"label": labels, "scores": self.scores(logits), "loss": loss}
 
-    def results(self, columns: dict[str, np.ndarray], names: int) -> dict:
-        """What `MultiLabelMetric` computes, and the mean `loss`."""
+    def figures(self, predictions: np.ndarray, labels: np.ndarray) -> dict:
+        """What `MultiLabelMetric` computes of scores ``(images, classes)``."""
         from .metrics import MultiLabelMetric
 
         metric = MultiLabelMetric(keep_in_memory=True)
-        results = metric.compute(predictions=columns["scores"], references=columns["label"], threshold=THRESHOLD)
-        return {"loss": float(columns["loss"].mean()), **results}
+        return metric.compute(predictions=predictions, references=labels, threshold=THRESHOLD)
 
     def written(self, columns: dict[str, np.ndarray]) -> dict:
         """`label` and `prediction` are lists of class numbers, `scores` has a number for each class."""
@@ -131,26 +116,14 @@ class SeveralClasses(EvalNetTask):
 
     # --- frozen features ---
 
-    def score(self, predictions: np.ndarray, labels: np.ndarray) -> float:
-        """Mean average precision of scores ``(images, classes)``."""
-        from .metrics import MultiLabelMetric
-
-        metric = MultiLabelMetric(keep_in_memory=True)
-        return metric.compute(predictions=predictions, references=labels, threshold=THRESHOLD)[self.problem.metric]
-
     def linear(self, train_features: np.ndarray, labels: np.ndarray, test_features: np.ndarray) -> np.ndarray:
         """Scores ``(test images, classes)`` of a logistic regression for each class."""
         from sklearn.linear_model import LogisticRegression
         from sklearn.multiclass import OneVsRestClassifier
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
 
         each = OneVsRestClassifier(LogisticRegression(C=1 / LINEAR_PENALTY, max_iter=LOGISTIC_ITERATIONS))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # no convergence, and classes that all training images have, or none
-            classifier = make_pipeline(StandardScaler(), each).fit(train_features, labels.astype(int))
-            scores = classifier.predict_proba(test_features)
-            return scores[:, 1:] if labels.shape[1] == 1 else scores
+        scores = fitted(each, train_features, labels.astype(int)).predict_proba(test_features)
+        return scores[:, 1:] if labels.shape[1] == 1 else scores
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return F.binary_cross_entropy_with_logits(logits, labels)
@@ -171,7 +144,7 @@ class SeveralClasses(EvalNetTask):
             return said | {name: scores[:, i] for i, name in enumerate(named)}
 
         types = {"prediction": pyarrow.list_(pyarrow.string())}
-        return Answers(["prediction", *named], types, lambda logits: {"scores": self.scores(logits)}, words)
+        return Answers(types, lambda logits: {"scores": self.scores(logits)}, words)
 
 
 def _are_vectors(lists: list[list], kind: str, known_names: list[str] | None) -> bool:
@@ -192,14 +165,14 @@ def _matrix_of_vectors(
     lengths = {len(row) for row in lists}
     if len(lengths) != 1 or not all(value in (0, 1) for row in lists for value in row):
         raise UserError(
-            f"{described(source)} holds lists of {min(lengths)} to {max(lengths)} numbers: several labels an image "
-            "need 0 or 1 for each class; for other numbers give --problem_type regression"
+            f"{reading.described(source)} holds lists of {min(lengths)} to {max(lengths)} numbers: several labels an "
+            "image need 0 or 1 for each class; for other numbers give --problem_type regression"
         )
     (length,) = lengths
     if known_names is not None and length != len(known_names):
         raise UserError(
-            f"{described(source)} has {length} numbers an image, there are {len(known_names)} classes: evaluate on "
-            "labels of the trained classes"
+            f"{reading.described(source)} has {length} numbers an image, there are {len(known_names)} classes: "
+            "evaluate on labels of the trained classes"
         )
     matrix = np.asarray(lists, dtype=np.float32)  # (images, classes)
     return matrix, known_names or [str(i) for i in range(length)]
@@ -210,17 +183,18 @@ def _matrix_of_lists(
 ) -> tuple[np.ndarray, list[str]]:
     values = sorted({value for row in lists for value in row})
     if values and not isinstance(values[0], str):
-        if values[0] < 0 or values[-1] >= MAX_CLASSES:
+        if values[0] < 0 or values[-1] >= reading.MAX_CLASSES:
             raise UserError(
-                f"{described(source)} holds {values[0]} ... {values[-1]}: class numbers are 0 ... {MAX_CLASSES - 1}"
+                f"{reading.described(source)} holds {values[0]} ... {values[-1]}: class numbers are 0 ... "
+                f"{reading.MAX_CLASSES - 1}"
             )
         own_names = own_names or [str(i) for i in range(values[-1] + 1)]
-        if known_names is not None and only_one_is_named(own_names, known_names):
+        if known_names is not None and reading.only_one_is_named(own_names, known_names):
             own_names = known_names
         lists = [[own_names[value] for value in row] for row in lists]
     names = known_names or own_names or values
     positions = {name: i for i, name in enumerate(names)}
-    refuse_unknown(source, sorted({name for row in lists for name in row} - set(positions)))
+    reading.refuse_unknown(source, sorted({name for row in lists for name in row} - set(positions)))
     matrix = np.zeros((len(lists), len(names)), dtype=np.float32)
     for image, row in enumerate(lists):
         matrix[image, [positions[name] for name in row]] = 1

@@ -41,8 +41,7 @@ def original_class(model: torch.nn.Module) -> Iterator[None]:
 def share_buffers(accelerator: Accelerator, model: torch.nn.Module) -> None:
     """Give all processes the buffers of the first, which are the ones that are saved.
 
-    Each process measures BatchNorm's statistics on its own images. Without this, FSDP's processes would each evaluate
-    another model. DDP does the same at every forward pass."""
+    DDP does the same at every forward pass."""
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, src=0)

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.json
 import pyarrow.parquet
 from datasets.table import InMemoryTable
+from pandas.api.types import is_numeric_dtype
 
 from ...errors import UserError
 from .listing import Listing
@@ -101,7 +102,7 @@ def _from_metadata(listing: Listing) -> datasets.Dataset:
 def _read(file: str) -> pa.Table:
     try:
         if file.endswith(".csv"):
-            table = pa.Table.from_pandas(pandas.read_csv(file), preserve_index=False)
+            table = pa.Table.from_pandas(_read_csv(file), preserve_index=False)
         elif file.endswith(".jsonl"):
             options = pyarrow.json.ReadOptions(block_size=max(1 << 20, os.path.getsize(file)))  # a line must fit in
             table = pyarrow.json.read_json(file, read_options=options)
@@ -111,6 +112,21 @@ def _read(file: str) -> pa.Table:
     except (OSError, ValueError) as error:
         raise UserError(f"{file!r} cannot be read ({' '.join(str(error).split())[:150]}): mend it") from error
     return table.replace_schema_metadata(None)
+
+
+def _read_csv(file: str) -> pandas.DataFrame:
+    """The file with columns of numbers where all that is in them is numbers.
+
+    Words such as NA, None and null are missing numbers in such a column, and words in every other: sodium, no finding.
+    Codes that begin with 0, such as 001, are words.
+    """
+    table = pandas.read_csv(file)
+    words = pandas.read_csv(file, dtype=str, keep_default_na=False, na_values=[""])
+    for name in table:
+        holds_numbers = is_numeric_dtype(table[name]) and table[name].notna().any()
+        if not holds_numbers or words[name].str.match(r"[+-]?0\d").any():
+            table[name] = words[name]
+    return table
 
 
 def _with_paths(table: pa.Table, folder: str, file: str, listing: Listing) -> pa.Table:

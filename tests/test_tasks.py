@@ -1,0 +1,162 @@
+"""What a task may be: its labels may be images that follow the flip, and its model another than EvalNet."""
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from conftest import TINY_GRAY
+from transformers.modeling_outputs import SemanticSegmenterOutput
+
+from modeling_mae import MAEConfig, MAEForPreTraining
+from modeling_mae.data.find.sources import Source, load_source
+from modeling_mae.data.serve.crops import training_crop
+from modeling_mae.data.serve.images import MemoryImages
+from modeling_mae.errors import UserError
+from modeling_mae.evaluation.classifier import evaluate_classifier
+from modeling_mae.tasks import CLASSES, NUMBERS, SEVERAL_CLASSES, TASKS, task_of_checkpoint
+from modeling_mae.tasks.evalnet import names_of
+from modeling_mae.tasks.protocol import Task
+from modeling_mae.tasks.sets import LabelledSets
+from modeling_mae.training.augment import BatchTransform
+
+
+class Segmenter(torch.nn.Module):
+    """Takes pixels of more than half of white for class 1."""
+
+    def forward(self, pixel_values, labels=None):
+        logits = torch.cat([0.5 - pixel_values, pixel_values - 0.5], 1)  # (batch, classes, height, width)
+        return SemanticSegmenterOutput(loss=None if labels is None else F.cross_entropy(logits, labels), logits=logits)
+
+
+class Masks(Task):
+    """A class for each pixel. Labels are images ``(images, height, width)`` uint8."""
+
+    problem = CLASSES.problem
+    model_class = Segmenter
+
+    def recognises(self, source):
+        return False
+
+    def read_one(self, source, known_names):
+        return np.array(source.dataset["mask"][:], np.uint8), ["ground", "thing"]
+
+    def reordered(self, labels, order):
+        return np.argsort(order)[labels]
+
+    def open_images(self, source, labels, options):
+        pixels = torch.tensor(source.dataset["image"][:], dtype=torch.uint8)[:, None]
+        return MemoryImages(pixels, labels=torch.from_numpy(labels), **options)
+
+    def labels_of(self, batch, size):
+        masks = batch["labels"].long()
+        return (
+            torch.where(batch["flips"][:, None, None], masks.flip(2), masks) if batch["flips"] is not None else masks
+        )
+
+    def notes(self, labels, label_fraction, mixes, label_smoothing):
+        return []
+
+    def new_model(self, config, checkpoint, names, n_partial, labels, say):
+        return Segmenter()
+
+    def outputs(self, model, transform, batch):
+        return model(transform(batch)).logits
+
+    def columns(self, logits, labels):
+        hits = (logits.argmax(1) == labels).flatten(1).float().mean(1)
+        return {"hits": hits, "loss": F.cross_entropy(logits, labels, reduction="none").flatten(1).mean(1)}
+
+    def results(self, columns, names):
+        return {"accuracy": float(columns["hits"].mean()), "loss": float(columns["loss"].mean())}
+
+    def written(self, columns):
+        return columns
+
+    def answers(self, names):
+        raise NotImplementedError
+
+    def shown(self, logits, names, count=5):
+        return ""
+
+
+def test_labels_that_are_images_follow_the_flip():
+    generator = np.random.default_rng(0)
+    masks = generator.integers(0, 2, (9, 8, 8))
+    images = np.where(masks, 200, 30)
+    images[0, 0, :4] = 255 - images[0, 0, :4]  # of 9 x 64 pixels 4 are not what they seem
+    source = Source(
+        datasets.Dataset.from_dict({"image": images.tolist(), "mask": masks.tolist()}), "image", "mask", "x"
+    )
+    task = Masks()
+    labels, names = task.read(source)
+    opened = task.open_images(source, labels, {"size": (8, 8)})
+    flipped = opened.view(training_crop(0, [1, 1], True, (8, 8)))
+    transform = BatchTransform([0.0], [1.0], (8, 8))
+    batch = flipped.batch(0, list(range(1, 9)))
+    pixels, targets = transform(batch), task.labels_of(batch, (8, 8))
+    assert 0 < batch["flips"].sum() < 8 and not torch.equal(targets, torch.from_numpy(masks[1:]))
+    assert torch.equal((pixels[:, 0] > 0.5).long(), targets)
+    sets = LabelledSets(None, flipped, names, "x", None, "x", "test", task)
+    model = task.new_model(MAEConfig(**TINY_GRAY), None, names, 0, torch.from_numpy(labels), print)
+    results, _ = evaluate_classifier(Accelerator(cpu=True), model, sets, transform, 4, 0)
+    assert results["accuracy"] == pytest.approx(1 - 4 / (9 * 64))
+    with pytest.raises(UserError, match="frozen features cannot be compared"):
+        _ = sets.frozen_task
+
+
+def test_the_task_of_a_checkpoint():
+    def task_of(*architectures, **fields):
+        return task_of_checkpoint(MAEConfig(**TINY_GRAY, architectures=list(architectures), **fields))
+
+    assert task_of("EvalNet") is task_of("EvalNet", problem_type=CLASSES.name) is CLASSES
+    assert task_of("EvalNet", problem_type=SEVERAL_CLASSES.name) is SEVERAL_CLASSES
+    assert task_of("EvalNet", problem_type=NUMBERS.name) is NUMBERS
+    assert task_of(MAEForPreTraining.__name__) is task_of() is None
+    assert list(TASKS) == [CLASSES.name, SEVERAL_CLASSES.name, NUMBERS.name]
+
+
+def test_every_output_has_a_name():
+    assert names_of(MAEConfig(**TINY_GRAY, id2label={0: "cat", 1: 7})) == ["cat", "7"]
+    for bad in ({0: "cat", 2: "dog"}, {0: "cat", 1: None}):
+        with pytest.raises(UserError, match="id2label has None as the name of class 1: mend"):
+            names_of(MAEConfig(**TINY_GRAY, id2label=bad))
+
+
+@pytest.mark.parametrize(
+    ("cells", "names"),
+    [
+        (["NA", "ZA", "DE"], ["DE", "NA", "ZA"]),
+        (["None", "Pneumonia", "null"], ["None", "Pneumonia", "null"]),
+        (["NA", "None", "null"], ["NA", "None", "null"]),
+        (["001", "010", "100"], ["001", "010", "100"]),
+        (["2", "0", "1"], ["0", "1", "2"]),
+    ],
+)
+def test_words_of_metadata_stay_words(tmp_path, picture_bytes, cells, names):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(picture_bytes)
+    rows = [f"{i}.png,{cell}" for i, cell in enumerate(cells)]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,label", *rows]) + "\n")
+    labels, found = CLASSES.read(load_source(data_dir=str(tmp_path)))
+    assert found == names and [found[i] for i in labels] == cells
+
+
+@pytest.fixture
+def picture_bytes(tmp_path_factory):
+    from PIL import Image
+
+    path = tmp_path_factory.mktemp("picture") / "x.png"
+    Image.new("L", (8, 8), 7).save(path)
+    return path.read_bytes()
+
+
+def test_numbers_of_metadata_stay_numbers(tmp_path, picture_bytes):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(picture_bytes)
+    (tmp_path / "metadata.csv").write_text("file_name,label\n0.png,0.5\n1.png,-0.5\n2.png,NA\n")
+    source = load_source(data_dir=str(tmp_path))
+    assert NUMBERS.recognises(source)
+    with pytest.raises(UserError, match="1 of 3 images"):
+        NUMBERS.read(source)
