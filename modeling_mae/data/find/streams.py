@@ -9,13 +9,14 @@ from pathlib import Path
 import datasets
 
 from ...errors import UserError
+from ..stream.formats import FORMATS
 from ..stream.shard_cache import ShardCache, ShardError, attempt, file_system, is_remote
 from ..stream.shard_index import index_shards
 from ..stream.shards import ShardedRows, read_features
 from .listing import Listing, NoSplit, choose_parquet
 
 
-ENDINGS = (".parquet", ".tar")
+ENDINGS = tuple(FORMATS)
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
 
@@ -31,7 +32,7 @@ def stream_of_place(
     """
     shards = list_shards(place)
     if not shards:
-        raise UserError(f"{place!r} has no shards: a stream takes .parquet or .tar files")
+        raise UserError(f"{place!r} has no shards: a stream takes {' or '.join(ENDINGS)} files")
     common = os.path.commonprefix([os.path.dirname(shard) + "/" for shard in shards]).rpartition("/")[0]
     paths = [shard[len(common) + 1 :] for shard in shards]
     chosen = paths if split is None else choose_parquet(Listing.of(common or "/", [], paths), split)
@@ -63,7 +64,7 @@ def stream_of_hub(
     unreadable = [url for url in urls if not url.endswith(ENDINGS)]
     if unreadable:
         raise UserError(
-            f"data set {hub_id!r} has {os.path.basename(unreadable[0])!r}, which is no parquet or tar file: go "
+            f"data set {hub_id!r} has {os.path.basename(unreadable[0])!r}, which is none of {', '.join(ENDINGS)}: go "
             "without --streaming"
         )
     return _open(urls, hub_id, find_column, cache_dir, builder.info.features)
