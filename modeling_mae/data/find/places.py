@@ -4,6 +4,7 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 import datasets
 from PIL import Image
@@ -15,7 +16,7 @@ from .listing import Listing, image_endings
 from .sources import NAMED, Source, SourceSettings, find_image_column, find_label_column, load_source, still_encoded
 
 
-Place = str | os.PathLike | datasets.Dataset | Sequence[str | os.PathLike | Image.Image]
+Place: TypeAlias = str | os.PathLike | datasets.Dataset | Sequence[str | os.PathLike | Image.Image]
 PATTERN_SIGNS = "*?[{"
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # that PNG keeps as they are
 TIFF_MODES = ("I", "F", "CMYK")
@@ -93,7 +94,7 @@ def _of_dataset(dataset: datasets.Dataset, name: str, settings: SourceSettings) 
 
 
 def _listed(images: Sequence) -> datasets.Dataset:
-    cells = []
+    cells: list[dict[str, bytes | str | None]] = []
     for image in images:
         if isinstance(image, Image.Image):
             cells.append({"bytes": _encoded(image), "path": None})

@@ -90,7 +90,7 @@ def list_shards(place: str) -> list[str]:
     if not is_remote(place) and os.path.isdir(os.path.expanduser(place)):
         folder = os.path.abspath(os.path.expanduser(place))
         return sorted(str(path) for path in Path(folder).rglob("*") if path.name.endswith(ENDINGS) and path.is_file())
-    shards = []
+    shards: list[str] = []
     for pattern in expand_braces(place):
         if not is_remote(pattern):
             shards += map(os.path.abspath, glob.glob(os.path.expanduser(pattern), recursive=True))

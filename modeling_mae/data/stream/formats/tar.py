@@ -62,7 +62,8 @@ class Tar:
                     if ending in IMAGE_FILES:
                         images.append((key, member.name, member.offset_data, member.size))
                     elif ending in LABEL_FILES:
-                        label = _label(tar.extractfile(member).read(), ending)
+                        content = tar.extractfile(member)
+                        label = _label(content.read(), ending) if content is not None else None
                         if label is not None and (ending == "cls" or key not in labels):
                             labels[key] = label
             except tarfile.ReadError:
