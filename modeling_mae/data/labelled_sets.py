@@ -100,12 +100,12 @@ def load_labelled_sets(
         UserError: as `load_training_source`, `load_eval_source`, `read_labels` and `open_images`.
     """
     with main_process_first():
-        source, loaded_eval = None, None
         if settings.train_split is not None:
-            source = load_training_source(settings)
+            source, loaded_eval = load_training_source(settings), None
+            problem_type = problem_type or problem_of(source)
         else:
-            loaded_eval = load_eval_source(settings)
-        problem_type = problem_type or problem_of(source or loaded_eval[0])
+            source, loaded_eval = None, load_eval_source(settings)
+            problem_type = problem_type or problem_of(loaded_eval[0])
         labels, eval_source, split, eval_labels, class_names = matching_labels(
             source, lambda: loaded_eval or load_eval_source(settings), class_names, problem_type
         )
@@ -114,8 +114,7 @@ def load_labelled_sets(
         opening = opening.with_white(train.white)  # the same value is as bright in both sets
     evaluation = open_images(eval_source, opening, eval_labels)
     for kind, numbers in (("training", labels), ("evaluation", eval_labels)):
-        has_classes = numbers is not None and problem_type != REGRESSION
-        absent = missing_classes(numbers, class_names) if has_classes else []
+        absent = [] if numbers is None or problem_type == REGRESSION else missing_classes(numbers, class_names)
         if absent:
             single = kind == "evaluation" and problem_type == SINGLE_LABEL
             rule = "; means over the classes leave them out" if single else ""
