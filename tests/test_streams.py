@@ -18,7 +18,7 @@ from modeling_mae.data.find.sources import NoSplit
 from modeling_mae.data.find.streams import expand_braces
 from modeling_mae.data.read.faults import BadImage
 from modeling_mae.data.stream import shard_cache
-from modeling_mae.data.stream.shard_index import Members
+from modeling_mae.data.stream.formats.tar import Members
 from modeling_mae.errors import UserError
 from modeling_mae.tasks import task_of_labels
 

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import datasets
 import numpy as np
@@ -42,8 +43,8 @@ def load_eval_source(settings: SourceSettings) -> tuple[Source, str]:
     """
     most, alone = settings.max_eval_samples, bool(settings.validation_dir)
     if alone:
-        nothing = {"dataset_name": None, "dataset_config_name": None}
-        settings = replace(settings, train_dir=settings.validation_dir, **nothing)
+        place = settings.validation_dir
+        settings = replace(settings, train_dir=place, dataset_name=None, dataset_config_name=None)
     if not isinstance(settings.train_dir, list):
         return load_eval_split(settings, settings.eval_split, max_samples=most, only_for_evaluation=alone)
     places = [replace(settings, train_dir=place) for place in settings.train_dir]
@@ -98,8 +99,13 @@ def _spread(parts: list[Source], count: int | None) -> list[Source]:
         rows = chosen[(chosen >= end - len(part)) & (chosen < end)] - (end - len(part))
         if not len(rows):
             raise UserError(f"{count} samples leave none of {part.name}: give more with --max_train_samples")
-        fewer.append(replace(part, dataset=part.dataset.select(rows)))
+        fewer.append(replace(part, dataset=_files_of(part).select(rows)))
     return fewer
+
+
+def _files_of(part: Source) -> datasets.Dataset:
+    assert not isinstance(part.dataset, ShardedRows)  # a stream is not cut down, nor joined with files
+    return part.dataset
 
 
 def _concatenated(parts: list[Source]) -> datasets.Dataset:
@@ -110,7 +116,7 @@ def _concatenated(parts: list[Source]) -> datasets.Dataset:
                 f"{parts[0].name} holds {_describe(kinds[0])} and {part.name} {_describe(kind)}: bring them into one "
                 "form, or train on one of them"
             )
-    columns = [part.dataset.with_format(None).select_columns([part.image_column]) for part in parts]
+    columns = [_files_of(part).with_format(None).select_columns([part.image_column]) for part in parts]
     columns = [
         column.rename_column(part.image_column, IMAGE) if part.image_column != IMAGE else column
         for part, column in zip(parts, columns, strict=True)
@@ -141,7 +147,7 @@ class JoinedShards(ShardedRows):
     def __getstate__(self) -> dict:
         return self.__dict__  # each part leaves out its open files itself
 
-    def __getitem__(self, row: int) -> dict:
+    def __getitem__(self, row: Any) -> Any:
         part = bisect.bisect_right(self.starts, row) - 1
         (cell,) = self.parts[part][row - self.starts[part]].values()
         return {IMAGE: cell}

@@ -9,7 +9,7 @@ import difflib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,14 +56,14 @@ class Listing:
     images: pa.LargeStringArray  # there may be millions
     metadata: list[str]
     parquet: list[str]
-    left_out: Counter[tuple[str, str]]  # number of files by (folder at the top, reason); "" for those at the top
+    left_out: Mapping[tuple[str, str], int]  # number of files by (folder at the top, reason); "" for those at the top
     folders_left_out: list[tuple[str, str]]  # (path, reason)
     folders: list[str] = field(default_factory=list)  # at the top, those that links lead to among them
 
     def __post_init__(self):
         if isinstance(self.images, list):
             self.images = pa.array(self.images, pa.large_string())
-        self.left_out = Counter(self.left_out)
+        self.left_out = self._left_out = Counter(self.left_out)
 
     @classmethod
     def of(cls, folder: str, images: list[str], parquet: list[str]) -> "Listing":
@@ -90,7 +90,7 @@ class Listing:
     def leave_out(self, count: int, reason: str) -> None:
         """Count files that turned out not to be among the images."""
         if count:
-            self.left_out["", reason] += count
+            self._left_out["", reason] += count
 
     def __str__(self) -> str:
         """`12 files left out: 7 .heic (not readable here), 3 hidden`; empty when nothing is left out."""
@@ -102,7 +102,7 @@ class Listing:
         if counts[REASONS_NAMED:]:
             reasons.append(f"{sum(count for _, count in counts[REASONS_NAMED:]):,} others")
         reasons += [f"folder {path!r} ({reason})" for path, reason in self.folders_left_out[:REASONS_NAMED]]
-        files, folders = self.left_out.total(), len(self.folders_left_out)
+        files, folders = self._left_out.total(), len(self.folders_left_out)
         amounts = [f"{files:,} file{'s' * (files != 1)}"] * bool(files)
         amounts += [f"{folders:,} folder{'s' * (folders != 1)}"] * bool(folders)
         return f"{' and '.join(amounts)} left out: {', '.join(reasons)}" if amounts else ""
@@ -131,7 +131,9 @@ class _Walk:
         self.below: list[tuple[str, str]] = [("", "")]  # (folders still to read, why their files are left out)
         self.images: list[str] = []  # found last
         self.chunks: list[pa.LargeStringArray] = []  # found before
-        self.metadata, self.parquet, self.folders = [], [], []
+        self.metadata: list[str] = []
+        self.parquet: list[str] = []
+        self.folders: list[str] = []
         self.left_out: Counter[tuple[str, str]] = Counter()
         self.folders_left_out: list[tuple[str, str]] = []
 
@@ -147,15 +149,14 @@ class _Walk:
                     raise UserError(
                         f"folder {str(self.given)!r} cannot be read ({error.strerror}): give another"
                     ) from error
-                self.folders_left_out.append((path, error.strerror))
+                self.folders_left_out.append((path, str(error.strerror)))
             if len(self.images) >= CHUNK:
                 self._pack()
         self._pack()
         images = pa.concat_arrays(self.chunks)
         images = images.take(pc.sort_indices(images))
-        lists = (self.metadata, self.parquet, self.folders_left_out, self.folders)
-        metadata, parquet, folders_left_out, folders = map(sorted, lists)
-        return Listing(self.folder, images, metadata, parquet, self.left_out, folders_left_out, folders)
+        metadata, parquet, folders = sorted(self.metadata), sorted(self.parquet), sorted(self.folders)
+        return Listing(self.folder, images, metadata, parquet, self.left_out, sorted(self.folders_left_out), folders)
 
     def _pack(self) -> None:
         """A million paths as Python objects would take several times the memory."""
@@ -305,7 +306,7 @@ def choose_parquet(listing: Listing, split: str) -> list[str]:
 def _split_of_path(path: str, split: str) -> str | None:
     """The split that the deepest part of `path` names as a word of its own: `test/0.parquet`, `test-0.parquet`."""
     for part in reversed(path.split("/")):
-        named = {split_of(word) for word in re.findall(r"[a-z]+", part.lower())} - {None}
+        named = {known for word in re.findall(r"[a-z]+", part.lower()) if (known := split_of(word))}
         if re.search(rf"(?<![a-z]){re.escape(split.lower())}(?![a-z])", part.lower()):
             named.add(split_of(split) or split)
         if len(named) > 1:

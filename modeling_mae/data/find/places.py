@@ -4,18 +4,19 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 import datasets
 from PIL import Image
 
 from ...errors import UserError
+from ..stream.formats import FORMATS
 from ..stream.shard_cache import is_remote
 from .listing import Listing, image_endings
 from .sources import NAMED, Source, SourceSettings, find_image_column, find_label_column, load_source, still_encoded
 
 
-Place = str | os.PathLike | datasets.Dataset | Sequence[str | os.PathLike | Image.Image]
-SHARDS = (".tar", ".parquet")
+Place: TypeAlias = str | os.PathLike | datasets.Dataset | Sequence[str | os.PathLike | Image.Image]
 PATTERN_SIGNS = "*?[{"
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # that PNG keeps as they are
 TIFF_MODES = ("I", "F", "CMYK")
@@ -73,7 +74,7 @@ def _open_word(word: str, split: str | None, settings: SourceSettings) -> Source
         images, parquet = ([], [name]) if ending == ".parquet" else ([name], [])
         return load_source(replace(settings, train_dir=above), split, listing=Listing.of(above, images, parquet))
     begins_here = "/" in word and os.path.isdir(word.partition("/")[0] or "/")
-    if begins_here or word.startswith(".") or ending in (*SHARDS, *image_endings()) or word.count("/") > 1:
+    if begins_here or word.startswith(".") or ending in (*FORMATS, *image_endings()) or word.count("/") > 1:
         return load_source(replace(folder, streaming=False), split)  # raises: it says what there is
     return load_source(replace(settings, dataset_name=word), split)
 
@@ -93,7 +94,7 @@ def _of_dataset(dataset: datasets.Dataset, name: str, settings: SourceSettings) 
 
 
 def _listed(images: Sequence) -> datasets.Dataset:
-    cells = []
+    cells: list[dict[str, bytes | str | None]] = []
     for image in images:
         if isinstance(image, Image.Image):
             cells.append({"bytes": _encoded(image), "path": None})

@@ -91,7 +91,7 @@ class Source:
             return None
         if isinstance(self.dataset, ShardedRows):
             return None  # a stream's folder says how shards are kept
-        names = set()
+        names: set[str] = set()
         for rows in self.dataset.with_format("arrow").iter(ROWS_AT_ONCE):
             paths = pc.fill_null(pc.struct_field(rows[self.image_column], "path"), "")
             folders = pc.unique(pc.replace_substring_regex(paths, r"/?[^/]*$", ""))

@@ -9,13 +9,14 @@ from pathlib import Path
 import datasets
 
 from ...errors import UserError
+from ..stream.formats import FORMATS
 from ..stream.shard_cache import ShardCache, ShardError, attempt, file_system, is_remote
 from ..stream.shard_index import index_shards
 from ..stream.shards import ShardedRows, read_features
 from .listing import Listing, NoSplit, choose_parquet
 
 
-ENDINGS = (".parquet", ".tar")
+ENDINGS = tuple(FORMATS)
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
 
@@ -31,7 +32,7 @@ def stream_of_place(
     """
     shards = list_shards(place)
     if not shards:
-        raise UserError(f"{place!r} has no shards: a stream takes .parquet or .tar files")
+        raise UserError(f"{place!r} has no shards: a stream takes {' or '.join(ENDINGS)} files")
     common = os.path.commonprefix([os.path.dirname(shard) + "/" for shard in shards]).rpartition("/")[0]
     paths = [shard[len(common) + 1 :] for shard in shards]
     chosen = paths if split is None else choose_parquet(Listing.of(common or "/", [], paths), split)
@@ -63,7 +64,7 @@ def stream_of_hub(
     unreadable = [url for url in urls if not url.endswith(ENDINGS)]
     if unreadable:
         raise UserError(
-            f"data set {hub_id!r} has {os.path.basename(unreadable[0])!r}, which is no parquet or tar file: go "
+            f"data set {hub_id!r} has {os.path.basename(unreadable[0])!r}, which is none of {', '.join(ENDINGS)}: go "
             "without --streaming"
         )
     return _open(urls, hub_id, find_column, cache_dir, builder.info.features)
@@ -89,7 +90,7 @@ def list_shards(place: str) -> list[str]:
     if not is_remote(place) and os.path.isdir(os.path.expanduser(place)):
         folder = os.path.abspath(os.path.expanduser(place))
         return sorted(str(path) for path in Path(folder).rglob("*") if path.name.endswith(ENDINGS) and path.is_file())
-    shards = []
+    shards: list[str] = []
     for pattern in expand_braces(place):
         if not is_remote(pattern):
             shards += map(os.path.abspath, glob.glob(os.path.expanduser(pattern), recursive=True))

@@ -53,7 +53,7 @@ def read_array(data: bytes | None, path: str | None) -> tuple[np.ndarray, int | 
 def _numpy(data: bytes | None, path: str | None, kind: str) -> np.ndarray:
     # A mapped file is read only where bands or every n-th pixel are taken from it.
     mapped = kind == "npy" and path is not None and data is None and os.path.getsize(path) > EXACT
-    loaded = np.load(path if data is None else io.BytesIO(data), "r" if mapped else None, allow_pickle=False)
+    loaded = np.load(io.BytesIO(data) if data is not None else str(path), "r" if mapped else None, allow_pickle=False)
     if kind == "npy":
         return loaded
     with loaded:

@@ -192,7 +192,7 @@ def _decode_with_pil(
         check_8_bits(white, name)
         opened.load()
         ImageOps.exif_transpose(opened, in_place=True)  # a copy of a small picture costs a tenth of its decoding
-        image = opened
+        image: Image.Image = opened
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         background = Image.new("RGBA", image.size, "white")
@@ -215,10 +215,10 @@ def _deep_tensor(values: np.ndarray, alpha, num_channels: int, white: float | No
         opaque = alpha.astype(np.float32) / WHITE
         pixels = pixels * opaque + WHITE * (1 - opaque)
     image = torch.from_numpy(np.ascontiguousarray(pixels))
-    gone = None if gone is None else torch.from_numpy(gone.any(0, keepdims=True)).repeat(num_channels, 1, 1)
+    absent = None if gone is None else torch.from_numpy(gone.any(0, keepdims=True)).repeat(num_channels, 1, 1)
     if len(image) != num_channels:
         image = image.repeat(3, 1, 1) if num_channels == 3 else torch.tensordot(LUMINANCE, image, 1)[None]
-    return image, gone
+    return image, absent
 
 
 def _to_tensor(image: Image.Image, num_channels: int) -> torch.Tensor:

@@ -115,8 +115,9 @@ class OnlyCrop:
 
 def repeats_of(epoch: int | list[int], indices: list[int]) -> list[int]:
     """How many times each index stands before, in the same batch and epoch."""
-    seen, repeats = Counter(), []
-    epochs = [epoch] * len(indices) if np.isscalar(epoch) else epoch
+    seen: Counter[tuple[int, int]] = Counter()
+    repeats = []
+    epochs = epoch if isinstance(epoch, list) else [epoch] * len(indices)
     for image in zip(epochs, indices, strict=True):
         repeats.append(seen[image])
         seen[image] += 1

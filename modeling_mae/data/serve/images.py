@@ -90,7 +90,8 @@ class MemoryImages(Images):
         return self.pixels[index]
 
     def _crop_batch(self, epoch: int | list[int], indices: list[int]) -> dict:
-        boxes, flips = self.crop(epoch, indices, *self.pixels.shape[2:], repeats_of(epoch, indices))
+        height, width = self.pixels.shape[2:]
+        boxes, flips = self.crop(epoch, indices, height, width, repeats_of(epoch, indices))
         batch = {"images": self.pixels[indices], "boxes": boxes, "flips": flips}
         return self._with_labels(batch, indices)
 

@@ -105,6 +105,7 @@ class EndlessRow:
 
     @cached_property
     def _lanes(self) -> LaneOrder:
+        assert self.units is not None
         return LaneOrder(self.units, 1, self.seed)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from transformers import AutoImageProcessor, BitImageProcessor, ViTImageProcessor
 
@@ -30,13 +31,19 @@ def image_processor(
     RGB images of 8 bits get one of transformers' own processors, which load without our code. `white` is the value in
     the files that is white; `bands`, counted from 1, are those of the files that the model sees.
     """
-    shared = {"resample": BICUBIC, "image_mean": mean, "image_std": std, "crop_fraction": crop_fraction}
+    shared: dict[str, Any] = {
+        "resample": BICUBIC,
+        "image_mean": mean,
+        "image_std": std,
+        "crop_fraction": crop_fraction,
+    }
     height, width = size
+    resizing: Any = MAEImageProcessor
+    cropping: Any = MAEImageProcessor
     if num_channels == 3 and white == WHITE and not bands:
         resizing, cropping = ViTImageProcessor, BitImageProcessor
         shared["do_convert_rgb"] = True
     else:
-        resizing = cropping = MAEImageProcessor
         shared |= {"num_channels": num_channels, "white": white, "bands": bands}
     if height == width:
         edge = round(height / crop_fraction)

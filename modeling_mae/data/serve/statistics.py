@@ -25,7 +25,7 @@ def measure_mean_std(images: Images, say: Callable[[str], None] | None = None) -
     Missing values do not count. Large images are thinned out, and fewer are read. How many depends on their sizes
     alone: the numbers are the same on every machine. `say` prints how far it is, where it takes more than a moment.
     """
-    counts, moments, told = 0, _Moments(), time.monotonic()
+    counts, moments, told = torch.zeros((), dtype=torch.int64), _Moments(), time.monotonic()
     sample = images.spread(_statistics_sample(images))
     for done, index in enumerate(sample, 1):
         image = _enough_of(images, index)

@@ -1,6 +1,7 @@
 """What a stream reads: retried, checked, and kept in a folder of bounded size that all processes share."""
 
 import asyncio
+import hashlib
 import os
 import tarfile
 import tempfile
@@ -107,6 +108,13 @@ class ShardCache:
             if path != str(newest):
                 Path(path).unlink(missing_ok=True)
                 total -= size
+
+
+def local_file(url: str, size: int | None, stamp: str, cache: ShardCache) -> Path:
+    """The shard itself, or its copy in the cache."""
+    if not is_remote(url):
+        return Path(url)
+    return cache.get(hashlib.sha256(f"{url} {stamp}".encode()).hexdigest(), lambda path: download(url, size, path))
 
 
 def download(url: str, size: int | None, target: Path) -> None:
