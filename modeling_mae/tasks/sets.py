@@ -53,8 +53,10 @@ class LabelledSets:
     def facts(self, skipped: int = 0, incomplete: int = 0) -> LabelledFacts:
         """What a report says of the set that was evaluated on. The faults may be those of all images."""
         dataset_id, count = self.eval_dataset_id or self.eval_name, len(self.evaluation)
-        labels = {"class_names": self.class_names, "problem": self.task.problem}
-        return LabelledFacts(self.eval_name, dataset_id, count, self.eval_split, skipped, incomplete, **labels)
+        faults = (skipped, incomplete)
+        return LabelledFacts(
+            self.eval_name, dataset_id, count, self.eval_split, *faults, self.class_names, self.task.problem
+        )
 
     def __str__(self) -> str:
         return (
