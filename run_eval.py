@@ -17,16 +17,17 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from modeling_mae import EvalNet, MAEModel
+from modeling_mae import EvalNet
 from modeling_mae.data.labelled_sets import LabelledSets, load_labelled_sets
 from modeling_mae.data.order import split_batch
 from modeling_mae.data.processor import Processing, choose_processing, processor_of
 from modeling_mae.data.statistics import choose_mean_std
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation import classifier
-from modeling_mae.evaluation.features import K, frozen_encoder, frozen_table
+from modeling_mae.evaluation.features import JudgeSettings, K, frozen_encoder, frozen_table
 from modeling_mae.evaluation.frozen_images import probed_sets
-from modeling_mae.evaluation.readouts import chosen_readouts, readout_table
+from modeling_mae.evaluation.reader import Reader
+from modeling_mae.evaluation.readouts import ReadoutSettings, readout_table
 from modeling_mae.files import write_json
 from modeling_mae.hub.common import LOG_AND_BEST
 from modeling_mae.hub.fetch import local_checkpoint
@@ -58,7 +59,7 @@ def main(args: EvalArguments) -> None:
 
     # Images with labels, and everything that can be wrong with one of the trainings
     config, loading = model_config(args), args.loading_options(launch.loading_workers(args.dataloader_num_workers))
-    readouts = chosen_readouts(config.num_hidden_layers, **args.readout_options())
+    readouts = ReadoutSettings(**args.readout_options()).chosen(config.num_hidden_layers)
     tests_checkpoint = not args.do_train and classifier.is_tested(config, args.model_name_or_path, args.reads_features)
     say(classifier.describe_resizing(config, args.model_name_or_path), end="")
     processing = choose_processing(
@@ -98,15 +99,14 @@ def main(args: EvalArguments) -> None:
 
     # Frozen features, the checkpoint as it is, and every training
     rows = []
-    compared = (sets.train, sets.evaluation, transform)
-    options = {"seed": args.seed, "problem_type": sets.problem.problem_type, **loading}
+    reader, judging = Reader(accelerator, transform, **loading), JudgeSettings(args.seed, sets.problem.problem_type)
+    compared = (sets.train, sets.evaluation)
     if args.knn:
         encoder = frozen_encoder(args.model_name_or_path, config, say)
-        rows += frozen_table(accelerator, encoder, *compared, name="pre-trained encoder", logistic=True, **options)
+        rows += frozen_table(reader, encoder, *compared, "pre-trained encoder", judging)
     if readouts:
-        encoder = load_model(MAEModel, args.model_name_or_path, config=config)
-        options["memory_budget"] = launch.feature_memory()
-        rows += readout_table(accelerator, encoder, *compared, readouts, **options)
+        encoder = frozen_encoder(args.model_name_or_path, config)
+        rows += readout_table(reader, encoder, *compared, readouts, judging, launch.feature_memory())
     if tests_checkpoint:
         checkpoint = ("checkpoint", args.model_name_or_path, output_dir)
         rows.append(test_classifier(accelerator, *checkpoint, args, sets, transform, hub))
@@ -165,8 +165,8 @@ def train_classifier(
     schedule = Schedule.from_epochs(len(images), **args.schedule_options())
     seen_sets = sets
     if not mix.changes:
-        options = {"epochs": schedule.epoch(schedule.updates), "memory_budget": launch.feature_memory(), **loading}
-        images, seen_sets = probed_sets(accelerator, model, images, sets, transform, **options)
+        reader, epochs = Reader(accelerator, transform, **loading), schedule.epoch(schedule.updates)
+        images, seen_sets = probed_sets(reader, model, images, sets, epochs, launch.feature_memory())
     run = open_run(
         *(accelerator, model, optimizer, images, schedule, folder),
         made_with={**args.settings(), **model_settings(config), "data": sets.train_fingerprint, **processing},

@@ -26,6 +26,7 @@ from modeling_mae.errors import UserError
 from modeling_mae.evaluation.features import EVAL_BATCH, K, knn_of_saved
 from modeling_mae.evaluation.growth import FeatureGrowth
 from modeling_mae.evaluation.nearest import nearest_images
+from modeling_mae.evaluation.reader import Reader
 from modeling_mae.hub.fetch import local_checkpoint
 from modeling_mae.hub.push import Hub
 from modeling_mae.masking_mae import visible_count
@@ -129,10 +130,10 @@ def main(args: PretrainArguments) -> None:
 
     # Length and run
     training_images = images.view(crop=training_crop(args.seed, args.crop_scale, args.horizontal_flip, images.size))
-    loading = {"batch_size": EVAL_BATCH, "num_workers": launch.loading_workers(args.dataloader_num_workers)}
-    growth = FeatureGrowth(accelerator, images, sets.evaluation, transform, k=K, **loading)
+    reader = Reader(accelerator, transform, EVAL_BATCH, launch.loading_workers(args.dataloader_num_workers))
+    growth = FeatureGrowth(reader, images, sets.evaluation, K)
     if args.max_hours and not checkpoint:
-        options = {**args.trial_options(), "num_workers": loading["num_workers"], "images_a_look": growth.images}
+        options = {**args.trial_options(), "num_workers": reader.num_workers, "images_a_look": growth.images}
         losses = [(part, partial(loss_at, size)) for part, size in resizing.stages]
         args = args.with_length(fit_length(accelerator, model, optimizer, training_images, losses, **options))
     elif args.max_hours and "num_train_epochs" not in before.get("chosen", {}):
@@ -144,7 +145,7 @@ def main(args: PretrainArguments) -> None:
         *(accelerator, model, optimizer, training_images, schedule, output_dir),
         made_with={**made_with, "white": images.white, **({"chosen": chosen} if chosen else {})},
         checkpoint=checkpoint,
-        num_workers=loading["num_workers"],
+        num_workers=reader.num_workers,
         after_checkpoint=hub.checkpoint,
         **args.run_options(schedule.updates_per_epoch),
     )
@@ -187,9 +188,8 @@ def main(args: PretrainArguments) -> None:
         processor_of(images, mean, std).save_pretrained(output_dir)
     drawn = sheet.save(output_dir / "reconstruction.png", main_process)
     launch.log_image(accelerator, "reconstruction", drawn, schedule.updates)
-    nearest = nearest_images(accelerator, unwrapped, images, sets.evaluation, transform, **loading)
-    evaluation = sets.evaluation if args.knn else None
-    knn = knn_of_saved(accelerator, output_dir, images, evaluation, transform, seed=args.seed, **loading)
+    nearest = nearest_images(reader, unwrapped, images, sets.evaluation)
+    knn = knn_of_saved(reader, output_dir, images, sets.evaluation if args.knn else None, args.seed)
     about |= launch.count_faults(accelerator, [images]) | launch.hardware(accelerator)
     accelerator.end_training()
     if not main_process:

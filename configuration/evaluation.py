@@ -90,8 +90,8 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
     )
     feature_pooling: list[str] | None = option(
         None,
-        "Poolings of the patch tokens, one row of such a table each: mean, mean_deviation, attention; cls is the "
-        "class token. By default mean.",
+        "Poolings of the patch tokens, one row of such a table each: mean, mean_deviation, attention, flatten; cls is "
+        "the class token. By default mean.",
     )
     validation_dir: str | None = option(None, "Folder to evaluate on, of images by class or of parquet files.")
     label_column_name: str | None = option(None, "Column of the labels. By default the only column of labels.")
@@ -175,8 +175,9 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         return self.knn or any(value is not None for value in self.readout_options().values())
 
     def readout_options(self) -> dict[str, Any]:
-        """What `chosen_readouts` takes beside the depth."""
-        return {"names": self.readouts, "layers": self.feature_layers, "poolings": self.feature_pooling}
+        """The options of `ReadoutSettings`."""
+        names = ("readouts", "feature_layers", "feature_pooling")
+        return {name: getattr(self, name) for name in names}
 
     def result_options(self) -> list[str]:
         """The options that the results of a training depend on."""

@@ -14,14 +14,15 @@ SHARED = ("errors", "files", "problems")  # small and without state: words that 
 ARROWS = {
     "data": {*SHARED, "configuration_mae", "image_processing_mae"},
     "training": {"data", *SHARED, "configuration_mae"},
-    "evaluation": {"data", "training", *SHARED, "configuration_mae", "modeling_mae"},
+    "evaluation": {"data", "training", "readout", *SHARED, "configuration_mae", "modeling_mae"},
     "report": {*SHARED, "configuration_mae", "masking_mae"},
     "interop": {"__main__", "errors", *TRAVELLING},  # `python -m modeling_mae.interop` is a subcommand
     "hub": {"training", "errors"},
     "commands": {"data", "training", "evaluation", "report", "interop", *SHARED, "configuration_mae", "modeling_mae"},
     "__main__": {"errors"},  # it finds the subcommands by name
     "registration": {"interop", *TRAVELLING},
-    "app": {"data", "report", "interop", "hub", *SHARED, "masking_mae", "modeling_mae"},
+    "app": {"data", "report", "interop", "hub", "readout", *SHARED, "masking_mae", "modeling_mae"},
+    "readout": {"errors", "configuration_mae", "modeling_mae"},
     "problems": {"configuration_mae"},
     "errors": set(),
     "files": set(),

@@ -1,37 +1,14 @@
-"""What frozen features tell about several labels an image, or about numbers: k-NN and a linear model."""
+"""What frozen features tell about several labels an image, or about numbers: a linear model."""
 
 import warnings
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from ..problems import MULTI_LABEL, PROBLEMS
 from .problem_metrics import MultiLabelMetric, RegressionMetric
 
 
 RIDGE_PENALTY = 10.0  # of the ridge regression, on standardised features: that of the logistic regression
-
-
-def knn_averages(
-    train_features: torch.Tensor,
-    train_labels: torch.Tensor,
-    test_features: torch.Tensor,
-    ks: tuple[int, ...],
-    temperature: float,
-    device: torch.device | str = "cpu",
-) -> dict[int, np.ndarray]:
-    """For each of `ks` the mean of the neighbours' labels ``(test images, n)``, weighted as the votes of the k-NN
-    accuracy are. `train_labels` are ``(images, n)``: of 0 and 1 the means are scores, of targets predictions."""
-    bank, bank_labels = F.normalize(train_features.to(device), dim=1), train_labels.to(device)
-    means: dict[int, list[torch.Tensor]] = {k: [] for k in ks}
-    for queries in F.normalize(test_features, dim=1).split(1024):
-        similarity, nearest = (queries.to(device) @ bank.T).topk(max(ks), dim=1)  # (chunk, largest k)
-        weights = ((similarity - 1) / temperature).exp()  # the constant factor keeps exp in range
-        for k in ks:
-            shares = weights[:, :k] / weights[:, :k].sum(1, keepdim=True)  # (chunk, k)
-            means[k].append((shares[:, :, None] * bank_labels[nearest[:, :k]]).sum(1).cpu())  # (chunk, n)
-    return {k: torch.cat(parts).numpy() for k, parts in means.items()}
 
 
 def linear_predictions(

@@ -10,16 +10,14 @@ import pyarrow
 import torch
 
 from ..configuration_mae import MAEConfig
-from ..data.places import Place, described, open_place
+from ..data.places import Place
 from ..errors import UserError
 from ..modeling_mae import EvalNet
 from ..problems import MULTI_LABEL, REGRESSION, SINGLE_LABEL, THRESHOLD
-from ..training.launch import loading_workers
 from ..training.state import load_model
 from .classifier import is_classifier
-from .extraction import BATCH, all_columns
-from .inputs import checkpoint_config, open_inputs
-from .tables import TableJob, absolute, check_batch, prepared_target, quiet_accelerator, write_rows
+from .inputs import Inputs, checkpoint_config
+from .tables import ApplySettings, Job, Output, absolute, quiet_accelerator, write_rows
 
 
 TOP = 5  # classes of an image that are named
@@ -65,6 +63,9 @@ class Answers:
 
         return answer
 
+    def job(self, inputs: Inputs, model: EvalNet) -> Job:
+        return Job(inputs, model, self.compute(model), {"names": self.names}, self.finish, self.types)
+
     def finish(self, columns: dict) -> dict:
         """The columns of `columns_of` with words in place of numbers."""
         columns = dict(columns)
@@ -106,16 +107,7 @@ def answers_of(config: MAEConfig) -> Answers:
     return Answers(config.problem_type or SINGLE_LABEL, names)
 
 
-def predict(
-    checkpoint: str | Path,
-    images: Place,
-    *,
-    batch_size: int = BATCH,
-    num_workers: int | None = None,
-    on_bad_image: str = "error",
-    progress: bool = False,
-    **place_options,
-) -> pandas.DataFrame:
+def predict(checkpoint: str | Path, images: Place, *, progress: bool = False, **options) -> pandas.DataFrame:
     """What the classifier in `checkpoint` says of all `images`, labelled or not. `mae predict` writes it to a file.
 
     Arguments as of `extract_features`; the checkpoint is one of run_eval.py.
@@ -128,46 +120,25 @@ def predict(
     Raises:
         UserError: as `extract_features`, and where the checkpoint has no classifier.
     """
-    checkpoint, source = str(checkpoint), open_place(images, **place_options)
+    checkpoint, settings = str(checkpoint), ApplySettings(**options)
     config = checkpoint_config(checkpoint)
     model, answers = load_classifier(checkpoint, config), answers_of(config)
-    inputs = open_inputs(checkpoint, config, source, on_bad_image=on_bad_image)
-    columns = all_columns(inputs, model, answers.compute(model), batch_size, num_workers, progress)
-    return pandas.DataFrame(answers.finish(columns))
+    inputs = settings.open(checkpoint, config, images)
+    return pandas.DataFrame(answers.job(inputs, model).columns(settings, progress))
 
 
-def write_predictions(
-    checkpoint: str,
-    images: Place,
-    target: str | Path,
-    *,
-    to: str | None = None,
-    batch_size: int = BATCH,
-    num_workers: int | None = None,
-    on_bad_image: str = "error",
-    overwrite: bool = False,
-    **place_options,
-) -> None:
-    """`predict` into the parquet or CSV file `target`, by all processes of a launcher, part by part.
+def write_predictions(checkpoint: str, images: Place, output: Output, settings: ApplySettings) -> None:
+    """`predict` into a parquet or CSV file, by all processes of a launcher, part by part.
 
     Raises:
         UserError: as `predict`, and where the file is there already or cannot be written.
     """
     accelerator = quiet_accelerator()
-    target, to = prepared_target(target, to, ("parquet", "csv"))
+    target = output.prepared(("parquet", "csv"))
     config = checkpoint_config(checkpoint)
     model, answers = load_classifier(checkpoint, config), answers_of(config)
-    with accelerator.main_process_first():
-        source = open_place(images, **place_options)
-    inputs = open_inputs(checkpoint, config, source, on_bad_image=on_bad_image, say=accelerator.print)
+    inputs = settings.open(checkpoint, config, images, accelerator, say=accelerator.print)
     kind = "targets" if answers.problem_type == REGRESSION else "classes"
     accelerator.print(f"classifier {checkpoint}, {len(answers.names)} {kind}")
-    compute, settings = answers.compute(model), {"names": answers.names}
-    write_rows(
-        accelerator,
-        TableJob(target, to, inputs, model, compute, settings, answers.finish, answers.types),
-        about={"checkpoint": absolute(checkpoint), "place": described(images, **place_options)},
-        batch_size=check_batch(batch_size),
-        num_workers=loading_workers(num_workers),
-        overwrite=overwrite,
-    )
+    about = {"checkpoint": absolute(checkpoint), "place": settings.described(images)}
+    write_rows(accelerator, answers.job(inputs, model), target, output.overwrite, settings, about)

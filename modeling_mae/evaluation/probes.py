@@ -13,13 +13,15 @@ from ..data.order import Order
 from ..modeling_mae import MAEAttentionPooling, MAEHead, MAEPreTrainedModel
 from ..problems import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from ..training.optim import Schedule, make_optimizer
+from ..readout import CHUNK
+from .features import JudgeSettings
 from .frozen_problems import metric_of
+from .reader import FrozenSet
 
 
 EPOCHS, BATCH = 10, 256
 FEWEST_UPDATES, WARMUP_UPDATES = 500, 50  # a small set gets more epochs
 RATE = 3e-2  # of AdamW
-CHUNK = 1024  # images at a time in evaluation
 LOSSES = {
     SINGLE_LABEL: F.cross_entropy,
     MULTI_LABEL: F.binary_cross_entropy_with_logits,
@@ -31,11 +33,11 @@ class Probe(MAEPreTrainedModel):
     """BatchNorm without parameters and a linear head, as in linear probing (paper, Section A.1). With
     `pooling="attention"` learned queries first pool the features ``(batch, patches, width)``."""
 
-    def __init__(self, config: MAEConfig):
+    def __init__(self, config: MAEConfig, outputs: int):
         super().__init__(config)
         self.pooler = MAEAttentionPooling(config) if config.pooling == "attention" else nn.Identity()
         self.norm = nn.BatchNorm1d(config.hidden_size, affine=False, eps=1e-6)
-        self.head = MAEHead(config.hidden_size, config.num_labels)
+        self.head = MAEHead(config.hidden_size, outputs)
         self.post_init()
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -46,42 +48,35 @@ def make_probe(config: MAEConfig, features: np.ndarray, outputs: int) -> Probe:
     """A new probe for `features` ``(images, width)`` or ``(images, patches, width)`` of an encoder of `config`. Where
     its queries do not divide the width, there are fewer."""
     config, width = copy.deepcopy(config), features.shape[-1]
-    config.hidden_size, config.num_labels, config.head_initializer_range = width, outputs, 0.01
+    config.hidden_size, config.head_initializer_range = width, 0.01
     config.pooling = "attention" if features.ndim == 3 else "mean"
     if width % (config.num_pooling_queries * config.num_pooling_heads):
         config.num_pooling_queries, config.num_pooling_heads = math.gcd(width, config.num_pooling_queries), 1
-    return Probe(config)
+    return Probe(config, outputs)
 
 
 def probe_metric(
-    config: MAEConfig,
-    train_features: np.ndarray,
-    train_labels: np.ndarray,
-    test_features: np.ndarray,
-    test_labels: np.ndarray,
-    *,
-    problem_type: str = SINGLE_LABEL,
-    seed: int,
-    device: torch.device | str = "cpu",
+    config: MAEConfig, train: FrozenSet, test: FrozenSet, settings: JudgeSettings, device: torch.device | str = "cpu"
 ) -> float:
-    """The metric of the problem (accuracy in 0..1 for one class an image) that a probe reaches on the test images.
+    """The metric of the problem (accuracy in 0..1 for one class an image) that a probe reaches on `test`.
 
-    It is trained by AdamW on the training images as they are, `EPOCHS` epochs or `FEWEST_UPDATES`. `config` is the
+    It is trained by AdamW on the features of `train` as they are, `EPOCHS` epochs or `FEWEST_UPDATES`. `config` is the
     encoder's. Features are ``(images, width)``, or ``(images, patches, width)`` for an attentive probe."""
-    labels = torch.from_numpy(train_labels)
-    outputs = int(max(train_labels.max(), test_labels.max())) + 1 if labels.ndim == 1 else labels.shape[1]
-    torch.manual_seed(seed)
-    probe = make_probe(config, train_features, outputs)
+    labels, problem_type = torch.from_numpy(train.known_labels), settings.problem_type
+    outputs = int(max(labels.max(), test.known_labels.max())) + 1 if labels.ndim == 1 else labels.shape[1]
+    torch.manual_seed(settings.seed)
+    probe = make_probe(config, train.features, outputs)
     if problem_type == REGRESSION:
         probe.head.bias.data.copy_(labels.mean(0))
-    train_probe(probe.to(device), torch.from_numpy(train_features), labels, LOSSES[problem_type], seed)
+    nn.Module.to(probe, device)
+    train_probe(probe, torch.from_numpy(train.features), labels, LOSSES[problem_type], settings.seed)
     with torch.no_grad():
-        chunks = torch.from_numpy(test_features).split(CHUNK)
+        chunks = torch.from_numpy(test.features).split(CHUNK)
         logits = torch.cat([probe.eval()(chunk.to(device)).cpu() for chunk in chunks])  # (images, outputs)
     if problem_type == SINGLE_LABEL:
-        return float((logits.argmax(1).numpy() == test_labels).mean())
+        return float((logits.argmax(1).numpy() == test.known_labels).mean())
     predictions = logits.sigmoid() if problem_type == MULTI_LABEL else logits
-    return metric_of(problem_type, predictions.numpy(), test_labels)
+    return metric_of(problem_type, predictions.numpy(), test.known_labels)
 
 
 def train_probe(probe: Probe, features: torch.Tensor, labels: torch.Tensor, loss_of, seed: int) -> None:
