@@ -44,7 +44,8 @@ from modeling_mae.data.images import Images
 from modeling_mae.data.pretraining_sets import load_pretraining_sets, load_training_source
 from modeling_mae.data.sources import BUNDLED
 from modeling_mae.data.statistics import measure_mean_std
-from modeling_mae.evaluation.features import K, knn_accuracies, logistic_accuracy
+from modeling_mae.evaluation.features import K, knn_metrics, logistic_accuracy
+from modeling_mae.evaluation.reader import FrozenSet
 from modeling_mae.training.augment import BatchTransform
 from modeling_mae.training.optim import parameter_groups
 from modeling_mae.training.resizing import Resizing
@@ -144,7 +145,7 @@ def usual_batches(transform: BatchTransform, seed: int, arguments) -> Iterator[t
 
 
 @torch.no_grad()
-def features(model: torch.nn.Module, images: Images, transform: BatchTransform) -> list[torch.Tensor]:
+def features(model: torch.nn.Module, images: Images, transform: BatchTransform) -> FrozenSet:
     """Mean patch tokens ``(images, width)`` and labels ``(images,)``."""
     encoder = model.eval().mae if isinstance(model, MAEForPreTraining) else model.eval().vit
     if not isinstance(model, MAEForPreTraining):
@@ -156,17 +157,17 @@ def features(model: torch.nn.Module, images: Images, transform: BatchTransform) 
         labels.append(batch["labels"])
     if not isinstance(model, MAEForPreTraining):
         encoder.config.mask_ratio = 0.75
-    return [torch.cat(pooled), torch.cat(labels)]
+    return FrozenSet(torch.cat(pooled).numpy(), torch.cat(labels).numpy())
 
 
 def measure(contestant: Contestant, train: Images, evaluation: Images, transform: BatchTransform) -> dict:
-    tensors = features(contestant.model, train, transform) + features(contestant.model, evaluation, transform)
+    sets = [features(contestant.model, images, transform) for images in (train, evaluation)]
     return {
         "name": contestant.name,
         "budget": contestant.budget,
         "updates": contestant.updates,
-        "knn": 100 * knn_accuracies(*tensors, (K,))[K],
-        "probe": 100 * logistic_accuracy(*(tensor.numpy() for tensor in tensors)),
+        "knn": 100 * knn_metrics(*sets, (K,))[K],
+        "probe": 100 * logistic_accuracy(*sets),
     }
 
 

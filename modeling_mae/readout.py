@@ -91,8 +91,10 @@ def read(
 def pooled_output(outputs: MAEModelOutput) -> torch.Tensor:
     """What the encoder pools, ``(batch, width)``. The mean of the patches stands in for an attention that nothing has
     trained."""
-    pooled = outputs.pooler_output
-    return POOLINGS["mean"](outputs.last_hidden_state) if pooled is None else pooled
+    if outputs.pooler_output is not None:
+        return outputs.pooler_output
+    assert outputs.last_hidden_state is not None
+    return POOLINGS["mean"](outputs.last_hidden_state)
 
 
 def check_choice(option: str, values: Iterable[Any], known: range | Iterable[str]) -> None:
@@ -112,8 +114,8 @@ def nearest(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(cosines, positions in `bank`), ``(queries, k)`` each, the nearest first, on the device of `bank`.
 
-    Both are features ``(images, width)``. Fewer than `k` where the bank is smaller. With `only_earlier` the queries are
-    the images of the bank, and each is compared with those before it: a cosine of -2 stands for none.
+    Both are features ``(images, width)``. Fewer than `k` where the bank is smaller. With `only_earlier` the queries
+    are the images of the bank, and each is compared with those before it: a cosine of -2 stands for none.
     """
     queries, bank = F.normalize(queries, dim=1), F.normalize(bank, dim=1)
     found, first = [], 0

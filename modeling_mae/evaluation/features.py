@@ -55,7 +55,8 @@ def frozen_encoder(
     loaded: Any = load_model(MAEModel, checkpoint, output_loading_info=True, **options)
     encoder, missing = cast(MAEModel, loaded[0]), loaded[1]["missing_keys"]
     if any(name.startswith("layernorm.") for name in missing):
-        encoder.layernorm = nn.Identity()  # a classifier's head has its own norm in place of the encoder's
+        # A classifier's head has a norm of its own in place of the encoder's.
+        encoder.register_module("layernorm", nn.Identity())
     if any(name.startswith("pooler.") for name in missing):
         say("note       the checkpoint has no trained attention pooling: frozen features are the mean of the patches")
         encoder.pooler, encoder.config.pooling = None, "mean"

@@ -47,9 +47,9 @@ class FrozenImages(Images):
 def probed_sets(
     reader: Reader, model, images: Images, sets: LabelledSets, epochs: float, memory_budget: int
 ) -> tuple[Images, LabelledSets]:
-    """Replaces `images` (of a training) and those to evaluate on by their frozen features if the prepared `model` is a
-    probe, images are only flipped, and it saves time. Otherwise, and where the features do not fit into `memory_budget`
-    bytes or the model is sharded, both are returned unchanged.
+    """Replaces the `images` of a training and those to evaluate on by their frozen features if the prepared `model` is
+    a probe, images are only flipped, and it saves time. Otherwise both are returned unchanged, also if the features do
+    not fit into `memory_budget` bytes or the model is sharded.
 
     A probe then sees what it would see, up to the rounding of batches of another size.
     """

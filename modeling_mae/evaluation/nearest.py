@@ -51,8 +51,8 @@ def nearest_images(
         of_bank, of_queries = (reader.features(encode, images) for images in (bank, queries))
     if not reader.accelerator.is_main_process:
         return None
-    features = (torch.from_numpy(each.features) for each in (of_queries, of_bank))
-    similarity, positions = nearest(*features, NEIGHBOURS)  # (queries, neighbours)
+    queried, compared = torch.from_numpy(of_queries.features), torch.from_numpy(of_bank.features)
+    similarity, positions = nearest(queried, compared, NEIGHBOURS)  # (queries, neighbours)
     same_class = None
     if of_bank.labels is not None and of_queries.labels is not None and of_bank.labels.ndim == 1:
         same_class = torch.from_numpy(of_bank.labels[positions.numpy()] == of_queries.labels[:, None])

@@ -12,8 +12,8 @@ from ..configuration_mae import MAEConfig
 from ..data.order import Order
 from ..modeling_mae import MAEAttentionPooling, MAEHead, MAEPreTrainedModel
 from ..problems import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from ..training.optim import Schedule, make_optimizer
 from ..readout import CHUNK
+from ..training.optim import Schedule, make_optimizer
 from .features import JudgeSettings
 from .frozen_problems import metric_of
 from .reader import FrozenSet

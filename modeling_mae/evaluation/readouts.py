@@ -21,10 +21,12 @@ TABLED = [pooling for pooling in POOLINGS if pooling != "flatten"]  # the rows o
 
 @dataclass(frozen=True)
 class ReadoutSettings:
-    """The readouts that a user asks for. `readouts` "all": every pooling of the blocks at half and at three quarters of
-    the depth, of the last block, and of all blocks side by side (attention: of the single blocks). And, where either is
-    given, each of `feature_pooling` (by default the mean), of `feature_layers` side by side (by default the last
-    block)."""
+    """The readouts that a user asks for.
+
+    `readouts` "all": every pooling of the blocks at half and at three quarters of the depth, of the last block, and of
+    all blocks side by side (attention: of the single blocks). And, where either is given, each of `feature_pooling`
+    (by default the mean), of `feature_layers` side by side (by default the last block).
+    """
 
     readouts: str | None = None
     feature_layers: list[int] | None = None

@@ -158,8 +158,9 @@ def save_sheet(
     labels: dict[tuple[float, float], str] | None = None,
     inches: float = 6,
 ) -> None:
-    """Writes ``sheet (height, width, 3)`` as PNG, so many `inches` of 150 pixels wide. `titles` are {part of the width:
-    text above}, `labels` {(x, y) in the sheet's pixels: text in the middle above that}."""
+    """Writes ``sheet (height, width, 3)`` as PNG, so many `inches` of 150 pixels wide.
+
+    `titles` are {part of the width: text above}, `labels` {(x, y) in the sheet's pixels: text above that place}."""
     height, width = sheet.shape[:2]
     title_inches, sheet_inches = 0.4 if titles else 0.0, inches * height / width
     total_inches = title_inches + sheet_inches
