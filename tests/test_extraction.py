@@ -274,13 +274,13 @@ def test_two_runs_do_not_write_the_same_file(tmp_path, checkpoint, images, monke
         patched.setattr(Parts, "write", lambda *call: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             write_features_file(str(checkpoint), str(images), target, **options)
-    held = run_folder._locked.copy()  # as by another process
-    run_folder._locked.clear()
+    held = run_folder._locks.copy()  # as by another process
+    run_folder._locks.clear()
     for changes in ({}, {"pooling": "cls", "overwrite": True}):
         with pytest.raises(UserError, match="in use by process"):
             write_features_file(str(checkpoint), str(images), target, **options, **changes)
-    for file in held.values():
-        file.close()
+    for lock in held.values():
+        lock.release()
     write_features_file(str(checkpoint), str(images), target, **options)
     assert len(load_features(target)) == 20 and not (tmp_path / "a.parquet.parts").exists()
 

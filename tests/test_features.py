@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from modeling_mae import MAEConfig, MAEModel
 from modeling_mae.data.serve.images import MemoryImages
 from modeling_mae.evaluation import features
-from modeling_mae.evaluation.features import JudgeSettings, frozen_table, knn_metrics, logistic_accuracy
+from modeling_mae.evaluation.features import JudgeSettings, frozen_table, knn_metrics, linear_metric
 from modeling_mae.evaluation.reader import FrozenSet, Reader
 from modeling_mae.training.augment import BatchTransform
 
@@ -65,7 +65,7 @@ def test_logistic_regression_is_scikit_learns_on_standardised_features():
     mean, deviation = train.astype(float).mean(0), train.astype(float).std(0)
     classifier = LogisticRegression(C=0.1, max_iter=1000).fit((train - mean) / deviation, labels)
     expected = (classifier.predict((test - mean) / deviation) == answers).mean()
-    assert logistic_accuracy(frozen(train, labels), frozen(test, answers)) == pytest.approx(
+    assert linear_metric(frozen(train, labels), frozen(test, answers)) == pytest.approx(
         expected, abs=0.011
     )  # one of 100
     assert 0.5 < expected < 0.95
@@ -124,7 +124,7 @@ def test_logistic_regression_beside_the_neighbours(sets):
     rows = frozen_table(encoder=encoder, **options | WITH_LINEAR)
     train, evaluation = options["train"], options["evaluation"]
     flat = [images.pixels.flatten(1).float().numpy() for images in (train, evaluation)]  # scaled by the fit itself
-    expected = logistic_accuracy(frozen(flat[0], train.labels), frozen(flat[1], evaluation.labels))
+    expected = linear_metric(frozen(flat[0], train.labels), frozen(flat[1], evaluation.labels))
     assert rows[0]["logistic_regression"] == pytest.approx(expected)
     assert all(0 <= row["logistic_regression"] <= 1 for row in rows)
 

@@ -7,8 +7,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from ..data.serve.crops import OnlyCrop, RandomResizedCrop
 from ..data.serve.images import Images
-from ..data.serve.lanes import LaneOrder
-from ..data.serve.order import Order
+from ..data.serve.order import UpdateOrder
 from ..modeling_mae import EvalNet
 from ..tasks.sets import LabelledSets
 from ..training.launch import smallest_budget
@@ -39,7 +38,7 @@ class FrozenImages(Images):
             features[flips] = self.versions[1][torch.tensor(indices)[flips]]
         return {"features": features, "labels": self.frozen_labels[indices]}
 
-    def order(self, total_batch_size: int, seed: int) -> Order | LaneOrder:
+    def order(self, total_batch_size: int, seed: int) -> UpdateOrder:
         return self.images.order(total_batch_size, seed)
 
 

@@ -9,7 +9,7 @@ from ..configuration_mae import MAEConfig
 from ..data.serve.images import Images
 from ..modeling_mae import MAEModel
 from ..readout import ATTENTION, POOLINGS, Readout, check_choice, read
-from ..report.problem import Problem
+from ..tasks import Task
 from ..training.launch import smallest_budget
 from .features import JudgeSettings, K, judge
 from .probes import probe_metric
@@ -91,13 +91,14 @@ def readout_table(
                 row |= judge(reader, trained_on, tested_on, settings)
             row["probe"] = probe_metric(config, trained_on, tested_on, settings, accelerator.device)
         rows.append(row)
-        accelerator.print(f"readout    {readout}: {_figures(row, settings.task.problem)}", flush=True)
+        accelerator.print(f"readout    {readout}: {_figures(row, settings.task)}", flush=True)
     accelerator.wait_for_everyone()
     return rows
 
 
-def _figures(row: dict, problem: Problem) -> str:
+def _figures(row: dict, task: Task) -> str:
     """The figures of a row, for people."""
+    problem = task.problem
     figures = {"k-NN": row.get("knn", {}).get(K), **{title: row.get(key) for key, title in problem.columns.items()}}
     return "  ".join(f"{title} {problem.shown(value)}" for title, value in figures.items() if value is not None)
 
