@@ -17,13 +17,13 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from configuration.decide import DecidedEvaluation, decide_evaluation, save_recipe
-from modeling_mae import MAEModel
 from modeling_mae.data.serve.processor import processor_of
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation import classifier
 from modeling_mae.evaluation.classifier import TrainingPlan, ViewSettings
-from modeling_mae.evaluation.features import K, frozen_encoder, frozen_table
+from modeling_mae.evaluation.features import JudgeSettings, K, frozen_encoder, frozen_table
 from modeling_mae.evaluation.frozen_images import probed_sets
+from modeling_mae.evaluation.reader import Reader
 from modeling_mae.evaluation.readouts import readout_table
 from modeling_mae.files import write_json
 from modeling_mae.hub.common import LOG_AND_BEST
@@ -32,6 +32,7 @@ from modeling_mae.hub.push import Hub, HubSettings
 from modeling_mae.report.evaluation import describe_training, report_evaluation, report_training
 from modeling_mae.report.facts import Identity, TrainingLog
 from modeling_mae.settings import settings
+from modeling_mae.tasks.sets import LabelledSets
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform, Mix
 from modeling_mae.training.checkpoints import choose_checkpoint
@@ -94,31 +95,24 @@ def main(options: EvalArguments) -> None:
 def frozen_rows(decided: DecidedEvaluation, accelerator: Accelerator, hub: Hub) -> list[dict]:
     """The results without a training: of frozen features, and of the checkpoint's own classifier."""
     recipe, config, sets = decided.recipe, decided.config, decided.sets
-    rows, transform = [], normalisation(recipe, sets, accelerator)
-    compared = (sets.train, sets.evaluation, transform)
-    options = {"seed": recipe.seed, **loading(recipe)}
-    if recipe.reads_features:
-        options["task"] = sets.frozen_task
+    rows, checkpoint, reader = [], recipe.model_name_or_path, reader_of(recipe, sets, accelerator)
+    if recipe.knn or decided.readouts:
+        judging = JudgeSettings(recipe.seed, sets.frozen_task)
     if recipe.knn:
-        encoder = frozen_encoder(recipe.model_name_or_path, config, accelerator.print)
-        rows += frozen_table(accelerator, encoder, *compared, name="pre-trained encoder", logistic=True, **options)
+        encoder = frozen_encoder(checkpoint, config, accelerator.print)
+        rows += frozen_table(reader, encoder, sets.train, sets.evaluation, "pre-trained encoder", judging)
     if decided.readouts:
-        encoder = load_model(MAEModel, recipe.model_name_or_path, config=config)
-        options["memory_budget"] = launch.feature_memory()
-        rows += readout_table(accelerator, encoder, *compared, decided.readouts, **options)
+        encoder, memory = frozen_encoder(checkpoint, config), launch.feature_memory()
+        rows += readout_table(reader, encoder, sets.train, sets.evaluation, decided.readouts, judging, memory)
     if decided.tests_checkpoint:
-        folder = Path(recipe.output_dir)
-        rows.append(test_classifier(accelerator, "checkpoint", recipe.model_name_or_path, folder, recipe, sets, hub))
+        rows.append(test_classifier(reader, "checkpoint", checkpoint, Path(recipe.output_dir), recipe, sets, hub))
     return rows
 
 
-def loading(recipe: EvalArguments) -> dict:
+def reader_of(recipe: EvalArguments, sets: LabelledSets, accelerator: Accelerator) -> Reader:
+    transform = BatchTransform(recipe.image_mean, recipe.image_std, sets.evaluation.size).to(accelerator.device)
     workers = launch.loading_workers(recipe.dataloader_num_workers)
-    return {"batch_size": recipe.per_device_eval_batch_size, "num_workers": workers}
-
-
-def normalisation(recipe, sets, accelerator) -> BatchTransform:
-    return BatchTransform(recipe.image_mean, recipe.image_std, sets.evaluation.size).to(accelerator.device)
+    return Reader(accelerator, transform, recipe.per_device_eval_batch_size, workers)
 
 
 def plan_of(training: EvalTraining) -> TrainingPlan:
@@ -135,7 +129,7 @@ def train_classifier(
     recipe, folder, sets = training.recipe, training.folder, decided.sets
     task = sets.task
     accelerator = launch.make_accelerator(folder, recipe.trackers)
-    transform = normalisation(recipe, sets, accelerator)
+    reader = reader_of(recipe, sets, accelerator)
     images = classifier.training_view(task, sets.train, settings(ViewSettings, recipe), recipe.image_mean)
     mix = Mix(recipe.random_erasing, recipe.mixup, recipe.cutmix, len(sets.class_names), accelerator.device)
 
@@ -151,8 +145,8 @@ def train_classifier(
     schedule = Schedule.from_epochs(len(images), settings(LengthSettings, recipe))
     seen_sets = sets
     if not mix.changes:
-        options = {"epochs": schedule.epoch(schedule.updates), "memory_budget": launch.feature_memory()}
-        images, seen_sets = probed_sets(accelerator, model, images, sets, transform, **options, **loading(recipe))
+        epochs, memory = schedule.epoch(schedule.updates), launch.feature_memory()
+        images, seen_sets = probed_sets(reader, model, images, sets, epochs, memory)
     place = Place(folder, choose_checkpoint(accelerator, folder, resume), hub.checkpoint)
     made_with = decided.made_with(training)
     run = open_run(accelerator, model, optimizer, images, schedule, settings(RunSettings, recipe), place, made_with)
@@ -167,7 +161,7 @@ def train_classifier(
 
     def after_epoch(epoch: int, update: int) -> None:
         if epoch % recipe.eval_epochs == 0 or update == schedule.updates:
-            results, _ = classifier.evaluate_classifier(accelerator, model, seen_sets, transform, **loading(recipe))
+            results, _ = classifier.evaluate_classifier(reader, model, seen_sets)
             classifier.keep_if_best(run, folder, task, results)
 
     launch.init_trackers(accelerator, dataclasses.asdict(recipe))
@@ -179,7 +173,7 @@ def train_classifier(
             else:
                 # This seeds drop path too: all that is random depends on the update and the place in the total batch.
                 key = (recipe.seed, update.number, micro_batch.number)
-                pixel_values, labels = mix(transform(batch), task.labels_of(batch, images.size), *key)
+                pixel_values, labels = mix(reader.transform(batch), task.labels_of(batch, images.size), *key)
                 loss = model(pixel_values, labels=labels).loss
             update.backward(loss)
         update.step()
@@ -192,7 +186,7 @@ def train_classifier(
     described = (training.n_partial, len(images), recipe.label_fraction, sets.train_name, config.pooling)
     log = TrainingLog(run.history.read(), schedule.updates, schedule.updates_per_epoch)
     about = {"training": describe_training(*described), "log": log}
-    row = test_classifier(accelerator, training.name, str(folder), folder, recipe, sets, hub, **about)
+    row = test_classifier(reader, training.name, str(folder), folder, recipe, sets, hub, **about)
     row |= {"n_partial": training.n_partial, "pooling": config.pooling}
     row |= {"images": len(images), "tuned_parameters": tuned}
     if accelerator.is_main_process:
@@ -205,22 +199,20 @@ def train_classifier(
 
 
 def test_classifier(
-    accelerator: Accelerator,
+    reader: Reader,
     name: str,
     checkpoint: str,
     folder: Path,
     recipe: EvalArguments,
-    sets,
+    sets: LabelledSets,
     hub: Hub,
     **about,
 ) -> dict:
     """The row `name` of the results: those of the classifier in `checkpoint`. Its card and pictures go to `folder`."""
-    transform = normalisation(recipe, sets, accelerator)
-    model = accelerator.prepare_model(load_model(sets.task.model_class, checkpoint), evaluation_mode=True)
-    tested = classifier.evaluate_classifier(accelerator, model, sets, transform, **loading(recipe), final=True)
-    results, columns = tested
-    if accelerator.is_main_process:
-        processor_of(sets.evaluation, transform.channel_mean, transform.channel_std).save_pretrained(folder)
+    model = reader.accelerator.prepare_model(load_model(sets.task.model_class, checkpoint), evaluation_mode=True)
+    results, columns = classifier.evaluate_classifier(reader, model, sets, final=True)
+    if reader.accelerator.is_main_process:
+        processor_of(sets.evaluation, recipe.image_mean, recipe.image_std).save_pretrained(folder)
         written = sets.task.written(columns) if recipe.save_predictions else None
         settings_shown = dataclasses.asdict(recipe)
         report_training(folder, identity(hub, folder, recipe), settings_shown, sets.facts(), results, written, **about)

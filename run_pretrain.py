@@ -25,6 +25,7 @@ from modeling_mae.errors import UserError
 from modeling_mae.evaluation.features import EVAL_BATCH, K, knn_of_saved
 from modeling_mae.evaluation.growth import FeatureGrowth
 from modeling_mae.evaluation.nearest import nearest_images
+from modeling_mae.evaluation.reader import Reader
 from modeling_mae.hub.fetch import local_checkpoint
 from modeling_mae.hub.push import Hub, HubSettings
 from modeling_mae.report.facts import DataFacts, Identity, Looks, MachineFacts, ModelFacts, TrainingLog
@@ -88,8 +89,8 @@ def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub)
     # Pictures, and looks at the features
     pixel_values = transform(send_to_device(images.batch(0, images.spread(PICTURED)), accelerator.device))
     sheet = ReconstructionSheet(unwrapped, pixel_values, mean, std, recipe.seed)
-    loading = {"batch_size": EVAL_BATCH, "num_workers": launch.loading_workers(recipe.dataloader_num_workers)}
-    growth = FeatureGrowth(accelerator, images, sets.evaluation, transform, k=K, **loading)
+    reader = Reader(accelerator, transform, EVAL_BATCH, launch.loading_workers(recipe.dataloader_num_workers))
+    growth = FeatureGrowth(reader, images, sets.evaluation, K)
 
     def after_epoch(epoch: int, update: int) -> None:
         if recipe.eval_every_epochs and (epoch % recipe.eval_every_epochs == 0 or update == schedule.updates):
@@ -116,9 +117,8 @@ def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub)
         processor_of(images, mean, std).save_pretrained(place.folder)
     drawn = sheet.save(place.folder / "reconstruction.png", accelerator.is_main_process)
     launch.log_image(accelerator, "reconstruction", drawn, schedule.updates)
-    nearest = nearest_images(accelerator, unwrapped, images, sets.evaluation, transform, **loading)
-    evaluation = sets.evaluation if recipe.knn else None
-    knn = knn_of_saved(accelerator, place.folder, images, evaluation, transform, seed=recipe.seed, **loading)
+    nearest = nearest_images(reader, unwrapped, images, sets.evaluation)
+    knn = knn_of_saved(reader, place.folder, images, sets.evaluation if recipe.knn else None, recipe.seed)
     faults = launch.count_faults(accelerator, [images])
     accelerator.end_training()
     if not accelerator.is_main_process:

@@ -46,7 +46,8 @@ from modeling_mae.data.serve.crops import training_crop
 from modeling_mae.data.serve.decoded import Memory
 from modeling_mae.data.serve.images import Images, Opening
 from modeling_mae.data.serve.statistics import measure_mean_std
-from modeling_mae.evaluation.features import K, knn_accuracies, logistic_accuracy
+from modeling_mae.evaluation.features import K, knn_metrics, linear_metric
+from modeling_mae.evaluation.reader import FrozenSet
 from modeling_mae.settings import settings
 from modeling_mae.tasks.sets import match_labels
 from modeling_mae.training.augment import BatchTransform
@@ -148,7 +149,7 @@ def usual_batches(transform: BatchTransform, seed: int, arguments) -> Iterator[t
 
 
 @torch.no_grad()
-def features(model: torch.nn.Module, images: Images, transform: BatchTransform) -> list[torch.Tensor]:
+def features(model: torch.nn.Module, images: Images, transform: BatchTransform) -> FrozenSet:
     """Mean patch tokens ``(images, width)`` and labels ``(images,)``."""
     encoder = model.eval().mae if isinstance(model, MAEForPreTraining) else model.eval().vit
     if not isinstance(model, MAEForPreTraining):
@@ -160,17 +161,17 @@ def features(model: torch.nn.Module, images: Images, transform: BatchTransform) 
         labels.append(batch["labels"])
     if not isinstance(model, MAEForPreTraining):
         encoder.config.mask_ratio = 0.75
-    return [torch.cat(pooled), torch.cat(labels)]
+    return FrozenSet(torch.cat(pooled).numpy(), torch.cat(labels).numpy())
 
 
 def measure(contestant: Contestant, train: Images, evaluation: Images, transform: BatchTransform) -> dict:
-    tensors = features(contestant.model, train, transform) + features(contestant.model, evaluation, transform)
+    sets = [features(contestant.model, images, transform) for images in (train, evaluation)]
     return {
         "name": contestant.name,
         "budget": contestant.budget,
         "updates": contestant.updates,
-        "knn": 100 * knn_accuracies(*tensors, (K,))[K],
-        "probe": 100 * logistic_accuracy(*(tensor.numpy() for tensor in tensors)),
+        "knn": 100 * knn_metrics(*sets, (K,))[K],
+        "probe": 100 * linear_metric(*sets),
     }
 
 

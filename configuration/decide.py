@@ -25,8 +25,9 @@ from modeling_mae.data.serve.statistics import choose_mean_std
 from modeling_mae.evaluation import classifier
 from modeling_mae.evaluation.features import K
 from modeling_mae.evaluation.growth import images_of_a_look
-from modeling_mae.evaluation.readouts import Readout, chosen_readouts
+from modeling_mae.evaluation.readouts import ReadoutSettings
 from modeling_mae.files import write_text
+from modeling_mae.readout import Readout
 from modeling_mae.settings import settings
 from modeling_mae.tasks import TASKS, task_of_checkpoint
 from modeling_mae.tasks.evalnet import names_of
@@ -198,9 +199,7 @@ def decide_evaluation(options: EvalArguments, accelerator: Accelerator, before: 
         ArgumentError, UserError: something is wrong with one of the trainings.
     """
     say, config, checkpoint = accelerator.print, model_config(options), options.model_name_or_path
-    readouts = chosen_readouts(
-        config.num_hidden_layers, options.readouts, options.feature_layers, options.feature_pooling
-    )
+    readouts = settings(ReadoutSettings, options).chosen(config.num_hidden_layers)
     tests_checkpoint = not options.do_train and classifier.is_tested(config, checkpoint, options.reads_features)
     say(classifier.describe_resizing(config, checkpoint), end="")
     processing = choose_processing(

@@ -97,8 +97,8 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
     )
     feature_pooling: list[str] | None = option(
         None,
-        "Poolings of the patch tokens, one row of such a table each: mean, mean_deviation, attention; cls is the "
-        "class token. By default mean.",
+        "Poolings of the patch tokens, one row of such a table each: mean, mean_deviation, attention, flatten; cls is "
+        "the class token. By default mean.",
         decides="nothing",
     )
     validation_dir: str | None = option(

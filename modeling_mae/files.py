@@ -1,11 +1,15 @@
 """Files that are either complete or absent, readable as the umask says, and what a full disk is."""
 
+import csv
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet takes a cell that begins so for a formula
 
 
 @contextmanager
@@ -27,6 +31,24 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as partial:
         partial.write_text(text)
+
+
+def write_csv(path: Path, titles: Iterable[str], rows: Iterable[Iterable]) -> None:
+    """Writes a table as CSV. An apostrophe goes before a text that a spreadsheet would take for a formula."""
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(map(_harmless, titles))
+        writer.writerows(map(_harmless, row) for row in rows)
+
+
+def _harmless(cell):
+    if not isinstance(cell, str) or not cell.startswith(FORMULA_SIGNS):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def write_json(path: Path, content) -> None:

@@ -10,6 +10,8 @@ from PIL import Image
 
 from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining
 from modeling_mae.data.serve.processor import image_processor
+from modeling_mae.evaluation.extraction import write_features
+from modeling_mae.evaluation.tables import ApplySettings, Output
 
 
 EXAMPLES = ROOT / "data" / "examples"
@@ -53,3 +55,13 @@ def write_script(folder: Path) -> Path:
     path = folder / "mae"
     path.write_text(SCRIPT)
     return path
+
+
+def output_and_settings(target: Path, to: str | None = None, overwrite: bool = False, **options):
+    """What `write_features` and `write_predictions` take behind the images; no processes read these."""
+    return Output(target, to, overwrite), ApplySettings(**{"num_workers": 0, **options})
+
+
+def write_features_file(checkpoint, images, target, blocks=None, pooling=None, **options) -> None:
+    """`write_features` with its settings as keywords."""
+    write_features(str(checkpoint), str(images), *output_and_settings(target, **options), blocks, pooling)

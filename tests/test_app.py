@@ -18,6 +18,7 @@ from modeling_mae.app import views
 from modeling_mae.app.explorer import Explorer, Folder
 from modeling_mae.data.serve.processor import image_processor
 from modeling_mae.errors import UserError
+from modeling_mae.readout import nearest
 from modeling_mae.tasks import CLASSES, NUMBERS, SEVERAL_CLASSES
 
 
@@ -168,10 +169,10 @@ def test_pictures_of_patches():
 
 def test_neighbours_by_cosine():
     bank = torch.tensor([[1.0, 0], [0, 5], [3, 3], [-1, 0]])
-    similarities, places = views.nearest(torch.tensor([2.0, 0]), bank, 3)
-    assert places.tolist() == [0, 2, 1]
-    assert similarities.tolist() == pytest.approx([1, 2**-0.5, 0], abs=1e-6)
-    assert len(views.nearest(torch.tensor([2.0, 0]), bank, 9)[0]) == 4
+    similarities, places = nearest(torch.tensor([[2.0, 0]]), bank, 3)
+    assert places.tolist() == [[0, 2, 1]]
+    assert similarities[0].tolist() == pytest.approx([1, 2**-0.5, 0], abs=1e-6)
+    assert nearest(torch.tensor([[2.0, 0]]), bank, 9)[0].shape == (1, 4)
 
 
 def test_named_scores():

@@ -11,7 +11,7 @@ import pandas
 import pyarrow.parquet
 import pytest
 import torch
-from applied import MEAN, STD, copy_images, save_checkpoint, save_classifier, write_script
+from applied import MEAN, STD, copy_images, save_checkpoint, save_classifier, write_features_file, write_script
 from conftest import TWO_PROCESSES, copied, photograph
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
@@ -20,7 +20,6 @@ from modeling_mae import EvalNet
 from modeling_mae.data.find.places import open_place
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation import extract_features, load_features
-from modeling_mae.evaluation.extraction import write_features
 from modeling_mae.evaluation.inputs import open_inputs
 from modeling_mae.evaluation.parts import Parts
 from modeling_mae.training import run_folder
@@ -94,11 +93,14 @@ def test_blocks_and_poolings(checkpoint, images):
     found = extract_features(checkpoint, images, blocks=[1], pooling="flatten", **options).values
     np.testing.assert_allclose(found, first[:, 1:].flatten(1), atol=1e-5)
     for wrong, message in (
-        ({"blocks": [0]}, "block 0 is none of the encoder's 1 ... 2"),
+        ({"blocks": [0]}, "block 0 does not work: give one of 1 ... 2"),
         ({"blocks": [3]}, "block 3"),
-        ({"blocks": [1, 1]}, "name each once"),
+        ({"blocks": [1, 1]}, "block 1 does not work: .*, each once"),
         ({"pooling": "attention"}, "no trained one"),
-        ({"pooling": "maximum"}, "'maximum' is not known"),
+        (
+            {"pooling": "maximum"},
+            "pooling 'maximum' does not work: give one of mean, cls, mean_deviation, attention, flatten",
+        ),
         ({"batch_size": 0}, "batch_size 0"),
         ({"split": "test"}, "no split 'test'"),
     ):
@@ -187,32 +189,32 @@ def test_unreadable_images(tmp_path, checkpoint, capsys):
 def test_a_file_holds_what_the_function_gives(tmp_path, checkpoint, images, capsys):
     expected = extract_features(checkpoint, images, num_workers=0, batch_size=3)
     options = {"num_workers": 0, "batch_size": 3}
-    write_features(str(checkpoint), str(images), tmp_path / "a.parquet", **options)
+    write_features_file(str(checkpoint), str(images), tmp_path / "a.parquet", **options)
     found = load_features(tmp_path / "a.parquet")
     np.testing.assert_array_equal(found.values, expected.values)
     assert (found.files, found.rows, found.labels) == (expected.files, expected.rows, expected.labels)
-    write_features(str(checkpoint), str(images), tmp_path / "a.npy", **options)
+    write_features_file(str(checkpoint), str(images), tmp_path / "a.npy", **options)
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), expected.values)
     assert pandas.read_csv(tmp_path / "a.csv")["file"].tolist() == expected.files
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.npy", "a.parquet"]
     # again: nothing to do with the same settings, refused with others
     before = (tmp_path / "a.parquet").stat().st_mtime_ns
     capsys.readouterr()
-    write_features(str(checkpoint), str(images), tmp_path / "a.parquet", **options)
+    write_features_file(str(checkpoint), str(images), tmp_path / "a.parquet", **options)
     assert "was there already" in capsys.readouterr().out
     assert (tmp_path / "a.parquet").stat().st_mtime_ns == before
     with pytest.raises(UserError, match=r"made with pooling 'mean' \(now 'cls'\): give another name, or --overwrite"):
-        write_features(str(checkpoint), str(images), tmp_path / "a.parquet", pooling="cls", **options)
-    write_features(str(checkpoint), str(images), tmp_path / "a.parquet", pooling="cls", overwrite=True, **options)
+        write_features_file(str(checkpoint), str(images), tmp_path / "a.parquet", pooling="cls", **options)
+    write_features_file(str(checkpoint), str(images), tmp_path / "a.parquet", pooling="cls", overwrite=True, **options)
     assert load_features(tmp_path / "a.parquet").about["pooling"] == "cls"
     for name in ("a.csv", "a", "no/../folder.parquet/x.npz"):
         with pytest.raises(UserError, match="does not end in .parquet or .npy"):
-            write_features(str(checkpoint), str(images), tmp_path / name, **options)
+            write_features_file(str(checkpoint), str(images), tmp_path / name, **options)
 
 
 def test_a_stopped_run_goes_on_to_the_identical_file(tmp_path, checkpoint, images, monkeypatch, capsys):
     options = {"num_workers": 0, "batch_size": 3}
-    write_features(str(checkpoint), str(images), tmp_path / "straight.parquet", **options)
+    write_features_file(str(checkpoint), str(images), tmp_path / "straight.parquet", **options)
     target, write = tmp_path / "stopped.parquet", Parts.write
 
     def stop(parts, number, table):
@@ -223,14 +225,14 @@ def test_a_stopped_run_goes_on_to_the_identical_file(tmp_path, checkpoint, image
     with monkeypatch.context() as patched:
         patched.setattr(Parts, "write", stop)
         with pytest.raises(KeyboardInterrupt):
-            write_features(str(checkpoint), str(images), target, **options)
+            write_features_file(str(checkpoint), str(images), target, **options)
     assert not target.exists() and len(list((tmp_path / "stopped.parquet.parts").glob("part-*"))) == 4
     with pytest.raises(UserError, match=r"parts of a run with batch_size 3 \(now 4\)"):
-        write_features(str(checkpoint), str(images), target, num_workers=0, batch_size=4)
+        write_features_file(str(checkpoint), str(images), target, num_workers=0, batch_size=4)
     computed = []
     monkeypatch.setattr(Parts, "write", lambda *call: computed.append(call[1]) or write(*call))
     capsys.readouterr()
-    write_features(str(checkpoint), str(images), target, **options)
+    write_features_file(str(checkpoint), str(images), target, **options)
     assert computed == [4, 5, 6] and "4 of 7 parts" in capsys.readouterr().out
     assert target.read_bytes() == (tmp_path / "straight.parquet").read_bytes()
     assert not (tmp_path / "stopped.parquet.parts").exists()
@@ -239,16 +241,16 @@ def test_a_stopped_run_goes_on_to_the_identical_file(tmp_path, checkpoint, image
         with monkeypatch.context() as patched:
             patched.setattr(Parts, "remove", lambda parts: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
-                write_features(str(checkpoint), str(images), tmp_path / name, **options)
+                write_features_file(str(checkpoint), str(images), tmp_path / name, **options)
         computed.clear()
-        write_features(str(checkpoint), str(images), tmp_path / name, **options)
+        write_features_file(str(checkpoint), str(images), tmp_path / name, **options)
         assert not computed and not (tmp_path / f"{name}.parts").exists()
     with monkeypatch.context() as patched:
         patched.setattr(Parts, "write", stop)
         with pytest.raises(KeyboardInterrupt):
-            write_features(str(checkpoint), str(images), target, overwrite=True, **options)
+            write_features_file(str(checkpoint), str(images), target, overwrite=True, **options)
     computed.clear()
-    write_features(str(checkpoint), str(images), target, overwrite=True, **options)
+    write_features_file(str(checkpoint), str(images), target, overwrite=True, **options)
     assert computed == [4, 5, 6]
     assert target.read_bytes() == (tmp_path / "straight.parquet").read_bytes()
 
@@ -259,7 +261,9 @@ def test_parts_that_are_not_ours_stay(tmp_path, checkpoint, images):
     (folder / "mine.txt").write_text("mine")
     for overwrite in (False, True):
         with pytest.raises(UserError, match="holds files of others"):
-            write_features(str(checkpoint), str(images), tmp_path / "a.parquet", num_workers=0, overwrite=overwrite)
+            write_features_file(
+                str(checkpoint), str(images), tmp_path / "a.parquet", num_workers=0, overwrite=overwrite
+            )
     assert (folder / "mine.txt").read_text() == "mine"
 
 
@@ -269,15 +273,15 @@ def test_two_runs_do_not_write_the_same_file(tmp_path, checkpoint, images, monke
     with monkeypatch.context() as patched:
         patched.setattr(Parts, "write", lambda *call: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            write_features(str(checkpoint), str(images), target, **options)
+            write_features_file(str(checkpoint), str(images), target, **options)
     held = run_folder._locks.copy()  # as by another process
     run_folder._locks.clear()
     for changes in ({}, {"pooling": "cls", "overwrite": True}):
         with pytest.raises(UserError, match="in use by process"):
-            write_features(str(checkpoint), str(images), target, **options, **changes)
+            write_features_file(str(checkpoint), str(images), target, **options, **changes)
     for lock in held.values():
         lock.release()
-    write_features(str(checkpoint), str(images), target, **options)
+    write_features_file(str(checkpoint), str(images), target, **options)
     assert len(load_features(target)) == 20 and not (tmp_path / "a.parquet.parts").exists()
 
 
@@ -295,7 +299,7 @@ def test_labels_and_unreadable_images_in_parts(tmp_path, checkpoint):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table, schema), folder / "a.parquet")
     target = tmp_path / "a.parquet"
     options = {"num_workers": 0, "batch_size": 2, "on_bad_image": "skip", "cache_dir": str(tmp_path / "cache")}
-    write_features(str(checkpoint), str(folder), target, **options)
+    write_features_file(str(checkpoint), str(folder), target, **options)
     found = load_features(target)
     assert found.rows == [0, 1, 4, 5] and found.labels == [None, None, 5, 6] and found.files == ["0", "1", "4", "5"]
 

@@ -9,8 +9,13 @@ from sklearn.linear_model import LogisticRegression
 from modeling_mae import MAEConfig, MAEModel
 from modeling_mae.data.serve.images import MemoryImages
 from modeling_mae.evaluation import features
-from modeling_mae.evaluation.features import frozen_table, knn_accuracies, logistic_accuracy
+from modeling_mae.evaluation.features import JudgeSettings, frozen_table, knn_metrics, linear_metric
+from modeling_mae.evaluation.reader import FrozenSet, Reader
 from modeling_mae.training.augment import BatchTransform
+
+
+def frozen(features, labels) -> FrozenSet:
+    return FrozenSet(np.asarray(features), np.asarray(labels))
 
 
 def test_knn_equals_a_loop():
@@ -30,20 +35,20 @@ def test_knn_equals_a_loop():
                 votes[label] += math.exp(similarity / 0.07)
             correct += votes.index(max(votes)) == answer
         expected[k] = correct / 150
-    assert knn_accuracies(train, labels, test, answers, ks=(3, 7, 20)) == pytest.approx(expected)
+    assert knn_metrics(frozen(train, labels), frozen(test, answers), ks=(3, 7, 20)) == pytest.approx(expected)
     assert len(set(expected.values())) > 1  # the k make a difference here
 
 
 def test_a_near_neighbour_outvotes_two_far_ones():
     train = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
-    data = (train, torch.tensor([0, 1, 1]), torch.tensor([[1.0, 0.1]]), torch.tensor([0]))
-    assert knn_accuracies(*data, ks=(3,))[3] == 1
-    assert knn_accuracies(*data, ks=(3,), temperature=1e3)[3] == 0
+    data = (frozen(train, torch.tensor([0, 1, 1])), frozen(torch.tensor([[1.0, 0.1]]), torch.tensor([0])))
+    assert knn_metrics(*data, ks=(3,))[3] == 1
+    assert knn_metrics(*data, ks=(3,), temperature=1e3)[3] == 0
 
 
 def test_too_many_neighbours():
     with pytest.raises(ValueError, match="k=20 neighbours of 3 training images"):
-        knn_accuracies(torch.randn(3, 2), torch.zeros(3).long(), torch.randn(1, 2), torch.zeros(1).long(), ks=(20,))
+        knn_metrics(*(frozen(torch.randn(count, 2), torch.zeros(count).long()) for count in (3, 1)), ks=(20,))
 
 
 def blobs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -60,8 +65,13 @@ def test_logistic_regression_is_scikit_learns_on_standardised_features():
     mean, deviation = train.astype(float).mean(0), train.astype(float).std(0)
     classifier = LogisticRegression(C=0.1, max_iter=1000).fit((train - mean) / deviation, labels)
     expected = (classifier.predict((test - mean) / deviation) == answers).mean()
-    assert logistic_accuracy(train, labels, test, answers) == pytest.approx(expected, abs=0.011)  # one of 100
+    assert linear_metric(frozen(train, labels), frozen(test, answers)) == pytest.approx(
+        expected, abs=0.011
+    )  # one of 100
     assert 0.5 < expected < 0.95
+
+
+WITH_LINEAR = {"settings": JudgeSettings(seed=5, ks=(1, 5, 100))}
 
 
 @pytest.fixture
@@ -78,12 +88,9 @@ def sets():
     options = {
         "train": train,
         "evaluation": evaluation,
-        "transform": BatchTransform([0.5], [0.25], (8, 8)),
         "name": "trained encoder",
-        "seed": 5,
-        "ks": (1, 5, 100),
-        "batch_size": 7,
-        "num_workers": 0,
+        "settings": JudgeSettings(seed=5, ks=(1, 5, 100), linear=False),
+        "reader": Reader(Accelerator(cpu=True), BatchTransform([0.5], [0.25], (8, 8)), 7, 0),
     }
     return MAEModel(config).eval(), options
 
@@ -91,14 +98,14 @@ def sets():
 def accuracies_by_hand(encode, options) -> dict:
     def values(images):
         with torch.no_grad():
-            return encode((images.pixels.float() / 255 - 0.5) / 0.25).flatten(1), images.labels
+            return frozen(encode((images.pixels.float() / 255 - 0.5) / 0.25).flatten(1), images.labels)
 
-    return knn_accuracies(*values(options["train"]), *values(options["evaluation"]), ks=(1, 5))
+    return knn_metrics(values(options["train"]), values(options["evaluation"]), ks=(1, 5))
 
 
 def test_one_table_for_pixels_an_untrained_and_the_trained_encoder(sets, capsys):
     encoder, options = sets
-    rows = frozen_table(Accelerator(cpu=True), encoder, **options)
+    rows = frozen_table(encoder=encoder, **options)
     torch.manual_seed(5)
     untrained = MAEModel(encoder.config).eval()
     assert rows == [
@@ -114,10 +121,10 @@ def test_one_table_for_pixels_an_untrained_and_the_trained_encoder(sets, capsys)
 
 def test_logistic_regression_beside_the_neighbours(sets):
     encoder, options = sets
-    rows = frozen_table(Accelerator(cpu=True), encoder, **options, logistic=True)
+    rows = frozen_table(encoder=encoder, **options | WITH_LINEAR)
     train, evaluation = options["train"], options["evaluation"]
     flat = [images.pixels.flatten(1).float().numpy() for images in (train, evaluation)]  # scaled by the fit itself
-    expected = logistic_accuracy(flat[0], train.labels.numpy(), flat[1], evaluation.labels.numpy())
+    expected = linear_metric(frozen(flat[0], train.labels), frozen(flat[1], evaluation.labels))
     assert rows[0]["logistic_regression"] == pytest.approx(expected)
     assert all(0 <= row["logistic_regression"] <= 1 for row in rows)
 
@@ -126,10 +133,10 @@ def test_what_would_take_too_long_is_left_out_and_said(sets, monkeypatch, capsys
     encoder, options = sets
     # 24 images x 16 features x 2 classes of the encoder; 4 times as many of the pixels.
     monkeypatch.setattr(features, "LOGISTIC_LIMIT", 24 * 16 * 2)
-    rows = frozen_table(Accelerator(cpu=True), encoder, **options, logistic=True)
+    rows = frozen_table(encoder=encoder, **options | WITH_LINEAR)
     assert ["logistic_regression" in row for row in rows] == [False, True, True]
     assert "no logistic regression: 24 images would take hours" in capsys.readouterr().out
     monkeypatch.setattr(features, "RAW_PIXELS_LIMIT", 24 * 64 * 4)  # bytes
-    rows = frozen_table(Accelerator(cpu=True), encoder, **options)
+    rows = frozen_table(encoder=encoder, **options)
     assert [row["name"] for row in rows] == ["untrained encoder", "trained encoder"]
     assert "no baseline of raw pixels" in capsys.readouterr().out

@@ -13,6 +13,7 @@ from modeling_mae.data.serve.crops import OnlyCrop, RandomResizedCrop, training_
 from modeling_mae.data.serve.images import MemoryImages
 from modeling_mae.data.serve.processor import image_processor
 from modeling_mae.evaluation.frozen_images import FrozenImages, versions_of
+from modeling_mae.evaluation.reader import FrozenSet
 
 
 RECIPE = """
@@ -134,8 +135,8 @@ def test_features_follow_the_flips_of_the_images():
     images = MemoryImages(torch.zeros(40, 1, 8, 8, dtype=torch.uint8), (8, 8), labels=torch.arange(40))
     images = images.view(training_crop(3, [1.0, 1.0], True, (8, 8)), rows=np.arange(10, 40))
     assert len(versions_of(images)) == 2
-    plain = torch.arange(30.0)[:, None]
-    frozen = FrozenImages(images, [plain, -plain], images.labels)
+    plain, labels = np.arange(30, dtype=np.float32)[:, None], images.labels.numpy()
+    frozen = FrozenImages(images, [FrozenSet(plain, labels), FrozenSet(-plain, labels)])
     indices = [4, 9, 0, 22, 29, 1]
     for epoch in range(4):
         batch, expected = frozen.batch(epoch, indices), images.batch(epoch, indices)

@@ -12,6 +12,7 @@ from modeling_mae import MAEConfig, MAEModel
 from modeling_mae.data.serve.images import MemoryImages
 from modeling_mae.evaluation import growth
 from modeling_mae.evaluation.growth import FeatureGrowth, describe_features, effective_rank
+from modeling_mae.evaluation.reader import Reader
 from modeling_mae.report.pretraining import judge_growth
 from modeling_mae.training.augment import BatchTransform
 
@@ -46,9 +47,8 @@ def small_growth(labelled: bool = True) -> tuple[FeatureGrowth, MAEConfig]:
     config = MAEConfig(
         image_size=8, patch_size=4, num_channels=1, hidden_size=16, num_hidden_layers=1, num_attention_heads=2
     )
-    options = {"k": 5, "batch_size": 16, "num_workers": 0}
-    transform = BatchTransform([0.5], [0.25], (8, 8))
-    return FeatureGrowth(Accelerator(), train, evaluation if labelled else None, transform, **options), config
+    reader = Reader(Accelerator(), BatchTransform([0.5], [0.25], (8, 8)), 16, 0)
+    return FeatureGrowth(reader, train, evaluation if labelled else None, 5), config
 
 
 def test_measurements():
@@ -59,7 +59,7 @@ def test_measurements():
     torch.manual_seed(1)
     model = MAEModel(config).eval()
     with torch.no_grad():  # by hand, in one batch
-        pixels = watch.transform(watch.train.batch(0, list(range(30))))
+        pixels = watch.reader.transform(watch.train.batch(0, list(range(30))))
         features = model(pixels).pooler_output
     measured = watch.measure(model)
     assert measured["rank"] == pytest.approx(effective_rank(features), rel=1e-4)

@@ -11,7 +11,8 @@ from modeling_mae.data.find.sources import SourceSettings
 from modeling_mae.data.serve.decoded import Memory
 from modeling_mae.data.serve.images import Opening
 from modeling_mae.errors import UserError
-from modeling_mae.evaluation.features import features_of, frozen_accuracies
+from modeling_mae.evaluation.features import JudgeSettings, features_of, frozen_figures
+from modeling_mae.evaluation.reader import Reader
 from modeling_mae.tasks.sets import LabelledSets, load_labelled_sets, match_labels
 from modeling_mae.training.augment import BatchTransform
 
@@ -51,17 +52,10 @@ def test_test_images_are_matched_to_the_training_classes_by_name(tmp_path):
 
     train = open_images(source, SIZE, 3, memory_budget=PLENTY, labels=found.train)
     evaluation = open_images(found.eval_source, SIZE, 3, memory_budget=PLENTY, labels=found.evaluation)
-    accuracies = frozen_accuracies(
-        Accelerator(cpu=True),
-        features_of(torch.nn.Flatten()),
-        train,
-        evaluation,
-        BatchTransform([0.5] * 3, [0.5] * 3, SIZE),
-        ks=(1, 3),
-        batch_size=4,
-        num_workers=0,
-    )
-    assert accuracies == {"knn": {1: 1.0, 3: 1.0}}
+    reader = Reader(Accelerator(cpu=True), BatchTransform([0.5] * 3, [0.5] * 3, SIZE), 4, 0)
+    settings = JudgeSettings(seed=0, ks=(1, 3), linear=False)
+    figures = frozen_figures(reader, features_of(torch.nn.Flatten()), train, evaluation, settings)
+    assert figures == {"knn": {1: 1.0, 3: 1.0}}
 
 
 def test_a_folder_of_one_class_to_evaluate_on(tmp_path):

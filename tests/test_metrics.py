@@ -7,7 +7,8 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from modeling_mae.data.serve.images import MemoryImages
 from modeling_mae.evaluation.classifier import evaluate_classifier
-from modeling_mae.evaluation.metrics import compute_over, predict_with
+from modeling_mae.evaluation.metrics import predict_with
+from modeling_mae.evaluation.reader import Reader
 from modeling_mae.tasks import CLASSES, classes
 from modeling_mae.tasks.sets import LabelledSets
 
@@ -95,8 +96,8 @@ def test_auroc_is_of_the_final_test_and_of_what_fits_into_memory(monkeypatch, ca
 
     def evaluate(**options):
         positions = iter(torch.arange(400).split(100))
-        accelerator = Accelerator(cpu=True)
-        return evaluate_classifier(accelerator, Model(), sets, lambda batch: next(positions), 100, 0, **options)
+        reader = Reader(Accelerator(cpu=True), lambda batch: next(positions), 100, 0)
+        return evaluate_classifier(reader, Model(), sets, **options)
 
     assert "auroc" not in evaluate()[0]
     results, predictions = evaluate(final=True)
@@ -129,11 +130,14 @@ def test_every_image_once_whatever_the_processes_and_the_batch(processes, batch_
             values_by_process[self.process_index].append(values)
             return values
 
+    def double(batch):
+        return {"double": 2 * batch["labels"]}
+
     images = labelled(range(13))
     calls = []
     for rank in range(processes):
         values_by_process.append([])
-        compute_over(Process(rank), images, batch_size, 0, lambda batch: {"double": 2 * batch["labels"]})
+        Reader(Process(rank), None, batch_size, 0).over(images, double)
         calls.append(len(values_by_process[rank]))
     assert len(set(calls)) == 1  # or a collective would wait for ever
 
@@ -143,7 +147,7 @@ def test_every_image_once_whatever_the_processes_and_the_batch(processes, batch_
             return {key: torch.cat([part[key] for part in parts]) for key in values}
 
     steps = iter(list(zip(*(list(values) for values in values_by_process), strict=True)))
-    arrays = compute_over(AllTogether(0), images, batch_size, 0, lambda batch: {"double": 2 * batch["labels"]})
+    arrays = Reader(AllTogether(0), None, batch_size, 0).over(images, double)
     assert arrays["double"].tolist() == [2 * i for i in range(13)] and set(arrays) == {"double"}
 
 
@@ -160,10 +164,8 @@ def test_predictions(classes):
             return ImageClassifierOutput(logits=scores[rows])
 
     positions = iter(torch.arange(11).split(4))
-    predictions = predict_with(
-        *(CLASSES, CLASSES.columns, Accelerator(cpu=True), Model()),
-        *(labelled(labels.tolist()), lambda batch: next(positions), 4, 0),
-    )
+    reader = Reader(Accelerator(cpu=True), lambda batch: next(positions), 4, 0)
+    predictions = predict_with(reader, CLASSES, CLASSES.columns, Model(), labelled(labels.tolist()))
     probabilities = (scores.double().exp() / scores.double().exp().sum(1, keepdim=True)).numpy()
     assert predictions["label"].tolist() == labels.tolist()
     assert predictions["loss"] == pytest.approx(-np.log(probabilities[np.arange(11), labels]), abs=1e-5)

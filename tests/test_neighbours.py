@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from applied import copy_images, save_checkpoint, write_script
+from applied import copy_images, save_checkpoint, write_features_file, write_script
 from conftest import copied
 from PIL import Image
 
+from modeling_mae import readout
 from modeling_mae.commands.neighbours import add_arguments
 from modeling_mae.data.find.sources import BUNDLED
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation import Features, extract_features, load_features, near_duplicates, nearest_neighbours
 from modeling_mae.evaluation import neighbours as neighbours_module
-from modeling_mae.evaluation.extraction import write_features
 from modeling_mae.evaluation.neighbours import query_features
 
 
@@ -52,7 +52,7 @@ def around(*degrees, centre=(0.0, 0.0), radius=1.0):
 @pytest.mark.parametrize("chunk", [2, 1024])
 @pytest.mark.parametrize("place", [{}, {"centre": (300.0, 500.0), "radius": 8.0}])  # there all cosines are above 0.999
 def test_duplicates_by_angle(monkeypatch, chunk, place):
-    monkeypatch.setattr(neighbours_module, "CHUNK", chunk)
+    monkeypatch.setattr(readout, "CHUNK", chunk)
     features = around(0, 1, 3, **place)
     positions, earlier, cosines = near_duplicates(features, np.cos(np.radians(2.5)))
     # 1 is like 0, and 3 is most like 1. Nothing is like itself, or like a later one.
@@ -104,7 +104,7 @@ def test_a_features_file_finds_its_own_images_and_copies(tmp_path):
     images = copy_images(tmp_path / "images")
     copy = images / "class 1" / "copy.jpg"
     Image.open(images / "class 0" / "002.png").save(copy, quality=95)
-    write_features(str(checkpoint), str(images), tmp_path / "features.parquet", num_workers=0, blocks=[1, 2])
+    write_features_file(str(checkpoint), str(images), tmp_path / "features.parquet", num_workers=0, blocks=[1, 2])
     features = load_features(tmp_path / "features.parquet")
     assert features.values.shape == (21, 32)
     queries = query_features(features, sorted(images.glob("*/*.*")))
@@ -135,7 +135,7 @@ def test_the_command(tmp_path):
     images = copy_images(tmp_path / "images", 12)
     shutil.copy(images / "class 0" / "000.png", images / "class 1" / "again.png")
     target, picture = tmp_path / "features.parquet", tmp_path / "picture.png"
-    write_features(str(checkpoint), str(images), target, num_workers=0)
+    write_features_file(str(checkpoint), str(images), target, num_workers=0)
     query = images / "class 1" / "003.png"
     words = ("neighbours", target, query, "--k", 2, "--output", tmp_path / "a.csv", "--picture", picture)
     code, output = copied(script, words)

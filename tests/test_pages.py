@@ -20,10 +20,11 @@ from modeling_mae import MAEConfig, MAEForPreTraining
 from modeling_mae.data.serve.images import MemoryImages
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.nearest import nearest_images
+from modeling_mae.evaluation.reader import Reader
 from modeling_mae.report.advice import evaluation_advice, pretraining_advice
 from modeling_mae.report.comparison import compare_runs
 from modeling_mae.report.facts import DataFacts, Identity, Looks, MachineFacts, ModelFacts, TrainingLog
-from modeling_mae.report.neighbours import describe_neighbours, framed, save_neighbours
+from modeling_mae.report.neighbours import NeighbourRows, describe_neighbours, framed, save_neighbours
 from modeling_mae.report.pretraining import report_pretraining
 from modeling_mae.report.reconstruction import describe_picture
 from modeling_mae.report.run import EVALUATION, PRETRAINING, RunFiles, Training
@@ -386,10 +387,8 @@ class Halves(torch.nn.Module):
 def find_nearest(train, evaluation):
     model = MAEForPreTraining(MAEConfig(**TINY_GRAY))
     model.mae = Halves()
-    options = {"batch_size": 4, "num_workers": 0}
-    return nearest_images(
-        Accelerator(cpu=True), model, train, evaluation, lambda batch: batch["images"].float(), **options
-    )
+    reader = Reader(Accelerator(cpu=True), lambda batch: batch["images"].float(), 4, 0)
+    return nearest_images(reader, model, train, evaluation)
 
 
 def test_neighbours_by_hand():
@@ -420,7 +419,8 @@ def test_picture_of_neighbours(tmp_path):
     assert cell.shape == (112 + 12, 112 + 12, 3) and (cell[0] == 255).all() and (cell[1, 1:-1] == (1, 2, 3)).all()
     assert (cell[6:-6, 6:-6] == 7).all()
     same = torch.tensor([[True, False]])
-    save_neighbours(tmp_path / "n.png", torch.rand(1, 5, 8, 8), torch.rand(1, 2, 5, 8, 8), same, [0.0] * 5, [1.0] * 5)
+    shown = NeighbourRows(torch.rand(1, 5, 8, 8), torch.rand(1, 2, 5, 8, 8), same)
+    save_neighbours(tmp_path / "n.png", shown, [0.0] * 5, [1.0] * 5)
     assert (tmp_path / "n.png").stat().st_size > 1000
     words = describe_neighbours(1, 1000, same, True)
     assert words.startswith("1 images to evaluate on") and "1,000 training images" in words and "1 of 2 have" in words

@@ -4,7 +4,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from applied import copy_images, save_checkpoint, save_classifier, write_script
+from applied import copy_images, output_and_settings, save_checkpoint, save_classifier, write_script
 from conftest import copied
 from PIL import Image
 from transformers import AutoImageProcessor
@@ -34,7 +34,7 @@ def test_one_class_an_image(tmp_path, images):
     order = np.argsort(-shares, 1)
     assert len(set(order[:, 0])) > 1
     target = tmp_path / "said.csv"
-    write_predictions(str(checkpoint), str(images), target, num_workers=0, batch_size=7)
+    write_predictions(str(checkpoint), str(images), *output_and_settings(target, batch_size=7))
     for said in (predict(checkpoint, images, num_workers=0), pandas.read_csv(target)):
         for place, end in enumerate(("", "_2", "_3", "_4", "_5")):
             assert said[f"prediction{end}"].tolist() == [f"class {i}" for i in order[:, place]]
@@ -55,8 +55,8 @@ def test_several_classes_an_image_and_regression(tmp_path, images):
     names = {"classes": 3, "problem_type": "multi_label_classification"}
     checkpoint = save_classifier(tmp_path / "several", **names)
     scores = 1 / (1 + np.exp(-logits_by_hand(checkpoint, images)))
-    write_predictions(str(checkpoint), str(images), tmp_path / "several.parquet", num_workers=0)
-    write_predictions(str(checkpoint), str(images), tmp_path / "several.csv", num_workers=0)
+    write_predictions(str(checkpoint), str(images), *output_and_settings(tmp_path / "several.parquet"))
+    write_predictions(str(checkpoint), str(images), *output_and_settings(tmp_path / "several.csv"))
     said = pandas.read_parquet(tmp_path / "several.parquet")
     np.testing.assert_allclose(said[[f"score_class {i}" for i in range(3)]], scores, atol=1e-5)
     lists = [[f"class {i}" for i in range(3) if row[i] > 0.5] for row in scores]

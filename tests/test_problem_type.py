@@ -16,7 +16,8 @@ from transformers import (
 from modeling_mae import EvalNet, MAEConfig
 from modeling_mae.data.find.sources import Source, find_label_column
 from modeling_mae.errors import UserError
-from modeling_mae.evaluation.features import knn_accuracies
+from modeling_mae.evaluation.features import knn_metrics
+from modeling_mae.evaluation.reader import FrozenSet
 from modeling_mae.tasks import CLASSES, NUMBERS, SEVERAL_CLASSES, TASKS, task_of_labels
 from modeling_mae.tasks.evalnet import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from modeling_mae.training.augment import Mix
@@ -317,7 +318,8 @@ def test_neighbours_average_their_labels():
     train, labels = torch.randn(40, 5, generator=generator), torch.rand(40, 2, generator=generator)
     queries = torch.randn(7, 5, generator=generator)
     truth = torch.rand(7, 2, generator=generator)
-    errors = knn_accuracies(train, labels, queries, truth, ks=(3, 10), temperature=0.1, task=NUMBERS)
+    sets = FrozenSet(train.numpy(), labels.numpy()), FrozenSet(queries.numpy(), truth.numpy())
+    errors = knn_metrics(*sets, (3, 10), NUMBERS, temperature=0.1)
     similarity = F.normalize(queries, dim=1) @ F.normalize(train, dim=1).T
     for k in (3, 10):
         means = []

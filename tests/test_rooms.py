@@ -19,14 +19,15 @@ ARROWS = {
     "data.read": {*SHARED, "image_processing_mae"},
     "training": {"data", *SHARED, "configuration_mae", "masking_mae", "modeling_mae"},
     "tasks": {"data", "training", "report", *SHARED, "configuration_mae", "modeling_mae"},
-    "evaluation": {"data", "training", "tasks", *SHARED, "configuration_mae", "modeling_mae"},
+    "evaluation": {"data", "training", "tasks", "readout", *SHARED, "configuration_mae", "modeling_mae"},
     "report": {*SHARED, "configuration_mae", "masking_mae"},
     "interop": {"__main__", "errors", *TRAVELLING},  # `python -m modeling_mae.interop` is a subcommand
     "hub": {"training", "errors"},
     "commands": {"data", "tasks", "training", "evaluation", "report", "interop", *SHARED, *TRAVELLING},
     "__main__": {"errors"},  # it finds the subcommands by name
     "registration": {"interop", *TRAVELLING},
-    "app": {"data", "tasks", "report", "interop", "hub", *SHARED, "masking_mae", "modeling_mae"},
+    "app": {"data", "tasks", "report", "interop", "hub", "readout", *SHARED, "masking_mae", "modeling_mae"},
+    "readout": {"errors", "configuration_mae", "modeling_mae"},
     "errors": set(),
     "files": set(),
     "settings": set(),

@@ -18,6 +18,7 @@ from ..errors import UserError, not_found, refuse_missing
 from ..interop.read import read
 from ..interop.state_dicts import IMAGENET_MEAN, IMAGENET_STD
 from ..modeling_mae import EvalNet, MAEForPreTraining, MAEModel, MAEPreTrainedModel
+from ..readout import block_tokens, nearest, pooled_output
 from ..report.reconstruction import visible_colours
 from ..tasks import CLASSES, TASKS
 from ..tasks.evalnet import names_of
@@ -95,14 +96,9 @@ class Explorer:
             pixel_values,
             self.pictures(pixel_values)[0],
             list(encoded.stages),
-            self._pooled(encoded)[0],
+            pooled_output(encoded)[0],
             scores,
         )
-
-    def _pooled(self, encoded) -> torch.Tensor:
-        """``(batch, width)``. The mean of the patches stands in for an attention pooling that nothing trained."""
-        pooled = encoded.pooler_output
-        return encoded.last_hidden_state[:, 1:].mean(1) if pooled is None else pooled
 
     def pictures(self, original: torch.Tensor, *others: torch.Tensor) -> list[torch.Tensor]:
         """Normalised images ``(1, channels, height, width)`` as ``(height, width, 3)`` uint8, in the same colours."""
@@ -133,12 +129,12 @@ class Explorer:
     @torch.inference_mode()
     def patch_features(self, look: Look, block: int) -> torch.Tensor:
         """The patches ``(patches, width)`` after block 1 ... depth, under the encoder's final norm."""
-        return self.encoder.layernorm(look.stages[block])[0, 1:]
+        return block_tokens(self.encoder, look.stages[block])[0, 1:]
 
     @torch.inference_mode()
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """``(batch, width)`` of images at the model's size, where 255 is white."""
-        return self._pooled(self.encoder(self.normalised(images)))
+        return pooled_output(self.encoder(self.normalised(images)))
 
     def processor(self):
         """The image processor that does what this class does to an image."""
@@ -265,5 +261,5 @@ class Folder:
 
     def neighbours(self, look: Look, count: int) -> list[tuple[int, float]]:
         """(place among the images, cosine similarity) of those nearest to `look`, the nearest first."""
-        similarities, places = views.nearest(look.feature, self.bank, count)
-        return list(zip(places.tolist(), similarities.tolist(), strict=True))
+        similarities, places = nearest(look.feature[None], self.bank, count)
+        return list(zip(places[0].tolist(), similarities[0].tolist(), strict=True))

@@ -88,14 +88,6 @@ def as_colours(components: torch.Tensor) -> torch.Tensor:
     return torch.where(span > 0, (components - low) / span.clamp(min=1e-30), 0.5)
 
 
-def nearest(query: torch.Tensor, bank: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine similarities and positions of the `count` rows of ``bank (images, width)`` nearest to ``query (width,)``,
-    the nearest first. Fewer where the bank is smaller."""
-    similarities = F.normalize(bank, dim=1) @ F.normalize(query, dim=0)  # (images,)
-    values, places = similarities.topk(min(count, len(bank)))
-    return values, places
-
-
 # --- pictures: uint8 (height, width, 3) ---
 
 

@@ -3,13 +3,16 @@
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
+
+if TYPE_CHECKING:
+    from ..evaluation.tables import ApplySettings
 
 SOURCE = (
     "a folder of images or of parquet files; an image, a parquet or a tar file; a URL or pattern of shards "
     "(https://host/shard-{000..999}.tar); cifar10, cifar100, stl10, imagenet, fashion_mnist; or a Hub id"
 )
-PLACE_OPTIONS = ("split", "dataset_config_name", "image_column_name", "label_column_name", "streaming", "cache_dir")
 GO_ON = "the same command goes on"
 
 
@@ -33,12 +36,21 @@ def add_image_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def image_options(arguments: Namespace) -> dict:
-    """What `add_image_arguments` has read, by the names of the rooms."""
-    options = {name: getattr(arguments, name) for name in (*PLACE_OPTIONS, "on_bad_image")}
-    if arguments.batch_size is not None:
-        options["batch_size"] = arguments.batch_size
-    return {**options, "num_workers": arguments.dataloader_num_workers}
+def apply_settings(arguments: Namespace) -> "ApplySettings":
+    """What `add_image_arguments` has read."""
+    from ..evaluation.tables import BATCH, ApplySettings
+
+    return ApplySettings(
+        split=arguments.split,
+        dataset_config_name=arguments.dataset_config_name,
+        image_column_name=arguments.image_column_name,
+        label_column_name=arguments.label_column_name,
+        streaming=arguments.streaming,
+        cache_dir=arguments.cache_dir,
+        on_bad_image=arguments.on_bad_image,
+        batch_size=BATCH if arguments.batch_size is None else arguments.batch_size,
+        num_workers=arguments.dataloader_num_workers,
+    )
 
 
 def run_to_its_end(work: Callable[[Namespace], None], arguments: Namespace, subcommand: str) -> None:

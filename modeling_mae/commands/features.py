@@ -2,9 +2,8 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from pathlib import Path
 
-from .common import SOURCE, add_image_arguments, image_options, run_to_its_end
+from .common import SOURCE, add_image_arguments, apply_settings, run_to_its_end
 
 
 def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
@@ -13,7 +12,7 @@ def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
     )
     parser.add_argument("checkpoint", help="a folder or a Hub id: a pre-trained model or a classifier")
     parser.add_argument("source", help=SOURCE)
-    parser.add_argument("output", type=Path, metavar="OUT.parquet", help="or OUT.npy, with OUT.csv beside it")
+    parser.add_argument("output", metavar="OUT.parquet", help="or OUT.npy, with OUT.csv beside it")
     parser.add_argument(
         "--block",
         type=int,
@@ -23,9 +22,10 @@ def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
     )
     parser.add_argument(
         "--pooling",
-        choices=("mean", "cls", "flatten", "attention"),
-        help="of the tokens: the mean of the patches, the class token, all patches in a row, or the attention that "
-        "the checkpoint has learned (default: the checkpoint's own, mostly the mean)",
+        choices=("mean", "mean_deviation", "cls", "flatten", "attention"),
+        help="of the tokens: the mean of the patches, the mean and the standard deviation, the class token, all "
+        "patches in a row, or the attention that the checkpoint has learned (default: the checkpoint's own, mostly "
+        "the mean)",
     )
     parser.add_argument(
         "--to", choices=("parquet", "npy"), help="npy: an array, and the names as CSV (default: as OUT ends)"
@@ -37,14 +37,8 @@ def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
 
 def run(arguments: Namespace) -> None:
     from ..evaluation.extraction import write_features
+    from ..evaluation.tables import Output
 
-    write_features(
-        arguments.checkpoint,
-        arguments.source,
-        arguments.output,
-        blocks=arguments.block,
-        pooling=arguments.pooling,
-        to=arguments.to,
-        overwrite=arguments.overwrite,
-        **image_options(arguments),
-    )
+    output = Output(arguments.output, arguments.to, arguments.overwrite)
+    settings = apply_settings(arguments)
+    write_features(arguments.checkpoint, arguments.source, output, settings, arguments.block, arguments.pooling)

@@ -1,12 +1,16 @@
 """`mae neighbours`."""
 
-import csv
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from .common import add_image_arguments, image_options, run_to_its_end
+from .common import add_image_arguments, apply_settings, run_to_its_end
 
+
+if TYPE_CHECKING:
+    from ..evaluation.extraction import Features
 
 PRINTED = 20  # near-duplicates that are printed; a file has all
 SHOWN = 12  # rows of the picture
@@ -27,27 +31,29 @@ def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
         "same variance in each of their directions, so that different images are near 0 and copies near 1",
     )
     parser.add_argument("--checkpoint", help="of a folder's features; of a features file's, if it has moved")
-    parser.add_argument("--output", type=Path, metavar="OUT.csv", help="write the table there too")
-    parser.add_argument(
-        "--picture", type=Path, metavar="OUT.png", help="draw the images beside those that are like them"
-    )
+    parser.add_argument("--output", metavar="OUT.csv", help="write the table there too")
+    parser.add_argument("--picture", metavar="OUT.png", help="draw the images beside those that are like them")
     add_image_arguments(parser)
     return lambda arguments: run_to_its_end(run, arguments, "neighbours")
 
 
 def run(arguments: Namespace) -> None:
     from ..errors import UserError
-    from ..evaluation.neighbours import features_of_place, is_features_file, load_features
-    from ..evaluation.tables import quiet_accelerator
+    from ..evaluation.extraction import extract_features
+    from ..evaluation.neighbours import is_features_file, load_features
+    from ..evaluation.tables import local_path, quiet_accelerator
 
     if bool(arguments.images) == arguments.duplicates:
         raise UserError("give images to look for their neighbours, or --duplicates, and not both")
+    for output in ("output", "picture"):
+        if getattr(arguments, output) is not None:
+            setattr(arguments, output, local_path(getattr(arguments, output)))
     quiet_accelerator()
     if arguments.features.endswith(".parquet") and is_features_file(arguments.features):
         features = load_features(arguments.features)
     elif arguments.checkpoint:
-        options = {**image_options(arguments), "progress": True}
-        features = features_of_place(arguments.features, arguments.checkpoint, **options)
+        options = asdict(apply_settings(arguments))
+        features = extract_features(arguments.checkpoint, arguments.features, progress=True, **options)
     else:
         raise UserError(
             f"{arguments.features!r} is no features file: write one with `mae features`, or give --checkpoint and a "
@@ -56,27 +62,24 @@ def run(arguments: Namespace) -> None:
     show_duplicates(arguments, features) if arguments.duplicates else show_neighbours(arguments, features)
 
 
-def show_neighbours(arguments: Namespace, features) -> None:
+def show_neighbours(arguments: Namespace, features: "Features") -> None:
     from ..evaluation.neighbours import nearest_neighbours, query_features
 
     images = arguments.images[0] if len(arguments.images) == 1 else arguments.images
     queries = query_features(features, images, checkpoint=arguments.checkpoint, on_bad_image=arguments.on_bad_image)
     positions, cosines = nearest_neighbours(features, queries, arguments.k)
-    table = [
-        (name, rank, features.files[position], f"{cosine:.4f}")
-        for name, row, values in zip(queries.files, positions, cosines, strict=True)
-        for rank, (position, cosine) in enumerate(zip(row, values, strict=True), 1)
-    ]
+    table = []
     for name, row, values in zip(queries.files, positions, cosines, strict=True):
         print(name)
-        for position, cosine in zip(row, values, strict=True):
+        for rank, (position, cosine) in enumerate(zip(row, values, strict=True), 1):
             print(f"    {cosine:.4f}  {features.files[position]}")
+            table.append((name, rank, features.files[position], f"{cosine:.4f}"))
     write_table(arguments.output, ("file", "rank", "neighbour", "cosine"), table)
     if arguments.picture:
-        draw(arguments, features, images, queries, positions, cosines)
+        draw(arguments, features, (queries, images), positions, cosines)
 
 
-def show_duplicates(arguments: Namespace, features) -> None:
+def show_duplicates(arguments: Namespace, features: "Features") -> None:
     from ..evaluation.neighbours import ALIKE, near_duplicates
 
     threshold = ALIKE if arguments.threshold is None else arguments.threshold
@@ -85,45 +88,52 @@ def show_duplicates(arguments: Namespace, features) -> None:
         (features.files[one], features.files[other], f"{cosine:.4f}")
         for one, other, cosine in zip(positions, earlier, cosines, strict=True)
     ]
-    for one, other, cosine in rows[:PRINTED]:
-        print(f"{cosine}  {one}  is like  {other}")
+    for one, other, value in rows[:PRINTED]:
+        print(f"{value}  {one}  is like  {other}")
     more = f", the first {PRINTED} above" if len(rows) > PRINTED else ""
     print(f"alike      {len(rows):,} of {len(features):,} images are like an earlier one (cosine {threshold:g}){more}")
     write_table(arguments.output, ("file", "like", "cosine"), rows)
     if arguments.picture and rows:
-        draw(arguments, features, None, None, list(zip(positions, earlier, strict=True)), cosines[:, None])
+        alike = replace(
+            features,
+            files=[features.files[position] for position in positions],
+            rows=[features.rows[position] for position in positions],
+        )
+        draw(arguments, features, (alike, None), earlier[:, None], cosines[:, None])
 
 
-def draw(arguments: Namespace, features, images, queries, positions, cosines) -> None:
-    """A row for each image: the query and its neighbours, or two near-duplicates."""
-    from ..data.find.places import open_place
-    from ..evaluation.inputs import checkpoint_config, open_inputs
+def draw(
+    arguments: Namespace, features: "Features", asked: tuple["Features", Any], positions: Any, cosines: Any
+) -> None:
+    """A row for each image: the one `asked` for, of the images given (None: of those of the features), and those of
+    `features` at `positions` ``(images, k)``."""
+    from ..evaluation.inputs import checkpoint_config
     from ..evaluation.neighbours import images_of, pixels_of
-    from ..report.alike import neighbours_picture, shortened
+    from ..evaluation.tables import ApplySettings
+    from ..report.neighbours import NeighbourRows, save_neighbours, shortened
 
-    bank, rows = images_of(features, arguments.checkpoint), []
-    if queries is not None:
+    bank = inputs = images_of(features, arguments.checkpoint)
+    queries, images = asked
+    if images is not None:
         checkpoint = arguments.checkpoint or features.about["checkpoint"]
-        config, options = checkpoint_config(checkpoint), {"on_bad_image": "skip", "white": bank.processing.white}
-        asked = open_inputs(checkpoint, config, open_place(images), say=lambda text: None, **options)
-    for i, found in enumerate(positions[:SHOWN]):
-        pixels = pixels_of(bank, [features.rows[position] for position in found])
-        names = [shortened(features.files[position]) for position in found]
-        values = [f"{cosine:.4f}" for cosine in cosines[i]]
-        if queries is not None:
-            row = [(pixels_of(asked, [queries.rows[i]])[0], shortened(queries.files[i]))]
-        else:
-            row, values = [], ["", *values]
-        titles = [f"{name}\n{value}".strip() for name, value in zip(names, values, strict=True)]
-        rows.append([*row, *zip(pixels, titles, strict=True)])
-    neighbours_picture(arguments.picture, rows)
+        settings, white = ApplySettings(on_bad_image="skip"), bank.processing.white
+        config = checkpoint_config(checkpoint)
+        inputs = settings.open(checkpoint, config, images, white=white, say=lambda text: None)
+    positions = positions[:SHOWN]
+    found = pixels_of(bank, [features.rows[position] for position in positions.flatten()])
+    titles = [
+        [shortened(name), *(f"{shortened(features.files[at])}\n{value:.4f}" for at, value in zip(*row, strict=True))]
+        for name, *row in zip(queries.files[:SHOWN], positions, cosines[:SHOWN], strict=True)
+    ]
+    shown = NeighbourRows(pixels_of(inputs, queries.rows[:SHOWN]), found.unflatten(0, positions.shape), titles=titles)
+    channels = found.shape[1]
+    save_neighbours(arguments.picture, shown, [0.0] * channels, [1.0] * channels)
     print(f"picture    {arguments.picture}")
 
 
 def write_table(path: Path | None, titles: tuple[str, ...], rows: list[tuple]) -> None:
-    from ..files import replacing
+    from ..files import write_csv
 
     if path is not None:
-        with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([titles, *rows])
+        write_csv(path, titles, rows)
         print(f"written    {path}")

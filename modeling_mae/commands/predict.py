@@ -2,9 +2,8 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from pathlib import Path
 
-from .common import SOURCE, add_image_arguments, image_options, run_to_its_end
+from .common import SOURCE, add_image_arguments, apply_settings, run_to_its_end
 
 
 def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
@@ -13,7 +12,7 @@ def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
     )
     parser.add_argument("checkpoint", help="a folder or a Hub id: a classifier of run_eval.py")
     parser.add_argument("source", help=f"{SOURCE}; labels are not needed")
-    parser.add_argument("output", type=Path, metavar="OUT", help="OUT.parquet or OUT.csv")
+    parser.add_argument("output", metavar="OUT", help="OUT.parquet or OUT.csv")
     parser.add_argument("--to", choices=("parquet", "csv"), help="default: as OUT ends")
     parser.add_argument("--overwrite", action="store_true", help="replace an output that is there, finished or not")
     add_image_arguments(parser)
@@ -22,12 +21,7 @@ def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
 
 def run(arguments: Namespace) -> None:
     from ..evaluation.prediction import write_predictions
+    from ..evaluation.tables import Output
 
-    write_predictions(
-        arguments.checkpoint,
-        arguments.source,
-        arguments.output,
-        to=arguments.to,
-        overwrite=arguments.overwrite,
-        **image_options(arguments),
-    )
+    output = Output(arguments.output, arguments.to, arguments.overwrite)
+    write_predictions(arguments.checkpoint, arguments.source, output, apply_settings(arguments))

@@ -1,12 +1,9 @@
 """What a training of a labelled set sees, how much work it is, and what its model is worth."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from accelerate import Accelerator
 
 from ..configuration_mae import MAEConfig
 from ..data.serve.crops import training_crop
@@ -19,6 +16,7 @@ from ..training.augment import RandAugment
 from ..training.optim import LengthSettings, Schedule
 from ..training.state import Run, save_model
 from .metrics import predict_with
+from .reader import Reader
 
 
 @dataclass(frozen=True)
@@ -127,17 +125,11 @@ def keep_if_best(run: Run, folder: Path, task: Task, results: dict) -> None:
 
 
 def evaluate_classifier(
-    accelerator: Accelerator,
-    model,
-    sets: LabelledSets,
-    transform: Callable[[dict], torch.Tensor],
-    batch_size: int,
-    num_workers: int,
-    final: bool = False,
+    reader: Reader, model, sets: LabelledSets, final: bool = False
 ) -> tuple[dict, dict[str, np.ndarray]]:
     """(results, columns) of the prepared `model` on the evaluation images, as the task of the `sets` gives them.
     `final`: with what takes too long for every epoch."""
-    task, names = sets.task, len(sets.class_names)
-    columns = task.tested_columns(len(sets.evaluation), names, accelerator.print) if final else task.columns
-    found = predict_with(task, columns, accelerator, model, sets.evaluation, transform, batch_size, num_workers)
+    task, images, names = sets.task, sets.evaluation, len(sets.class_names)
+    columns = task.tested_columns(len(images), names, reader.accelerator.print) if final else task.columns
+    found = predict_with(reader, task, columns, model, images)
     return task.results(found, names), found

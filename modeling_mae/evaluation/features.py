@@ -1,22 +1,21 @@
-"""What frozen features tell about the labels: k-NN and logistic regression, one table for both scripts."""
+"""What frozen features tell about the labels: k-NN and linear models, one table for both scripts."""
 
-import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import nn
 
 from ..configuration_mae import MAEConfig
 from ..data.serve.images import Images
 from ..modeling_mae import MAEModel
+from ..readout import CHUNK, nearest, pooled_output
 from ..tasks import CLASSES
 from ..tasks.evalnet import EvalNetTask
 from ..training.state import load_model
-from .metrics import compute_over
+from .reader import FrozenSet, Reader
 
 
 EVAL_BATCH = 256  # images; without gradients it takes less memory than a training batch of usual size
@@ -27,47 +26,53 @@ LOGISTIC_LIMIT = 2 * 10**10  # images x width x classes: beyond it the fit takes
 RAW_PIXELS_LIMIT = 8 << 30  # bytes
 
 
-def frozen_encoder(checkpoint: str, config: MAEConfig, say: Callable[[str], None]) -> MAEModel:
-    """The encoder of `checkpoint` for `frozen_table`. Where `config` asks for an attention pooling that the checkpoint
-    does not have, nothing has trained it yet: the features are then the mean.
+@dataclass(frozen=True)
+class JudgeSettings:
+    """How frozen features are judged."""
+
+    seed: int  # of the untrained encoder and of the probes
+    task: EvalNetTask = CLASSES
+    ks: tuple[int, ...] = KS  # neighbours of the k-NN; more than there are training images are left out
+    linear: bool = True  # also fit a linear model: logistic regression, or of numbers ridge regression
+
+
+def frozen_encoder(
+    checkpoint: str, config: MAEConfig | None = None, say: Callable[[str], None] = lambda text: None
+) -> MAEModel:
+    """The encoder of `checkpoint` as it was trained; of a classifier the one that its head reads. `config` takes the
+    place of the checkpoint's.
+
+    Where the configuration asks for an attention pooling that nothing has trained, the mean of the patches takes its
+    place, and `say` tells.
 
     Raises:
         UserError: as `load_model`.
     """
-    encoder, info = load_model(MAEModel, checkpoint, config=config, output_loading_info=True)
-    if not any(name.startswith("pooler.") for name in info["missing_keys"]):
-        return encoder
-    say("note       the checkpoint has no trained attention pooling: frozen features are the mean of the patches")
-    config = copy.deepcopy(config)
-    config.pooling = "mean"
-    return load_model(MAEModel, checkpoint, config=config)
+    options = {} if config is None else {"config": config}
+    loaded: Any = load_model(MAEModel, checkpoint, output_loading_info=True, **options)
+    encoder, missing = cast(MAEModel, loaded[0]), loaded[1]["missing_keys"]
+    if any(name.startswith("layernorm.") for name in missing):
+        # A classifier's head has a norm of its own in place of the encoder's.
+        encoder.register_module("layernorm", nn.Identity())
+    if any(name.startswith("pooler.") for name in missing):
+        say("note       the checkpoint has no trained attention pooling: frozen features are the mean of the patches")
+        encoder.pooler, encoder.config.pooling = None, "mean"
+    return encoder.eval()
 
 
 def frozen_table(
-    accelerator: Accelerator,
-    encoder: MAEModel,
-    train: Images,
-    evaluation: Images,
-    transform: Callable[[dict], torch.Tensor],
-    *,
-    name: str,
-    seed: int,
-    ks: tuple[int, ...] = KS,
-    logistic: bool = False,
-    task: EvalNetTask = CLASSES,
-    batch_size: int,
-    num_workers: int,
+    reader: Reader, encoder: MAEModel, train: Images, evaluation: Images, name: str, settings: JudgeSettings
 ) -> list[dict]:
-    """What raw pixels, the same encoder untrained (from `seed`) and `encoder` (called `name`) tell about the labels.
+    """What raw pixels, the same encoder untrained (from the seed) and `encoder` (called `name`) tell about the labels.
 
-    A row each: `name`, `knn` {k: accuracy} for those of `ks` that there are images for, and with `logistic`
-    `logistic_regression`; accuracies in 0..1. Of other problems than one class an image, their metric takes the place
-    of the accuracy, and in a regression `ridge_regression` that of `logistic_regression`. They are on the main process
-    only.
+    A row each: `name`, `knn` {k: accuracy}, and `logistic_regression` where it is asked for; accuracies in 0..1. Of
+    other problems than one class an image, their metric takes the place of the accuracy, and in a regression
+    `ridge_regression` that of `logistic_regression`. They are on the main process only.
     """
-    problem = task.problem
-    torch.manual_seed(seed)
-    encoders = {"raw pixels": nn.Flatten(), "untrained encoder": MAEModel(encoder.config), name: encoder}
+    accelerator, problem = reader.accelerator, settings.task.problem
+    torch.manual_seed(settings.seed)
+    untrained = MAEModel(cast(MAEConfig, encoder.config))
+    encoders: dict[str, nn.Module] = {"raw pixels": nn.Flatten(), "untrained encoder": untrained, name: encoder}
     size = len(train) * encoder.config.num_patches * encoder.config.patch_dim * 4
     if size >= RAW_PIXELS_LIMIT:
         accelerator.print(f"note       no baseline of raw pixels: they would take {size >> 30} GiB")
@@ -76,41 +81,25 @@ def frozen_table(
     for title, model in encoders.items():
         if isinstance(model, MAEModel):
             model = accelerator.prepare_model(model, evaluation_mode=True).eval()
-        accuracies = frozen_accuracies(
-            accelerator,
-            features_of(model),
-            train,
-            evaluation,
-            transform,
-            ks=ks,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            logistic=logistic,
-            task=task,
-        )
-        rows.append({"name": title, **accuracies})
+        figures = frozen_figures(reader, features_of(model), train, evaluation, settings)
+        rows.append({"name": title, **figures})
         unit = " %" if problem.is_share else ""
-        figures = "  ".join(f"k={k} {problem.shown(value)}{unit}" for k, value in accuracies.get("knn", {}).items())
-        accelerator.print(f"k-NN       {title}: {figures}", flush=True)
+        shown = "  ".join(f"k={k} {problem.shown(value)}{unit}" for k, value in figures.get("knn", {}).items())
+        accelerator.print(f"k-NN       {title}: {shown}", flush=True)
     accelerator.wait_for_everyone()
     return rows
 
 
 def knn_of_saved(
-    accelerator: Accelerator,
-    checkpoint: Path,
-    train: Images,
-    evaluation: Images | None,
-    transform: Callable[[dict], torch.Tensor],
-    **options,
+    reader: Reader, checkpoint: Path, train: Images, evaluation: Images | None, seed: int
 ) -> dict[str, float]:
     """The k-NN accuracy in 0..1 of each row of `frozen_table`, for the encoder in `checkpoint`. Empty where there is
-    nothing to evaluate on, and on all but the main process. `options` are those of `frozen_table`."""
+    nothing to evaluate on, and on all but the main process."""
     if evaluation is None:
         return {}
-    options |= {"name": "trained encoder", "ks": (K,)}
-    rows = frozen_table(accelerator, load_model(MAEModel, str(checkpoint)), train, evaluation, transform, **options)
-    return {row["name"]: row["knn"][K] for row in rows} if accelerator.is_main_process else {}
+    settings = JudgeSettings(seed, ks=(K,), linear=False)
+    rows = frozen_table(reader, frozen_encoder(str(checkpoint)), train, evaluation, "trained encoder", settings)
+    return {row["name"]: row["knn"][K] for row in rows} if reader.accelerator.is_main_process else {}
 
 
 def features_of(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -118,113 +107,68 @@ def features_of(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
 
     def encode(pixel_values: torch.Tensor) -> torch.Tensor:
         outputs = model(pixel_values)
-        return outputs if isinstance(outputs, torch.Tensor) else outputs.pooler_output
+        return outputs if isinstance(outputs, torch.Tensor) else pooled_output(outputs)
 
     return encode
 
 
-def frozen_features(
-    accelerator: Accelerator,
-    encode: Callable[[torch.Tensor], torch.Tensor],
-    images: Images,
-    transform: Callable[[dict], torch.Tensor],
-    batch_size: int,
-    num_workers: int,
-) -> list[np.ndarray]:
-    """Features ``(images, width)`` and, where the set has them, labels ``(images, ...)``, on every process."""
-
-    def compute(batch: dict) -> dict[str, torch.Tensor]:
-        # The labels come from the batch: an image that stands in for an unreadable one brings its own.
-        labels = {key: batch[key] for key in ("labels",) if key in batch}
-        return {"features": encode(transform(batch)).float(), **labels}
-
-    arrays = compute_over(accelerator, images, batch_size, num_workers, compute)
-    return [arrays[key] for key in ("features", "labels") if key in arrays]
-
-
-def frozen_accuracies(
-    accelerator: Accelerator,
+def frozen_figures(
+    reader: Reader,
     encode: Callable[[torch.Tensor], torch.Tensor],
     train: Images,
     evaluation: Images,
-    transform: Callable[[dict], torch.Tensor],
-    *,
-    ks: tuple[int, ...],
-    batch_size: int,
-    num_workers: int,
-    logistic: bool = False,
-    task: EvalNetTask = CLASSES,
+    settings: JudgeSettings,
 ) -> dict:
-    """`knn` {k: accuracy} and with `logistic` `logistic_regression` of the features that `encode` gives for
-    ``(batch, channels, height, width)``, as in `frozen_table`; on the main process, elsewhere nothing."""
-
-    features_and_labels = []  # of the training images, then of those to evaluate on
-    for images in (train, evaluation):
-        features_and_labels += frozen_features(accelerator, encode, images, transform, batch_size, num_workers)
-    if not accelerator.is_main_process:
-        return {}
-    return array_accuracies(accelerator, features_and_labels, ks=ks, logistic=logistic, task=task)
+    """The figures of a row of `frozen_table`, for the features that `encode` gives for ``(batch, channels, height,
+    width)``; on the main process, elsewhere nothing."""
+    sets = [reader.features(encode, images) for images in (train, evaluation)]
+    return judge(reader, sets[0], sets[1], settings) if reader.accelerator.is_main_process else {}
 
 
-def array_accuracies(
-    accelerator: Accelerator,
-    features_and_labels: list[np.ndarray],
-    *,
-    ks: tuple[int, ...],
-    logistic: bool,
-    task: EvalNetTask = CLASSES,
-) -> dict:
-    """As `frozen_accuracies`, of features ``(images, width)`` and labels: of the training images, then of those to
-    evaluate on."""
-    train_features, train_labels = features_and_labels[:2]
-    images = len(train_features)
-    ks = tuple(k for k in ks if k <= images)
-    tensors = list(map(torch.from_numpy, features_and_labels))
-    results: dict = {"knn": knn_accuracies(*tensors, ks, device=accelerator.device, task=task) if ks else {}}
-    if logistic:
-        classes = int(train_labels.max()) + 1 if train_labels.ndim == 1 else train_labels.shape[1]
-        if train_features.size * classes > LOGISTIC_LIMIT:
-            accelerator.print(f"note       no logistic regression: {images:,} images would take hours to fit")
-        else:
-            predictions = task.linear(*features_and_labels[:3])
-            results[task.linear_name] = task.score(predictions, features_and_labels[3])
-    return results
+def judge(reader: Reader, train: FrozenSet, test: FrozenSet, settings: JudgeSettings) -> dict:
+    """`knn` {k: metric} and the linear model's metric of labelled features ``(images, width)``."""
+    labels, task = train.known_labels, settings.task
+    ks = tuple(k for k in settings.ks if k <= len(train))
+    figures: dict[str, Any] = {"knn": knn_metrics(train, test, ks, task, reader.accelerator.device)}
+    classes = int(labels.max()) + 1 if labels.ndim == 1 else labels.shape[1]
+    if settings.linear and train.features.size * classes > LOGISTIC_LIMIT:
+        reader.accelerator.print(f"note       no logistic regression: {len(train):,} images would take hours to fit")
+    elif settings.linear:
+        figures[task.linear_name] = linear_metric(train, test, task)
+    return figures
 
 
-def knn_accuracies(
-    train_features: torch.Tensor,
-    train_labels: torch.Tensor,
-    test_features: torch.Tensor,
-    test_labels: torch.Tensor,
+def knn_metrics(
+    train: FrozenSet,
+    test: FrozenSet,
     ks: tuple[int, ...] = KS,
-    temperature: float = TEMPERATURE,
-    device: torch.device | str = "cpu",
     task: EvalNetTask = CLASSES,
+    device: torch.device | str = "cpu",
+    temperature: float = TEMPERATURE,
 ) -> dict[int, float]:
-    """Accuracy in 0..1, or the metric of the `task`, of weighted k-nearest neighbours for each of `ks` (Wu et al.,
-    arXiv 1805.01978, Section 3.4).
+    """For each of `ks` the metric of weighted k-nearest neighbours (Wu et al., arXiv 1805.01978, Section 3.4): the
+    accuracy in 0..1 for one class an image.
 
-    Each of the k training images with the largest cosine similarity s votes with exp(s / temperature). Features are
-    ``(images, width)``, labels ``(images, ...)``.
+    Each of the k training images with the largest cosine similarity s has the weight exp(s / temperature): of its vote
+    for a class, or in the mean of several labels or numbers.
 
     Raises:
         ValueError: there are fewer training images than the largest k.
     """
-    if max(ks) > len(train_features):
-        raise ValueError(f"k={max(ks)} neighbours of {len(train_features)} training images: give a smaller k")
-    bank, bank_labels = F.normalize(train_features.to(device), dim=1), train_labels.to(device)
+    if not ks:
+        return {}
+    if max(ks) > len(train):
+        raise ValueError(f"k={max(ks)} neighbours of {len(train)} training images: give a smaller k")
+    bank, labels = torch.from_numpy(train.features).to(device), torch.from_numpy(train.known_labels).to(device)
+    cosines, positions = nearest(torch.from_numpy(test.features), bank, max(ks))  # (test images, largest k)
+    weights = ((cosines - 1) / temperature).exp()  # the constant factor keeps exp in range
     predictions: dict[int, list[torch.Tensor]] = {k: [] for k in ks}
-    for queries in F.normalize(test_features, dim=1).split(1024):
-        similarity, nearest = (queries.to(device) @ bank.T).topk(max(ks), dim=1)  # (chunk, largest k)
-        weights = ((similarity - 1) / temperature).exp()  # the constant factor keeps exp in range
+    for weight, near in zip(weights.split(CHUNK), positions.split(CHUNK), strict=True):
         for k in ks:
-            predictions[k].append(task.vote(weights[:, :k], bank_labels[nearest[:, :k]]).cpu())
-    labels = test_labels.numpy()
-    return {k: task.score(torch.cat(parts).numpy(), labels) for k, parts in predictions.items()}
+            predictions[k].append(task.vote(weight[:, :k], labels[near[:, :k]]).cpu())
+    return {k: task.score(torch.cat(parts).numpy(), test.known_labels) for k, parts in predictions.items()}
 
 
-def logistic_accuracy(
-    train_features: np.ndarray, train_labels: np.ndarray, test_features: np.ndarray, test_labels: np.ndarray
-) -> float:
-    """Accuracy in 0..1 of the logistic regression that `Classes.linear` fits to features ``(images, width)``."""
-    return CLASSES.score(CLASSES.linear(train_features, train_labels, test_features), test_labels)
+def linear_metric(train: FrozenSet, test: FrozenSet, task: EvalNetTask = CLASSES) -> float:
+    """The metric that the linear model of the `task` reaches on `test`: accuracy in 0..1 for one class an image."""
+    return task.score(task.linear(train.features, train.known_labels, test.features), test.known_labels)

@@ -1,20 +1,17 @@
 """Images whose frozen features are computed once, so that a probe trains without the encoder."""
 
-import dataclasses
-from collections.abc import Callable
+from dataclasses import replace
 
 import torch
-from accelerate import Accelerator
 from torch.distributed.fsdp import FSDPModule
 
 from ..data.serve.crops import OnlyCrop, RandomResizedCrop
 from ..data.serve.images import Images
-from ..data.serve.lanes import LaneOrder
-from ..data.serve.order import Order
+from ..data.serve.order import UpdateOrder
 from ..modeling_mae import EvalNet
 from ..tasks.sets import LabelledSets
 from ..training.launch import smallest_budget
-from .metrics import compute_over
+from .reader import FrozenSet, Reader
 
 
 class FrozenImages(Images):
@@ -25,43 +22,36 @@ class FrozenImages(Images):
     where = "in memory"
     decodes = False
 
-    def __init__(self, images: Images, versions: list[torch.Tensor], labels: torch.Tensor):
-        super().__init__(len(images), images.size, 1.0, labels)
-        self.images, self.versions = images, versions
+    def __init__(self, images: Images, versions: list[FrozenSet]):
+        self.frozen_labels = torch.from_numpy(versions[0].known_labels)
+        super().__init__(len(images), images.size, 1.0, self.frozen_labels)
+        self.images, self.versions = images, [torch.from_numpy(version.features) for version in versions]
 
     def read(self, index: int) -> torch.Tensor:
         return self.images.read(index)
 
-    def _crop_batch(self, epoch: int, indices: list[int]) -> dict:
+    def _crop_batch(self, epoch: int | list[int], indices: list[int]) -> dict:
         features = self.versions[0][indices]
         if len(self.versions) > 1:
             rows = indices if self.images.rows is None else self.images.rows[indices]
             _, flips = self.images.crop(epoch, rows, *self.size)  # flips do not depend on the size
             features[flips] = self.versions[1][torch.tensor(indices)[flips]]
-        return {"features": features, "labels": self._labels[indices]}
+        return {"features": features, "labels": self.frozen_labels[indices]}
 
-    def order(self, total_batch_size: int, seed: int) -> Order | LaneOrder:
+    def order(self, total_batch_size: int, seed: int) -> UpdateOrder:
         return self.images.order(total_batch_size, seed)
 
 
 def probed_sets(
-    accelerator: Accelerator,
-    model,
-    images: Images,
-    sets: LabelledSets,
-    transform: Callable[[dict], torch.Tensor],
-    *,
-    epochs: float,
-    memory_budget: int,
-    batch_size: int,
-    num_workers: int,
+    reader: Reader, model, images: Images, sets: LabelledSets, epochs: float, memory_budget: int
 ) -> tuple[Images, LabelledSets]:
-    """`images` (of a training) and `sets` with frozen features in place of the images, where the prepared `model` is a
-    probe, nothing random happens to the images but the flip, and that pays. Else, and where the features do not fit
-    into `memory_budget` bytes or the model is sharded, both as they are.
+    """Replaces the `images` of a training and those to evaluate on by their frozen features if the prepared `model` is
+    a probe, images are only flipped, and it saves time. Otherwise both are returned unchanged, also if the features do
+    not fit into `memory_budget` bytes or the model is sharded.
 
-    A probe sees then what it would see, up to the rounding of batches of another size.
+    A probe then sees what it would see, up to the rounding of batches of another size.
     """
+    accelerator = reader.accelerator
     net = accelerator.unwrap_model(model, keep_torch_compile=False)
     versions = versions_of(images)
     sharded = isinstance(net, FSDPModule)  # its encoder cannot be called before the whole
@@ -78,28 +68,21 @@ def probed_sets(
         return images, sets
 
     @torch.no_grad()
-    def compute(batch: dict) -> dict[str, torch.Tensor]:
+    def encode(pixel_values: torch.Tensor) -> torch.Tensor:
         with accelerator.autocast():
-            features = net.frozen_features(transform(batch))
-        return {"features": features.float(), "labels": batch["labels"]}
-
-    def arrays_of(view: Images) -> dict[str, torch.Tensor]:
-        arrays = compute_over(accelerator, view, batch_size, num_workers, compute)
-        return {key: torch.from_numpy(array) for key, array in arrays.items()}
+            return net.frozen_features(pixel_values)
 
     mirrored = " and their mirror images" * (len(versions) - 1)
     accelerator.print(f"features   of {len(images):,} images{mirrored}: computed once", flush=True)
     net.eval()
-    arrays = [arrays_of(images.view(crop=crop)) for crop in versions]
-    evaluation = arrays_of(sets.evaluation)
+    frozen = [reader.features(encode, images.view(crop=crop)) for crop in versions]
+    evaluation = reader.features(encode, sets.evaluation)
     # An image that stands in for a bad one brings its own crop, and crops with a choice are others in every epoch.
     odd = torch.cat([*(crop.had_choice for crop in versions), images.skipped]).any()
     if accelerator.reduce(odd.int().to(accelerator.device), "sum"):
         accelerator.print("note       some images are bad or do not have one crop alone: the encoder sees each epoch")
         return images, sets
-    frozen = FrozenImages(images, [each["features"] for each in arrays], arrays[0]["labels"])
-    evaluation = FrozenImages(sets.evaluation, [evaluation["features"]], evaluation["labels"])
-    return frozen, dataclasses.replace(sets, evaluation=evaluation)
+    return FrozenImages(images, frozen), replace(sets, evaluation=FrozenImages(sets.evaluation, [evaluation]))
 
 
 def versions_of(images: Images) -> list[OnlyCrop]:

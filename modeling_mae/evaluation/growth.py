@@ -1,10 +1,7 @@
 """How features grow while a model pre-trains: k-NN accuracy and effective rank, on a sample of the images."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from ..configuration_mae import MAEConfig
@@ -12,7 +9,8 @@ from ..data.serve.images import Images
 from ..modeling_mae import MAEForPreTraining, MAEModel
 from ..training.sharded import whole_weights
 from ..training.state import History
-from .features import RAW_PIXELS_LIMIT, features_of, frozen_features, knn_accuracies
+from .features import RAW_PIXELS_LIMIT, features_of, knn_metrics
+from .reader import Reader
 
 
 TRAIN_SAMPLE, EVAL_SAMPLE = 20_000, 5_000  # images, evenly spaced: enough for a curve, and quick
@@ -45,19 +43,8 @@ class FeatureGrowth:
     labels: then there is only the rank. Values are on the main process; the others get nothing.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        train: Images,
-        evaluation: Images | None,
-        transform: Callable[[dict], torch.Tensor],
-        *,
-        k: int,
-        batch_size: int,
-        num_workers: int,
-    ):
-        self.accelerator, self.transform, self.k = accelerator, transform, k
-        self.batch_size, self.num_workers = batch_size, num_workers
+    def __init__(self, reader: Reader, train: Images, evaluation: Images | None, k: int):
+        self.reader, self.accelerator, self.k = reader, reader.accelerator, k
         self.train = _sample(train, TRAIN_SAMPLE)
         self.evaluation = _sample(evaluation, EVAL_SAMPLE) if evaluation is not None else None
 
@@ -93,18 +80,16 @@ class FeatureGrowth:
 
     def measure(self, encoder: nn.Module, rank: bool = True) -> dict[str, float]:
         """`knn` (accuracy in 0..1, where there are labels) and `rank` of the encoder's features."""
-        loading = (self.transform, self.batch_size, self.num_workers)
-        arrays = []  # features of the training images, labels, and where there are labels the same of the evaluation
-        for images in (self.train, self.evaluation):
-            if images is not None:
-                arrays += frozen_features(self.accelerator, features_of(encoder), images, *loading)
+        encode = features_of(encoder)
+        train = self.reader.features(encode, self.train)
+        test = self.reader.features(encode, self.evaluation) if self.evaluation is not None else None
         if not self.accelerator.is_main_process:
             return {}
-        tensors, values = list(map(torch.from_numpy, arrays)), {}
-        if self.evaluation is not None:
-            values["knn"] = knn_accuracies(*tensors, (self.k,), device=self.accelerator.device)[self.k]
+        values = {}
+        if test is not None:
+            values["knn"] = knn_metrics(train, test, (self.k,), device=self.accelerator.device)[self.k]
         if rank:
-            values["rank"] = effective_rank(tensors[0])
+            values["rank"] = effective_rank(torch.from_numpy(train.features))
         return values
 
 

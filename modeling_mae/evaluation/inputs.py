@@ -4,7 +4,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +107,7 @@ def open_inputs(
         crop_fraction=1.0,  # of a processor that names no crop
         say=say,
     )
-    if processing.mean is None:
+    if processing.mean is None or processing.std is None:
         raise UserError(
             f"checkpoint {checkpoint!r} has no image processor, which says how images are normalised: save the one "
             "that the model was trained with beside it, by its save_pretrained"
@@ -121,8 +121,7 @@ def open_inputs(
     settings = processing.applied(ImageSettings(on_bad_image=on_bad_image))
     images = open_images(source, Opening(size, config.num_channels, settings))
     transform = BatchTransform(processing.mean, processing.std, size)
-    processing = Processing(**{**asdict(processing), "white": images.white})
-    return Inputs(source, images, transform, processing)
+    return Inputs(source, images, transform, replace(processing, white=images.white))
 
 
 def weights_checksum(model: PreTrainedModel) -> str:
@@ -164,12 +163,12 @@ def columns_of(
             values = compute(inputs.transform(batch))
         # The worker has marked them before it gave the batch. Another image stands in for each.
         good = np.flatnonzero(~inputs.images.skipped[rows.start : rows.stop].numpy())
-        columns = {"row": list(rows), "file": names.files(rows.start, rows.stop)}
+        columns: dict[str, list] = {"row": list(rows), "file": names.files(rows.start, rows.stop)}
         labels = names.labels(rows.start, rows.stop)
         if labels is not None:
             columns["label"] = labels
         columns = {key: [column[i] for i in good] for key, column in columns.items()}
-        yield columns | {key: value.float().cpu().numpy()[good] for key, value in values.items()}
+        yield {**columns, **{key: value.float().cpu().numpy()[good] for key, value in values.items()}}
 
 
 class ProgressBar:
@@ -204,5 +203,5 @@ def describe_crop(inputs: Inputs) -> str:
     """Size and crop of the images that the model sees, for people."""
     height, width = inputs.images.size
     fraction = inputs.processing.crop_fraction
-    crop = f", the central {100 * fraction:.3g}% of the shorter side" if fraction != 1 else ""
+    crop = f", the central {100 * fraction:.3g}% of the shorter side" if fraction not in (None, 1) else ""
     return f"{height} x {width} pixels{crop}"

@@ -9,25 +9,18 @@ import pyarrow.parquet
 import torch
 import torch.nn.functional as F
 
-from ..data.find.places import Place, open_place
+from ..data.find.places import Place
 from ..errors import UserError
-from .extraction import (
-    BATCH,
-    Features,
-    all_columns,
-    choose_readout,
-    extract_features,
-    feature_computer,
-    load_encoder,
-)
-from .inputs import Inputs, checkpoint_config, open_inputs, weights_checksum
+from ..readout import nearest
+from .extraction import Extractor, Features
+from .inputs import Inputs, checkpoint_config, weights_checksum
 from .parts import FEATURES, KEY, features_array
+from .tables import ApplySettings
 
 
 ALIKE = 0.9  # cosine of evened features from which two images count as near-duplicates
 RIDGE = 3  # median variances, added to the variance of each direction: below, copies differ as much as images
 MOST_ROWS = 4096  # images that the directions are taken from, and at most as many directions
-CHUNK = 1024  # images compared with all others at once
 
 
 def load_features(path: str | Path) -> Features:
@@ -59,32 +52,27 @@ def is_features_file(path: str) -> bool:
 
 
 def query_features(
-    features: Features, images: Place, *, checkpoint: str | None = None, batch_size: int = BATCH, **options
+    features: Features, images: Place, *, checkpoint: str | None = None, progress: bool = False, **options
 ) -> Features:
     """Features of other `images`, computed as `features` were: by the same checkpoint, of the same blocks and pooling.
 
-    `checkpoint` is where the checkpoint lies now, if not where it lay. `options` are of `extract_features`.
+    `checkpoint` is where the checkpoint lies now, if not where it lay. `options` are of `ApplySettings`; by default no
+    processes read images.
 
     Raises:
         UserError: as `extract_features`, and where the checkpoint has other weights than the features were made with.
     """
     checkpoint, about = checkpoint or features.about["checkpoint"], features.about
-    config = checkpoint_config(checkpoint)
-    encoder = load_encoder(checkpoint, config)
-    made_with = about.get("settings", {}).get("weights")
-    if made_with not in (None, weights_checksum(encoder)):
+    settings, made_with = ApplySettings(**{"num_workers": 0, **options}), about.get("settings", {})
+    extractor = Extractor.of(checkpoint, about["blocks"], about["pooling"])
+    if made_with.get("weights") not in (None, weights_checksum(extractor.encoder)):
         raise UserError(
             f"checkpoint {checkpoint!r} has other weights than the features were made with: compute them again, or "
             "give the old one with --checkpoint"
         )
-    readout = choose_readout(encoder, about["blocks"], about["pooling"])
-    reading = {key: options.pop(key) for key in ("num_workers", "on_bad_image", "progress") if key in options}
-    source = open_place(images, **options)
-    bad, white = reading.get("on_bad_image", "error"), about.get("settings", {}).get("white")
-    inputs = open_inputs(checkpoint, config, source, on_bad_image=bad, white=white, say=lambda text: None)
-    workers, progress = reading.get("num_workers", 0), reading.get("progress", False)
-    columns = all_columns(inputs, encoder, feature_computer(encoder, readout), batch_size, workers, progress)
-    return Features(columns[FEATURES], columns["file"], columns["row"], columns.get("label"), about)
+    white = made_with.get("white")
+    inputs = settings.open(checkpoint, extractor.config, images, white=white, say=lambda text: None)
+    return extractor.features(inputs, settings, progress, about)
 
 
 def nearest_neighbours(features: Features, queries: Features, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
@@ -98,9 +86,7 @@ def nearest_neighbours(features: Features, queries: Features, k: int = 5) -> tup
     if features.values.shape[1] != queries.values.shape[1]:
         widths = features.values.shape[1], queries.values.shape[1]
         raise UserError(f"features of {widths[0]} and {widths[1]} values cannot be compared: compute both alike")
-    bank, wanted = _normalised(features.values), _normalised(queries.values)
-    nearest = [(chunk @ bank.T).topk(min(k, len(bank))) for chunk in wanted.split(CHUNK)]
-    cosines, positions = (torch.cat([getattr(chunk, name) for chunk in nearest]) for name in ("values", "indices"))
+    cosines, positions = nearest(_on_device(queries.values), _on_device(features.values), k)
     return positions.cpu().numpy(), cosines.cpu().numpy()
 
 
@@ -120,20 +106,11 @@ def near_duplicates(features: Features, threshold: float = ALIKE) -> tuple[np.nd
     if not finite.all():
         name = features.files[int(finite.argmin())]
         raise UserError(f"the features of {name!r} are not finite numbers: compute them again in full precision")
-    bank, positions, earlier, cosines = F.normalize(evened(_on_device(features.values)), dim=1), [], [], []
-    for start in range(0, len(bank), CHUNK):
-        chunk = bank[start : start + CHUNK]
-        likeness = chunk @ bank[: start + len(chunk)].T  # (chunk, all up to its end)
-        itself = torch.arange(start, start + len(chunk), device=bank.device)
-        later = torch.arange(likeness.shape[1], device=bank.device) >= itself[:, None]
-        most, at = likeness.masked_fill(later, -2.0).max(1)
-        alike = (most >= threshold).nonzero()[:, 0]
-        positions.append(itself[alike])
-        earlier.append(at[alike])
-        cosines.append(most[alike])
-    joined = [torch.cat(parts).cpu().numpy() for parts in (positions, earlier, cosines)]
-    order = np.argsort(-joined[2], kind="stable")
-    return joined[0][order], joined[1][order], joined[2][order]
+    bank = evened(_on_device(features.values))
+    cosines, earlier = (found[:, 0].cpu().numpy() for found in nearest(bank, bank, 1, only_earlier=True))
+    alike = np.flatnonzero(cosines >= threshold)
+    alike = alike[np.argsort(-cosines[alike], kind="stable")]
+    return alike, earlier[alike], cosines[alike]
 
 
 def evened(values: torch.Tensor) -> torch.Tensor:
@@ -154,33 +131,23 @@ def _on_device(values: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(values).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _normalised(values: np.ndarray) -> torch.Tensor:
-    return F.normalize(_on_device(values), dim=1)
-
-
-def features_of_place(place: str, checkpoint: str, **options) -> Features:
-    """`extract_features` of images on disk, with what `images_of` needs to find them again."""
-    features = extract_features(checkpoint, place, **options)
-    reading = ("batch_size", "num_workers", "on_bad_image", "progress")
-    about = {"place": {"place": place, **{key: value for key, value in options.items() if key not in reading}}}
-    return Features(features.values, features.files, features.rows, features.labels, {**features.about, **about})
-
-
 def images_of(features: Features, checkpoint: str | None = None) -> Inputs:
     """The images that `features` were made of, for pictures.
 
     Raises:
         UserError: they are no longer there, or were Python objects.
     """
-    place = features.about.get("place")
-    if place is None:
+    if features.about.get("place") is None:
         raise UserError("the images of these features were not on disk: there is no picture of them")
+    place = dict(features.about["place"])
+    word = place.pop("place")
     checkpoint = checkpoint or features.about["checkpoint"]
-    source = open_place(**place)
+    settings = ApplySettings(**{**place, "on_bad_image": "skip"})
+    inputs = settings.open(checkpoint, checkpoint_config(checkpoint), word, say=lambda text: None)
     count = features.about.get("settings", {}).get("images", "").rpartition(",")[0]
-    if count and count != f"{len(source):,}":
-        raise UserError(f"{place['place']!r} has {len(source):,} images now, {count} when the features were made")
-    return open_inputs(checkpoint, checkpoint_config(checkpoint), source, on_bad_image="skip", say=lambda text: None)
+    if count and count != f"{len(inputs.source):,}":
+        raise UserError(f"{word!r} has {len(inputs.source):,} images now, {count} when the features were made")
+    return inputs
 
 
 def pixels_of(inputs: Inputs, rows: list[int]) -> torch.Tensor:

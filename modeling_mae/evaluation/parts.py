@@ -3,7 +3,6 @@
 The parts of `OUT` are numbered parquet files in the folder `OUT.parts`. At the end they are merged and removed.
 """
 
-import csv
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow
 import pyarrow.parquet
 from accelerate import Accelerator
 
+from .. import files
 from ..errors import UserError
 from ..files import replacing, write_json
 from ..training.run_folder import LOCK, MARK, lock_folder
@@ -64,6 +64,8 @@ class Parts:
                 if overwrite and self.settings_file.exists() and not self.begun:
                     lock_folder(self.folder)
                     self.remove()
+                if self.folder.is_symlink():
+                    raise UserError(f"{str(self.folder)!r} is a link to another folder: remove it")
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._check_settings()
                 lock_folder(self.folder)
@@ -155,36 +157,27 @@ def write_parquet(target: Path, parts: Parts, about: dict) -> None:
 def write_csv(target: Path, parts: Parts, about: dict) -> None:
     """Lists become texts, joined by semicolons."""
 
-    def text(value) -> str:
+    def text(value):
         return "; ".join(map(str, value)) if isinstance(value, list) else "" if value is None else value
 
-    with replacing(target) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        for number, table in enumerate(parts.tables()):
-            table = table.drop_columns([FEATURES] if FEATURES in table.column_names else [])
-            if number == 0:
-                writer.writerow(table.column_names)
-            columns = [column.to_pylist() for column in table.columns]
-            writer.writerows([text(value) for value in row] for row in zip(*columns, strict=True))
+    def rows() -> Iterator[list]:
+        for table in parts.tables():
+            columns = [table.column(name).to_pylist() for name in names]
+            yield from ([text(value) for value in row] for row in zip(*columns, strict=True))
+
+    names = [name for name in pyarrow.parquet.read_schema(parts.path(0)).names if name != FEATURES]
+    files.write_csv(target, names, rows())
 
 
 def write_npy(target: Path, parts: Parts, about: dict) -> None:
     """The features as an array ``(images, width)`` float32, and the other columns as CSV beside it."""
-    width = pyarrow.parquet.read_schema(parts.path(0)).field(FEATURES).type.list_size
+    shape = (parts.num_rows(), pyarrow.parquet.read_schema(parts.path(0)).field(FEATURES).type.list_size)
     with replacing(target) as partial:
-        shape = (parts.num_rows(), width)
-        array = np.lib.format.open_memmap(partial, "w+", np.float32, shape) if shape[0] else None
-        if array is None:
-            with partial.open("wb") as file:
-                np.save(file, np.empty(shape, np.float32))
-        first = 0
-        for table in parts.tables():
-            if len(table):
-                array[first : first + len(table)] = features_array(table)
-                first += len(table)
-        if array is not None:
-            array.flush()
-            del array
+        with partial.open("wb") as file:  # table by table: the whole array may not fit into memory
+            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False}
+            np.lib.format.write_array_header_1_0(file, {**header, "shape": shape})
+            for table in parts.tables():
+                file.write(features_array(table).tobytes())
         write_csv(target.with_suffix(".csv"), parts, about)
 
 

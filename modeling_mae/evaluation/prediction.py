@@ -6,15 +6,13 @@ import pandas
 import torch
 
 from ..configuration_mae import MAEConfig
-from ..data.find.places import Place, described, open_place
+from ..data.find.places import Place
 from ..errors import UserError
 from ..tasks import task_of_checkpoint
 from ..tasks.evalnet import names_of
-from ..training.launch import loading_workers
 from ..training.state import load_model
-from .extraction import BATCH, all_columns
-from .inputs import checkpoint_config, open_inputs
-from .tables import TableJob, absolute, check_batch, prepared_target, quiet_accelerator, write_rows
+from .inputs import Inputs, checkpoint_config
+from .tables import ApplySettings, Job, Output, absolute, quiet_accelerator, write_rows
 
 
 class Predictor:
@@ -39,17 +37,11 @@ class Predictor:
         """Of ``(batch, channels, height, width)`` the numbers that `answers.words` turns into columns."""
         return self.answers.numbers(self.model(pixel_values).logits.float())
 
+    def job(self, inputs: Inputs) -> Job:
+        return Job(inputs, self.model, self, {"names": self.names}, self.answers.words, self.answers.types)
 
-def predict(
-    checkpoint: str | Path,
-    images: Place,
-    *,
-    batch_size: int = BATCH,
-    num_workers: int | None = None,
-    on_bad_image: str = "error",
-    progress: bool = False,
-    **place_options,
-) -> pandas.DataFrame:
+
+def predict(checkpoint: str | Path, images: Place, *, progress: bool = False, **options) -> pandas.DataFrame:
     """What the classifier in `checkpoint` says of all `images`, labelled or not. `mae predict` writes it to a file.
 
     Arguments as of `extract_features`; the checkpoint is one of run_eval.py.
@@ -62,45 +54,24 @@ def predict(
     Raises:
         UserError: as `extract_features`, and where the checkpoint has no classifier.
     """
-    checkpoint, source = str(checkpoint), open_place(images, **place_options)
+    checkpoint, settings = str(checkpoint), ApplySettings(**options)
     config = checkpoint_config(checkpoint)
     predictor = Predictor(checkpoint, config)
-    inputs = open_inputs(checkpoint, config, source, on_bad_image=on_bad_image)
-    columns = all_columns(inputs, predictor.model, predictor, batch_size, num_workers, progress)
-    return pandas.DataFrame(predictor.answers.words(columns))
+    job = predictor.job(settings.open(checkpoint, config, images))
+    return pandas.DataFrame(job.columns(settings, progress))
 
 
-def write_predictions(
-    checkpoint: str,
-    images: Place,
-    target: str | Path,
-    *,
-    to: str | None = None,
-    batch_size: int = BATCH,
-    num_workers: int | None = None,
-    on_bad_image: str = "error",
-    overwrite: bool = False,
-    **place_options,
-) -> None:
-    """`predict` into the parquet or CSV file `target`, by all processes of a launcher, part by part.
+def write_predictions(checkpoint: str, images: Place, output: Output, settings: ApplySettings) -> None:
+    """`predict` into a parquet or CSV file, by all processes of a launcher, part by part.
 
     Raises:
         UserError: as `predict`, and where the file is there already or cannot be written.
     """
     accelerator = quiet_accelerator()
-    target, to = prepared_target(target, to, ("parquet", "csv"))
+    target = output.prepared(("parquet", "csv"))
     config = checkpoint_config(checkpoint)
     predictor = Predictor(checkpoint, config)
-    with accelerator.main_process_first():
-        source = open_place(images, **place_options)
-    inputs = open_inputs(checkpoint, config, source, on_bad_image=on_bad_image, say=accelerator.print)
+    inputs = settings.open(checkpoint, config, images, accelerator, say=accelerator.print)
     accelerator.print(f"classifier {checkpoint}, {predictor.task.problem.count(len(predictor.names))}")
-    answers, settings = predictor.answers, {"names": predictor.names}
-    write_rows(
-        accelerator,
-        TableJob(target, to, inputs, predictor.model, predictor, settings, answers.words, answers.types),
-        about={"checkpoint": absolute(checkpoint), "place": described(images, **place_options)},
-        batch_size=check_batch(batch_size),
-        num_workers=loading_workers(num_workers),
-        overwrite=overwrite,
-    )
+    about = {"checkpoint": absolute(checkpoint), "place": settings.described(images)}
+    write_rows(accelerator, predictor.job(inputs), target, output.overwrite, settings, about)

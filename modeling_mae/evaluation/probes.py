@@ -10,26 +10,26 @@ from torch import nn
 from ..configuration_mae import MAEConfig
 from ..data.serve.order import Order
 from ..modeling_mae import MAEAttentionPooling, MAEHead, MAEPreTrainedModel
-from ..tasks import CLASSES
-from ..tasks.evalnet import EvalNetTask
+from ..readout import CHUNK
 from ..training.optim import OptimizerSettings, Schedule, make_optimizer
+from .features import JudgeSettings
+from .reader import FrozenSet
 
 
 EPOCHS, BATCH = 10, 256
 FEWEST_UPDATES, WARMUP_UPDATES = 500, 50  # a small set gets more epochs
 RATE = 3e-2  # of AdamW
-CHUNK = 1024  # images at a time in evaluation
 
 
 class Probe(MAEPreTrainedModel):
     """BatchNorm without parameters and a linear head, as in linear probing (paper, Section A.1). With
     `pooling="attention"` learned queries first pool the features ``(batch, patches, width)``."""
 
-    def __init__(self, config: MAEConfig):
+    def __init__(self, config: MAEConfig, outputs: int):
         super().__init__(config)
         self.pooler = MAEAttentionPooling(config) if config.pooling == "attention" else nn.Identity()
         self.norm = nn.BatchNorm1d(config.hidden_size, affine=False, eps=1e-6)
-        self.head = MAEHead(config.hidden_size, config.num_labels)
+        self.head = MAEHead(config.hidden_size, outputs)
         self.post_init()
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -40,40 +40,33 @@ def make_probe(config: MAEConfig, features: np.ndarray, outputs: int) -> Probe:
     """A new probe for `features` ``(images, width)`` or ``(images, patches, width)`` of an encoder of `config`. Where
     its queries do not divide the width, there are fewer."""
     config, width = copy.deepcopy(config), features.shape[-1]
-    config.hidden_size, config.num_labels, config.head_initializer_range = width, outputs, 0.01
+    config.hidden_size, config.head_initializer_range = width, 0.01
     config.pooling = "attention" if features.ndim == 3 else "mean"
     if width % (config.num_pooling_queries * config.num_pooling_heads):
         config.num_pooling_queries, config.num_pooling_heads = math.gcd(width, config.num_pooling_queries), 1
-    return Probe(config)
+    return Probe(config, outputs)
 
 
 def probe_metric(
-    config: MAEConfig,
-    train_features: np.ndarray,
-    train_labels: np.ndarray,
-    test_features: np.ndarray,
-    test_labels: np.ndarray,
-    *,
-    task: EvalNetTask = CLASSES,
-    seed: int,
-    device: torch.device | str = "cpu",
+    config: MAEConfig, train: FrozenSet, test: FrozenSet, settings: JudgeSettings, device: torch.device | str = "cpu"
 ) -> float:
-    """The metric of the `task` (accuracy in 0..1 for one class an image) that a probe reaches on the test images.
+    """The metric of the problem (accuracy in 0..1 for one class an image) that a probe reaches on `test`.
 
-    It is trained by AdamW on the training images as they are, `EPOCHS` epochs or `FEWEST_UPDATES`. `config` is the
+    It is trained by AdamW on the features of `train` as they are, `EPOCHS` epochs or `FEWEST_UPDATES`. `config` is the
     encoder's. Features are ``(images, width)``, or ``(images, patches, width)`` for an attentive probe."""
-    labels = torch.from_numpy(train_labels)
-    outputs = int(max(train_labels.max(), test_labels.max())) + 1 if labels.ndim == 1 else labels.shape[1]
-    torch.manual_seed(seed)
-    probe = make_probe(config, train_features, outputs)
+    labels, task = torch.from_numpy(train.known_labels), settings.task
+    outputs = int(max(labels.max(), test.known_labels.max())) + 1 if labels.ndim == 1 else labels.shape[1]
+    torch.manual_seed(settings.seed)
+    probe = make_probe(config, train.features, outputs)
     bias = task.first_bias(labels)
     if bias is not None:
         probe.head.bias.data.copy_(bias)
-    train_probe(probe.to(device), torch.from_numpy(train_features), labels, task.loss, seed)
+    nn.Module.to(probe, device)
+    train_probe(probe, torch.from_numpy(train.features), labels, task.loss, settings.seed)
     with torch.no_grad():
-        chunks = torch.from_numpy(test_features).split(CHUNK)
+        chunks = torch.from_numpy(test.features).split(CHUNK)
         logits = torch.cat([probe.eval()(chunk.to(device)).cpu() for chunk in chunks])  # (images, outputs)
-    return task.score(task.predictions(logits).numpy(), test_labels)
+    return task.score(task.predictions(logits).numpy(), test.known_labels)
 
 
 def train_probe(probe: Probe, features: torch.Tensor, labels: torch.Tensor, loss_of, seed: int) -> None:

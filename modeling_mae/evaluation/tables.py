@@ -1,38 +1,156 @@
-"""A file with a row for each image: what `mae features` and `mae predict` have in common."""
+"""A row for each image, in memory or as a file: what `mae features` and `mae predict` have in common."""
 
 import os
+import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow
 import torch
 import transformers
 from accelerate import Accelerator
 
+from ..configuration_mae import MAEConfig
+from ..data.find.places import Place, described, open_place
 from ..data.find.row_names import RowNames
 from ..errors import UserError
-from ..training.launch import make_accelerator
-from .inputs import Inputs, ProgressBar, columns_of, describe_crop, names_checksum, weights_checksum
+from ..training.launch import loading_workers, make_accelerator
+from .inputs import Inputs, ProgressBar, columns_of, describe_crop, names_checksum, open_inputs, weights_checksum
 from .parts import WRITERS, Parts, batches_of_parts, different, finished_settings, table_of
 
 
-@dataclass
-class TableJob:
-    """The file to write, and how its columns come about.
+BATCH = 64  # images at once; what a ViT-L takes without gradients fits into 8 GiB
+PLACE = ("split", "dataset_config_name", "image_column_name", "label_column_name", "streaming", "cache_dir")
 
-    `compute` gives tensors ``(images, ...)`` for ``pixel_values``. `finish` makes columns for people of them, whose
-    types are in `types`. `settings` are those that decide the values, beside the checkpoint's and the images' own.
+
+@dataclass(frozen=True)
+class ApplySettings:
+    """How a checkpoint is applied to images: which they are, and how they are read.
+
+    Raises:
+        UserError: the batch size is below 1.
     """
 
-    target: Path
-    to: str  # one of WRITERS
+    split: str | None = None  # by default all images of a path
+    dataset_config_name: str | None = None
+    image_column_name: str | None = None
+    label_column_name: str | None = None
+    streaming: bool = False
+    cache_dir: str | None = None
+    on_bad_image: str = "error"  # or skip: unreadable images are printed and left out
+    batch_size: int = BATCH  # images at once
+    num_workers: int | None = None  # processes that read images; by default one for each core, 0 for none
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise UserError(f"batch_size {self.batch_size} is not at least 1")
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """What `open_place` takes of them."""
+        return {name: getattr(self, name) for name in PLACE}
+
+    def described(self, images: Place) -> dict | None:
+        """What opens the same images later, as JSON can hold it; None of Python objects."""
+        return described(images, **self.place)
+
+    def open(
+        self,
+        checkpoint: str,
+        config: MAEConfig,
+        images: Place,
+        accelerator: Accelerator | None = None,
+        white: float | None = None,
+        say: Callable[[str], None] = print,
+    ) -> Inputs:
+        """The images as `checkpoint` sees them. `accelerator` lets one process look for them first.
+
+        Raises:
+            UserError: as `open_place` and `open_inputs`.
+        """
+        with nullcontext() if accelerator is None else accelerator.main_process_first():
+            source = open_place(images, **self.place)
+        return open_inputs(checkpoint, config, source, on_bad_image=self.on_bad_image, white=white, say=say)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model, the images that it is applied to, and the columns that come of it.
+
+    `compute` gives tensors ``(images, ...)`` for ``pixel_values``. `finish` makes columns for people of them, whose
+    types are in `types`. `decides` are the settings that decide the values, beside the checkpoint's and the images'
+    own.
+    """
+
     inputs: Inputs
     model: transformers.PreTrainedModel
     compute: Callable[[torch.Tensor], dict[str, torch.Tensor]]
-    settings: dict
+    decides: dict
     finish: Callable[[dict], dict] = lambda columns: columns
     types: dict[str, pyarrow.DataType] = field(default_factory=dict)
+
+    def columns(self, settings: ApplySettings, progress: bool) -> dict[str, Any]:
+        """The columns of all images, computed by this process alone."""
+        accelerator = Accelerator()
+        torch.nn.Module.to(self.model, accelerator.device)
+        batches = [rows for part in batches_of_parts(len(self.inputs), settings.batch_size) for rows in part]
+        bar, pieces = ProgressBar(len(self.inputs), progress), []
+        workers = loading_workers(settings.num_workers)
+        computed = columns_of(accelerator, self.inputs, batches, self.compute, workers)
+        for rows, piece in zip(batches, computed, strict=True):
+            pieces.append(piece)
+            bar.advance(len(rows))
+        bar.close()
+        joined: dict[str, Any] = {}
+        for name, first in pieces[0].items():
+            parts = [piece[name] for piece in pieces]
+            is_array = isinstance(first, np.ndarray)
+            joined[name] = np.concatenate(parts) if is_array else [value for part in parts for value in part]
+        return self.finish(joined)
+
+
+@dataclass(frozen=True)
+class Output:
+    """The file to write, its format (None: as the file's name ends), and whether it may replace another."""
+
+    output: str | Path
+    to: str | None = None
+    overwrite: bool = False
+
+    def prepared(self, formats: tuple[str, ...]) -> Path:
+        """The file's path, which ends in one of `formats`, before any long work.
+
+        Raises:
+            UserError: the name is a URL or ends in another way, or its folder cannot be written.
+        """
+        target = local_path(self.output)
+        kinds = (self.to,) if self.to else formats
+        if target.suffix[1:] not in kinds:
+            raise UserError(f"{str(target)!r} does not end in {' or '.join(f'.{kind}' for kind in kinds)}: name it so")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"folder {str(target.parent)!r} cannot be made ({error.strerror}): give another"
+            ) from error
+        if target.is_dir() or not os.access(target.parent, os.W_OK):
+            raise UserError(f"{str(target)!r} cannot be written: give the path of a file in a folder of yours")
+        return target
+
+
+def local_path(output: str | Path) -> Path:
+    """The absolute path of a file to write.
+
+    Raises:
+        UserError: it is a URL.
+    """
+    if re.match(r"\w[\w+.-]+:/", str(output)):  # a Path has lost one of the two slashes
+        raise UserError(f"output {str(output)!r} is a URL: give a path of this machine, and copy the file from there")
+    return Path(output).expanduser().absolute()
 
 
 def quiet_accelerator() -> Accelerator:
@@ -45,55 +163,31 @@ def absolute(checkpoint: str) -> str:
     return os.path.abspath(checkpoint) if os.path.isdir(checkpoint) else checkpoint
 
 
-def check_batch(batch_size: int) -> int:
-    if batch_size < 1:
-        raise UserError(f"batch_size {batch_size} is not at least 1")
-    return batch_size
-
-
-def prepared_target(target: str | Path, to: str | None, formats: tuple[str, ...]) -> tuple[Path, str]:
-    """(the file's path, its format, one of `formats`), before any long work. `to` None: as the file's name ends.
-
-    Raises:
-        UserError: the name ends in another way, or its folder cannot be written.
-    """
-    target = Path(target).expanduser().absolute()
-    kinds = (to,) if to else formats
-    if target.suffix[1:] not in kinds:
-        raise UserError(f"{str(target)!r} does not end in {' or '.join(f'.{kind}' for kind in kinds)}: name it so")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"folder {str(target.parent)!r} cannot be made ({error.strerror}): give another") from error
-    if target.is_dir() or not os.access(target.parent, os.W_OK):
-        raise UserError(f"{str(target)!r} cannot be written: give the path of a file in a folder of yours")
-    return target, target.suffix[1:]
-
-
 def write_rows(
-    accelerator: Accelerator, job: TableJob, *, about: dict, batch_size: int, num_workers: int, overwrite: bool
+    accelerator: Accelerator, job: Job, target: Path, overwrite: bool, settings: ApplySettings, about: dict
 ) -> None:
-    """Compute what is missing of the file `job.target`, part by part over all processes, and put it together.
+    """Compute what is missing of the file `target`, part by part over all processes, and put it together. `about` goes
+    into a parquet file's metadata.
 
     Raises:
         UserError: the file, or parts of it, are there already and were made otherwise.
     """
     inputs, say = job.inputs, accelerator.print
-    settings = {
+    made_with = {
         "weights": weights_checksum(job.model),
         "images": f"{len(inputs):,}, {names_checksum(inputs.source)}",
         **{key: value for key, value in asdict(inputs.processing).items() if value is not None},
         "size": list(inputs.images.size),
-        "on_bad_image": inputs.images.on_bad_image,
-        "batch_size": batch_size,
+        "on_bad_image": settings.on_bad_image,
+        "batch_size": settings.batch_size,
         "precision": f"{accelerator.mixed_precision} on {accelerator.device.type}",
-        **job.settings,
+        **job.decides,
     }
-    parts = Parts(accelerator, job.target, settings, batches_of_parts(len(inputs), batch_size))
+    parts = Parts(accelerator, target, made_with, batches_of_parts(len(inputs), settings.batch_size))
     # Parts beside the file: a run that may replace it was stopped, perhaps on its last step.
-    if job.target.exists() and not overwrite and not parts.begun:
-        refuse_other_file(job.target, settings)
-        say(f"finished   {job.target} was there already, made with the same settings")
+    if target.exists() and not overwrite and not parts.begun:
+        refuse_other_file(target, made_with)
+        say(f"finished   {target} was there already, made with the same settings")
         return
     what = f"{inputs.source.name}: {len(inputs):,}, {describe_crop(inputs)}{inputs.images.remarks}"
     say(f"images     {what}", flush=True)
@@ -101,18 +195,18 @@ def write_rows(
     if accelerator.is_main_process and parts.done():
         say(f"goes on    {len(parts.done()):,} of {len(parts.parts):,} parts are in {parts.folder}", flush=True)
     accelerator.wait_for_everyone()  # the count is of before this run
-    job.model.to(accelerator.device)
-    compute_parts(accelerator, job, parts, missing, num_workers)
+    torch.nn.Module.to(job.model, accelerator.device)
+    compute_parts(accelerator, job, parts, missing, loading_workers(settings.num_workers))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         rows = parts.num_rows()
-        WRITERS[job.to](job.target, parts, {**about, "settings": settings})
+        WRITERS[target.suffix[1:]](target, parts, {**about, "settings": made_with})
         parts.remove()
         skipped = f", {len(inputs) - rows:,} unreadable images left out" if rows < len(inputs) else ""
-        say(f"written    {job.target}: {rows:,} rows{skipped}", flush=True)
+        say(f"written    {target}: {rows:,} rows{skipped}", flush=True)
 
 
-def compute_parts(accelerator: Accelerator, job: TableJob, parts: Parts, missing: list[int], num_workers: int) -> None:
+def compute_parts(accelerator: Accelerator, job: Job, parts: Parts, missing: list[int], num_workers: int) -> None:
     """Compute and write the `missing` parts, through one loader."""
     batches = [rows for number in missing for rows in parts.parts[number]]
     types = {**RowNames(job.inputs.source).types, **job.types}

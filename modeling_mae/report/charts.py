@@ -143,9 +143,9 @@ def confusion_picture(confusion: list[list[int]], names: list[str]) -> Figure:
     axes = figure.subplots()
     axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     size = 8 if len(names) <= 40 else 4
-    as_it_is = {"size": size, "parse_math": False}  # a name with a dollar is no formula
-    axes.set_xticks(range(len(names)), names, rotation=90, **as_it_is)
-    axes.set_yticks(range(len(names)), names, **as_it_is)
+    # Without `parse_math` a name with a dollar stays a name.
+    axes.set_xticks(range(len(names)), names, rotation=90, size=size, parse_math=False)
+    axes.set_yticks(range(len(names)), names, size=size, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true")
     if len(names) <= 20:
         for row, column in np.ndindex(counts.shape):

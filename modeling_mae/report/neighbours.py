@@ -1,5 +1,6 @@
 """The picture of images and their nearest neighbours in the space of the features."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,41 +15,67 @@ SAME_CLASS = (46, 160, 67)  # the colour of the frame of a neighbour of the quer
 BETWEEN = 4 * FRAME  # pixels between a query and its neighbours
 
 
-def save_neighbours(
-    path: Path,
-    queries: torch.Tensor,
-    neighbours: torch.Tensor,
-    same_class: torch.Tensor | None,
-    mean: list[float],
-    std: list[float],
-) -> None:
-    """Writes a PNG with a row for each query: the query, then its neighbours.
+LETTERS = 22  # of a title that fit above an image
+TITLE = 34  # pixels above a row of images with titles
+TITLED_WIDTH = 1.2  # inches of an image with a title
 
-    ``queries (queries, channels, height, width)`` and ``neighbours (queries, neighbours, channels, height, width)``
-    are normalised; `mean` and `std` undo that. A neighbour that ``same_class (queries, neighbours)`` marks has a
-    frame.
+
+@dataclass(frozen=True)
+class NeighbourRows:
+    """Images, a row each, and the images that are like them, the nearest first.
+
+    Images are normalised. `same_class` marks neighbours that get a frame. `titles` of a row are those of the image and
+    of its neighbours; None writes one line above all.
     """
-    count = neighbours.shape[1]
-    colours = visible_colours(queries, neighbours.flatten(0, 1), mean=mean, std=std)
+
+    queries: torch.Tensor  # (rows, channels, height, width)
+    neighbours: torch.Tensor  # (rows, neighbours, channels, height, width)
+    same_class: torch.Tensor | None = None  # (rows, neighbours)
+    titles: list[list[str]] | None = None
+
+
+def save_neighbours(path: Path, shown: NeighbourRows, mean: list[float], std: list[float]) -> None:
+    """Writes a PNG with a row for each image: the image, then its neighbours. `mean` and `std` undo the
+    normalisation."""
+    count = shown.neighbours.shape[1]
+    colours = visible_colours(shown.queries, shown.neighbours.flatten(0, 1), mean=mean, std=std)
     originals, others = (images.permute(0, 2, 3, 1).numpy() for images in colours)  # (n, height, width, 3)
     rows = []
     for row, query in enumerate(originals):
         cells = [framed(query), np.full((framed(query).shape[0], BETWEEN, 3), 255, np.uint8)]
         for column in range(count):
-            same = same_class is not None and bool(same_class[row, column])
+            same = shown.same_class is not None and bool(shown.same_class[row, column])
             cells.append(framed(others[row * count + column], SAME_CLASS if same else (255, 255, 255)))
         rows.append(np.concatenate(cells, axis=1))
-    sheet = np.concatenate(rows)
-    width = framed(originals[0]).shape[1]
-    titles = {width / 2: "image", width + BETWEEN + count * width / 2: "its nearest neighbours, the nearest first"}
-    save_sheet(path, sheet, {place / sheet.shape[1]: title for place, title in titles.items()})
+    height, width = framed(originals[0]).shape[:2]
+    if shown.titles is None:
+        sheet = np.concatenate(rows)
+        middles = {
+            width / 2: "image",
+            width + BETWEEN + count * width / 2: "its nearest neighbours, the nearest first",
+        }
+        save_sheet(path, sheet, {place / sheet.shape[1]: title for place, title in middles.items()})
+        return
+    rows = [np.pad(row, ((TITLE, 0), (0, 0), (0, 0)), constant_values=255) for row in rows]
+    places = [width / 2, *(BETWEEN + (column + 1.5) * width for column in range(count))]
+    labels = {
+        (place, row * (height + TITLE) + TITLE): title
+        for row, titles in enumerate(shown.titles)
+        for place, title in zip(places, titles, strict=True)
+    }
+    save_sheet(path, np.concatenate(rows), labels=labels, inches=TITLED_WIDTH * (count + 1))
+
+
+def shortened(name: str) -> str:
+    """The end of a path, which tells more than its beginning."""
+    return name if len(name) <= LETTERS else f"...{name[3 - LETTERS :]}"
 
 
 def save_nearest(path: Path, nearest, mean: list[float], std: list[float]) -> str:
     """The picture of a `Nearest`, and how it was made, for people. None makes no picture and no words."""
     if nearest is None:
         return ""
-    save_neighbours(path, nearest.queries, nearest.neighbours, nearest.same_class, mean, std)
+    save_neighbours(path, NeighbourRows(nearest.queries, nearest.neighbours, nearest.same_class), mean, std)
     return describe_neighbours(len(nearest.queries), nearest.compared, nearest.same_class, nearest.from_evaluation)
 
 

@@ -158,16 +158,26 @@ def save_reconstruction(path: Path, sheet: torch.Tensor) -> None:
     save_sheet(path, sheet.numpy(), {1 / 6: "original", 3 / 6: "masked", 5 / 6: "reconstruction"})
 
 
-def save_sheet(path: Path, sheet: np.ndarray, titles: dict[float, str]) -> None:
-    """Writes ``sheet (height, width, 3)`` as PNG, 900 pixels wide. `titles` are {part of the width: text above}."""
+def save_sheet(
+    path: Path,
+    sheet: np.ndarray,
+    titles: dict[float, str] | None = None,
+    labels: dict[tuple[float, float], str] | None = None,
+    inches: float = 6,
+) -> None:
+    """Writes ``sheet (height, width, 3)`` as PNG, so many `inches` of 150 pixels wide.
+
+    `titles` are {part of the width: text above}, `labels` {(x, y) in the sheet's pixels: text above that place}."""
     height, width = sheet.shape[:2]
-    title_inches, sheet_inches = 0.4, 6 * height / width
+    title_inches, sheet_inches = 0.4 if titles else 0.0, inches * height / width
     total_inches = title_inches + sheet_inches
-    figure = Figure(figsize=(6, total_inches), dpi=150)
+    figure = Figure(figsize=(inches, total_inches), dpi=150)
     axes = figure.add_axes((0, 0, 1, sheet_inches / total_inches))
     axes.imshow(sheet, interpolation="nearest", aspect="auto")
     axes.axis("off")
     middle = 1 - title_inches / 2 / total_inches
-    for place, title in titles.items():
+    for place, title in (titles or {}).items():
         figure.text(place, middle, title, ha="center", va="center", size=12)
+    for (x, y), label in (labels or {}).items():
+        axes.text(x, y, label, ha="center", va="bottom", size=6, parse_math=False)  # a name may hold $
     save_figure(figure, path)

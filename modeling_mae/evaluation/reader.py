@@ -1,0 +1,72 @@
+"""How images are brought to a model to be looked at once each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from ..data.serve.images import Images
+
+
+@dataclass(frozen=True)
+class FrozenSet:
+    """Frozen features of a set of images, and their labels where the set has them."""
+
+    features: np.ndarray  # (images, width), or (images, patches, width) for an attentive probe
+    labels: np.ndarray | None  # (images,) class numbers, or (images, n)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def known_labels(self) -> np.ndarray:
+        """The labels of a set that must have them."""
+        assert self.labels is not None, "this set of images has no labels"
+        return self.labels
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads images for a model: on all processes of `accelerator`, normalised by `transform`, so many at a time."""
+
+    accelerator: Accelerator
+    transform: Callable[[dict], torch.Tensor]
+    batch_size: int
+    num_workers: int  # loading workers of each process
+
+    @torch.no_grad()
+    def over(self, images: Images, compute: Callable[[dict], dict]) -> dict:
+        """`compute(batch)` for all `images`, dealt to the processes: arrays ``(images, ...)`` in order, on every
+        process.
+
+        All processes make the same number of calls, as sharded models need. What fills up the last ones is dropped.
+        """
+        accelerator, total = self.accelerator, len(images)
+        share, rank = -(-total // accelerator.num_processes), accelerator.process_index
+        indices = [min(rank * share + i, total - 1) for i in range(share)]
+        batches = [(0, indices[first : first + self.batch_size]) for first in range(0, share, self.batch_size)]
+        arrays: dict[str, torch.Tensor] = {}
+        for batch, (_, batch_indices) in zip(images.loader(batches, self.num_workers), batches, strict=True):
+            batch = {key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()}
+            values = {"index": torch.tensor(batch_indices, device=accelerator.device), **compute(batch)}
+            values = {key: value.cpu() for key, value in accelerator.gather(values).items()}
+            places, first_of_each = np.unique(values.pop("index"), return_index=True)
+            for key, value in values.items():
+                if key not in arrays:
+                    arrays[key] = torch.empty(total, *value.shape[1:], dtype=value.dtype)
+                arrays[key][places] = value[first_of_each]
+        return {key: array.numpy() for key, array in arrays.items()}
+
+    def features(self, encode: Callable[[torch.Tensor], torch.Tensor], images: Images) -> FrozenSet:
+        """What `encode` gives for ``pixel_values (batch, channels, height, width)`` of all `images`, on every
+        process."""
+
+        def compute(batch: dict) -> dict[str, torch.Tensor]:
+            # The labels come from the batch: an image that stands in for an unreadable one brings its own.
+            labels = {key: batch[key] for key in ("labels",) if key in batch}
+            return {"features": encode(self.transform(batch)).float(), **labels}
+
+        arrays = self.over(images, compute)
+        return FrozenSet(arrays["features"], arrays.get("labels"))
