@@ -18,8 +18,10 @@ from modeling_mae.data.labels import problem_of, random_part, read_labels
 from modeling_mae.data.sources import Source, find_label_column
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.classifier import make_classifier, problem_notes
-from modeling_mae.evaluation.frozen_problems import knn_averages, linear_predictions
+from modeling_mae.evaluation.features import knn_predictions
+from modeling_mae.evaluation.frozen_problems import linear_predictions
 from modeling_mae.evaluation.problem_metrics import multi_label_results, regression_results
+from modeling_mae.evaluation.reader import FrozenSet
 from modeling_mae.problems import MULTI_LABEL, PROBLEMS, REGRESSION, SINGLE_LABEL
 from modeling_mae.training.augment import Mix
 from modeling_mae.training.optim import make_optimizer
@@ -315,7 +317,8 @@ def test_neighbours_average_their_labels():
     generator = torch.Generator().manual_seed(0)
     train, labels = torch.randn(40, 5, generator=generator), torch.rand(40, 2, generator=generator)
     queries = torch.randn(7, 5, generator=generator)
-    means = knn_averages(train, labels, queries, ks=(3, 10), temperature=0.1)
+    bank = FrozenSet(train.numpy(), labels.numpy())
+    means = knn_predictions(bank, queries.numpy(), (3, 10), REGRESSION, temperature=0.1)
     similarity = F.normalize(queries, dim=1) @ F.normalize(train, dim=1).T
     for k in (3, 10):
         for i in range(7):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -154,8 +155,23 @@ def knn_metrics(
     device: torch.device | str = "cpu",
     temperature: float = TEMPERATURE,
 ) -> dict[int, float]:
-    """For each of `ks` the metric of weighted k-nearest neighbours (Wu et al., arXiv 1805.01978, Section 3.4): the
-    accuracy in 0..1 for one class an image.
+    """For each of `ks` the metric of `knn_predictions`: the accuracy in 0..1 for one class an image."""
+    predictions = knn_predictions(train, test.features, ks, problem_type, device, temperature)
+    if problem_type == SINGLE_LABEL:
+        return {k: float((classes == test.known_labels).mean()) for k, classes in predictions.items()}
+    return {k: metric_of(problem_type, values, test.known_labels) for k, values in predictions.items()}
+
+
+def knn_predictions(
+    train: FrozenSet,
+    features: np.ndarray,
+    ks: tuple[int, ...],
+    problem_type: str,
+    device: torch.device | str = "cpu",
+    temperature: float = TEMPERATURE,
+) -> dict[int, np.ndarray]:
+    """For each of `ks` what weighted k-nearest neighbours (Wu et al., arXiv 1805.01978, Section 3.4) say of `features`:
+    classes ``(images,)``, or scores or numbers ``(images, n)``.
 
     Each of the k training images with the largest cosine similarity s has the weight exp(s / temperature): of its vote
     for a class, or in the mean of several labels or numbers.
@@ -168,21 +184,14 @@ def knn_metrics(
     if max(ks) > len(train):
         raise ValueError(f"k={max(ks)} neighbours of {len(train)} training images: give a smaller k")
     bank, labels = torch.from_numpy(train.features).to(device), torch.from_numpy(train.known_labels).to(device)
-    cosines, positions = nearest(torch.from_numpy(test.features), bank, max(ks))  # (test images, largest k)
+    cosines, positions = nearest(torch.from_numpy(features), bank, max(ks))  # (images, largest k)
     weights = ((cosines - 1) / temperature).exp()  # the constant factor keeps exp in range
+    vote = most_votes if problem_type == SINGLE_LABEL else weighted_mean
     predictions: dict[int, list[torch.Tensor]] = {k: [] for k in ks}
     for weight, near in zip(weights.split(CHUNK), positions.split(CHUNK), strict=True):
         for k in ks:
-            voted = most_votes if problem_type == SINGLE_LABEL else weighted_mean
-            predictions[k].append(voted(weight[:, :k], labels[near[:, :k]]).cpu())
-    metrics = {}
-    for k, parts in predictions.items():
-        values = torch.cat(parts).numpy()
-        if problem_type == SINGLE_LABEL:
-            metrics[k] = float((values == test.known_labels).mean())
-        else:
-            metrics[k] = metric_of(problem_type, values, test.known_labels)
-    return metrics
+            predictions[k].append(vote(weight[:, :k], labels[near[:, :k]]).cpu())
+    return {k: torch.cat(parts).numpy() for k, parts in predictions.items()}
 
 
 def most_votes(weights: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
