@@ -170,8 +170,8 @@ def knn_predictions(
     device: torch.device | str = "cpu",
     temperature: float = TEMPERATURE,
 ) -> dict[int, np.ndarray]:
-    """For each of `ks` what weighted k-nearest neighbours (Wu et al., arXiv 1805.01978, Section 3.4) say of `features`:
-    classes ``(images,)``, or scores or numbers ``(images, n)``.
+    """For each of `ks` what weighted k-nearest neighbours (Wu et al., arXiv 1805.01978, Section 3.4) say of
+    `features`: classes ``(images,)``, or scores or numbers ``(images, n)``.
 
     Each of the k training images with the largest cosine similarity s has the weight exp(s / temperature): of its vote
     for a class, or in the mean of several labels or numbers.
