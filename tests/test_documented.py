@@ -37,7 +37,6 @@ DRAWINGS = {
     "run_pretrain.py      folder and Hub": "test_every_file_of_the_drawing_exists_and_every_folder_is_drawn",
 }
 OF_OTHERS = {"name", "help", "signal", "nodes", "time"}  # any, argparse's, and SLURM's
-OF_OTHERS |= {"plan"}  # until the scripts take it
 # Commands of the README and of docs/ that this file runs, by their beginning, in the order that they need: what they
 # print, and a file that they leave.
 QUICK = {

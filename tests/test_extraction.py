@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from pathlib import Path
 
 import datasets
 import huggingface_hub
@@ -90,6 +91,10 @@ def test_blocks_and_poolings(checkpoint, images):
     options = {"num_workers": 0}
     found = extract_features(checkpoint, images, blocks=[1, 2], pooling="cls", **options).values
     np.testing.assert_allclose(found, torch.cat([first[:, 0], last[:, 0]], 1), atol=1e-5)
+    found = extract_features(checkpoint, images, blocks=[1], pooling="mean_deviation", **options).values
+    patches = first[:, 1:]
+    deviation = (patches - patches.mean(1, keepdim=True)).square().mean(1).sqrt()
+    np.testing.assert_allclose(found, torch.cat([patches.mean(1), deviation], 1), atol=1e-5)
     found = extract_features(checkpoint, images, blocks=[1], pooling="flatten", **options).values
     np.testing.assert_allclose(found, first[:, 1:].flatten(1), atol=1e-5)
     for wrong, message in (
@@ -210,6 +215,41 @@ def test_a_file_holds_what_the_function_gives(tmp_path, checkpoint, images, caps
     for name in ("a.csv", "a", "no/../folder.parquet/x.npz"):
         with pytest.raises(UserError, match="does not end in .parquet or .npy"):
             write_features_file(str(checkpoint), str(images), tmp_path / name, **options)
+
+
+@pytest.mark.parametrize("target", ["s3://bucket/a.parquet", Path("hf://me/a.parquet")])
+def test_a_url_is_no_output(tmp_path, checkpoint, images, monkeypatch, target):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="is a URL: give a path of this machine"):
+        write_features_file(checkpoint, images, target)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_is_a_formula_is_text_in_a_csv(tmp_path, checkpoint):
+    images = tmp_path / "images"
+    for i, name in enumerate(("=1+2.png", "@a.png", "-b.png", "+c.png", "d=.png")):
+        images.mkdir(exist_ok=True)
+        Image.fromarray(np.full((28, 28), 40 * i, np.uint8)).save(images / name)
+    write_features_file(checkpoint, images, tmp_path / "a.npy")
+    names = pandas.read_csv(tmp_path / "a.csv")["file"].tolist()
+    assert sorted(names) == ["'+c.png", "'-b.png", "'=1+2.png", "'@a.png", "d=.png"]
+    # In parquet, which nobody opens in a spreadsheet, names stay as they are.
+    write_features_file(checkpoint, images, tmp_path / "a.parquet")
+    assert sorted(load_features(tmp_path / "a.parquet").files) == ["+c.png", "-b.png", "=1+2.png", "@a.png", "d=.png"]
+
+
+def test_nothing_is_written_through_a_link(tmp_path, checkpoint, images):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "notes.txt").write_text("mine")
+    (tmp_path / ".partial-a.npy").symlink_to(theirs / "notes.txt")
+    (tmp_path / "a.csv").symlink_to(theirs / "notes.txt")
+    write_features_file(checkpoint, images, tmp_path / "a.npy")
+    assert (theirs / "notes.txt").read_text() == "mine" and not (tmp_path / "a.csv").is_symlink()
+    (tmp_path / "b.parquet.parts").symlink_to(theirs)
+    with pytest.raises(UserError, match="is a link to another folder"):
+        write_features_file(checkpoint, images, tmp_path / "b.parquet")
+    assert [path.name for path in theirs.iterdir()] == ["notes.txt"]
 
 
 def test_a_stopped_run_goes_on_to_the_identical_file(tmp_path, checkpoint, images, monkeypatch, capsys):

@@ -154,6 +154,8 @@ def test_the_command(tmp_path):
         ((images, query), "is no features file"),
         ((target, tmp_path / "nothing.png"), "nothing.png"),
         ((target, query, "--k", 0), "k 0 is not at least 1"),
+        ((target, query, "--output", "s3://bucket/a.csv"), "is a URL"),
+        ((target, query, "--picture", "s3://bucket/a.png"), "is a URL"),
     ):
         code, output = copied(script, ("neighbours", *words))
         assert code == 1 and output.count("\n") == 1 and message in output, output

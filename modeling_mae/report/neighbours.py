@@ -16,7 +16,7 @@ BETWEEN = 4 * FRAME  # pixels between a query and its neighbours
 
 
 LETTERS = 22  # of a title that fit above an image
-TITLE = 34  # pixels above a row of images with titles
+TITLE = 0.28  # of an image's width: the space above a row of images with titles
 TITLED_WIDTH = 1.2  # inches of an image with a title
 
 
@@ -56,10 +56,11 @@ def save_neighbours(path: Path, shown: NeighbourRows, mean: list[float], std: li
         }
         save_sheet(path, sheet, {place / sheet.shape[1]: title for place, title in middles.items()})
         return
-    rows = [np.pad(row, ((TITLE, 0), (0, 0), (0, 0)), constant_values=255) for row in rows]
+    space = round(TITLE * width)  # pixels
+    rows = [np.pad(row, ((space, 0), (0, 0), (0, 0)), constant_values=255) for row in rows]
     places = [width / 2, *(BETWEEN + (column + 1.5) * width for column in range(count))]
     labels = {
-        (place, row * (height + TITLE) + TITLE): title
+        (place, row * (height + space) + space): title
         for row, titles in enumerate(shown.titles)
         for place, title in zip(places, titles, strict=True)
     }
