@@ -337,6 +337,12 @@ def test_options_of_the_rooms_are_the_arguments_under_their_names():
     assert evaluation.schedule_options()["min_learning_rate"] == 1e-6
 
 
+def test_an_option_of_earlier_versions_says_what_to_do(capsys):
+    with pytest.raises(SystemExit):
+        parse("--decode_device", "cuda")
+    assert "option 'decode_device' no longer exists: the loading workers decode all" in capsys.readouterr().err
+
+
 def parse_eval(*words, recipe=None) -> EvalArguments:
     """Arguments of run_eval.py for a checkpoint of 4 blocks in `model`."""
     if recipe is not None:
