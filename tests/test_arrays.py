@@ -1,5 +1,9 @@
 """Images that are arrays: NumPy files, TIFF of many bands, DICOM and tables, any number of channels."""
 
+import io
+import struct
+import zlib
+
 import datasets
 import numpy as np
 import pytest
@@ -239,3 +243,36 @@ def test_dicom(tmp_path, meaning, expected):
     file.save_as(path, enforce_file_format=True)
     with pytest.raises(BadImage, match="2 frames: save one a file"):
         decode(None, path, 1)
+
+
+def test_a_tiff_of_very_many_pages_is_read_by_its_first(monkeypatch):
+    """Each page takes 200 us to parse: 300,000 would take a minute, for every image. So they are not grouped."""
+    monkeypatch.setattr(tifffile.TiffFile, "series", None)
+    pixels = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    tifffile.imwrite(file := io.BytesIO(), pixels)
+    data = bytearray(file.getvalue())
+    start = int.from_bytes(data[4:8], "little")
+    directory = bytes(data[start : start + 2 + 12 * int.from_bytes(data[start : start + 2], "little")])
+    data += b"\0" * (len(data) % 2)
+    first, length, count = len(data), len(directory) + 4, 5000
+    data[start + len(directory) : start + length] = first.to_bytes(4, "little")
+    nexts = [first + (i + 1) * length for i in range(count - 1)] + [0]
+    data += b"".join(directory + place.to_bytes(4, "little") for place in nexts)
+    assert np.array_equal(decode(bytes(data), "x.tif", 1)[0], pixels) and read_header(bytes(data), "x.tif").stack
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ImportError("no codec"), zlib.error("bad"), struct.error("short")])
+def test_whatever_a_library_raises_is_a_bad_image(tmp_path, monkeypatch, error):
+    def raises(*_, **__):
+        raise error
+
+    path = saved(tmp_path, FIVE)
+    monkeypatch.setattr(np, "load", raises)
+    with pytest.raises(BadImage, match=f"a.npy is not a readable image .{str(error) or 'MemoryError'}"):
+        decode(None, path, 5)
+
+
+@pytest.mark.parametrize("compression", ["lzw", "zstd", "deflate"])
+def test_tiff_may_be_compressed(tmp_path, compression):
+    tifffile.imwrite(tmp_path / "a.tif", FIVE, compression=compression, predictor=2, planarconfig="separate")
+    assert np.allclose(decode(None, str(tmp_path / "a.tif"), 5, 65535) * 257, FIVE)

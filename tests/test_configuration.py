@@ -364,6 +364,12 @@ def test_a_recipe_that_is_saved_gives_the_same_options(tmp_path):
     assert not {"overwrite_output_dir", "allow_changes", "plan"} & set(yaml.safe_load(recipe_text(once)))
 
 
+def test_an_option_of_earlier_versions_says_what_to_do(capsys):
+    with pytest.raises(SystemExit):
+        parse("--decode_device", "cuda")
+    assert "option 'decode_device' no longer exists: the loading workers decode all" in capsys.readouterr().err
+
+
 def parse_eval(*words, recipe=None) -> EvalArguments:
     """Arguments of run_eval.py for a checkpoint of 4 blocks in `model`."""
     if recipe is not None:

@@ -3,6 +3,7 @@
 import base64
 import json
 import math
+import os
 import re
 import shlex
 import shutil
@@ -340,6 +341,23 @@ def test_a_file_that_was_changed_is_one_line(whole_run, tmp_path, file, content)
     with pytest.raises(UserError, match=re.escape(f"{file}'")) as error:
         write_run_page(folder)
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "line", [b"3", b"[]", b'{"step": 1}', DEEP.encode(), b"\xff\xfe"], ids=lambda line: str(line[:9])
+)
+def test_a_log_that_was_changed_is_one_line(tmp_path, line):
+    (tmp_path / "history.jsonl").write_bytes(ENTRY.encode() + b"}\n" + line + b"\n")
+    with pytest.raises(UserError, match="history.jsonl'") as error:
+        write_run_page(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_huge_file_is_not_read(whole_run, tmp_path):
+    folder = shutil.copytree(whole_run, tmp_path / "run")
+    os.truncate(folder / "summary.json", 2**30)  # without taking a place on the disk
+    with pytest.raises(UserError, match="1,073,741,824 bytes"):
+        write_run_page(folder)
 
 
 @pytest.fixture(scope="module")

@@ -197,3 +197,20 @@ def test_what_is_no_stream_is_refused(tmp_path):
     with pytest.raises(NoSplit):
         load_source(train_dir=str(mixed), split="test", streaming=True, cache_dir=str(tmp_path))
     assert expand_braces("s-{08..10}.tar") == ["s-08.tar", "s-09.tar", "s-10.tar"]
+
+
+def test_a_tar_header_that_leads_back_ends_the_file(tmp_path):
+    """A member of a negative size would be followed by itself, for ever."""
+    folder = make_shards(tmp_path / "shards", "tar", (3,))
+    (path,) = folder.iterdir()
+    data = bytearray(path.read_bytes())
+    with tarfile.open(path) as tar:
+        last = tar.getmembers()[-2]  # the third image
+    header = data[last.offset : last.offset + 512]
+    header[124:136] = (256**12 - 1024).to_bytes(12, "big")  # base 256: -1024
+    header[148:156] = b" " * 8
+    header[148:156] = f"{sum(header):06o}\0 ".encode()
+    data[last.offset : last.offset + 512] = header
+    path.write_bytes(data)
+    source, images = open_stream(folder, tmp_path)
+    assert len(source) == 2 and np.array_equal(images.read(1)[0], picture(1)[0])

@@ -15,6 +15,7 @@ from .faults import BadImage, name_of, reading
 
 NUMPY = b"\x93NUMPY"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+MOST_BANDS = 1000  # pages of a TIFF that can be bands; more are a stack
 NODATA_TAG = 42113  # GDAL's: the value, as text, of pixels without one
 GRAY = {"1", "L", "LA", "La", "I", "F"}  # Pillow's modes of one channel, beside those of 16 bits
 ORIENTATION, TURNED = 0x0112, 5  # the EXIF tag, and its lowest value that exchanges height and width
@@ -153,8 +154,8 @@ def read_dicom(file: BinaryIO, path: str | None, header_only: bool = False) -> A
 def array_pages(tiff: Any) -> Any:
     """The page, or the series of pages that are bands, that hold the array of a `tifffile.TiffFile`; None if Pillow
     reads all of it as well."""
-    page, series = tiff.pages[0], tiff.series[0]
-    if series.axes == "CYX":
+    page, series = tiff.pages[0], _series(tiff)
+    if series is not None and series.axes == "CYX":
         return series
     return None if missing_value(tiff) is None and _pillow_reads(page) else page
 
@@ -172,10 +173,20 @@ def axis_of_bands(pages: Any, path: str | None) -> int | None:
     return {"YX": None, "YXS": 2}.get(pages.axes, 0)
 
 
+def _series(tiff: Any) -> Any:
+    """The pages that belong together; None of very many pages, which would all have to be read for it."""
+    try:
+        tiff.pages[MOST_BANDS]
+    except IndexError:
+        return tiff.series[0]
+    return None
+
+
 def is_stack(tiff: Any) -> bool:
     try:
-        bands = tiff.series[0].axes == "CYX"
-        return not bands and len(tiff.pages) > 1 and tiff.pages[1].shape == tiff.pages[0].shape
+        series = _series(tiff)
+        bands = series is not None and series.axes == "CYX"
+        return not bands and tiff.pages[1].shape == tiff.pages[0].shape
     except Exception:  # whatever a broken second page raises: the first may be good
         return False
 
