@@ -3,7 +3,15 @@
 Linear probing, partial and end-to-end fine-tuning, training from scratch, frozen features, or testing alone.
 """
 
-from configuration import ArgumentError, EvalArguments, EvalTraining, model_config, model_settings, parse_arguments
+from configuration import (
+    ArgumentError,
+    EvalArguments,
+    EvalTraining,
+    checkpoint_of,
+    model_config,
+    model_settings,
+    parse_arguments,
+)
 
 
 if __name__ == "__main__":  # before the other imports: --help and a misspelt option need not wait for torch
@@ -17,7 +25,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from modeling_mae import EvalNet, MAEModel
+from modeling_mae.checkpoint import Checkpoint, open_checkpoint
 from modeling_mae.data.labelled_sets import LabelledSets, load_labelled_sets
 from modeling_mae.data.order import split_batch
 from modeling_mae.data.processor import Processing, choose_processing, processor_of
@@ -31,6 +39,7 @@ from modeling_mae.files import write_json
 from modeling_mae.hub.common import LOG_AND_BEST
 from modeling_mae.hub.fetch import local_checkpoint
 from modeling_mae.hub.push import Hub
+from modeling_mae.report.cards import Base
 from modeling_mae.report.evaluation import describe_training, report_evaluation, report_training
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform, Mix
@@ -40,7 +49,7 @@ from modeling_mae.training.loop import train
 from modeling_mae.training.manifest import made_with_before
 from modeling_mae.training.optim import Schedule, make_optimizer
 from modeling_mae.training.run_folder import claim_folder
-from modeling_mae.training.state import load_model, open_run, save_model
+from modeling_mae.training.state import open_run, save_model
 
 
 def main(args: EvalArguments) -> None:
@@ -57,12 +66,13 @@ def main(args: EvalArguments) -> None:
     finished = {training.name: training.finished_results(say) if resume == "auto" else None for training in trainings}
 
     # Images with labels, and everything that can be wrong with one of the trainings
-    config, loading = model_config(args), args.loading_options(launch.loading_workers(args.dataloader_num_workers))
+    config, start = model_config(args), checkpoint_of(args)
+    loading = args.loading_options(launch.loading_workers(args.dataloader_num_workers))
     readouts = chosen_readouts(config.num_hidden_layers, **args.readout_options())
     tests_checkpoint = not args.do_train and classifier.is_tested(config, args.model_name_or_path, args.reads_features)
-    say(classifier.describe_resizing(config, args.model_name_or_path), end="")
+    say(start.told() if start else "", classifier.describe_resizing(config, start), sep="", end="")
     processing = choose_processing(
-        args.model_name_or_path,
+        start.processing if start else Processing(),
         Processing(**args.processing_options()),
         keeps_white=tests_checkpoint,
         say=say,
@@ -101,15 +111,14 @@ def main(args: EvalArguments) -> None:
     compared = (sets.train, sets.evaluation, transform)
     options = {"seed": args.seed, "problem_type": sets.problem.problem_type, **loading}
     if args.knn:
-        encoder = frozen_encoder(args.model_name_or_path, config, say)
+        encoder = frozen_encoder(start, config, say)
         rows += frozen_table(accelerator, encoder, *compared, name="pre-trained encoder", logistic=True, **options)
     if readouts:
-        encoder = load_model(MAEModel, args.model_name_or_path, config=config)
+        encoder = start.encoder(config)
         options["memory_budget"] = launch.feature_memory()
         rows += readout_table(accelerator, encoder, *compared, readouts, **options)
     if tests_checkpoint:
-        checkpoint = ("checkpoint", args.model_name_or_path, output_dir)
-        rows.append(test_classifier(accelerator, *checkpoint, args, sets, transform, hub))
+        rows.append(test_classifier(accelerator, "checkpoint", start, output_dir, args, sets, transform, hub))
     with hub.finishing_uploads(accelerator):
         to_do = sum(amount for name, amount in work.items() if not finished[name])
         for training in trainings:
@@ -150,11 +159,10 @@ def train_classifier(
     mix = Mix(args.random_erasing, args.mixup, args.cutmix, len(sets.class_names), accelerator.device)
 
     # Model and optimizer
-    config = model_config(args)
+    config, start = model_config(args), None if training.n_partial is None else checkpoint_of(args)
     set_seed(args.seed)
-    encoder = None if training.n_partial is None else args.model_name_or_path
     targets = {"problem_type": problem.problem_type, "target_means": images.labels.float().mean(0)}
-    new = (config, encoder, sets.class_names, training.n_partial, accelerator.print)
+    new = (config, start, sets.class_names, training.n_partial, accelerator.print)
     model = classifier.make_classifier(*new, **targets)
     optimizer = make_optimizer(args.optimizer, model, **args.optimizer_options())
     tuned, whole = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (False, True))
@@ -207,7 +215,10 @@ def train_classifier(
     save_model(accelerator, model, folder / "last")
     described = (training.n_partial, len(images), args.label_fraction, sets.train_name, config.pooling)
     about = {"training": describe_training(*described), **run.about}
-    row = test_classifier(accelerator, training.name, str(folder), folder, args, sets, transform, hub, **about)
+    about["base"] = Base(start.source, start.license, start.on_hub) if start else None
+    row = test_classifier(
+        accelerator, training.name, open_checkpoint(folder), folder, args, sets, transform, hub, **about
+    )
     row |= {"n_partial": training.n_partial, "pooling": config.pooling}
     row |= {"images": len(images), "tuned_parameters": tuned}
     if accelerator.is_main_process:
@@ -221,7 +232,7 @@ def train_classifier(
 def test_classifier(
     accelerator: Accelerator,
     name: str,
-    checkpoint: str,
+    checkpoint: Checkpoint,
     folder: Path,
     args: EvalArguments,
     sets: LabelledSets,
@@ -230,7 +241,7 @@ def test_classifier(
     **about,
 ) -> dict:
     """The row `name` of the results: those of the classifier in `checkpoint`. Its card and pictures go to `folder`."""
-    model = accelerator.prepare_model(load_model(EvalNet, checkpoint), evaluation_mode=True)
+    model = accelerator.prepare_model(checkpoint.classifier(), evaluation_mode=True)
     loading = args.loading_options(launch.loading_workers(args.dataloader_num_workers))
     tested = classifier.evaluate_classifier(accelerator, model, sets, transform, **loading, with_auroc=True)
     results, predictions = tested

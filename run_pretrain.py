@@ -1,6 +1,14 @@
 """Pre-train a masked autoencoder: `accelerate launch run_pretrain.py [recipe.yaml] [--name value ...]`."""
 
-from configuration import ArgumentError, PretrainArguments, model_config, model_settings, parse_arguments, settle
+from configuration import (
+    ArgumentError,
+    PretrainArguments,
+    checkpoint_of,
+    model_config,
+    model_settings,
+    parse_arguments,
+    settle,
+)
 
 
 if __name__ == "__main__":  # before the other imports: --help and a misspelt option need not wait for torch
@@ -29,6 +37,7 @@ from modeling_mae.evaluation.nearest import nearest_images
 from modeling_mae.hub.fetch import local_checkpoint
 from modeling_mae.hub.push import Hub
 from modeling_mae.masking_mae import visible_count
+from modeling_mae.report.cards import Base
 from modeling_mae.report.neighbours import save_nearest
 from modeling_mae.report.pretraining import about_model, report_pretraining
 from modeling_mae.report.reconstruction import PICTURED, ReconstructionSheet
@@ -41,7 +50,7 @@ from modeling_mae.training.manifest import read_manifest
 from modeling_mae.training.optim import Schedule, make_optimizer
 from modeling_mae.training.resizing import Resizing
 from modeling_mae.training.run_folder import claim_folder
-from modeling_mae.training.state import load_model, open_run, save_model
+from modeling_mae.training.state import open_run, save_model
 from modeling_mae.training.trials import find_batch_size, fit_length
 
 
@@ -84,7 +93,9 @@ def main(args: PretrainArguments) -> None:
         facts = dataclasses.asdict(image_facts(source, args.bands))
         args, chosen, reasons = settle(args, **facts, processes=processes, before=chosen)
         say(*(f"chosen     {reason}\n" for reason in reasons), sep="", end="", flush=True)
-    config = model_config(args)
+    config, start = model_config(args), checkpoint_of(args)
+    if start is not None:
+        say(start.told(trains_decoder=True), end="", flush=True)
     resizing = Resizing(config.image_height_width, config.patch_height_width, tuple(args.progressive_resizing))
     check_masks(config, resizing)
     sets = load_pretraining_sets(
@@ -103,7 +114,7 @@ def main(args: PretrainArguments) -> None:
 
     # Model and optimizer
     set_seed(args.seed)
-    model = load_model(MAEForPreTraining, args.model_name_or_path, config=config)
+    model = MAEForPreTraining(config) if start is None else start.whole(config)
     about = about_model(config, sum(p.numel() for p in model.parameters()))
     optimizer = make_optimizer("adamw", model, **args.optimizer_options())
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -200,6 +211,7 @@ def main(args: PretrainArguments) -> None:
         picture=sheet.describe(args.bands),
         neighbours=save_nearest(output_dir / "neighbours.png", nearest, mean, std),
         license=args.license,
+        base=Base(start.source, start.license, start.on_hub) if start else None,
         knn=knn,
         k=K,
         **hub.about(output_dir),

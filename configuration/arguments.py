@@ -34,7 +34,8 @@ DECIDE_THE_WEIGHTS = frozenset(
 @dataclass
 class ModelArguments:
     model_name_or_path: str | None = option(
-        None, "Folder or Hub id of a checkpoint to go on from: its weights and configuration. Not with config_name."
+        None,
+        "File, folder or Hub id of any checkpoint to start from, weights and configuration. Not with config_name",
     )
     config_name: str | None = option(
         None, "Model from scratch: a preset (vit_tiny ... vit_huge), a JSON file, or a folder with a config.json."

@@ -1,23 +1,19 @@
 """A checkpoint to look through: from the bytes of an image file to everything that the page shows of it."""
 
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from transformers.utils import logging
 
+from ..checkpoint import Checkpoint, open_checkpoint
 from ..data.bit_depth import WHITE
 from ..data.crops import CenterCrop, crop_and_resize
 from ..data.decode import decode
-from ..data.processor import Processing, checkpoint_processing, image_processor, processing_of
-from ..errors import UserError, not_found, refuse_missing
-from ..interop.read import read
-from ..interop.state_dicts import IMAGENET_MEAN, IMAGENET_STD
-from ..modeling_mae import EvalNet, MAEForPreTraining, MAEModel, MAEPreTrainedModel
+from ..data.processor import Processing, image_processor
+from ..errors import UserError
+from ..interop.layouts import IMAGENET_MEAN, IMAGENET_STD
+from ..modeling_mae import EvalNet, MAEForPreTraining, MAEModel
 from ..report.reconstruction import visible_colours
 from . import views
 
@@ -43,9 +39,10 @@ class Explorer:
 
     def __init__(self, checkpoint: str):
         self.checkpoint = checkpoint
-        with _quiet():
-            self.model = load_any(checkpoint).eval()
-            self.processing, self.guessed = _processing(checkpoint, self.model.config.num_channels)
+        opened = open_checkpoint(checkpoint)
+        print(opened.told(), end="")
+        self.model = opened.model().float()
+        self.processing, self.guessed = _processing(opened)
         self.encoder: MAEModel = self.model if isinstance(self.model, MAEModel) else self.model.mae
         self.config = self.model.config
         self.grid, self.size = self.config.grid, self.config.image_height_width
@@ -152,56 +149,14 @@ class Explorer:
         )
 
 
-@contextmanager
-def _quiet():
-    """transformers would tell of every weight that is not there, and of processors that it does not find."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        logging.enable_progress_bar()
-
-
-def load_any(checkpoint: str) -> MAEPreTrainedModel:
-    """The checkpoint as what it holds: a classifier, encoder and decoder, or the encoder alone.
-
-    Raises:
-        UserError: there is no such checkpoint, or it cannot be read.
-    """
-    refuse_missing(checkpoint)
-    try:
-        for model_class, part in ((EvalNet, "head."), (MAEForPreTraining, "decoder.")):
-            model, info = model_class.from_pretrained(checkpoint, output_loading_info=True, dtype=torch.float32)
-            if not any(name.startswith(part) for name in info["missing_keys"]):
-                return model
-        return MAEModel.from_pretrained(checkpoint, dtype=torch.float32)
-    except UserError:
-        raise
-    except (OSError, SafetensorError, ValueError, RuntimeError, StrictDataclassError) as error:
-        if not Path(checkpoint).exists():
-            raise not_found(checkpoint, error) from error
-        reason = " ".join(str(error).split())[:300].rstrip(".")
-        raise UserError(
-            f"checkpoint {checkpoint!r} cannot be loaded: {reason}; give a file, a folder with a config.json and "
-            "weights, or a Hub id"
-        ) from error
-
-
-def _processing(checkpoint: str, channels: int) -> tuple[Processing, bool]:
+def _processing(checkpoint: Checkpoint) -> tuple[Processing, bool]:
     """What is done to an image, and whether mean and deviation are guessed."""
-    foreign = read(checkpoint, None, {})  # None where it is ours
-    if foreign is None:
-        processing = checkpoint_processing(checkpoint)
-    else:
-        processing = processing_of(foreign.processor) if foreign.processor else Processing()
+    processing, channels = checkpoint.processing, checkpoint.config.num_channels
     if processing.mean is not None:
         return processing, False
     if channels != 3:
         raise UserError(
-            f"checkpoint {checkpoint!r} has no image processor, and no usual mean and deviation of {channels} "
+            f"checkpoint {checkpoint.name!r} has no image processor, and no usual mean and deviation of {channels} "
             "channels: save one beside it (modeling_mae.data.processor.image_processor)"
         )
     return Processing(list(IMAGENET_MEAN), list(IMAGENET_STD), 1.0, WHITE), True

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from ..checkpoint import Checkpoint
 from ..configuration_mae import MAEConfig
 from ..data.crops import training_crop
 from ..data.images import Images
@@ -18,7 +19,7 @@ from ..modeling_mae import EvalNet
 from ..problems import REGRESSION, SINGLE_LABEL, Problem
 from ..training.augment import RandAugment
 from ..training.optim import Schedule
-from ..training.state import Run, load_model, save_model
+from ..training.state import Run, save_model
 from .metrics import class_scores, predict_with
 from .problem_metrics import EVALUATIONS
 
@@ -50,15 +51,12 @@ def class_names_of(config: MAEConfig) -> list[str]:
     return [config.id2label[i] for i in range(config.num_labels)]
 
 
-def describe_resizing(config: MAEConfig, checkpoint: str | None) -> str:
+def describe_resizing(config: MAEConfig, checkpoint: Checkpoint | None) -> str:
     """A note where the checkpoint was made for images of another size; else empty."""
-    if checkpoint is None:
-        return ""
-    size = MAEConfig.from_pretrained(checkpoint).image_height_width
-    if size == config.image_height_width:
+    if checkpoint is None or checkpoint.own_size == config.image_height_width:
         return ""
     return (
-        f"note       checkpoint for images of {size} pixels: its positions are interpolated to "
+        f"note       checkpoint for images of {checkpoint.own_size} pixels: its positions are interpolated to "
         f"{config.image_height_width}\n"
     )
 
@@ -145,7 +143,7 @@ def problem_notes(
 
 def make_classifier(
     config: MAEConfig,
-    checkpoint: str | None,
+    checkpoint: Checkpoint | None,
     class_names: list[str],
     n_partial: float | None,
     say: Callable[[str], None],
@@ -167,7 +165,7 @@ def make_classifier(
     config.problem_type = None if problem_type == SINGLE_LABEL and len(class_names) == 1 else problem_type
     keeps_head = checkpoint is not None and is_classifier(config) and not other_classes
     other_head = checkpoint is not None and is_classifier(config) and other_classes
-    model = load_model(EvalNet, checkpoint, config=config, ignore_mismatched_sizes=other_head)
+    model = EvalNet(config) if checkpoint is None else checkpoint.classifier(config, new_head=other_head)
     if other_head:
         say("note       the checkpoint's classifier has other classes: its head starts anew")
         model.reset_head()

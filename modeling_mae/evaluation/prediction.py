@@ -9,16 +9,16 @@ import pandas
 import pyarrow
 import torch
 
+from ..checkpoint import Checkpoint, open_checkpoint
 from ..configuration_mae import MAEConfig
 from ..data.places import Place, described, open_place
 from ..errors import UserError
 from ..modeling_mae import EvalNet
 from ..problems import MULTI_LABEL, REGRESSION, SINGLE_LABEL, THRESHOLD
 from ..training.launch import loading_workers
-from ..training.state import load_model
 from .classifier import is_classifier
 from .extraction import BATCH, all_columns
-from .inputs import checkpoint_config, open_inputs
+from .inputs import open_inputs
 from .tables import TableJob, absolute, check_batch, prepared_target, quiet_accelerator, write_rows
 
 
@@ -87,17 +87,17 @@ def _distinct(names: list[str]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name}_{i}" for i, name in enumerate(names)]
 
 
-def load_classifier(checkpoint: str, config: MAEConfig) -> EvalNet:
+def load_classifier(checkpoint: Checkpoint) -> EvalNet:
     """
     Raises:
-        UserError: the checkpoint has no trained head, or as `load_model`.
+        UserError: the checkpoint has no trained head, or as `Checkpoint.classifier`.
     """
-    if not is_classifier(config):
+    if not is_classifier(checkpoint.config):
         raise UserError(
-            f"checkpoint {checkpoint!r} has no classifier, only an encoder: train one with run_eval.py, or take its "
-            "features with `mae features`"
+            f"checkpoint {checkpoint.name!r} has no classifier, only an encoder: train one with run_eval.py, or take "
+            "its features with `mae features`"
         )
-    return load_model(EvalNet, checkpoint).eval()
+    return checkpoint.classifier().eval()
 
 
 def answers_of(config: MAEConfig) -> Answers:
@@ -118,7 +118,7 @@ def predict(
 ) -> pandas.DataFrame:
     """What the classifier in `checkpoint` says of all `images`, labelled or not. `mae predict` writes it to a file.
 
-    Arguments as of `extract_features`; the checkpoint is one of run_eval.py.
+    Arguments as of `extract_features`; the checkpoint is a classifier, as of run_eval.py.
 
     Returns:
         A row for each image: `row`, `file` (its path in the folder, or its number), `label` where the images have
@@ -128,10 +128,10 @@ def predict(
     Raises:
         UserError: as `extract_features`, and where the checkpoint has no classifier.
     """
-    checkpoint, source = str(checkpoint), open_place(images, **place_options)
-    config = checkpoint_config(checkpoint)
-    model, answers = load_classifier(checkpoint, config), answers_of(config)
-    inputs = open_inputs(checkpoint, config, source, on_bad_image=on_bad_image)
+    source, opened = open_place(images, **place_options), open_checkpoint(checkpoint)
+    print(opened.told(), end="")
+    model, answers = load_classifier(opened), answers_of(opened.config)
+    inputs = open_inputs(opened, source, on_bad_image=on_bad_image)
     columns = all_columns(inputs, model, answers.compute(model), batch_size, num_workers, progress)
     return pandas.DataFrame(answers.finish(columns))
 
@@ -155,11 +155,12 @@ def write_predictions(
     """
     accelerator = quiet_accelerator()
     target, to = prepared_target(target, to, ("parquet", "csv"))
-    config = checkpoint_config(checkpoint)
-    model, answers = load_classifier(checkpoint, config), answers_of(config)
+    opened = open_checkpoint(checkpoint)
+    accelerator.print(opened.told(), end="")
+    model, answers = load_classifier(opened), answers_of(opened.config)
     with accelerator.main_process_first():
         source = open_place(images, **place_options)
-    inputs = open_inputs(checkpoint, config, source, on_bad_image=on_bad_image, say=accelerator.print)
+    inputs = open_inputs(opened, source, on_bad_image=on_bad_image, say=accelerator.print)
     kind = "targets" if answers.problem_type == REGRESSION else "classes"
     accelerator.print(f"classifier {checkpoint}, {len(answers.names)} {kind}")
     compute, settings = answers.compute(model), {"names": answers.names}

@@ -26,8 +26,10 @@ from .layouts import (
     shared_fields,
     to_official,
 )
+from .processors import transformers_processor
 
 
+FORMATS = ("mae", "transformers", "vit", "timm", "onnx", "torch")
 ONNX_FILE_LIMIT = 19 * 10**8  # bytes of weights; protobuf holds less than 2 GiB
 
 
@@ -38,6 +40,39 @@ def _writing(target: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{target} cannot be written: {reason}; make room there or give another target") from error
+
+
+def write(model: MAEPreTrainedModel, processor, target: str | Path, to: str = "mae") -> str:
+    """Write `model`, and its image `processor` if there is one, to `target`.
+
+    Args:
+        target: a folder; for ``onnx`` and ``torch`` a file.
+        to: one of FORMATS. ``mae`` is ours, ``torch`` a torch.export program. ``transformers`` is
+            ViTMAEForPreTraining, ViTForImageClassification or ViTModel, after what the model is. ``vit`` is the same
+            without the decoder.
+
+    Returns:
+        Lines for the user: where the checkpoint is, how to load it, and what is worth a note.
+
+    Raises:
+        UserError: when the format cannot express the model, or the target cannot be written.
+    """
+    target = Path(target)
+    if to in ("onnx", "torch"):
+        return f"written    {target}{export(model, target, to, processor)}"
+    if to == "timm":
+        mean_std = (list(processor.image_mean), list(processor.image_std)) if processor else ()
+        return f"written    {target}: {save_timm(model, target, *mean_std)}"
+    if to == "vit" and isinstance(model, MAEForPreTraining):
+        model = model.mae
+    note = None
+    written: transformers.PreTrainedModel = model
+    if to in ("transformers", "vit"):
+        processor, note = transformers_processor(processor, model.config.num_channels)
+        written = to_transformers(model)
+    save(written, processor, target)
+    line = f"written    {target}: {type(written).__name__}.from_pretrained({str(target)!r})"
+    return f"{line}\nnote       {note}" if note else line
 
 
 def save(model: transformers.PreTrainedModel, processor, folder: Path) -> None:

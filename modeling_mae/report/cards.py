@@ -1,6 +1,7 @@
 """Model cards: of a pre-trained checkpoint, of a classifier, and of several classifiers together."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -30,6 +31,20 @@ USAGE = {
 MAX_CLASSES_SHOWN = 100  # more make a confusion matrix that nobody can read
 
 
+@dataclass(frozen=True)
+class Base:
+    """The weights that a training began with: where they come from, and their licence where it is known."""
+
+    source: str
+    license: str | None = None
+    on_hub: bool = False  # whether `source` is an id on the Hub
+
+    def __str__(self) -> str:
+        where = f"[{self.source}](https://huggingface.co/{self.source})" if self.on_hub else f"`{self.source}`"
+        licence = f"Their licence is {self.license}." if self.license else "Their licence is not known here."
+        return f"The training began with the weights of {where}. {licence}"
+
+
 def write_pretraining_card(
     output_dir: Path,
     *,
@@ -47,6 +62,7 @@ def write_pretraining_card(
     repo_id: str | None = None,
     license: str | None = None,
     neighbours: str = "",
+    base: Base | None = None,
 ) -> None:
     """Writes README.md of a pre-trained checkpoint.
 
@@ -58,6 +74,7 @@ def write_pretraining_card(
         metrics = [("accuracy", f"k-NN accuracy of frozen features (k = {k})", knn["trained encoder"])]
     sections = [
         f"A masked autoencoder ({PAPER}) pre-trained on {data}. {architecture}.",
+        *([str(base)] if base else []),
         "## Results",
         _table(("", ""), results.items()),
         "![Original, masked and reconstructed images](reconstruction.png)",
@@ -87,6 +104,7 @@ def write_pretraining_card(
         pipeline_tag="image-feature-extraction",
         tags=["mae", "masked-autoencoder", "self-supervised", "vision"],
         model_name=name,
+        base_model=base.source if base and base.on_hub else None,
         datasets=_hub_datasets(dataset_id),
         eval_results=_hub_results(metrics, dataset_id, dataset_name, knn_split),
     )
@@ -107,6 +125,7 @@ def write_classifier_card(
     arguments: dict,
     repo_id: str | None = None,
     license: str | None = None,
+    base: Base | None = None,
 ) -> None:
     """Writes README.md of a classifier.
 
@@ -118,6 +137,7 @@ def write_classifier_card(
     kind = "A regression" if problem.problem_type == REGRESSION else "An image classifier"
     sections = [
         f"{kind} on the encoder of a masked autoencoder ({PAPER}). {training or ''}".strip(),
+        *([str(base)] if base else []),
         f"## Results on {data}",
         _table(
             ("", ""),
@@ -151,6 +171,7 @@ def write_classifier_card(
         pipeline_tag="image-classification",
         tags=["mae", "masked-autoencoder", "vision"],
         model_name=name,
+        base_model=base.source if base and base.on_hub else None,
         datasets=_hub_datasets(dataset_id),
         eval_results=_hub_results(metrics, dataset_id, dataset_name, split),
     )
