@@ -13,10 +13,10 @@ import torch
 from huggingface_hub import metadata_load
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers.utils import cached_file, logging
+from transformers.utils import CONFIG_NAME, cached_file, logging
 
 from .configuration_mae import MAEConfig
-from .errors import UserError, not_found, refuse_missing
+from .errors import UserError, refuse_missing
 from .interop.read import HUB_OPTIONS, check_labels, read, read_json, read_processor
 from .interop.state_dicts import Foreign, one_line, refuse_contradictions
 from .modeling_mae import EvalNet, MAEForPreTraining, MAEModel, MAEPreTrainedModel
@@ -205,7 +205,7 @@ def open_checkpoint(name: str | Path, fields: dict[str, Any] | None = None, **hu
     if path.suffix in WEIGHT_FILES and not path.exists():
         raise UserError(f"{name} does not exist; give a file, a folder with a config.json, or a Hub id")
     refuse_missing(name)
-    if path.name in SAVED_NAMES and (path.parent / "config.json").is_file():
+    if path.name in SAVED_NAMES and (path.parent / CONFIG_NAME).is_file():
         name, path = str(path.parent), path.parent
     hub_options = {key: value for key, value in hub_options.items() if value is not None}
     if unknown := hub_options.keys() - set(HUB_OPTIONS):
@@ -229,10 +229,7 @@ def _is_ours(name: str, hub_options: dict) -> bool:
     Raises:
         UserError: it has no configuration of a model.
     """
-    try:
-        content = read_json(name, "config.json", hub_options)
-    except OSError as error:
-        raise not_found(name, error) from error
+    content = read_json(name, CONFIG_NAME, hub_options)
     kind = (content or {}).get("model_type", (content or {}).get("architecture"))
     if content is None or kind is None:
         inside = [repr(str(file.parent)) for file in sorted(Path(name).glob("*/config.json"))]

@@ -36,7 +36,7 @@ def run(arguments: Namespace) -> None:
 
 
 def convert(source: str, target: str | Path, to: str = "mae", **fields) -> str:
-    """Read the checkpoint at `source`, a file, a folder or a Hub id, and write it to `target` as `interop.write` does.
+    """Read the checkpoint at `source`, a file, a folder or a Hub id; write it to `target` by `interop.write_model`.
 
     `fields` of MAEConfig win over what the source says. Gives lines for the user.
 
@@ -45,12 +45,12 @@ def convert(source: str, target: str | Path, to: str = "mae", **fields) -> str:
     """
     from ..checkpoint import open_checkpoint
     from ..errors import UserError
-    from ..interop import FORMATS, write
+    from ..interop import FORMATS, write_model
 
     if to not in FORMATS:
         raise UserError(f"to={to!r} is not a format; choose from {', '.join(FORMATS)}")
     checkpoint = open_checkpoint(source, fields)
-    return checkpoint.told() + write(checkpoint.model(), checkpoint.processor, target, to)
+    return checkpoint.told() + write_model(checkpoint.model(), checkpoint.processor, target, to)
 
 
 def parse_fields(texts: list[str]) -> dict:

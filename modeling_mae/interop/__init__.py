@@ -11,7 +11,7 @@ ViTMAEForPreTraining, ViTModel and ViTForImageClassification, timm's folders, ON
 from .layouts import LAYOUTS, fill_vit, official_from_vit, to_official, to_ours
 from .read import load_tensors, read
 from .state_dicts import Foreign, from_state_dict
-from .write import FORMATS, export, fold_classifier, save_timm, to_transformers, write
+from .write import FORMATS, export, fold_classifier, save_timm, to_transformers, write_model
 
 
 __all__ = [
@@ -29,5 +29,5 @@ __all__ = [
     "to_official",
     "to_ours",
     "to_transformers",
-    "write",
+    "write_model",
 ]

@@ -17,7 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, PreTrainedConfig
-from transformers.utils import cached_file
+from transformers.utils import CONFIG_NAME, cached_file
 
 from ..configuration_mae import MAEConfig
 from ..errors import UserError, not_found
@@ -80,10 +80,11 @@ def read_json(source, file: str, hub_options: dict) -> dict | None:
     """A JSON file of the checkpoint at `source`; None where it has no such file.
 
     Raises:
-        UserError: the file is too large or holds no object; or `source` is on the Hub, which does not answer.
+        UserError: the file is too large or holds no object; or `source` is not on the Hub, or it does not answer.
     """
+    may_lack = file != CONFIG_NAME or Path(source).is_dir()
     with reading(source):
-        path = cached_file(str(source), file, _raise_exceptions_for_missing_entries=False, **hub_options)
+        path = cached_file(str(source), file, _raise_exceptions_for_missing_entries=not may_lack, **hub_options)
     if path is None:
         return None
     if Path(path).stat().st_size > MAX_JSON:

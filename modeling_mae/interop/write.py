@@ -42,7 +42,7 @@ def _writing(target: Path) -> Iterator[None]:
         raise UserError(f"{target} cannot be written: {reason}; make room there or give another target") from error
 
 
-def write(model: MAEPreTrainedModel, processor, target: str | Path, to: str = "mae") -> str:
+def write_model(model: MAEPreTrainedModel, processor, target: str | Path, to: str = "mae") -> str:
     """Write `model`, and its image `processor` if there is one, to `target`.
 
     Args:
