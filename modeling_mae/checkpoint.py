@@ -181,10 +181,7 @@ class Checkpoint:
             raise UserError(f"checkpoint {self.name!r} cannot be loaded: {reason}") from error
 
     def _read(self) -> Foreign:
-        foreign = read(self.name, self.fields.get("image_size"), {**self.fields, **self.hub_options})
-        if foreign is None:
-            raise UserError(f"checkpoint {self.name!r} cannot be read any more: was it moved?")
-        return foreign
+        return _read_foreign(self.name, self.fields, self.hub_options)
 
 
 def open_checkpoint(name: str | Path, fields: dict[str, Any] | None = None, **hub_options) -> Checkpoint:
@@ -272,14 +269,19 @@ def _foreign_config(
 ) -> tuple[MAEConfig, tuple[str, ...]]:
     """The configuration and the notes of another project's checkpoint, which may take seconds to read. `fields` and
     `hub_options` are JSON. `changed` is when it was written."""
-    values = json.loads(fields)
-    foreign = read(name, values.get("image_size"), {**values, **json.loads(hub_options)})
-    if foreign is None:
-        raise UserError(f"checkpoint {name!r} cannot be read: give a file, a folder with a config.json, or a Hub id")
+    foreign = _read_foreign(name, json.loads(fields), json.loads(hub_options))
     notes = tuple(foreign.notes)
     if Path(name).is_file() and foreign.processor is not None:
         notes += ("how images are normalised is not in the file: assuming ImageNet's mean and deviation",)
     return foreign.config, notes
+
+
+def _read_foreign(name: str, fields: dict[str, Any], hub_options: dict[str, Any]) -> Foreign:
+    with _quiet():
+        foreign = read(name, fields.get("image_size"), {**fields, **hub_options})
+    if foreign is None:
+        raise UserError(f"checkpoint {name!r} cannot be read: give a file, a folder with a config.json, or a Hub id")
+    return foreign
 
 
 def _newest(folder: Path) -> int:
@@ -291,15 +293,15 @@ def _times(shape) -> str:
 
 
 @contextlib.contextmanager
-def _quiet(active: bool = True) -> Iterator[None]:
-    """Silences transformers, which would tell of every weight that is not there."""
-    before = logging.get_verbosity()
-    if active:
+def _quiet(reports: bool = True) -> Iterator[None]:
+    """Silences transformers' progress bars, and with `reports` what it tells of weights that are not there."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    if reports:
         logging.set_verbosity_error()
-        logging.disable_progress_bar()
     try:
         yield
     finally:
-        if active:
-            logging.set_verbosity(before)
+        logging.set_verbosity(verbosity)
+        if bars:
             logging.enable_progress_bar()

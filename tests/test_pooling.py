@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoModelForImageClassification, pipeline
 
 from configuration.memory import encoder_parameters
 from modeling_mae import EvalNet, MAEBackbone, MAEForPreTraining, MAEModel
+from modeling_mae.checkpoint import open_checkpoint
 from modeling_mae.commands.convert import convert
 from modeling_mae.data.processor import image_processor
 from modeling_mae.errors import UserError
@@ -333,11 +334,11 @@ def test_frozen_features_are_not_those_of_queries_that_nothing_trained(tmp_path)
     MAEForPreTraining(tiny_config()).save_pretrained(tmp_path / "pretraining")
     randomised(EvalNet(config())).save_pretrained(tmp_path / "classifier")
     notes = []
-    encoder = frozen_encoder(str(tmp_path / "pretraining"), config(), notes.append)
+    encoder = frozen_encoder(open_checkpoint(tmp_path / "pretraining"), config(), notes.append)
     tokens = encoder(IMAGES).last_hidden_state
     torch.testing.assert_close(encoder(IMAGES).pooler_output, tokens[:, 1:].mean(1))
     assert len(notes) == 1 and "frozen features are the mean" in notes[0]
-    encoder = frozen_encoder(str(tmp_path / "classifier"), config(), notes.append)
+    encoder = frozen_encoder(open_checkpoint(tmp_path / "classifier"), config(), notes.append)
     expected = MAEModel.from_pretrained(tmp_path / "classifier")(IMAGES).pooler_output
     assert torch.equal(encoder(IMAGES).pooler_output, expected) and len(notes) == 1
 

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from modeling_mae import EvalNet, MAEConfig
+from modeling_mae.checkpoint import open_checkpoint
 from modeling_mae.data.labels import problem_of, random_part, read_labels
 from modeling_mae.data.sources import Source, find_label_column
 from modeling_mae.errors import UserError
@@ -224,7 +225,15 @@ def test_a_random_part():
 def test_a_new_head_begins_at_the_mean_of_the_targets(tmp_path):
     def make(checkpoint, names, problem_type, means=None):
         config = MAEConfig.from_pretrained(checkpoint) if checkpoint else MAEConfig(**SMALL)
-        return make_classifier(config, checkpoint, names, 0, print, problem_type=problem_type, target_means=means)
+        return make_classifier(
+            config,
+            checkpoint and open_checkpoint(checkpoint),
+            names,
+            0,
+            print,
+            problem_type=problem_type,
+            target_means=means,
+        )
 
     first = make(None, ["a", "b"], REGRESSION, torch.tensor([3.0, -2.0]))
     assert first.head.bias.tolist() == [3, -2] and first.config.problem_type == REGRESSION
