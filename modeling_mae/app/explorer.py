@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
@@ -13,7 +14,7 @@ from ..data.decode import decode
 from ..data.processor import Processing, image_processor
 from ..errors import UserError
 from ..interop.layouts import IMAGENET_MEAN, IMAGENET_STD
-from ..modeling_mae import EvalNet, MAEForPreTraining, MAEModel
+from ..modeling_mae import EvalNet, MAEForPreTraining, MAELayer, MAEModel
 from ..report.reconstruction import visible_colours
 from . import views
 
@@ -43,6 +44,7 @@ class Explorer:
         print(opened.told(), end="")
         self.model = opened.model().float()
         self.processing, self.guessed = _processing(opened)
+        self.mean, self.std = self.processing.mean or [], self.processing.std or []
         self.encoder: MAEModel = self.model if isinstance(self.model, MAEModel) else self.model.mae
         self.config = self.model.config
         self.grid, self.size = self.config.grid, self.config.image_height_width
@@ -61,7 +63,7 @@ class Explorer:
 
     def normalised(self, images: torch.Tensor) -> torch.Tensor:
         """``(batch, channels, height, width)`` of images where 255 is white."""
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.processing.mean, self.processing.std))
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return (images.float() / WHITE - mean) / std
 
     @torch.inference_mode()
@@ -101,7 +103,7 @@ class Explorer:
 
     def pictures(self, original: torch.Tensor, *others: torch.Tensor) -> list[torch.Tensor]:
         """Normalised images ``(1, channels, height, width)`` as ``(height, width, 3)`` uint8, in the same colours."""
-        shown = visible_colours(original, *others, mean=self.processing.mean, std=self.processing.std)
+        shown = visible_colours(original, *others, mean=self.mean, std=self.std)
         return [images[0].permute(1, 2, 0) for images in shown]
 
     @torch.inference_mode()
@@ -123,7 +125,7 @@ class Explorer:
 
     def attention(self, look: Look, token: int, block: int) -> torch.Tensor:
         """How much a token takes of each one in block 1 ... depth, ``(1 + patches,)``. Token 0 is the class token."""
-        return views.attention_of(self.encoder.layers[block - 1], look.stages[block - 1], token)
+        return views.attention_of(cast(MAELayer, self.encoder.layers[block - 1]), look.stages[block - 1], token)
 
     @torch.inference_mode()
     def patch_features(self, look: Look, block: int) -> torch.Tensor:
@@ -140,8 +142,8 @@ class Explorer:
         processing, channels = self.processing, self.config.num_channels
         return image_processor(
             self.size,
-            processing.mean,
-            processing.std,
+            self.mean,
+            self.std,
             channels,
             processing.crop_fraction or 1.0,
             processing.white,
@@ -176,7 +178,7 @@ class Folder:
         explorer: Explorer,
         folder: str,
         most: int,
-        progress: Callable[[Iterable], Iterable] = iter,
+        progress: Callable[[list], Iterable] = iter,
         batch_size: int = 16,
     ):
         from ..data.images import open_images  # late: a page without a folder needs no data sets
@@ -184,7 +186,7 @@ class Folder:
 
         self.explorer = explorer
         processing = explorer.processing
-        source = load_source(data_dir=folder)
+        self.source = source = load_source(data_dir=folder)
         self.total = len(source)
         self.images = open_images(
             source,
@@ -217,8 +219,9 @@ class Folder:
 
     def name(self, place: int) -> str:
         """The file of one of the images, or its number in the folder."""
-        source, row = self.images.source, self.rows[place]
-        path = source.dataset[row][source.image_column]["path"]
+        source, row = self.source, self.rows[place]
+        columns: Any = source.dataset[row]
+        path = columns[source.image_column]["path"]
         return Path(path).name if path else f"image {row}"
 
     def neighbours(self, look: Look, count: int) -> list[tuple[int, float]]:

@@ -105,8 +105,8 @@ def draw(arguments: Namespace, features, images, queries, positions, cosines) ->
     bank, rows = images_of(features, arguments.checkpoint), []
     if queries is not None:
         checkpoint = open_checkpoint(arguments.checkpoint or features.about["checkpoint"])
-        options = {"on_bad_image": "skip", "white": bank.processing.white}
-        asked = open_inputs(checkpoint, open_place(images), say=lambda text: None, **options)
+        white, source = bank.processing.white, open_place(images)
+        asked = open_inputs(checkpoint, source, on_bad_image="skip", white=white, say=lambda text: None)
     for i, found in enumerate(positions[:SHOWN]):
         pixels = pixels_of(bank, [features.rows[position] for position in found])
         names = [shortened(features.files[position]) for position in found]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers import BitImageProcessor, ViTImageProcessor
 
@@ -36,8 +36,15 @@ def image_processor(
     RGB images of 8 bits get one of transformers' own processors, which load without our code. `white` is the value in
     the files that is white; `bands`, counted from 1, are those of the files that the model sees.
     """
-    shared = {"resample": BICUBIC, "image_mean": mean, "image_std": std, "crop_fraction": crop_fraction}
+    shared: dict[str, Any] = {
+        "resample": BICUBIC,
+        "image_mean": mean,
+        "image_std": std,
+        "crop_fraction": crop_fraction,
+    }
     height, width = size
+    resizing: type
+    cropping: type
     if num_channels == 3 and white == WHITE and not bands:
         resizing, cropping = ViTImageProcessor, BitImageProcessor
         shared["do_convert_rgb"] = True
@@ -53,8 +60,8 @@ def image_processor(
 
 def processor_of(images: "Images", mean: list[float], std: list[float]):
     """The processor that does to an image what evaluation does with these `images`."""
-    crop_fraction = images.crop.fraction
-    return image_processor(images.size, mean, std, len(mean), crop_fraction, images.white, images.bands)
+    fraction = getattr(images.crop, "fraction", 1.0)  # training's random crops have none
+    return image_processor(images.size, mean, std, len(mean), fraction, images.white, images.bands)
 
 
 @dataclass(frozen=True)

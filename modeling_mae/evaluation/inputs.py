@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,7 +72,7 @@ def open_inputs(
         crop_fraction=1.0,  # of a processor that names no crop
         say=say,
     )
-    if processing.mean is None:
+    if processing.mean is None or processing.std is None:
         raise UserError(
             f"checkpoint {checkpoint.name!r} has no image processor, which says how images are normalised: save the "
             "one that the model was trained with beside it, by its save_pretrained"
@@ -87,7 +88,7 @@ def open_inputs(
         size,
         config.num_channels,
         memory_budget=0,  # each image is seen once
-        crop_fraction=processing.crop_fraction,
+        crop_fraction=processing.crop_fraction or 1.0,
         on_bad_image=on_bad_image,
         white=processing.white,
         bands=processing.bands,
@@ -136,7 +137,7 @@ def columns_of(
             values = compute(inputs.transform(batch))
         # The worker has marked them before it gave the batch. Another image stands in for each.
         good = np.flatnonzero(~inputs.images.skipped[rows.start : rows.stop].numpy())
-        columns = {"row": list(rows), "file": names.files(rows.start, rows.stop)}
+        columns: dict[str, Any] = {"row": list(rows), "file": names.files(rows.start, rows.stop)}
         labels = names.labels(rows.start, rows.stop)
         if labels is not None:
             columns["label"] = labels
@@ -175,6 +176,6 @@ class ProgressBar:
 def describe_crop(inputs: Inputs) -> str:
     """Size and crop of the images that the model sees, for people."""
     height, width = inputs.images.size
-    fraction = inputs.processing.crop_fraction
+    fraction = inputs.processing.crop_fraction or 1.0
     crop = f", the central {100 * fraction:.3g}% of the shorter side" if fraction != 1 else ""
     return f"{height} x {width} pixels{crop}"

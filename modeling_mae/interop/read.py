@@ -55,9 +55,20 @@ HARMLESS: list[Any] = [
 for module in ("numpy._core", "numpy.core"):  # numpy 2 and 1
     HARMLESS.append((np._core.multiarray.scalar, f"{module}.multiarray.scalar"))  # type: ignore[attr-defined]
     HARMLESS.append((np._core.multiarray._reconstruct, f"{module}.multiarray._reconstruct"))  # type: ignore[attr-defined]
-# What a stranger's JSON makes transformers raise, beside what a missing file does.
-BROKEN = (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, OverflowError)
-BROKEN += (RuntimeError, SafetensorError, StrictDataclassError)
+# What a missing file and a stranger's JSON make transformers raise. RecursionError is a RuntimeError.
+BROKEN: tuple[type[Exception], ...] = (
+    OSError,
+    ImportError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+    RuntimeError,
+    SafetensorError,
+    StrictDataclassError,
+)
 
 
 @contextlib.contextmanager
@@ -67,7 +78,7 @@ def reading(source) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, *BROKEN) as error:
+    except BROKEN as error:
         if not Path(str(source)).exists():
             raise not_found(str(source), error) from error
         reason = one_line(error).rstrip(".")[:400]
@@ -135,7 +146,7 @@ def read_processor(source, hub_options: dict | None = None) -> Any | None:
         return None
     try:
         return AutoImageProcessor.from_pretrained(source, trust_remote_code=False, **hub_options)
-    except (OSError, ImportError, *BROKEN) as error:
+    except BROKEN as error:
         auto_map = contents[0].get("auto_map")
         if isinstance(auto_map, dict) and "trust_remote_code" in str(error):
             raise UserError(
@@ -243,7 +254,7 @@ def _from_timm(source, content: dict, image_size, fields: dict, hub_options: dic
     elif global_pool and "pooling" not in fields:
         notes.append(f"MAEConfig has no pooling like global_pool={global_pool!r}; give pooling to choose one of ours")
     with reading(source):
-        state = load_file(cached_file(source, "model.safetensors", **hub_options))
+        state = load_file(str(cached_file(source, "model.safetensors", **hub_options)))
         image_size = arguments.get("img_size", image_size)
         foreign = from_state_dict(state, name=str(source), image_size=image_size, **fields)
         if "mean" in pretrained:
@@ -273,7 +284,8 @@ def _from_transformers(source, content: dict, fields: dict, hub_options: dict) -
     class_name = (names or ["ViTMAEForPreTraining" if is_mae else "ViTModel"])[0]
     with reading(source):
         model = getattr(transformers, class_name).from_pretrained(source, **hub_options)
-    state, notes = official_from_vit(model.state_dict()), []
+    notes: list[str] = []
+    state = official_from_vit(model.state_dict())
     leave_out(state, r"pooler\.", "ours has no pooler with a dense layer", notes)
     given = [field for field in (*shared_fields(type(model.config)), *LABEL_FIELDS) if field in content]
     values = {field: getattr(model.config, field) for field in given}

@@ -5,6 +5,7 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -49,7 +50,7 @@ class Foreign:
 
     config: MAEConfig
     state_dict: dict[str, torch.Tensor]
-    processor: object | None = None
+    processor: Any = None
     notes: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -159,7 +160,8 @@ def from_state_dict(
     Raises:
         UserError: for an unknown layout, and for sizes that the tensors do not tell.
     """
-    saved_arguments, notes = saved_arguments or {}, []
+    notes: list[str] = []
+    saved_arguments = saved_arguments or {}
     state = choose_weights({"": state}, None, name, notes)
     if any(".fn.to_qkv." in key for key in state):
         state, fields = _from_mae_code(state, saved_arguments, fields, name, notes)
@@ -396,7 +398,7 @@ def image_processor(
         return None
     height, width = config.image_height_width
     size = {"height": height, "width": width}
-    shared = {"resample": 3, "image_mean": list(mean), "image_std": list(std), "do_convert_rgb": True}
+    shared: dict[str, Any] = {"resample": 3, "image_mean": list(mean), "image_std": list(std), "do_convert_rgb": True}
     if crop_fraction == 1 or height != width:
         return ViTImageProcessor(size=size, **shared)
     edge = math.floor(height / crop_fraction)
