@@ -130,11 +130,10 @@ def test_no_other_file_goes_into_a_space(checkpoint, tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         rows = datasets.Dataset.from_list([{"image": {"bytes": picture, "path": "a.png"}}, {"image": value}])
         rows.cast_column("image", datasets.Image(decode=False)).to_parquet(tmp_path / name / "train.parquet")
+        target = tmp_path / f"s-{name}"
         with pytest.raises(UserError, match=message):
-            make(
-                checkpoint, "--to_space", "me/demo", "--space_dir", tmp_path / f"s-{name}", "--images", tmp_path / name
-            )
-        assert b"root:" not in b"".join(file.read_bytes() for file in (tmp_path / f"s-{name}").rglob("*.png"))
+            make(checkpoint, "--to_space", "me/demo", "--space_dir", target, "--images", tmp_path / name)
+        assert b"root:" not in b"".join(file.read_bytes() for file in target.rglob("*.png"))
 
 
 def test_pictures_of_a_space_are_written_anew_and_all_go(checkpoint, tmp_path, monkeypatch):

@@ -202,7 +202,7 @@ def test_guessed_heads_name_the_remedy(tmp_path, said):
         assert MAEModel.from_pretrained(path).config.num_attention_heads == assumed
         text = said()
         assert f"assuming num_attention_heads={assumed}, each 64 wide" in text
-        assert "give `--set num_attention_heads=...` on the command line, or num_attention_heads= to" in text
+        assert "give num_attention_heads= to from_pretrained, `--config_overrides num_attention_heads=...` to" in text
     assert MAEModel.from_pretrained(path, num_attention_heads=4).config.num_attention_heads == 4
     assert said() == text
 

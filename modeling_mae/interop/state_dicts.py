@@ -324,17 +324,20 @@ def _heads(field: str, width: int, depth: int, fields: dict, name: str, notes: l
     part = "decoder" if field.startswith("decoder") else "encoder"
     heads, published_depth = published.get(width, (width // head_width, None))
     if heads == 0 or width % heads:
-        raise UserError(
-            f"{name}: the number of heads of a {width} wide {part} is not published; give {field}= to "
-            f"from_pretrained, or `--set {field}=...` on the command line"
-        )
+        raise UserError(f"{name}: the number of heads of a {width} wide {part} is not published; {_give(field)}")
     if depth != published_depth:
         notes.append(
             f"the {part}'s heads are not in the file: assuming {field}={heads}, each {width // heads} wide. A wrong "
-            f"number changes what the model computes without an error. If it is another, give `--set {field}=...` on "
-            f"the command line, or {field}= to from_pretrained"
+            f"number changes what the model computes without an error. If it is another, {_give(field)}"
         )
     return heads
+
+
+def _give(field: str) -> str:
+    return (
+        f"give {field}= to from_pretrained, `--config_overrides {field}=...` to the scripts, or `--set {field}=...` "
+        "to mae convert"
+    )
 
 
 def _classifier(state: dict, fields: dict, notes: list[str]) -> dict:
