@@ -117,7 +117,7 @@ def test_a_space_installs_what_the_app_needs():
 def test_no_other_file_goes_into_a_space(checkpoint, tmp_path, monkeypatch):
     """A parquet row may name any file of this machine."""
     monkeypatch.setattr(space_module, "get_token", lambda: None)
-    secret = tmp_path / "secret"
+    secret = tmp_path / "passwd"
     secret.write_text("root:x:0:0\n")
     outside = tmp_path / "outside.png"
     Image.fromarray(random_pixels(0)).save(outside)
