@@ -3,7 +3,7 @@
 Linear probing, partial and end-to-end fine-tuning, training from scratch, frozen features, or testing alone.
 """
 
-from configuration import ArgumentError, EvalArguments, EvalTraining, model_config, parse_arguments
+from configuration import ArgumentError, EvalArguments, EvalTraining, checkpoint_of, model_config, parse_arguments
 
 
 if __name__ == "__main__":  # before the other imports: --help and a misspelt option need not wait for torch
@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from configuration.decide import DecidedEvaluation, decide_evaluation, save_recipe
-from modeling_mae import MAEModel
+from modeling_mae.checkpoint import Checkpoint, open_checkpoint
 from modeling_mae.data.serve.processor import processor_of
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation import classifier
@@ -29,6 +29,7 @@ from modeling_mae.files import write_json
 from modeling_mae.hub.common import LOG_AND_BEST
 from modeling_mae.hub.fetch import local_checkpoint
 from modeling_mae.hub.push import Hub
+from modeling_mae.report.cards import Base
 from modeling_mae.report.evaluation import describe_training, report_evaluation, report_training
 from modeling_mae.settings import settings
 from modeling_mae.training import launch
@@ -40,7 +41,7 @@ from modeling_mae.training.manifest import made_with_before
 from modeling_mae.training.optim import LengthSettings, OptimizerSettings, Schedule, make_optimizer
 from modeling_mae.training.resizing import Resizing
 from modeling_mae.training.run_folder import claim_folder
-from modeling_mae.training.state import Place, RunSettings, load_model, open_run, save_model
+from modeling_mae.training.state import Place, RunSettings, open_run, save_model
 
 
 def main(options: EvalArguments) -> None:
@@ -100,20 +101,20 @@ def main(options: EvalArguments) -> None:
 
 def frozen_rows(decided: DecidedEvaluation, accelerator: Accelerator, hub: Hub) -> list[dict]:
     """The results without a training: of frozen features, and of the checkpoint's own classifier."""
-    recipe, config, sets = decided.recipe, decided.config, decided.sets
+    recipe, config, sets, start = decided.recipe, decided.config, decided.sets, decided.start
     rows, transform = [], normalisation(recipe, sets, accelerator)
     compared = (sets.train, sets.evaluation, transform)
     options = {"seed": recipe.seed, "task": sets.task, **loading(recipe)}
-    if recipe.knn:
-        encoder = frozen_encoder(recipe.model_name_or_path, config, accelerator.print)
+    if start is not None and recipe.knn:
+        encoder = frozen_encoder(start, config, accelerator.print)
         rows += frozen_table(accelerator, encoder, *compared, name="pre-trained encoder", logistic=True, **options)
-    if decided.readouts:
-        encoder = load_model(MAEModel, recipe.model_name_or_path, config=config)
+    if start is not None and decided.readouts:
+        encoder = start.encoder(config)
         options["memory_budget"] = launch.feature_memory()
         rows += readout_table(accelerator, encoder, *compared, decided.readouts, **options)
-    if decided.tests_checkpoint:
+    if start is not None and decided.tests_checkpoint:
         folder = Path(recipe.output_dir)
-        rows.append(test_classifier(accelerator, "checkpoint", recipe.model_name_or_path, folder, recipe, sets, hub))
+        rows.append(test_classifier(accelerator, "checkpoint", start, folder, recipe, sets, hub))
     return rows
 
 
@@ -145,11 +146,10 @@ def train_classifier(
     mix = Mix(recipe.random_erasing, recipe.mixup, recipe.cutmix, len(sets.class_names), accelerator.device)
 
     # Model, optimizer, length
-    config = model_config(recipe)
+    config, start = model_config(recipe), None if training.n_partial is None else checkpoint_of(recipe)
     set_seed(recipe.seed)
-    encoder = None if training.n_partial is None else recipe.model_name_or_path
     labels, say = images.labels, accelerator.print
-    model = task.new_model(config, encoder, sets.class_names, training.n_partial, labels, say)
+    model = task.new_model(config, start, sets.class_names, training.n_partial, labels, say)
     optimizer = make_optimizer(model, settings(OptimizerSettings, recipe))
     tuned, whole = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (False, True))
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -196,7 +196,9 @@ def train_classifier(
     save_model(accelerator, model, folder / "last")
     described = (training.n_partial, len(images), recipe.label_fraction, sets.train_name, config.pooling)
     about = {"training": describe_training(*described), **run.about}
-    row = test_classifier(accelerator, training.name, str(folder), folder, recipe, sets, hub, **about)
+    about["base"] = Base(start.source, start.license, start.on_hub) if start else None
+    best = open_checkpoint(folder)
+    row = test_classifier(accelerator, training.name, best, folder, recipe, sets, hub, **about)
     row |= {"n_partial": training.n_partial, "pooling": config.pooling}
     row |= {"images": len(images), "tuned_parameters": tuned}
     if accelerator.is_main_process:
@@ -211,7 +213,7 @@ def train_classifier(
 def test_classifier(
     accelerator: Accelerator,
     name: str,
-    checkpoint: str,
+    checkpoint: Checkpoint,
     folder: Path,
     recipe: EvalArguments,
     sets,
@@ -220,7 +222,7 @@ def test_classifier(
 ) -> dict:
     """The row `name` of the results: those of the classifier in `checkpoint`. Its card and pictures go to `folder`."""
     transform = normalisation(recipe, sets, accelerator)
-    model = accelerator.prepare_model(load_model(sets.task.model_class, checkpoint), evaluation_mode=True)
+    model = accelerator.prepare_model(checkpoint.trained(sets.task.model_class), evaluation_mode=True)
     tested = classifier.evaluate_classifier(accelerator, model, sets, transform, **loading(recipe), final=True)
     results, columns = tested
     if accelerator.is_main_process:

@@ -27,6 +27,7 @@ from modeling_mae.evaluation.growth import FeatureGrowth
 from modeling_mae.evaluation.nearest import nearest_images
 from modeling_mae.hub.fetch import local_checkpoint
 from modeling_mae.hub.push import Hub
+from modeling_mae.report.cards import Base
 from modeling_mae.report.neighbours import save_nearest
 from modeling_mae.report.pretraining import about_model, report_pretraining
 from modeling_mae.report.reconstruction import PICTURED, ReconstructionSheet
@@ -40,7 +41,7 @@ from modeling_mae.training.manifest import read_manifest
 from modeling_mae.training.masks import Masks
 from modeling_mae.training.optim import LengthSettings, OptimizerSettings, Schedule, make_optimizer
 from modeling_mae.training.run_folder import claim_folder
-from modeling_mae.training.state import Place, Run, RunSettings, load_model, open_run, save_model
+from modeling_mae.training.state import Place, Run, RunSettings, open_run, save_model
 
 
 def main(options: PretrainArguments) -> None:
@@ -68,12 +69,12 @@ def main(options: PretrainArguments) -> None:
 
 def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub) -> None:
     recipe, config, sets, resizing = decided.recipe, decided.config, decided.sets, decided.resizing
-    images, mean, std = sets.images, recipe.image_mean, recipe.image_std
+    images, mean, std, start = sets.images, recipe.image_mean, recipe.image_std, decided.start
     transform = BatchTransform(mean, std, images.size).to(accelerator.device)
 
     # Model, optimizer, length
     set_seed(recipe.seed)
-    model = load_model(MAEForPreTraining, recipe.model_name_or_path, config=config)
+    model = MAEForPreTraining(config) if start is None else start.whole(config)
     about = about_model(config, sum(p.numel() for p in model.parameters()))
     optimizer = make_optimizer(model, settings(OptimizerSettings, recipe))
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -128,6 +129,7 @@ def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub)
         picture=sheet.describe(recipe.bands),
         neighbours=save_nearest(place.folder / "neighbours.png", nearest, mean, std),
         license=recipe.license,
+        base=Base(start.source, start.license, start.on_hub) if start else None,
         knn=knn,
         k=K,
         **hub.about(place.folder),

@@ -96,16 +96,17 @@ def show_duplicates(arguments: Namespace, features) -> None:
 
 def draw(arguments: Namespace, features, images, queries, positions, cosines) -> None:
     """A row for each image: the query and its neighbours, or two near-duplicates."""
+    from ..checkpoint import open_checkpoint
     from ..data.find.places import open_place
-    from ..evaluation.inputs import checkpoint_config, open_inputs
+    from ..evaluation.inputs import open_inputs
     from ..evaluation.neighbours import images_of, pixels_of
     from ..report.alike import neighbours_picture, shortened
 
     bank, rows = images_of(features, arguments.checkpoint), []
     if queries is not None:
-        checkpoint = arguments.checkpoint or features.about["checkpoint"]
-        config, options = checkpoint_config(checkpoint), {"on_bad_image": "skip", "white": bank.processing.white}
-        asked = open_inputs(checkpoint, config, open_place(images), say=lambda text: None, **options)
+        checkpoint = open_checkpoint(arguments.checkpoint or features.about["checkpoint"])
+        white, source = bank.processing.white, open_place(images)
+        asked = open_inputs(checkpoint, source, on_bad_image="skip", white=white, say=lambda text: None)
     for i, found in enumerate(positions[:SHOWN]):
         pixels = pixels_of(bank, [features.rows[position] for position in found])
         names = [shortened(features.files[position]) for position in found]

@@ -8,14 +8,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from ..configuration_mae import MAEConfig
+from ..checkpoint import Checkpoint, open_checkpoint
 from ..data.find.places import Place, described, open_place
 from ..errors import UserError
-from ..modeling_mae import EvalNet, MAEModel
+from ..modeling_mae import MAEModel
 from ..training.launch import loading_workers
-from ..training.state import load_model
 from .classifier import is_classifier
-from .inputs import Inputs, ProgressBar, checkpoint_config, columns_of, open_inputs
+from .inputs import Inputs, ProgressBar, columns_of, open_inputs
 from .parts import batches_of_parts
 from .tables import TableJob, absolute, check_batch, prepared_target, quiet_accelerator, write_rows
 
@@ -72,17 +71,13 @@ def _pool(encoder: MAEModel, tokens: torch.Tensor, pooling: str) -> torch.Tensor
     return tokens[:, 1:].flatten(1) if pooling == "flatten" else tokens[:, 1:].mean(1)
 
 
-def load_encoder(checkpoint: str, config: MAEConfig) -> MAEModel:
-    """The encoder of a checkpoint as it was trained: of a classifier the one that its head reads.
+def load_encoder(checkpoint: Checkpoint) -> MAEModel:
+    """The encoder as it was trained: of a classifier the one that its head reads.
 
     Raises:
-        UserError: as `load_model`.
+        UserError: as `Checkpoint.encoder`.
     """
-    if is_classifier(config):
-        return load_model(EvalNet, checkpoint).mae.eval()
-    encoder, info = load_model(MAEModel, checkpoint, output_loading_info=True)
-    if any(name.startswith("pooler.") for name in info["missing_keys"]):
-        encoder.pooler = None  # nothing has trained it yet
+    encoder = checkpoint.classifier().mae if is_classifier(checkpoint.config) else checkpoint.encoder()
     return encoder.eval()
 
 
@@ -136,7 +131,7 @@ def extract_features(
     where there is one, in the precision of Accelerate's settings.
 
     Args:
-        checkpoint: a folder or a Hub id, of a pre-trained model or a classifier of this project.
+        checkpoint: a file, a folder or a Hub id, of a pre-trained model or a classifier; ours or another project's.
         images: a folder, a file, a URL pattern of shards, a data set's name, a `datasets.Dataset`, or a list of PIL
             images and paths; see `open_place`.
         blocks: encoder blocks, counted from 1; by default the last. Several stand side by side.
@@ -154,13 +149,13 @@ def extract_features(
     Raises:
         UserError: the checkpoint or the images do not exist or do not fit, or an image cannot be read.
     """
-    checkpoint, source = str(checkpoint), open_place(images, **place_options)
-    config = checkpoint_config(checkpoint)
-    encoder = load_encoder(checkpoint, config)
+    source, opened = open_place(images, **place_options), open_checkpoint(checkpoint)
+    print(opened.told(), end="")
+    encoder = load_encoder(opened)
     readout = choose_readout(encoder, blocks, pooling)
-    inputs = open_inputs(checkpoint, config, source, on_bad_image=on_bad_image)
+    inputs = open_inputs(opened, source, on_bad_image=on_bad_image)
     columns = all_columns(inputs, encoder, feature_computer(encoder, readout), batch_size, num_workers, progress)
-    about = {"checkpoint": checkpoint, "blocks": list(readout.blocks), "pooling": readout.pooling}
+    about = {"checkpoint": str(checkpoint), "blocks": list(readout.blocks), "pooling": readout.pooling}
     return Features(columns["features"], columns["file"], columns["row"], columns.get("label"), about)
 
 
@@ -217,15 +212,14 @@ def write_features(
     target, to = prepared_target(target, to, ("parquet", "npy"))
     with accelerator.main_process_first():
         source = open_place(images, **place_options)
-    config = checkpoint_config(checkpoint)
-    encoder = load_encoder(checkpoint, config)
+    opened = open_checkpoint(checkpoint)
+    accelerator.print(opened.told(), end="")
+    encoder = load_encoder(opened)
     readout = choose_readout(encoder, blocks, pooling)
-    inputs = open_inputs(checkpoint, config, source, on_bad_image=on_bad_image, say=accelerator.print)
+    inputs = open_inputs(opened, source, on_bad_image=on_bad_image, say=accelerator.print)
     read = {"blocks": list(readout.blocks), "pooling": readout.pooling}
-    accelerator.print(
-        f"features   {checkpoint}, block {', '.join(map(str, readout.blocks))} of {config.num_hidden_layers}, pooling "
-        f"{readout.pooling}"
-    )
+    blocks_read = f"block {', '.join(map(str, readout.blocks))} of {opened.config.num_hidden_layers}"
+    accelerator.print(f"features   {checkpoint}, {blocks_read}, pooling {readout.pooling}")
     write_rows(
         accelerator,
         TableJob(target, to, inputs, encoder, feature_computer(encoder, readout), settings=read),

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
+from ..checkpoint import Checkpoint, open_checkpoint
 from ..configuration_mae import MAEConfig
 from ..data.serve.images import Images
 from ..modeling_mae import MAEModel
 from ..tasks import CLASSES, Task
-from ..training.state import load_model
 from .metrics import compute_over
 
 
@@ -26,20 +26,20 @@ LOGISTIC_LIMIT = 2 * 10**10  # images x width x classes: beyond it the fit takes
 RAW_PIXELS_LIMIT = 8 << 30  # bytes
 
 
-def frozen_encoder(checkpoint: str, config: MAEConfig, say: Callable[[str], None]) -> MAEModel:
+def frozen_encoder(checkpoint: Checkpoint, config: MAEConfig, say: Callable[[str], None]) -> MAEModel:
     """The encoder of `checkpoint` for `frozen_table`. Where `config` asks for an attention pooling that the checkpoint
     does not have, nothing has trained it yet: the features are then the mean.
 
     Raises:
-        UserError: as `load_model`.
+        UserError: as `Checkpoint.encoder`.
     """
-    encoder, info = load_model(MAEModel, checkpoint, config=config, output_loading_info=True)
-    if not any(name.startswith("pooler.") for name in info["missing_keys"]):
+    encoder = checkpoint.encoder(config)
+    if encoder.pooler is not None or config.pooling != "attention":
         return encoder
     say("note       the checkpoint has no trained attention pooling: frozen features are the mean of the patches")
     config = copy.deepcopy(config)
     config.pooling = "mean"
-    return load_model(MAEModel, checkpoint, config=config)
+    return checkpoint.encoder(config)
 
 
 def frozen_table(
@@ -108,7 +108,8 @@ def knn_of_saved(
     if evaluation is None:
         return {}
     options |= {"name": "trained encoder", "ks": (K,)}
-    rows = frozen_table(accelerator, load_model(MAEModel, str(checkpoint)), train, evaluation, transform, **options)
+    encoder = open_checkpoint(checkpoint).encoder()
+    rows = frozen_table(accelerator, encoder, train, evaluation, transform, **options)
     return {row["name"]: row["knn"][K] for row in rows} if accelerator.is_main_process else {}
 
 

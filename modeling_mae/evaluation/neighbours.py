@@ -9,6 +9,7 @@ import pyarrow.parquet
 import torch
 import torch.nn.functional as F
 
+from ..checkpoint import open_checkpoint
 from ..data.find.places import Place, open_place
 from ..errors import UserError
 from .extraction import (
@@ -20,7 +21,7 @@ from .extraction import (
     feature_computer,
     load_encoder,
 )
-from .inputs import Inputs, checkpoint_config, open_inputs, weights_checksum
+from .inputs import Inputs, open_inputs, weights_checksum
 from .parts import FEATURES, KEY, features_array
 
 
@@ -69,8 +70,8 @@ def query_features(
         UserError: as `extract_features`, and where the checkpoint has other weights than the features were made with.
     """
     checkpoint, about = checkpoint or features.about["checkpoint"], features.about
-    config = checkpoint_config(checkpoint)
-    encoder = load_encoder(checkpoint, config)
+    opened = open_checkpoint(checkpoint)
+    encoder = load_encoder(opened)
     made_with = about.get("settings", {}).get("weights")
     if made_with not in (None, weights_checksum(encoder)):
         raise UserError(
@@ -81,7 +82,7 @@ def query_features(
     reading = {key: options.pop(key) for key in ("num_workers", "on_bad_image", "progress") if key in options}
     source = open_place(images, **options)
     bad, white = reading.get("on_bad_image", "error"), about.get("settings", {}).get("white")
-    inputs = open_inputs(checkpoint, config, source, on_bad_image=bad, white=white, say=lambda text: None)
+    inputs = open_inputs(opened, source, on_bad_image=bad, white=white, say=lambda text: None)
     workers, progress = reading.get("num_workers", 0), reading.get("progress", False)
     columns = all_columns(inputs, encoder, feature_computer(encoder, readout), batch_size, workers, progress)
     return Features(columns[FEATURES], columns["file"], columns["row"], columns.get("label"), about)
@@ -180,7 +181,7 @@ def images_of(features: Features, checkpoint: str | None = None) -> Inputs:
     count = features.about.get("settings", {}).get("images", "").rpartition(",")[0]
     if count and count != f"{len(source):,}":
         raise UserError(f"{place['place']!r} has {len(source):,} images now, {count} when the features were made")
-    return open_inputs(checkpoint, checkpoint_config(checkpoint), source, on_bad_image="skip", say=lambda text: None)
+    return open_inputs(open_checkpoint(checkpoint), source, on_bad_image="skip", say=lambda text: None)
 
 
 def pixels_of(inputs: Inputs, rows: list[int]) -> torch.Tensor:

@@ -5,15 +5,14 @@ from pathlib import Path
 import pandas
 import torch
 
-from ..configuration_mae import MAEConfig
+from ..checkpoint import Checkpoint, open_checkpoint
 from ..data.find.places import Place, described, open_place
 from ..errors import UserError
 from ..tasks import task_of_checkpoint
 from ..tasks.evalnet import names_of
 from ..training.launch import loading_workers
-from ..training.state import load_model
 from .extraction import BATCH, all_columns
-from .inputs import checkpoint_config, open_inputs
+from .inputs import open_inputs
 from .tables import TableJob, absolute, check_batch, prepared_target, quiet_accelerator, write_rows
 
 
@@ -21,18 +20,18 @@ class Predictor:
     """The trained model of a checkpoint, and what it says of images.
 
     Raises:
-        UserError: the checkpoint was trained for no task, or as `load_model`.
+        UserError: the checkpoint was trained for no task, or as `Checkpoint.trained`.
     """
 
-    def __init__(self, checkpoint: str, config: MAEConfig):
-        task = task_of_checkpoint(config)
+    def __init__(self, checkpoint: Checkpoint):
+        task = task_of_checkpoint(checkpoint.config)
         if task is None:
             raise UserError(
-                f"checkpoint {checkpoint!r} has no classifier, only an encoder: train one with run_eval.py, or take "
-                "its features with `mae features`"
+                f"checkpoint {checkpoint.name!r} has no classifier, only an encoder: train one with run_eval.py, or "
+                "take its features with `mae features`"
             )
-        self.task, self.names = task, names_of(config)
-        self.model = load_model(task.model_class, checkpoint).eval()
+        self.task, self.names = task, names_of(checkpoint.config)
+        self.model = checkpoint.trained(task.model_class).eval()
         self.answers = task.answers(self.names)
 
     def __call__(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -52,7 +51,7 @@ def predict(
 ) -> pandas.DataFrame:
     """What the classifier in `checkpoint` says of all `images`, labelled or not. `mae predict` writes it to a file.
 
-    Arguments as of `extract_features`; the checkpoint is one of run_eval.py.
+    Arguments as of `extract_features`; the checkpoint is a classifier, as of run_eval.py.
 
     Returns:
         A row for each image: `row`, `file` (its path in the folder, or its number), `label` where the images have
@@ -62,10 +61,10 @@ def predict(
     Raises:
         UserError: as `extract_features`, and where the checkpoint has no classifier.
     """
-    checkpoint, source = str(checkpoint), open_place(images, **place_options)
-    config = checkpoint_config(checkpoint)
-    predictor = Predictor(checkpoint, config)
-    inputs = open_inputs(checkpoint, config, source, on_bad_image=on_bad_image)
+    source, opened = open_place(images, **place_options), open_checkpoint(checkpoint)
+    print(opened.told(), end="")
+    predictor = Predictor(opened)
+    inputs = open_inputs(opened, source, on_bad_image=on_bad_image)
     columns = all_columns(inputs, predictor.model, predictor, batch_size, num_workers, progress)
     return pandas.DataFrame(predictor.answers.words(columns))
 
@@ -89,11 +88,12 @@ def write_predictions(
     """
     accelerator = quiet_accelerator()
     target, to = prepared_target(target, to, ("parquet", "csv"))
-    config = checkpoint_config(checkpoint)
-    predictor = Predictor(checkpoint, config)
+    opened = open_checkpoint(checkpoint)
+    accelerator.print(opened.told(), end="")
+    predictor = Predictor(opened)
     with accelerator.main_process_first():
         source = open_place(images, **place_options)
-    inputs = open_inputs(checkpoint, config, source, on_bad_image=on_bad_image, say=accelerator.print)
+    inputs = open_inputs(opened, source, on_bad_image=on_bad_image, say=accelerator.print)
     accelerator.print(f"classifier {checkpoint}, {predictor.task.problem.count(len(predictor.names))}")
     answers, settings = predictor.answers, {"names": predictor.names}
     write_rows(

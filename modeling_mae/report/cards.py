@@ -1,6 +1,7 @@
 """Model cards: of a pre-trained checkpoint, of a classifier, and of several classifiers together."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -21,6 +22,20 @@ CITATION = """@inproceedings{he2022masked,
 MAX_CLASSES_SHOWN = 100  # more make a confusion matrix that nobody can read
 
 
+@dataclass(frozen=True)
+class Base:
+    """The weights that a training began with: where they come from, and their licence where it is known."""
+
+    source: str
+    license: str | None = None
+    on_hub: bool = False  # whether `source` is an id on the Hub
+
+    def __str__(self) -> str:
+        where = f"[{self.source}](https://huggingface.co/{self.source})" if self.on_hub else f"`{self.source}`"
+        licence = f"Their licence is {self.license}." if self.license else "Their licence is not known here."
+        return f"The training began with the weights of {where}. {licence}"
+
+
 def write_pretraining_card(
     output_dir: Path,
     *,
@@ -38,6 +53,7 @@ def write_pretraining_card(
     repo_id: str | None = None,
     license: str | None = None,
     neighbours: str = "",
+    base: Base | None = None,
 ) -> None:
     """Writes README.md of a pre-trained checkpoint.
 
@@ -49,6 +65,7 @@ def write_pretraining_card(
         metrics = [("accuracy", f"k-NN accuracy of frozen features (k = {k})", knn["trained encoder"])]
     sections = [
         f"A masked autoencoder ({PAPER}) pre-trained on {data}. {architecture}.",
+        *([str(base)] if base else []),
         "## Results",
         _table(("", ""), results.items()),
         "![Original, masked and reconstructed images](reconstruction.png)",
@@ -78,6 +95,7 @@ def write_pretraining_card(
         pipeline_tag="image-feature-extraction",
         tags=["mae", "masked-autoencoder", "self-supervised", "vision"],
         model_name=name,
+        base_model=base.source if base and base.on_hub else None,
         datasets=_hub_datasets(dataset_id),
         eval_results=_hub_results(metrics, dataset_id, dataset_name, knn_split),
     )
@@ -98,6 +116,7 @@ def write_classifier_card(
     arguments: dict,
     repo_id: str | None = None,
     license: str | None = None,
+    base: Base | None = None,
 ) -> None:
     """Writes README.md of a classifier.
 
@@ -108,6 +127,7 @@ def write_classifier_card(
     ]
     sections = [
         f"{problem.model} on the encoder of a masked autoencoder ({PAPER}). {training or ''}".strip(),
+        *([str(base)] if base else []),
         f"## Results on {data}",
         _table(
             ("", ""),
@@ -137,6 +157,7 @@ def write_classifier_card(
         pipeline_tag=problem.hub_task,
         tags=["mae", "masked-autoencoder", "vision"],
         model_name=name,
+        base_model=base.source if base and base.on_hub else None,
         datasets=_hub_datasets(dataset_id),
         eval_results=_hub_results(metrics, dataset_id, dataset_name, split, problem.hub_task),
     )

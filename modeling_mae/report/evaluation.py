@@ -5,7 +5,7 @@ from pathlib import Path
 import datasets
 
 from ..files import replacing, write_json, write_text
-from .cards import MAX_CLASSES_SHOWN, write_classifier_card, write_overview_card
+from .cards import MAX_CLASSES_SHOWN, Base, write_classifier_card, write_overview_card
 from .charts import confusion_picture, partial_curve, training_curve
 from .figures import save_figure
 from .problem import Problem
@@ -36,6 +36,7 @@ def report_training(
     updates: int = 0,
     updates_per_epoch: int = 1,
     license: str | None = None,
+    base: Base | None = None,
 ) -> None:
     """Writes confusion.png, predictions.parquet, training.png, README.md, arguments.json and trainer_state.json.
 
@@ -64,6 +65,7 @@ def report_training(
         arguments=arguments,
         repo_id=repo_id,
         license=license,
+        base=base,
     )
 
 

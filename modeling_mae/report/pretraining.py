@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..files import write_json
 from .advice import judge_growth
-from .cards import write_pretraining_card
+from .cards import Base, write_pretraining_card
 from .charts import features_curve, loss_curve
 from .figures import save_figure
 from .run import PRETRAINING, Training, write_run
@@ -51,6 +51,7 @@ def report_pretraining(
     depth: int | None = None,
     waited: float | None = None,
     license: str | None = None,
+    base: Base | None = None,
 ) -> None:
     """Writes arguments.json, trainer_state.json, summary.json, loss.png, knn.json, README.md and report.html, and
     prints the results. features.png is written where `log` has entries of `FeatureGrowth`.
@@ -61,7 +62,8 @@ def report_pretraining(
     and then there is no knn.json.
     `picture` and `neighbours` say how reconstruction.png and neighbours.png were made, which are there already.
     `depth` is the number of the encoder's blocks. `waited` is the part of the time, 0..1, in which the training waited
-    for images. `license` is the one that the card names.
+    for images. `license` is the one that the card names. `base` are the weights that the training began
+    with.
     """
     write_run(output_dir, arguments=arguments, updates=updates, updates_per_epoch=updates_per_epoch, log=log)
     training = Training(arguments, log)
@@ -91,6 +93,7 @@ def report_pretraining(
         k=k,
         repo_id=repo_id,
         license=license,
+        base=base,
         neighbours=neighbours,
     )
     page = write_run_page(output_dir)
