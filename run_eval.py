@@ -3,7 +3,7 @@
 Linear probing, partial and end-to-end fine-tuning, training from scratch, frozen features, or testing alone.
 """
 
-from configuration import ArgumentError, EvalArguments, EvalTraining, model_config, parse_arguments
+from configuration import ArgumentError, EvalArguments, EvalTraining, checkpoint_of, model_config, parse_arguments
 
 
 if __name__ == "__main__":  # before the other imports: --help and a misspelt option need not wait for torch
@@ -16,7 +16,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from configuration.decide import DecidedEvaluation, decide_evaluation, save_recipe
+from configuration.decide import DecidedEvaluation, base_of, decide_evaluation, save_recipe
+from modeling_mae.checkpoint import Checkpoint, open_checkpoint
 from modeling_mae.data.serve.processor import processor_of
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation import classifier
@@ -30,7 +31,7 @@ from modeling_mae.hub.common import LOG_AND_BEST
 from modeling_mae.hub.fetch import local_checkpoint
 from modeling_mae.hub.push import Hub, HubSettings
 from modeling_mae.report.evaluation import describe_training, report_evaluation, report_training
-from modeling_mae.report.facts import Identity, TrainingLog
+from modeling_mae.report.facts import Base, Identity, TrainingLog
 from modeling_mae.settings import settings
 from modeling_mae.tasks.sets import LabelledSets
 from modeling_mae.training import launch
@@ -42,7 +43,7 @@ from modeling_mae.training.manifest import made_with_before
 from modeling_mae.training.optim import LengthSettings, OptimizerSettings, Schedule, make_optimizer
 from modeling_mae.training.resizing import Resizing
 from modeling_mae.training.run_folder import claim_folder
-from modeling_mae.training.state import Place, RunSettings, load_model, open_run, save_model
+from modeling_mae.training.state import Place, RunSettings, open_run, save_model
 
 
 def main(options: EvalArguments) -> None:
@@ -87,7 +88,8 @@ def main(options: EvalArguments) -> None:
     if not accelerator.is_main_process:
         return
     names = [training.name for training in decided.trainings]
-    report_evaluation(folder, identity(hub, folder, recipe), rows, sets.facts(**faults), names, K)
+    identity = Identity(hub.card_name(folder), hub.address(folder), recipe.license)
+    report_evaluation(folder, identity, rows, sets.facts(**faults), names, K)
     if not hub.push():
         sys.exit(1)
 
@@ -95,17 +97,21 @@ def main(options: EvalArguments) -> None:
 def frozen_rows(decided: DecidedEvaluation, accelerator: Accelerator, hub: Hub) -> list[dict]:
     """The results without a training: of frozen features, and of the checkpoint's own classifier."""
     recipe, config, sets = decided.recipe, decided.config, decided.sets
-    rows, checkpoint, reader = [], recipe.model_name_or_path, reader_of(recipe, sets, accelerator)
+    rows: list[dict] = []
+    start, reader = decided.start, reader_of(recipe, sets, accelerator)
+    if start is None:
+        return rows
     if recipe.knn or decided.readouts:
         judging = JudgeSettings(recipe.seed, sets.frozen_task)
     if recipe.knn:
-        encoder = frozen_encoder(checkpoint, config, accelerator.print)
+        encoder = frozen_encoder(start, config, accelerator.print)
         rows += frozen_table(reader, encoder, sets.train, sets.evaluation, "pre-trained encoder", judging)
     if decided.readouts:
-        encoder, memory = frozen_encoder(checkpoint, config), launch.feature_memory()
+        encoder, memory = frozen_encoder(start, config), launch.feature_memory()
         rows += readout_table(reader, encoder, sets.train, sets.evaluation, decided.readouts, judging, memory)
     if decided.tests_checkpoint:
-        rows.append(test_classifier(reader, "checkpoint", checkpoint, Path(recipe.output_dir), recipe, sets, hub))
+        place = Tested("checkpoint", Path(recipe.output_dir), recipe)
+        rows.append(test_classifier(reader, start, place, sets, hub))
     return rows
 
 
@@ -134,11 +140,10 @@ def train_classifier(
     mix = Mix(recipe.random_erasing, recipe.mixup, recipe.cutmix, len(sets.class_names), accelerator.device)
 
     # Model, optimizer, length
-    config = model_config(recipe)
+    config, start = model_config(recipe), None if training.n_partial is None else checkpoint_of(recipe)
     set_seed(recipe.seed)
-    encoder = None if training.n_partial is None else recipe.model_name_or_path
     labels, say = images.labels, accelerator.print
-    model = task.new_model(config, encoder, sets.class_names, training.n_partial, labels, say)
+    model = task.new_model(config, start, sets.class_names, training.n_partial, labels, say)
     optimizer = make_optimizer(model, settings(OptimizerSettings, recipe))
     tuned, whole = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (False, True))
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -185,8 +190,8 @@ def train_classifier(
     save_model(accelerator, model, folder / "last")
     described = (training.n_partial, len(images), recipe.label_fraction, sets.train_name, config.pooling)
     log = TrainingLog(run.history.read(), schedule.updates, schedule.updates_per_epoch)
-    about = {"training": describe_training(*described), "log": log}
-    row = test_classifier(reader, training.name, str(folder), folder, recipe, sets, hub, **about)
+    tested = Tested(training.name, folder, recipe, base_of(start), describe_training(*described), log)
+    row = test_classifier(reader, open_checkpoint(folder), tested, sets, hub)
     row |= {"n_partial": training.n_partial, "pooling": config.pooling}
     row |= {"images": len(images), "tuned_parameters": tuned}
     if accelerator.is_main_process:
@@ -198,29 +203,30 @@ def train_classifier(
     return row
 
 
-def test_classifier(
-    reader: Reader,
-    name: str,
-    checkpoint: str,
-    folder: Path,
-    recipe: EvalArguments,
-    sets: LabelledSets,
-    hub: Hub,
-    **about,
-) -> dict:
-    """The row `name` of the results: those of the classifier in `checkpoint`. Its card and pictures go to `folder`."""
-    model = reader.accelerator.prepare_model(load_model(sets.task.model_class, checkpoint), evaluation_mode=True)
+@dataclasses.dataclass(frozen=True)
+class Tested:
+    """A classifier that is tested: its name in the results, the folder of its card, and how it came about."""
+
+    name: str
+    folder: Path
+    recipe: EvalArguments
+    base: Base | None = None
+    training: str = ""
+    log: TrainingLog | None = None  # None: it was trained before
+
+
+def test_classifier(reader: Reader, checkpoint: Checkpoint, tested: Tested, sets: LabelledSets, hub: Hub) -> dict:
+    """The row of the results. Card and pictures of the classifier are written beside it."""
+    model = reader.accelerator.prepare_model(checkpoint.trained(sets.task.model_class), evaluation_mode=True)
     results, columns = classifier.evaluate_classifier(reader, model, sets, final=True)
+    recipe, folder = tested.recipe, tested.folder
     if reader.accelerator.is_main_process:
         processor_of(sets.evaluation, recipe.image_mean, recipe.image_std).save_pretrained(folder)
         written = sets.task.written(columns) if recipe.save_predictions else None
-        settings_shown = dataclasses.asdict(recipe)
-        report_training(folder, identity(hub, folder, recipe), settings_shown, sets.facts(), results, written, **about)
-    return {"name": name, **results}
-
-
-def identity(hub: Hub, folder: Path, recipe: EvalArguments) -> Identity:
-    return Identity(hub.card_name(folder), hub.address(folder), recipe.license)
+        identity = Identity(hub.card_name(folder), hub.address(folder), recipe.license, tested.base)
+        shown = dataclasses.asdict(recipe)
+        report_training(folder, identity, shown, sets.facts(), results, written, tested.log, tested.training)
+    return {"name": tested.name, **results}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 
-from configuration.decide import Decided, decide, save_recipe
+from configuration.decide import Decided, base_of, decide, save_recipe
 from modeling_mae import MAEForPreTraining
 from modeling_mae.data.find.fingerprint import fingerprint
 from modeling_mae.data.find.joined import load_training_source
@@ -42,7 +42,7 @@ from modeling_mae.training.manifest import read_manifest
 from modeling_mae.training.masks import Masks
 from modeling_mae.training.optim import LengthSettings, OptimizerSettings, Schedule, make_optimizer
 from modeling_mae.training.run_folder import claim_folder
-from modeling_mae.training.state import Place, Run, RunSettings, load_model, open_run, save_model
+from modeling_mae.training.state import Place, Run, RunSettings, open_run, save_model
 
 
 def main(options: PretrainArguments) -> None:
@@ -70,12 +70,12 @@ def main(options: PretrainArguments) -> None:
 
 def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub) -> None:
     recipe, config, sets, resizing = decided.recipe, decided.config, decided.sets, decided.resizing
-    images, mean, std = sets.images, recipe.image_mean, recipe.image_std
+    images, mean, std, start = sets.images, recipe.image_mean, recipe.image_std, decided.start
     transform = BatchTransform(mean, std, images.size).to(accelerator.device)
 
     # Model, optimizer, length
     set_seed(recipe.seed)
-    model = load_model(MAEForPreTraining, recipe.model_name_or_path, config=config)
+    model = MAEForPreTraining(config) if start is None else start.whole(config)
     about = ModelFacts.of(config, sum(p.numel() for p in model.parameters()))
     optimizer = make_optimizer(model, settings(OptimizerSettings, recipe))
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -126,7 +126,7 @@ def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub)
     source, neighbours = sets.source, save_nearest(place.folder / "neighbours.png", nearest, mean, std)
     report_pretraining(
         place.folder,
-        Identity(hub.card_name(place.folder), hub.address(place.folder), recipe.license),
+        Identity(hub.card_name(place.folder), hub.address(place.folder), recipe.license, base_of(start)),
         dataclasses.asdict(recipe),
         TrainingLog(run.history.read(), schedule.updates, schedule.updates_per_epoch),
         DataFacts(source.name, source.dataset_id or source.name, len(images), sets.eval_split, **faults),

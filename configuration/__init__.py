@@ -13,7 +13,7 @@ from .arguments import (
 )
 from .errors import ArgumentError
 from .evaluation import EvalArguments, EvalTraining
-from .model import model_config, model_settings
+from .model import checkpoint_of, model_config, model_settings
 from .own_images import settle
 from .parsing import parse_arguments
 
@@ -27,6 +27,7 @@ __all__ = [
     "OptimizerArguments",
     "PretrainArguments",
     "RunArguments",
+    "checkpoint_of",
     "model_config",
     "model_settings",
     "parse_arguments",

@@ -33,7 +33,7 @@ def option(default: Any, help: str, *, decides: Decides, **kwargs) -> Any:
 class ModelArguments:
     model_name_or_path: str | None = option(
         None,
-        "Folder or Hub id of a checkpoint to go on from: its weights and configuration. Not with config_name.",
+        "File, folder or Hub id of any checkpoint to start from, weights and configuration. Not with config_name",
         decides="result",
     )
     config_name: str | None = option(

@@ -89,15 +89,10 @@ def check_texts(args) -> None:
 
 
 def check_place(args) -> None:
-    """model_name_or_path may be a folder or a Hub id. A Hub id is owner/name; where owner is a folder here, a path was
-    meant, and asking the Hub for it would take long."""
+    """model_name_or_path may be a file, a folder or a Hub id. A Hub id is owner/name; where owner is a folder here, a
+    path was meant, and asking the Hub for it would take long."""
     exclude(args, "model_name_or_path", "config_name")
     name = args.model_name_or_path
-    if name is not None and Path(name).is_file():
-        raise ArgumentError(
-            f"model_name_or_path {name!r} is a file: convert it with `python -m modeling_mae.interop {name} FOLDER` "
-            "and give FOLDER"
-        )
     if name is not None and not Path(name).exists() and (Path(name).parent.is_dir() or name.count("/") != 1):
         raise ArgumentError(
             f"model_name_or_path {name!r} is neither a folder here nor a Hub id: pre-train first, or give the "
@@ -107,7 +102,7 @@ def check_place(args) -> None:
 
 def model_is_here(args) -> bool:
     """A configuration on the Hub would need the network: it is checked when it is loaded."""
-    return args.model_name_or_path is None or Path(args.model_name_or_path).is_dir()
+    return args.model_name_or_path is None or Path(args.model_name_or_path).exists()
 
 
 def check_model(args, decoder: bool = False) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from modeling_mae.checkpoint import Checkpoint
 from modeling_mae.configuration_mae import MAEConfig
 from modeling_mae.data.find.facts import image_facts
 from modeling_mae.data.find.sources import Source, SourceSettings
@@ -28,6 +29,7 @@ from modeling_mae.evaluation.growth import images_of_a_look
 from modeling_mae.evaluation.readouts import ReadoutSettings
 from modeling_mae.files import write_text
 from modeling_mae.readout import Readout
+from modeling_mae.report.facts import Base
 from modeling_mae.settings import settings
 from modeling_mae.tasks import TASKS, task_of_checkpoint
 from modeling_mae.tasks.evalnet import names_of
@@ -41,7 +43,7 @@ from modeling_mae.training.trials import Trial, TrialSettings, find_batch_size, 
 
 from .arguments import PretrainArguments
 from .evaluation import EVAL_CROP_FRACTION, EvalArguments, EvalTraining
-from .model import model_config, model_settings
+from .model import checkpoint_of, model_config, model_settings
 from .own_images import settle
 from .parsing import recipe_text
 
@@ -51,6 +53,7 @@ class Decided:
     """A pre-training before its first update."""
 
     recipe: PretrainArguments  # nothing in it is open
+    start: Checkpoint | None  # where the weights come from; None: they are new
     config: MAEConfig
     sets: PretrainingSets
     resizing: Resizing
@@ -81,7 +84,9 @@ def decide(options: PretrainArguments, source: Source, accelerator: Accelerator,
         for reason in reasons:
             say(f"chosen     {reason}", flush=True)
     split_batch(recipe.total_batch_size, recipe.per_device_train_batch_size, processes)
-    config = model_config(recipe)
+    config, start = model_config(recipe), checkpoint_of(recipe)
+    if start is not None:
+        say(start.told(trains_decoder=True), end="", flush=True)
     resizing = Resizing(config.image_height_width, config.patch_height_width, tuple(recipe.progressive_resizing))
     check_masks(config, resizing)
     sets = _open_sets(recipe, config, source, accelerator, before)
@@ -94,7 +99,12 @@ def decide(options: PretrainArguments, source: Source, accelerator: Accelerator,
     if recipe.max_hours:
         chosen |= {"num_train_epochs": recipe.num_train_epochs, "warmup_epochs": recipe.warmup_epochs}
     recipe = replace(recipe, own_images=False, max_hours=None, auto_batch_size=False)
-    return Decided(recipe, config, sets, resizing, reasons, chosen)
+    return Decided(recipe, start, config, sets, resizing, reasons, chosen)
+
+
+def base_of(start: Checkpoint | None) -> Base | None:
+    """What a card says of the weights that a training began with."""
+    return None if start is None else Base(start.source, start.license, start.on_hub)
 
 
 def save_recipe(recipe: object, folder: Path, reasons: Sequence[str] = ()) -> Path:
@@ -178,6 +188,7 @@ class DecidedEvaluation:
 
     recipe: EvalArguments  # nothing in it is open
     trainings: list[EvalTraining]  # each with a recipe of its own
+    start: Checkpoint | None  # where the weights come from; None: they are new
     config: MAEConfig
     sets: LabelledSets
     readouts: list[Readout]
@@ -198,12 +209,13 @@ def decide_evaluation(options: EvalArguments, accelerator: Accelerator, before: 
     Raises:
         ArgumentError, UserError: something is wrong with one of the trainings.
     """
-    say, config, checkpoint = accelerator.print, model_config(options), options.model_name_or_path
+    say, config, start = accelerator.print, model_config(options), checkpoint_of(options)
     readouts = settings(ReadoutSettings, options).chosen(config.num_hidden_layers)
-    tests_checkpoint = not options.do_train and classifier.is_tested(config, checkpoint, options.reads_features)
-    say(classifier.describe_resizing(config, checkpoint), end="")
+    name, reads_features = options.model_name_or_path, options.reads_features
+    tests_checkpoint = not options.do_train and classifier.is_tested(config, name, reads_features)
+    say(start.told() if start else "", classifier.describe_resizing(config, start), sep="", end="")
     processing = choose_processing(
-        checkpoint,
+        start.processing if start else Processing(),
         Processing.given(settings(ImageSettings, options)),
         keeps_crop=not options.do_train,
         keeps_white=tests_checkpoint,
@@ -232,4 +244,4 @@ def decide_evaluation(options: EvalArguments, accelerator: Accelerator, before: 
     trainings = recipe.trainings()
     for training in trainings:
         training.check_blocks(config.num_hidden_layers)
-    return DecidedEvaluation(recipe, trainings, config, sets, readouts, tests_checkpoint)
+    return DecidedEvaluation(recipe, trainings, start, config, sets, readouts, tests_checkpoint)

@@ -98,33 +98,29 @@ def _config_file(name: str) -> Path:
     raise ArgumentError(f"config_name {name!r} is not a JSON file or a folder with a config.json{hint}")
 
 
-def _refuse_other_projects(name: str, cache_dir: str | None) -> None:
-    """ArgumentError for another project's checkpoint: the scripts do not guess its sizes and heads."""
-    from transformers import PreTrainedConfig
+def checkpoint_of(args):
+    """The `Checkpoint` that `model_name_or_path` names, under `config_overrides`; None where the model is new.
 
-    from modeling_mae.configuration_mae import MAEConfig
+    Raises:
+        ArgumentError: there is no such checkpoint, or the overrides do not fit it.
+    """
+    from modeling_mae.checkpoint import open_checkpoint
+    from modeling_mae.errors import UserError
 
+    if args.model_name_or_path is None:
+        return None
     try:
-        values, _ = PreTrainedConfig.get_config_dict(name, cache_dir=cache_dir)
-    except OSError:
-        return  # there is nothing: from_pretrained says so
-    kind = values.get("model_type", values.get("architecture"))
-    if kind is None:
-        inside = [repr(str(file.parent)) for file in sorted(Path(name).glob("*/config.json"))]
-        remedy = " or ".join(inside) or "the output_dir of a run, or a Hub id"
-        raise ArgumentError(f"model_name_or_path {name!r} has no config.json of a model: give {remedy}")
-    if kind != MAEConfig.model_type:
-        raise ArgumentError(
-            f"model_name_or_path {name!r} is another project's checkpoint ({kind}): convert it with "
-            f"`python -m modeling_mae.interop {name} FOLDER` and give FOLDER"
-        )
+        overrides = parse_overrides(args.config_overrides)
+        return open_checkpoint(args.model_name_or_path, overrides, cache_dir=args.cache_dir)
+    except UserError as error:
+        raise ArgumentError(f"model_name_or_path: {error}") from error
 
 
 def model_config(args):
     """The `MAEConfig` that `args` (a `ModelArguments`) describes.
 
-    It starts from `model_name_or_path` (a folder or a Hub id, which may be downloaded), else from `config_name`, else
-    from `MAEConfig`'s defaults. `config_overrides` win over it.
+    It is that of `model_name_or_path` (a file, a folder or a Hub id, which may be downloaded), else it starts from
+    `config_name`, else from `MAEConfig`'s defaults. `config_overrides` win over it.
 
     Raises:
         ArgumentError: a name is unknown, the values do not make a model, or it does not fit into this machine.
@@ -133,6 +129,10 @@ def model_config(args):
 
     from modeling_mae.configuration_mae import MAEConfig
 
+    checkpoint = checkpoint_of(args)
+    if checkpoint is not None:
+        check_weights_fit(checkpoint.config)
+        return checkpoint.config
     overrides = parse_overrides(args.config_overrides)
     values = {}
     if args.config_name is not None:
@@ -144,27 +144,14 @@ def model_config(args):
         kind = values.pop("model_type", MAEConfig.model_type)
         if kind != MAEConfig.model_type:
             raise ArgumentError(f"config_name {args.config_name!r}: {file} describes a {kind!r} model, not an MAE")
-    if args.model_name_or_path is not None:
-        _refuse_other_projects(args.model_name_or_path, args.cache_dir)
     try:
-        if args.model_name_or_path is not None:
-            config = MAEConfig.from_pretrained(args.model_name_or_path, cache_dir=args.cache_dir, **overrides)
-            config.validate()  # from_pretrained sets the overrides after its checks
-        else:
-            config = MAEConfig(**{**values, **overrides})
+        config = MAEConfig(**{**values, **overrides})
     # Strict dataclasses wrap the error of a validator into several lines of their own. transformers trusts a
     # config.json, and fails on a field of another type as on any slip of a programmer.
-    except (ValueError, OSError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
         reason = " ".join(str(error.__cause__ or error).split())
-        place = args.model_name_or_path or args.config_name
-        if isinstance(error, OSError) and not Path(place).exists():
-            raise ArgumentError(
-                f"model_name_or_path {place!r} is neither a folder here nor a Hub id that can be reached "
-                f"({reason.split('. ')[0].rstrip('.')[:200]}): check the path, or the network and the id"
-            ) from error
-        is_ours = isinstance(error, (ValueError, OSError, StrictDataclassError))
-        raise ArgumentError(
-            reason if is_ours else f"the configuration of {place!r} does not work: {reason}"
-        ) from error
+        if not isinstance(error, (ValueError, StrictDataclassError)):
+            reason = f"the configuration of {args.config_name!r} does not work: {reason}"
+        raise ArgumentError(reason) from error
     check_weights_fit(config)
     return config

@@ -50,13 +50,10 @@ COMMANDS = {
 }
 
 
-def main(subcommand: str | None = None, program: str | None = None) -> None:
-    """Run the command with this process's arguments. `subcommand` is given where the first word is not its name.
-    `program` is then what usage and errors call it."""
-    words = sys.argv[1:]
-    if subcommand is None:
-        subcommand, words = _choose(words), words[1:]
-    program = program or f"mae {subcommand}"
+def main() -> None:
+    """Run the command with this process's arguments."""
+    subcommand, words = _choose(sys.argv[1:]), sys.argv[2:]
+    program = f"mae {subcommand}"
     command = COMMANDS[subcommand]
     module, _, function = command.add_arguments.partition(":")
     parser = argparse.ArgumentParser(prog=program, description=f"{command.help[0].upper()}{command.help[1:]}.")

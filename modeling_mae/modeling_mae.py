@@ -236,6 +236,7 @@ class MAECrossLayer(GradientCheckpointingLayer):
 
 
 class MAEPreTrainedModel(PreTrainedModel):
+    config: MAEConfig
     config_class = MAEConfig
     base_model_prefix = "mae"
     main_input_name = "pixel_values"

@@ -9,7 +9,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForPreTraining,
 )
-from transformers.utils import is_vision_available
+from transformers.utils import is_vision_available, logging
 
 from .configuration_mae import MAEConfig
 from .masking_mae import mask_noise
@@ -23,6 +23,8 @@ from .modeling_mae import (
     MAEPreTrainedModel,
 )
 
+
+logger = logging.get_logger(__name__)
 
 # exist_ok: a checkpoint loaded earlier with trust_remote_code=True has registered the type already.
 AutoConfig.register(MAEConfig.model_type, MAEConfig, exist_ok=True)
@@ -45,7 +47,10 @@ if is_vision_available():  # Pillow; only the image processor needs it
 def _read_foreign(source, image_size, options):
     from . import interop  # late: only loading needs it, and it imports more of transformers
 
-    return interop.read(source, image_size, options)
+    foreign = interop.read(source, image_size, options)
+    for note in foreign.notes if foreign is not None else ():
+        logger.warning("%s: %s", source, note)
+    return foreign
 
 
 MAEPreTrainedModel.read_foreign = staticmethod(_read_foreign)

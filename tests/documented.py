@@ -129,7 +129,8 @@ def _module(words: list[str]) -> None:
         assert all(f"{mark}:" in SETTINGS["tool:pytest"]["markers"] for mark in marks)
         assert all((ROOT / word).is_file() for word in rest if word.endswith(".py"))
     else:
-        _mae({"modeling_mae": [], "modeling_mae.interop": ["convert"]}[name] + rest)
+        assert name == "modeling_mae"
+        _mae(rest)
 
 
 def _python(words: list[str]) -> None:

@@ -4,12 +4,14 @@ import argparse
 import ast
 import configparser
 
+import datasets
+import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
 from hub_server import served_hub
 from PIL import Image
-from test_app import random_pixels, saved
+from test_app import encoded, random_pixels, saved
 
 from modeling_mae.app.command import add_arguments
 from modeling_mae.app.explorer import Explorer
@@ -110,3 +112,38 @@ def test_a_space_installs_what_the_app_needs():
     config.read(ROOT / "setup.cfg")
     lines = config["options"]["install_requires"] + config["options.extras_require"]["app"]
     assert sorted(space_module.REQUIREMENTS.split()) == sorted(lines.split())
+
+
+def test_no_other_file_goes_into_a_space(checkpoint, tmp_path, monkeypatch):
+    """A parquet row may name any file of this machine."""
+    monkeypatch.setattr(space_module, "get_token", lambda: None)
+    secret = tmp_path / "passwd"
+    secret.write_text("root:x:0:0\n")
+    outside = tmp_path / "outside.png"
+    Image.fromarray(random_pixels(0)).save(outside)
+    picture = encoded(random_pixels(1))
+    for name, (value, message) in {
+        "secret": ({"bytes": None, "path": str(secret)}, "outside this folder"),
+        "outside": ({"bytes": None, "path": str(outside)}, "outside this folder"),
+        "text": ({"bytes": secret.read_bytes(), "path": "0.png"}, "0.png is no image"),
+    }.items():
+        (tmp_path / name).mkdir()
+        rows = datasets.Dataset.from_list([{"image": {"bytes": picture, "path": "a.png"}}, {"image": value}])
+        rows.cast_column("image", datasets.Image(decode=False)).to_parquet(tmp_path / name / "train.parquet")
+        target = tmp_path / f"s-{name}"
+        with pytest.raises(UserError, match=message):
+            make(checkpoint, "--to_space", "me/demo", "--space_dir", target, "--images", tmp_path / name)
+        assert b"root:" not in b"".join(file.read_bytes() for file in target.rglob("*.png"))
+
+
+def test_pictures_of_a_space_are_written_anew_and_all_go(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(space_module, "get_token", lambda: None)
+    (tmp_path / "pictures").mkdir()
+    exif = Image.Exif()
+    exif[0x010E], exif[0x0112] = "who took it", 6  # a description; turned by a quarter
+    for i in range(10):
+        Image.fromarray(random_pixels(i, (32, 48, 3))).save(tmp_path / "pictures" / f"{i}.png", exif=exif)
+    make(checkpoint, "--to_space", "me/demo", "--space_dir", tmp_path / "space", "--images", tmp_path / "pictures")
+    written = sorted((tmp_path / "space" / "images").iterdir())
+    assert len(written) == 10 and b"who took it" not in b"".join(path.read_bytes() for path in written)
+    assert (np.asarray(Image.open(written[3])) == np.rot90(random_pixels(3, (32, 48, 3)), -1)).all()

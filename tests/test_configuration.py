@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import ViTMAEConfig
+from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from configuration import (
     ArgumentError,
@@ -274,17 +274,18 @@ def test_a_run_that_is_there_is_not_overwritten_unasked(capsys):
     assert "is a file" in refused(capsys, "--output_dir", "file")
 
 
-def test_another_projects_checkpoint_is_refused_with_the_command_that_converts_it(capsys):
-    ViTMAEConfig().save_pretrained("theirs")
-    line = refused(capsys, "--model_name_or_path", "theirs")
-    assert "vit_mae" in line and "python -m modeling_mae.interop theirs FOLDER" in line
+def test_another_projects_checkpoint_is_checked_as_ours_is(capsys):
+    config = ViTMAEConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128)
+    ViTMAEForPreTraining(config).save_pretrained("theirs")
+    config = model_config(parse("--model_name_or_path", "theirs", "--config_overrides", "mask_ratio=0.5"))
+    assert (config.hidden_size, config.num_attention_heads, config.mask_ratio) == (64, 4, 0.5)
+    line = refused(capsys, "--model_name_or_path", "theirs", "--config_overrides", "num_channels=1")
+    assert "num_channels=1 contradicts its tensors, which have num_channels=3; leave num_channels out" in line
     Path("timm").mkdir()
     Path("timm/config.json").write_text('{"architecture": "vit_tiny_patch16_224"}')
-    assert "modeling_mae.interop timm FOLDER" in refused(capsys, "--model_name_or_path", "timm")
+    assert "timm" in refused(capsys, "--model_name_or_path", "timm")
     Path("mae_pretrain.pth").touch()
-    assert "modeling_mae.interop mae_pretrain.pth FOLDER" in refused(
-        capsys, "--model_name_or_path", "mae_pretrain.pth"
-    )
+    assert "mae_pretrain.pth" in refused(capsys, "--model_name_or_path", "mae_pretrain.pth")
 
 
 def test_pushing_is_checked_without_network(capsys, monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""`mae convert` and `python -m modeling_mae.interop`: what they write, and errors in one line."""
+"""`mae convert`: what it writes, and errors in one line."""
 
 import sys
 from pathlib import Path
@@ -12,6 +12,7 @@ from test_interop import mae, vitmae
 
 from modeling_mae import EvalNet, MAEForPreTraining, MAEModel, interop
 from modeling_mae import __main__ as command
+from modeling_mae.commands.convert import convert
 from modeling_mae.errors import UserError
 
 
@@ -20,11 +21,11 @@ def refused(monkeypatch):
     """Runs the command; returns the one line that it ends with."""
 
     def run(*arguments) -> str:
-        monkeypatch.setattr(sys, "argv", ["interop", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["mae", "convert", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            command.main("convert", program="modeling_mae.interop")
+            command.main()
         line = str(ended.value)
-        assert line.startswith("modeling_mae.interop: error: ") and "\n" not in line
+        assert line.startswith("mae convert: error: ") and "\n" not in line
         return line
 
     return run
@@ -64,14 +65,14 @@ def test_fields_that_make_no_model_are_one_line(tmp_path, refused):
         assert "image_size=33x33 is not a multiple" in line and "40x40" in line
         assert "--set 'colour=1'" in refused(source, tmp_path / "x", "--set", "colour=1")
     with pytest.raises(UserError, match="to='tensorflow' is not a format; choose from mae"):
-        interop.convert(str(tmp_path / "ours"), tmp_path / "x", "tensorflow")
+        convert(str(tmp_path / "ours"), tmp_path / "x", "tensorflow")
 
 
 def test_a_given_image_size_counts_for_every_source(tmp_path):
     vitmae().save_pretrained(tmp_path / "theirs")
-    interop.convert(str(tmp_path / "theirs"), tmp_path / "ours", image_size=48)
+    convert(str(tmp_path / "theirs"), tmp_path / "ours", image_size=48)
     assert MAEForPreTraining.from_pretrained(tmp_path / "ours").config.grid == (6, 6)
-    interop.convert(str(tmp_path / "ours"), tmp_path / "larger", image_size=64)
+    convert(str(tmp_path / "ours"), tmp_path / "larger", image_size=64)
     assert MAEForPreTraining.from_pretrained(tmp_path / "larger").config.grid == (8, 8)
 
 
@@ -99,25 +100,23 @@ def test_faults_of_the_program_keep_their_traceback(monkeypatch):
     def fail(*arguments, **fields):
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr("modeling_mae.interop.conversion.convert", fail)
-    monkeypatch.setattr(sys, "argv", ["interop", "source", "target"])
+    monkeypatch.setattr("modeling_mae.commands.convert.convert", fail)
+    monkeypatch.setattr(sys, "argv", ["mae", "convert", "source", "target"])
     with pytest.raises(RuntimeError, match="a fault"):
-        command.main("convert", program="modeling_mae.interop")
+        command.main()
 
 
 def test_command(tmp_path):
     theirs = vitmae()
     theirs.save_pretrained(tmp_path / "theirs")
     script = tmp_path / "as_module"  # what `python -m` does
-    script.write_text(
-        "import runpy\n\nrunpy.run_module('modeling_mae.interop', run_name='__main__', alter_sys=True)\n"
-    )
-    code, output = copied(script, (tmp_path / "theirs", tmp_path / "ours"))
+    script.write_text("import runpy\n\nrunpy.run_module('modeling_mae', run_name='__main__', alter_sys=True)\n")
+    code, output = copied(script, ("convert", tmp_path / "theirs", tmp_path / "ours"))
     assert code == 0 and "MAEForPreTraining.from_pretrained" in output, output
     assert (tmp_path / "ours" / "modeling_mae.py").exists()
-    code, output = copied(script, (tmp_path / "ours", tmp_path / "back", "--to", "transformers"))
+    code, output = copied(script, ("convert", tmp_path / "ours", tmp_path / "back", "--to", "transformers"))
     assert code == 0, output
     back = transformers.ViTMAEForPreTraining.from_pretrained(tmp_path / "back").state_dict()
     assert all(torch.equal(value, back[key]) for key, value in theirs.state_dict().items())
-    code, output = copied(script, (tmp_path / "nothing.pth", tmp_path / "x"))
+    code, output = copied(script, ("convert", tmp_path / "nothing.pth", tmp_path / "x"))
     assert code == 1 and output.count("\n") == 1 and "nothing.pth" in output

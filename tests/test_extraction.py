@@ -18,6 +18,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
 from modeling_mae import EvalNet
+from modeling_mae.checkpoint import open_checkpoint
 from modeling_mae.data.find.places import open_place
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation import extract_features, load_features
@@ -77,7 +78,7 @@ def test_larger_photographs(tmp_path):
             pixels = (levels / 255 - MEAN) / STD
         else:
             pixels = processor(opened, return_tensors="pt").pixel_values
-        inputs = open_inputs(str(checkpoint), model.config, open_place(tmp_path / photos))
+        inputs = open_inputs(open_checkpoint(checkpoint), open_place(tmp_path / photos))
         seen = inputs.transform(inputs.images.batch(0, [0, 1]))
         assert (seen - pixels).abs().max() < 1.01 * one_level
         found = extract_features(checkpoint, tmp_path / photos, num_workers=0).values
@@ -354,11 +355,11 @@ def test_what_is_wrong_with_a_checkpoint_is_one_line(tmp_path, checkpoint, image
     save_checkpoint(tmp_path / "bare")
     (tmp_path / "bare" / "preprocessor_config.json").unlink()
     for name, message in (
-        ("theirs", "another project's .vit_mae.: convert it with `mae convert"),
+        ("theirs", "theirs cannot be read: .*no file named model.safetensors"),
         ("empty", "has no config.json"),
         ("nowhere/at/all", "is neither a folder here nor a Hub id"),
         ("bare", "has no image processor"),
-        ("notes.txt", "is a file: .* `mae convert"),
+        ("notes.txt", "notes.txt is no checkpoint: give a .safetensors"),
         ("several", "has no config.json of a model: give '.*several/n_partial-4'$"),
     ):
         with pytest.raises(UserError, match=message):

@@ -247,10 +247,10 @@ def test_crossmae_file_gives_the_encoder(tmp_path, maps):
         ({"decoder_blocks.0.self_attn.qkv.weight": torch.zeros(192, 64)}, "with self-attention"),
     ],
 )
-def test_crossmae_decoders_that_ours_lacks_are_left_out(said, more, why):
+def test_crossmae_decoders_that_ours_lacks_are_left_out(more, why):
     foreign = interop.from_state_dict(CrossOfficial(3).state_dict() | more, **CROSS_HEADS)
     assert not [key for key in foreign.state_dict if key.startswith("decoder.")]
-    assert f"because CrossMAE's decoder {why} cannot be read" in said()
+    assert f"because CrossMAE's decoder {why} cannot be read" in " ".join(foreign.notes)
 
 
 def test_what_a_crossmae_decoder_reads_is_in_its_tensors():
@@ -579,12 +579,13 @@ def test_vitmae_takes_squares_and_vit_takes_any(tmp_path):
 
 
 @pytest.mark.parametrize(("own", "other"), [("self", "cross"), ("cross", "self")])
-def test_a_decoder_of_another_type_than_asked_for_is_left_out(said, own, other):
+def test_a_decoder_of_another_type_than_asked_for_is_left_out(own, other):
     state = (Official() if own == "self" else CrossOfficial(3)).state_dict()
     foreign = interop.from_state_dict(state, **CROSS_HEADS, decoder_type=other)
     assert foreign.config.decoder_type == other
     assert not [key for key in foreign.state_dict if key.startswith("decoder.")]
-    assert "left out" in said() and f"decoder_type={own!r}, not {other!r}" in said()
+    notes = " ".join(foreign.notes)
+    assert "left out" in notes and f"decoder_type={own!r}, not {other!r}" in notes
 
 
 def test_poolings_of_timm_that_are_unknown_here_are_told(tmp_path, said):
@@ -592,7 +593,7 @@ def test_poolings_of_timm_that_are_unknown_here_are_told(tmp_path, said):
     content = json.loads((tmp_path / "config.json").read_text())
     content["model_args"]["global_pool"] = "map"
     (tmp_path / "config.json").write_text(json.dumps(content))
-    state, _ = interop.load_tensors(tmp_path / "model.safetensors")
+    state, *_ = interop.load_tensors(tmp_path / "model.safetensors")
     save_file(state | {"attn_pool.latent": torch.zeros(1, 1, 64)}, tmp_path / "model.safetensors")
     MAEModel.from_pretrained(tmp_path)
     assert "no pooling like global_pool='map'; give pooling" in said()

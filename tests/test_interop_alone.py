@@ -14,9 +14,9 @@ from timm.models.vision_transformer import VisionTransformer
 from transformers.utils import logging
 
 from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining, MAEModel
+from modeling_mae.commands.convert import convert
 from modeling_mae.data.serve.processor import image_processor
 from modeling_mae.errors import UserError
-from modeling_mae.interop import convert
 from modeling_mae.interop import write as write_module
 
 
@@ -182,7 +182,7 @@ def test_an_onnx_encoder_of_gray_images(tmp_path, monkeypatch):
 
 @pytest.fixture
 def said(caplog):
-    logger = logging.get_logger("modeling_mae.interop")
+    logger = logging.get_logger("modeling_mae.registration")
     logger.addHandler(caplog.handler)
     yield lambda: caplog.text
     logger.removeHandler(caplog.handler)
@@ -202,7 +202,7 @@ def test_guessed_heads_name_the_remedy(tmp_path, said):
         assert MAEModel.from_pretrained(path).config.num_attention_heads == assumed
         text = said()
         assert f"assuming num_attention_heads={assumed}, each 64 wide" in text
-        assert "give `--set num_attention_heads=...` on the command line, or num_attention_heads= to" in text
+        assert "give num_attention_heads= to from_pretrained, `--config_overrides num_attention_heads=...` to" in text
     assert MAEModel.from_pretrained(path, num_attention_heads=4).config.num_attention_heads == 4
     assert said() == text
 

@@ -10,7 +10,9 @@ from torch import nn
 from transformers import AutoModel, AutoModelForImageClassification, pipeline
 
 from configuration.memory import encoder_parameters
-from modeling_mae import EvalNet, MAEBackbone, MAEForPreTraining, MAEModel, interop
+from modeling_mae import EvalNet, MAEBackbone, MAEForPreTraining, MAEModel
+from modeling_mae.checkpoint import open_checkpoint
+from modeling_mae.commands.convert import convert
 from modeling_mae.data.serve.processor import image_processor
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.features import frozen_encoder
@@ -293,10 +295,10 @@ def test_pipeline(checkpoint):
 def test_graphs_carry_it(checkpoint, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     folder, model = checkpoint
-    interop.convert(str(folder), tmp_path / "classifier.onnx", "onnx")
+    convert(str(folder), tmp_path / "classifier.onnx", "onnx")
     session = onnxruntime.InferenceSession(tmp_path / "classifier.onnx", providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"pixel_values": IMAGES.numpy()})
-    interop.convert(str(folder), tmp_path / "classifier.pt2", "torch")
+    convert(str(folder), tmp_path / "classifier.pt2", "torch")
     program = torch.export.load(tmp_path / "classifier.pt2").module()
     with torch.no_grad():
         expected = model(IMAGES).logits
@@ -311,18 +313,18 @@ def test_layouts_that_cannot_carry_it_refuse_by_name(checkpoint, tmp_path):
     for source in (folder, tmp_path / "encoder", tmp_path / "pretraining"):
         for to in ("transformers", "vit", "timm"):
             with pytest.raises(UserError, match=r"cannot carry pooling='attention', only .*: --") as refused:
-                interop.convert(str(source), tmp_path / "other", to)
+                convert(str(source), tmp_path / "other", to)
             assert "\n" not in str(refused.value) and not (tmp_path / "other").exists()
     for to in ("onnx", "torch"):
         with pytest.raises(
             UserError, match=f"--to {to} cannot carry pooling='attention' of a pre-training checkpoint"
         ):
-            interop.convert(str(tmp_path / "pretraining"), tmp_path / "graph", to)
+            convert(str(tmp_path / "pretraining"), tmp_path / "graph", to)
     # The remedy for an encoder works.
-    interop.convert(str(tmp_path / "encoder"), tmp_path / "vit", "vit", pooling="mean")
+    convert(str(tmp_path / "encoder"), tmp_path / "vit", "vit", pooling="mean")
     names = json.loads((tmp_path / "vit" / "config.json").read_text())["architectures"]
     assert names == ["ViTModel"]
-    interop.convert(str(folder), tmp_path / "again", "mae")
+    convert(str(folder), tmp_path / "again", "mae")
     assert torch.equal(EvalNet.from_pretrained(tmp_path / "again").mae.pooler.queries, model.mae.pooler.queries)
 
 
@@ -332,11 +334,11 @@ def test_frozen_features_are_not_those_of_queries_that_nothing_trained(tmp_path)
     MAEForPreTraining(tiny_config()).save_pretrained(tmp_path / "pretraining")
     randomised(EvalNet(config())).save_pretrained(tmp_path / "classifier")
     notes = []
-    encoder = frozen_encoder(str(tmp_path / "pretraining"), config(), notes.append)
+    encoder = frozen_encoder(open_checkpoint(tmp_path / "pretraining"), config(), notes.append)
     tokens = encoder(IMAGES).last_hidden_state
     torch.testing.assert_close(encoder(IMAGES).pooler_output, tokens[:, 1:].mean(1))
     assert len(notes) == 1 and "frozen features are the mean" in notes[0]
-    encoder = frozen_encoder(str(tmp_path / "classifier"), config(), notes.append)
+    encoder = frozen_encoder(open_checkpoint(tmp_path / "classifier"), config(), notes.append)
     expected = MAEModel.from_pretrained(tmp_path / "classifier")(IMAGES).pooler_output
     assert torch.equal(encoder(IMAGES).pooler_output, expected) and len(notes) == 1
 

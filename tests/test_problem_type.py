@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from modeling_mae import EvalNet, MAEConfig
+from modeling_mae.checkpoint import open_checkpoint
 from modeling_mae.data.find.sources import Source, find_label_column
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.features import knn_metrics
@@ -226,7 +227,8 @@ def test_a_new_head_begins_at_the_mean_of_the_targets(tmp_path):
     def make(checkpoint, names, task, means=(0.0, 0.0)):
         config = MAEConfig.from_pretrained(checkpoint) if checkpoint else MAEConfig(**SMALL)
         labels = torch.tensor(means) + torch.tensor([[-1.0], [1.0]])  # (2 images, targets)
-        return task.new_model(config, checkpoint, names, 0, labels, print)
+        start = checkpoint and open_checkpoint(checkpoint)
+        return task.new_model(config, start, names, 0, labels, print)
 
     first = make(None, ["a", "b"], NUMBERS, (3.0, -2.0))
     assert first.head.bias.tolist() == [3, -2] and first.config.problem_type == REGRESSION

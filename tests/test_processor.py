@@ -14,8 +14,14 @@ from modeling_mae import EvalNet, MAEConfig
 from modeling_mae.data.find.sources import SourceSettings
 from modeling_mae.data.serve.decoded import Memory
 from modeling_mae.data.serve.images import Opening
-from modeling_mae.data.serve.processor import Processing, checkpoint_processing, image_processor
+from modeling_mae.data.serve.processor import Processing, image_processor, processing_of
+from modeling_mae.interop.read import read_processor
 from modeling_mae.tasks.sets import load_labelled_sets
+
+
+def checkpoint_processing(folder: str) -> Processing:
+    processor = read_processor(folder)
+    return Processing() if processor is None else processing_of(processor)
 
 
 RAMP = np.arange(64, dtype=np.uint16).reshape(8, 8)
@@ -39,7 +45,8 @@ def test_processors_of_others(tmp_path):
     assert checkpoint_processing(str(tmp_path)).crop_fraction == 224 / 256
     ViTImageProcessor(size={"height": 224, "width": 224}).save_pretrained(tmp_path / "whole")
     assert checkpoint_processing(str(tmp_path / "whole")).crop_fraction is None
-    assert checkpoint_processing(str(tmp_path / "none")) == checkpoint_processing(None) == Processing()
+    (tmp_path / "none").mkdir()
+    assert checkpoint_processing(str(tmp_path / "none")) == Processing()
 
 
 def test_what_is_given_wins_and_is_told():

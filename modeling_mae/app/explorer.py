@@ -1,23 +1,20 @@
 """A checkpoint to look through: from the bytes of an image file to everything that the page shows of it."""
 
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from transformers.utils import logging
 
+from ..checkpoint import Checkpoint, open_checkpoint
 from ..data.read.bit_depth import WHITE
 from ..data.read.decode import decode
 from ..data.serve.crops import CenterCrop, crop_and_resize
-from ..data.serve.processor import Processing, checkpoint_processing, image_processor, processing_of
-from ..errors import UserError, not_found, refuse_missing
-from ..interop.read import read
-from ..interop.state_dicts import IMAGENET_MEAN, IMAGENET_STD
-from ..modeling_mae import EvalNet, MAEForPreTraining, MAEModel, MAEPreTrainedModel
+from ..data.serve.processor import Processing, image_processor
+from ..errors import UserError
+from ..interop.layouts import IMAGENET_MEAN, IMAGENET_STD
+from ..modeling_mae import EvalNet, MAEForPreTraining, MAELayer, MAEModel
 from ..readout import block_tokens, nearest, pooled_output
 from ..report.reconstruction import visible_colours
 from ..tasks import CLASSES, TASKS
@@ -46,9 +43,11 @@ class Explorer:
 
     def __init__(self, checkpoint: str):
         self.checkpoint = checkpoint
-        with _quiet():
-            self.model = load_any(checkpoint).eval()
-            self.processing, self.guessed = _processing(checkpoint, self.model.config.num_channels)
+        opened = open_checkpoint(checkpoint)
+        print(opened.told(), end="")
+        self.model = opened.model().float()
+        self.processing, self.guessed = _processing(opened)
+        self.mean, self.std = self.processing.mean or [], self.processing.std or []
         self.encoder: MAEModel = self.model if isinstance(self.model, MAEModel) else self.model.mae
         self.config = self.model.config
         self.grid, self.size = self.config.grid, self.config.image_height_width
@@ -67,7 +66,7 @@ class Explorer:
 
     def normalised(self, images: torch.Tensor) -> torch.Tensor:
         """``(batch, channels, height, width)`` of images where 255 is white."""
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.processing.mean, self.processing.std))
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return (images.float() / WHITE - mean) / std
 
     @torch.inference_mode()
@@ -102,7 +101,7 @@ class Explorer:
 
     def pictures(self, original: torch.Tensor, *others: torch.Tensor) -> list[torch.Tensor]:
         """Normalised images ``(1, channels, height, width)`` as ``(height, width, 3)`` uint8, in the same colours."""
-        shown = visible_colours(original, *others, mean=self.processing.mean, std=self.processing.std)
+        shown = visible_colours(original, *others, mean=self.mean, std=self.std)
         return [images[0].permute(1, 2, 0) for images in shown]
 
     @torch.inference_mode()
@@ -124,7 +123,7 @@ class Explorer:
 
     def attention(self, look: Look, token: int, block: int) -> torch.Tensor:
         """How much a token takes of each one in block 1 ... depth, ``(1 + patches,)``. Token 0 is the class token."""
-        return views.attention_of(self.encoder.layers[block - 1], look.stages[block - 1], token)
+        return views.attention_of(cast(MAELayer, self.encoder.layers[block - 1]), look.stages[block - 1], token)
 
     @torch.inference_mode()
     def patch_features(self, look: Look, block: int) -> torch.Tensor:
@@ -141,8 +140,8 @@ class Explorer:
         processing, channels = self.processing, self.config.num_channels
         return image_processor(
             self.size,
-            processing.mean,
-            processing.std,
+            self.mean,
+            self.std,
             channels,
             processing.crop_fraction or 1.0,
             processing.white,
@@ -150,56 +149,14 @@ class Explorer:
         )
 
 
-@contextmanager
-def _quiet():
-    """transformers would tell of every weight that is not there, and of processors that it does not find."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        logging.enable_progress_bar()
-
-
-def load_any(checkpoint: str) -> MAEPreTrainedModel:
-    """The checkpoint as what it holds: a classifier, encoder and decoder, or the encoder alone.
-
-    Raises:
-        UserError: there is no such checkpoint, or it cannot be read.
-    """
-    refuse_missing(checkpoint)
-    try:
-        for model_class, part in ((EvalNet, "head."), (MAEForPreTraining, "decoder.")):
-            model, info = model_class.from_pretrained(checkpoint, output_loading_info=True, dtype=torch.float32)
-            if not any(name.startswith(part) for name in info["missing_keys"]):
-                return model
-        return MAEModel.from_pretrained(checkpoint, dtype=torch.float32)
-    except UserError:
-        raise
-    except (OSError, SafetensorError, ValueError, RuntimeError, StrictDataclassError) as error:
-        if not Path(checkpoint).exists():
-            raise not_found(checkpoint, error) from error
-        reason = " ".join(str(error).split())[:300].rstrip(".")
-        raise UserError(
-            f"checkpoint {checkpoint!r} cannot be loaded: {reason}; give a file, a folder with a config.json and "
-            "weights, or a Hub id"
-        ) from error
-
-
-def _processing(checkpoint: str, channels: int) -> tuple[Processing, bool]:
+def _processing(checkpoint: Checkpoint) -> tuple[Processing, bool]:
     """What is done to an image, and whether mean and deviation are guessed."""
-    foreign = read(checkpoint, None, {})  # None where it is ours
-    if foreign is None:
-        processing = checkpoint_processing(checkpoint)
-    else:
-        processing = processing_of(foreign.processor) if foreign.processor else Processing()
+    processing, channels = checkpoint.processing, checkpoint.config.num_channels
     if processing.mean is not None:
         return processing, False
     if channels != 3:
         raise UserError(
-            f"checkpoint {checkpoint!r} has no image processor, and no usual mean and deviation of {channels} "
+            f"checkpoint {checkpoint.name!r} has no image processor, and no usual mean and deviation of {channels} "
             "channels: save one beside it (modeling_mae.data.serve.processor.image_processor)"
         )
     return Processing(list(IMAGENET_MEAN), list(IMAGENET_STD), 1.0, WHITE), True
@@ -219,7 +176,7 @@ class Folder:
         explorer: Explorer,
         folder: str,
         most: int,
-        progress: Callable[[Iterable], Iterable] = iter,
+        progress: Callable[[list], Iterable] = iter,
         batch_size: int = 16,
     ):
         from ..data.find.sources import SourceSettings, load_source
@@ -230,7 +187,7 @@ class Folder:
         )
 
         self.explorer = explorer
-        source = load_source(SourceSettings(train_dir=folder))
+        self.source = source = load_source(SourceSettings(train_dir=folder))
         self.total = len(source)
         settings = explorer.processing.applied(ImageSettings(on_bad_image="skip"))
         self.images = open_images(source, Opening(explorer.size, explorer.config.num_channels, settings))
@@ -255,8 +212,9 @@ class Folder:
 
     def name(self, place: int) -> str:
         """The file of one of the images, or its number in the folder."""
-        source, row = self.images.source, self.rows[place]
-        path = source.dataset[row][source.image_column]["path"]
+        source, row = self.source, self.rows[place]
+        columns: Any = source.dataset[row]
+        path = columns[source.image_column]["path"]
         return Path(path).name if path else f"image {row}"
 
     def neighbours(self, look: Look, count: int) -> list[tuple[int, float]]:

@@ -5,6 +5,7 @@ import html
 import math
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr
 import torch
@@ -137,8 +138,8 @@ class Page:
         masked = [self.masked, self.reconstruction]
         everything = [self.session, self.message, self.kind, *shown, *masked, self.scores, self.neighbours]
         settings = [self.kind, self.ratio, self.block]
-        quiet = {"show_progress": "hidden", "trigger_mode": "always_last", "concurrency_id": "model"}
-        opening = {"show_progress": "minimal", "trigger_mode": "always_last", "concurrency_id": "model"}
+        quiet: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last", "concurrency_id": "model"}
+        opening = {**quiet, "show_progress": "minimal"}
         self.file.upload(self.open_file, [self.file, *settings], everything, **opening)
         if self.samples:
             self.samples.select(self.open_sample, settings, everything, **opening)
@@ -154,6 +155,11 @@ class Page:
 
     # --- what a person does ---
 
+    @property
+    def _folder(self) -> Folder:
+        assert self.folder is not None  # without one there is nothing of it to click
+        return self.folder
+
     @telling
     def open_file(self, path: str, kind: str, ratio: float, block: int):
         with open(path, "rb") as file:
@@ -162,12 +168,12 @@ class Page:
 
     @telling
     def open_sample(self, kind: str, ratio: float, block: int, event: gr.SelectData):
-        return self._open(self.folder.look(self.sampled[event.index]), kind, ratio, block)
+        return self._open(self._folder.look(self.sampled[event.index]), kind, ratio, block)
 
     @telling
     def open_neighbour(self, session: Session, kind: str, ratio: float, block: int, event: gr.SelectData):
-        place, _ = self.folder.neighbours(opened(session).look, NEIGHBOURS)[event.index]
-        return self._open(self.folder.look(place), kind, ratio, block)
+        place, _ = self._folder.neighbours(opened(session).look, NEIGHBOURS)[event.index]
+        return self._open(self._folder.look(place), kind, ratio, block)
 
     @telling
     def draw(self, session: Session | None, kind: str, ratio: float):
@@ -264,7 +270,8 @@ class Page:
         """The patch of a click, which comes in pixels of the picture as it was sent."""
         factor = views.enlargement(self.explorer.size)
         height, width = (side * factor for side in self.explorer.size)
-        return views.patch_at(*event.index, (height, width), self.explorer.grid)
+        x, y = event.index
+        return views.patch_at(x, y, (height, width), self.explorer.grid)
 
     def _place(self, patch: int) -> str:
         columns = self.explorer.grid[1]

@@ -1,14 +1,17 @@
 """The app as a Hugging Face Space: a folder with everything that it needs, and its way to the Hub."""
 
+import io
 import json
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import gradio
 from huggingface_hub import get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from PIL import Image, ImageOps
 
 from ..errors import UserError
 from .explorer import Explorer
@@ -16,6 +19,7 @@ from .explorer import Explorer
 
 PACKAGE = Path(__file__).parents[1]
 PYTHON = "3.12"
+PLAIN_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 # As in setup.cfg: what the package needs, and its extra `app`. A test compares them.
 REQUIREMENTS = """torch>=2.7.1
 transformers>=5.9
@@ -134,17 +138,51 @@ def write_app(folder: Path, space: str, checkpoint: str, title: str, images: str
 
 
 def _copy_images(images: str, folder: Path, most: int) -> int:
-    """How many images of the folder `images` were copied, evenly spaced; parquet files give theirs too."""
+    """How many images of the folder `images` were copied, evenly spaced; parquet files give theirs too.
+
+    Ordinary pictures are decoded and written anew, so that nothing goes out with them.
+
+    Raises:
+        UserError: a row names a file outside the folder, or one that is no image.
+    """
     from ..data.find.sources import SourceSettings, load_source
     from ..data.read.arrays import cell_of  # late: it imports `datasets`
-    from ..data.read.header import read_header
 
     source = load_source(SourceSettings(train_dir=images))
-    rows = sorted({round(i * (len(source) - 1) / max(1, most - 1)) for i in range(min(most, len(source)))})
+    count, inside = min(most, len(source)), Path(images).expanduser().resolve()
+    rows = sorted({round(i * (len(source) - 1) / max(1, count - 1)) for i in range(count)})
     folder.mkdir()
     for row in rows:
-        cell = cell_of(source.dataset[row][source.image_column])
-        data = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
-        name = Path(cell["path"] or "").name or f"image.{read_header(data, None).format.lower()}"
+        columns: Any = source.dataset[row]
+        cell = cell_of(columns[source.image_column])
+        path, data = Path(cell["path"] or ""), cell["bytes"]
+        if data is None:
+            if not path.resolve().is_relative_to(inside):
+                raise UserError(f"{images!r}: image {row} is the file {str(path)!r} outside this folder: leave it out")
+            data = path.read_bytes()
+        name, data = _rewritten(path.name or f"image {row}", data)
         (folder / f"{row:06d}-{name}").write_bytes(data)
     return len(rows)
+
+
+def _rewritten(name: str, data: bytes) -> tuple[str, bytes]:
+    """(name, bytes) of a picture of 8 bits as PNG. What Pillow does not read so, as arrays, keeps its bytes.
+
+    Raises:
+        UserError: the bytes are no image.
+    """
+    from ..data.read.header import read_header
+
+    try:
+        image = Image.open(io.BytesIO(data))
+        if image.mode in PLAIN_MODES and getattr(image, "n_frames", 1) == 1:
+            written = io.BytesIO()
+            ImageOps.exif_transpose(image).save(written, "PNG", exif=b"")
+            return f"{Path(name).stem}.png", written.getvalue()
+    except (OSError, ValueError, SyntaxError):
+        pass  # Pillow does not read every kind that `decode` reads
+    try:
+        kind = read_header(data, name).format.lower()
+    except Exception as error:
+        raise UserError(f"{name} is no image: leave it out") from error
+    return name if Path(name).suffix else f"{name}.{kind}", data

@@ -1,5 +1,7 @@
 """What the app shows, as pure functions of tensors."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from matplotlib import colormaps
@@ -41,7 +43,7 @@ def toggled(mask: torch.Tensor, patch: int) -> torch.Tensor:
     return changed
 
 
-def patch_at(x: int, y: int, size: tuple[int, int], grid: tuple[int, int]) -> int:
+def patch_at(x: int, y: int, size: Sequence[int], grid: tuple[int, int]) -> int:
     """The patch, in raster order, at a point of a picture of `size` (height, width) in pixels."""
     row, column = int(y) * grid[0] // size[0], int(x) * grid[1] // size[1]
     return min(max(row, 0), grid[0] - 1) * grid[1] + min(max(column, 0), grid[1] - 1)
@@ -91,14 +93,14 @@ def as_colours(components: torch.Tensor) -> torch.Tensor:
 # --- pictures: uint8 (height, width, 3) ---
 
 
-def over_pixels(patches: torch.Tensor, grid: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
+def over_pixels(patches: torch.Tensor, grid: tuple[int, int], size: Sequence[int]) -> torch.Tensor:
     """Values of patches ``(patches, ...)`` for every pixel of a picture: ``(height, width, ...)``."""
     rows = torch.arange(size[0]) * grid[0] // size[0]
     columns = torch.arange(size[1]) * grid[1] // size[1]
     return patches[rows[:, None] * grid[1] + columns]
 
 
-def enlargement(size: tuple[int, int], longer_side: int = LONGER_SIDE) -> int:
+def enlargement(size: Sequence[int], longer_side: int = LONGER_SIDE) -> int:
     """By how much a picture of `size` (height, width) is enlarged, to about `longer_side` pixels."""
     return max(1, round(longer_side / max(size)))
 
@@ -144,6 +146,6 @@ def with_heat(picture: torch.Tensor, heat: torch.Tensor, grid: tuple[int, int]) 
     return (HEAT_SHARE * 255 * colours + (1 - HEAT_SHARE) * gray).round().to(torch.uint8)
 
 
-def with_colours(colours: torch.Tensor, grid: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
+def with_colours(colours: torch.Tensor, grid: tuple[int, int], size: Sequence[int]) -> torch.Tensor:
     """A picture of ``colours (patches, 3)`` in 0..1."""
     return (over_pixels(colours, grid, size) * 255).round().to(torch.uint8)

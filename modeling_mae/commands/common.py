@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..evaluation.tables import ApplySettings
 
+CHECKPOINT = "a file, a folder or a Hub id, of any encoder or classifier; ours or another project's"
 SOURCE = (
     "a folder of images or of parquet files; an image, a parquet or a tar file; a URL or pattern of shards "
     "(https://host/shard-{000..999}.tar); cifar10, cifar100, stl10, imagenet, fashion_mnist; or a Hub id"

@@ -1,4 +1,4 @@
-"""`mae convert`, which is `python -m modeling_mae.interop` too."""
+"""`mae convert`."""
 
 import json
 from argparse import ArgumentParser, Namespace
@@ -22,7 +22,8 @@ def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
         nargs="*",
         default=[],
         metavar="FIELD=VALUE",
-        help="fields of MAEConfig, for what the source does not say; they win over what it says",
+        help="fields of MAEConfig, for what the source does not say; they win over what it says. prefix=TEXT: read "
+        "the tensors whose names begin so, as prefix=teacher.backbone",
     )
     return run
 
@@ -30,10 +31,26 @@ def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
 def run(arguments: Namespace) -> None:
     from transformers.utils import logging
 
-    from ..interop.conversion import convert
-
     logging.disable_progress_bar()
     print(convert(arguments.source, arguments.target, arguments.to, **parse_fields(arguments.set)))
+
+
+def convert(source: str, target: str | Path, to: str = "mae", **fields) -> str:
+    """Read the checkpoint at `source`, a file, a folder or a Hub id; write it to `target` by `interop.write_model`.
+
+    `fields` of MAEConfig win over what the source says. Gives lines for the user.
+
+    Raises:
+        UserError: the source cannot be read, the format cannot express it, or the target cannot be written.
+    """
+    from ..checkpoint import open_checkpoint
+    from ..errors import UserError
+    from ..interop import FORMATS, write_model
+
+    if to not in FORMATS:
+        raise UserError(f"to={to!r} is not a format; choose from {', '.join(FORMATS)}")
+    checkpoint = open_checkpoint(source, fields)
+    return checkpoint.told() + write_model(checkpoint.model(), checkpoint.processor, target, to)
 
 
 def parse_fields(texts: list[str]) -> dict:
@@ -48,7 +65,7 @@ def parse_fields(texts: list[str]) -> dict:
     fields = {}
     for text in texts:
         key, equals, value = text.partition("=")
-        if not equals or key not in MAEConfig.__dataclass_fields__:
+        if not equals or (key != "prefix" and key not in MAEConfig.__dataclass_fields__):
             raise UserError(f"--set {text!r}: write FIELD=VALUE, with a field of MAEConfig, as in pooling=mean")
         try:
             fields[key] = json.loads(value)

@@ -3,14 +3,14 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 
-from .common import SOURCE, add_image_arguments, apply_settings, run_to_its_end
+from .common import CHECKPOINT, SOURCE, add_image_arguments, apply_settings, run_to_its_end
 
 
 def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
     parser.epilog = (
         "A killed run goes on with the same command. Several processes: accelerate launch -m modeling_mae features ..."
     )
-    parser.add_argument("checkpoint", help="a folder or a Hub id: a pre-trained model or a classifier")
+    parser.add_argument("checkpoint", help=CHECKPOINT)
     parser.add_argument("source", help=SOURCE)
     parser.add_argument("output", metavar="OUT.parquet", help="or OUT.npy, with OUT.csv beside it")
     parser.add_argument(

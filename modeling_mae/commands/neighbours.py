@@ -107,7 +107,7 @@ def draw(
 ) -> None:
     """A row for each image: the one `asked` for, of the images given (None: of those of the features), and those of
     `features` at `positions` ``(images, k)``."""
-    from ..evaluation.inputs import checkpoint_config
+    from ..checkpoint import open_checkpoint
     from ..evaluation.neighbours import images_of, pixels_of
     from ..evaluation.tables import ApplySettings
     from ..report.neighbours import NeighbourRows, save_neighbours, shortened
@@ -117,8 +117,7 @@ def draw(
     if images is not None:
         checkpoint = arguments.checkpoint or features.about["checkpoint"]
         settings, white = ApplySettings(on_bad_image="skip"), bank.processing.white
-        config = checkpoint_config(checkpoint)
-        inputs = settings.open(checkpoint, config, images, white=white, say=lambda text: None)
+        inputs = settings.open(open_checkpoint(checkpoint), images, white=white, say=lambda text: None)
     positions = positions[:SHOWN]
     found = pixels_of(bank, [features.rows[position] for position in positions.flatten()])
     titles = [

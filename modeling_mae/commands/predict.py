@@ -10,7 +10,7 @@ def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
     parser.epilog = (
         "Several processes: accelerate launch -m modeling_mae predict ... A killed run goes on with the same command."
     )
-    parser.add_argument("checkpoint", help="a folder or a Hub id: a classifier of run_eval.py")
+    parser.add_argument("checkpoint", help="a file, a folder or a Hub id: a classifier, as of run_eval.py")
     parser.add_argument("source", help=f"{SOURCE}; labels are not needed")
     parser.add_argument("output", metavar="OUT", help="OUT.parquet or OUT.csv")
     parser.add_argument("--to", choices=("parquet", "csv"), help="default: as OUT ends")

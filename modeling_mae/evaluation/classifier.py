@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..checkpoint import Checkpoint
 from ..configuration_mae import MAEConfig
 from ..data.serve.crops import training_crop
 from ..data.serve.images import Images
@@ -60,15 +61,12 @@ def is_tested(config: MAEConfig, checkpoint: str | None, reads_features: bool) -
     return is_classifier(config)
 
 
-def describe_resizing(config: MAEConfig, checkpoint: str | None) -> str:
+def describe_resizing(config: MAEConfig, checkpoint: Checkpoint | None) -> str:
     """A note where the checkpoint was made for images of another size; else empty."""
-    if checkpoint is None:
-        return ""
-    size = MAEConfig.from_pretrained(checkpoint).image_height_width
-    if size == config.image_height_width:
+    if checkpoint is None or checkpoint.own_size == config.image_height_width:
         return ""
     return (
-        f"note       checkpoint for images of {size} pixels: its positions are interpolated to "
+        f"note       checkpoint for images of {checkpoint.own_size} pixels: its positions are interpolated to "
         f"{config.image_height_width}\n"
     )
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..configuration_mae import MAEConfig
+from ..checkpoint import Checkpoint, open_checkpoint
 from ..data.find.places import Place
 from ..errors import UserError
 from ..modeling_mae import MAEModel
 from ..readout import ATTENTION, POOLINGS, Readout, check_choice
 from .features import frozen_encoder
-from .inputs import Inputs, checkpoint_config
+from .inputs import Inputs
 from .tables import ApplySettings, Job, Output, absolute, quiet_accelerator, write_rows
 
 
@@ -41,8 +41,7 @@ class Features:
 class Extractor:
     """The encoder of a checkpoint and what is read from it."""
 
-    checkpoint: str
-    config: MAEConfig
+    checkpoint: Checkpoint
     encoder: MAEModel
     readout: Readout
 
@@ -52,9 +51,9 @@ class Extractor:
         Raises:
             UserError: there is no such checkpoint, or its encoder has no such block or pooling.
         """
-        config = checkpoint_config(checkpoint)
-        encoder = frozen_encoder(checkpoint)
-        return cls(checkpoint, config, encoder, choose_readout(encoder, blocks, pooling))
+        opened = open_checkpoint(checkpoint)
+        encoder = frozen_encoder(opened)
+        return cls(opened, encoder, choose_readout(encoder, blocks, pooling))
 
     @property
     def read(self) -> dict[str, Any]:
@@ -108,7 +107,7 @@ def extract_features(
     where there is one, in the precision of Accelerate's settings.
 
     Args:
-        checkpoint: a folder or a Hub id, of a pre-trained model or a classifier of this project.
+        checkpoint: a file, a folder or a Hub id, of a pre-trained model or a classifier; ours or another project's.
         images: a folder, a file, a URL pattern of shards, a data set's name, a `datasets.Dataset`, or a list of PIL
             images and paths; see `open_place`.
         blocks: encoder blocks, counted from 1; by default the last. Several stand side by side.
@@ -126,7 +125,8 @@ def extract_features(
     """
     checkpoint, settings = str(checkpoint), ApplySettings(**options)
     extractor = Extractor.of(checkpoint, blocks, pooling)
-    inputs = settings.open(checkpoint, extractor.config, images)
+    print(extractor.checkpoint.told(), end="")
+    inputs = settings.open(extractor.checkpoint, images)
     about = {"checkpoint": checkpoint, **extractor.read, "place": settings.described(images)}
     return extractor.features(inputs, settings, progress, about)
 
@@ -150,11 +150,12 @@ def write_features(
     accelerator = quiet_accelerator()
     target = output.prepared(("parquet", "npy"))
     extractor = Extractor.of(checkpoint, blocks, pooling)
-    inputs = settings.open(checkpoint, extractor.config, images, accelerator, say=accelerator.print)
+    accelerator.print(extractor.checkpoint.told(), end="")
+    inputs = settings.open(extractor.checkpoint, images, accelerator, say=accelerator.print)
     readout = extractor.readout
     accelerator.print(
         f"features   {checkpoint}, block {', '.join(map(str, readout.blocks))} of "
-        f"{extractor.config.num_hidden_layers}, pooling {readout.pooling}"
+        f"{extractor.checkpoint.config.num_hidden_layers}, pooling {readout.pooling}"
     )
     about = {"checkpoint": absolute(checkpoint), **extractor.read, "place": settings.described(images)}
     write_rows(accelerator, extractor.job(inputs), target, output.overwrite, settings, about)

@@ -8,13 +8,13 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from ..checkpoint import Checkpoint, open_checkpoint
 from ..configuration_mae import MAEConfig
 from ..data.serve.images import Images
-from ..modeling_mae import MAEModel
+from ..modeling_mae import EvalNet, MAEModel
 from ..readout import CHUNK, nearest, pooled_output
 from ..tasks import CLASSES
 from ..tasks.evalnet import EvalNetTask
-from ..training.state import load_model
 from .reader import FrozenSet, Reader
 
 
@@ -37,7 +37,7 @@ class JudgeSettings:
 
 
 def frozen_encoder(
-    checkpoint: str, config: MAEConfig | None = None, say: Callable[[str], None] = lambda text: None
+    checkpoint: Checkpoint, config: MAEConfig | None = None, say: Callable[[str], None] = lambda text: None
 ) -> MAEModel:
     """The encoder of `checkpoint` as it was trained; of a classifier the one that its head reads. `config` takes the
     place of the checkpoint's.
@@ -46,17 +46,15 @@ def frozen_encoder(
     place, and `say` tells.
 
     Raises:
-        UserError: as `load_model`.
+        UserError: as `Checkpoint.encoder`.
     """
-    options = {} if config is None else {"config": config}
-    loaded: Any = load_model(MAEModel, checkpoint, output_loading_info=True, **options)
-    encoder, missing = cast(MAEModel, loaded[0]), loaded[1]["missing_keys"]
-    if any(name.startswith("layernorm.") for name in missing):
-        # A classifier's head has a norm of its own in place of the encoder's.
-        encoder.register_module("layernorm", nn.Identity())
-    if any(name.startswith("pooler.") for name in missing):
+    if checkpoint.kind is EvalNet:
+        encoder = checkpoint.classifier(config, new_head=config is not None).mae
+    else:
+        encoder = checkpoint.encoder(config)
+    if encoder.pooler is None and encoder.config.pooling == "attention":
         say("note       the checkpoint has no trained attention pooling: frozen features are the mean of the patches")
-        encoder.pooler, encoder.config.pooling = None, "mean"
+        encoder.config.pooling = "mean"
     return encoder.eval()
 
 
@@ -98,7 +96,8 @@ def knn_of_saved(
     if evaluation is None:
         return {}
     settings = JudgeSettings(seed, ks=(K,), linear=False)
-    rows = frozen_table(reader, frozen_encoder(str(checkpoint)), train, evaluation, "trained encoder", settings)
+    encoder = frozen_encoder(open_checkpoint(checkpoint))
+    rows = frozen_table(reader, encoder, train, evaluation, "trained encoder", settings)
     return {row["name"]: row["knn"][K] for row in rows} if reader.accelerator.is_main_process else {}
 
 

@@ -5,62 +5,27 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from ..configuration_mae import MAEConfig
+from ..checkpoint import Checkpoint
 from ..data.find.fingerprint import fingerprint
 from ..data.find.row_names import RowNames
 from ..data.find.sources import Source
 from ..data.serve.images import Images, ImageSettings, Opening, open_images
 from ..data.serve.processor import Processing, choose_processing
 from ..data.stream.shards import ShardedRows
-from ..errors import UserError, not_found, refuse_missing
+from ..errors import UserError
 from ..training.augment import BatchTransform
 from .classifier import is_classifier
 
 
 LINE_SECONDS = 10  # between two lines of progress outside a terminal
-
-
-def checkpoint_config(checkpoint: str) -> MAEConfig:
-    """The configuration of a checkpoint of ours, in a folder or on the Hub.
-
-    Raises:
-        UserError: there is none, or it is another project's.
-    """
-    refuse_missing(checkpoint)
-    if Path(checkpoint).is_file():
-        raise UserError(
-            f"checkpoint {checkpoint!r} is a file: give the folder of one, or convert it with `mae convert "
-            f"{checkpoint} FOLDER` and give FOLDER"
-        )
-    try:
-        values, _ = PreTrainedConfig.get_config_dict(checkpoint)
-        kind = values.get("model_type", values.get("architecture"))
-        if kind is None:
-            inside = [repr(str(file.parent)) for file in sorted(Path(checkpoint).glob("*/config.json"))]
-            remedy = " or ".join(inside) or "the output_dir of a run, or a Hub id"
-            raise UserError(f"checkpoint {checkpoint!r} has no config.json of a model: give {remedy}")
-        if kind != MAEConfig.model_type:
-            raise UserError(
-                f"checkpoint {checkpoint!r} is another project's ({kind}): convert it with `mae convert {checkpoint} "
-                "FOLDER` and give FOLDER"
-            )
-        return MAEConfig.from_pretrained(checkpoint)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
-        if isinstance(error, UserError):
-            raise
-        if not Path(checkpoint).exists():
-            raise not_found(checkpoint, error) from error
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise UserError(f"checkpoint {checkpoint!r} cannot be loaded: {reason[:300]}") from error
 
 
 @dataclass
@@ -82,8 +47,7 @@ class Inputs:
 
 
 def open_inputs(
-    checkpoint: str,
-    config: MAEConfig,
+    checkpoint: Checkpoint,
     source: Source,
     *,
     on_bad_image: str = "error",
@@ -99,8 +63,9 @@ def open_inputs(
         UserError: the checkpoint has no image processor, or the images do not fit it.
         BadImage: an image of the sample cannot be read, and bad images are errors.
     """
+    config = checkpoint.config
     processing = choose_processing(
-        checkpoint,
+        checkpoint.processing,
         Processing(white=white),
         keeps_crop=True,
         keeps_white=is_classifier(config),
@@ -109,13 +74,13 @@ def open_inputs(
     )
     if processing.mean is None or processing.std is None:
         raise UserError(
-            f"checkpoint {checkpoint!r} has no image processor, which says how images are normalised: save the one "
-            "that the model was trained with beside it, by its save_pretrained"
+            f"checkpoint {checkpoint.name!r} has no image processor, which says how images are normalised: save the "
+            "one that the model was trained with beside it, by its save_pretrained"
         )
     if len(processing.mean) != config.num_channels:
         raise UserError(
-            f"checkpoint {checkpoint!r} has an image processor for {len(processing.mean)} channels and a model for "
-            f"{config.num_channels}: save the one that the model was trained with beside it"
+            f"checkpoint {checkpoint.name!r} has an image processor for {len(processing.mean)} channels and a model "
+            f"for {config.num_channels}: save the one that the model was trained with beside it"
         )
     size = config.image_height_width
     settings = processing.applied(ImageSettings(on_bad_image=on_bad_image))
@@ -163,7 +128,7 @@ def columns_of(
             values = compute(inputs.transform(batch))
         # The worker has marked them before it gave the batch. Another image stands in for each.
         good = np.flatnonzero(~inputs.images.skipped[rows.start : rows.stop].numpy())
-        columns: dict[str, list] = {"row": list(rows), "file": names.files(rows.start, rows.stop)}
+        columns: dict[str, Any] = {"row": list(rows), "file": names.files(rows.start, rows.stop)}
         labels = names.labels(rows.start, rows.stop)
         if labels is not None:
             columns["label"] = labels

@@ -9,11 +9,12 @@ import pyarrow.parquet
 import torch
 import torch.nn.functional as F
 
+from ..checkpoint import open_checkpoint
 from ..data.find.places import Place
 from ..errors import UserError
 from ..readout import nearest
 from .extraction import Extractor, Features
-from .inputs import Inputs, checkpoint_config, weights_checksum
+from .inputs import Inputs, weights_checksum
 from .parts import FEATURES, KEY, features_array
 from .tables import ApplySettings
 
@@ -71,7 +72,7 @@ def query_features(
             "give the old one with --checkpoint"
         )
     white = made_with.get("white")
-    inputs = settings.open(checkpoint, extractor.config, images, white=white, say=lambda text: None)
+    inputs = settings.open(extractor.checkpoint, images, white=white, say=lambda text: None)
     return extractor.features(inputs, settings, progress, about)
 
 
@@ -143,7 +144,7 @@ def images_of(features: Features, checkpoint: str | None = None) -> Inputs:
     word = place.pop("place")
     checkpoint = checkpoint or features.about["checkpoint"]
     settings = ApplySettings(**{**place, "on_bad_image": "skip"})
-    inputs = settings.open(checkpoint, checkpoint_config(checkpoint), word, say=lambda text: None)
+    inputs = settings.open(open_checkpoint(checkpoint), word, say=lambda text: None)
     count = features.about.get("settings", {}).get("images", "").rpartition(",")[0]
     if count and count != f"{len(inputs.source):,}":
         raise UserError(f"{word!r} has {len(inputs.source):,} images now, {count} when the features were made")

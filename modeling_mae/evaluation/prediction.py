@@ -5,13 +5,12 @@ from pathlib import Path
 import pandas
 import torch
 
-from ..configuration_mae import MAEConfig
+from ..checkpoint import Checkpoint, open_checkpoint
 from ..data.find.places import Place
 from ..errors import UserError
 from ..tasks import task_of_checkpoint
 from ..tasks.evalnet import names_of
-from ..training.state import load_model
-from .inputs import Inputs, checkpoint_config
+from .inputs import Inputs
 from .tables import ApplySettings, Job, Output, absolute, quiet_accelerator, write_rows
 
 
@@ -19,18 +18,18 @@ class Predictor:
     """The trained model of a checkpoint, and what it says of images.
 
     Raises:
-        UserError: the checkpoint was trained for no task, or as `load_model`.
+        UserError: the checkpoint was trained for no task, or as `Checkpoint.trained`.
     """
 
-    def __init__(self, checkpoint: str, config: MAEConfig):
-        task = task_of_checkpoint(config)
+    def __init__(self, checkpoint: Checkpoint):
+        task = task_of_checkpoint(checkpoint.config)
         if task is None:
             raise UserError(
-                f"checkpoint {checkpoint!r} has no classifier, only an encoder: train one with run_eval.py, or take "
-                "its features with `mae features`"
+                f"checkpoint {checkpoint.name!r} has no classifier, only an encoder: train one with run_eval.py, or "
+                "take its features with `mae features`"
             )
-        self.task, self.names = task, names_of(config)
-        self.model = load_model(task.model_class, checkpoint).eval()
+        self.task, self.names = task, names_of(checkpoint.config)
+        self.model = checkpoint.trained(task.model_class).eval()
         self.answers = task.answers(self.names)
 
     def __call__(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -44,7 +43,7 @@ class Predictor:
 def predict(checkpoint: str | Path, images: Place, *, progress: bool = False, **options) -> pandas.DataFrame:
     """What the classifier in `checkpoint` says of all `images`, labelled or not. `mae predict` writes it to a file.
 
-    Arguments as of `extract_features`; the checkpoint is one of run_eval.py.
+    Arguments as of `extract_features`; the checkpoint is a classifier, as of run_eval.py.
 
     Returns:
         A row for each image: `row`, `file` (its path in the folder, or its number), `label` where the images have
@@ -54,10 +53,10 @@ def predict(checkpoint: str | Path, images: Place, *, progress: bool = False, **
     Raises:
         UserError: as `extract_features`, and where the checkpoint has no classifier.
     """
-    checkpoint, settings = str(checkpoint), ApplySettings(**options)
-    config = checkpoint_config(checkpoint)
-    predictor = Predictor(checkpoint, config)
-    job = predictor.job(settings.open(checkpoint, config, images))
+    opened, settings = open_checkpoint(checkpoint), ApplySettings(**options)
+    print(opened.told(), end="")
+    predictor = Predictor(opened)
+    job = predictor.job(settings.open(opened, images))
     return pandas.DataFrame(job.columns(settings, progress))
 
 
@@ -69,9 +68,10 @@ def write_predictions(checkpoint: str, images: Place, output: Output, settings: 
     """
     accelerator = quiet_accelerator()
     target = output.prepared(("parquet", "csv"))
-    config = checkpoint_config(checkpoint)
-    predictor = Predictor(checkpoint, config)
-    inputs = settings.open(checkpoint, config, images, accelerator, say=accelerator.print)
+    opened = open_checkpoint(checkpoint)
+    accelerator.print(opened.told(), end="")
+    predictor = Predictor(opened)
+    inputs = settings.open(opened, images, accelerator, say=accelerator.print)
     accelerator.print(f"classifier {checkpoint}, {predictor.task.problem.count(len(predictor.names))}")
     about = {"checkpoint": absolute(checkpoint), "place": settings.described(images)}
     write_rows(accelerator, predictor.job(inputs), target, output.overwrite, settings, about)

@@ -14,7 +14,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 
-from ..configuration_mae import MAEConfig
+from ..checkpoint import Checkpoint
 from ..data.find.places import Place, described, open_place
 from ..data.find.row_names import RowNames
 from ..errors import UserError
@@ -60,8 +60,7 @@ class ApplySettings:
 
     def open(
         self,
-        checkpoint: str,
-        config: MAEConfig,
+        checkpoint: Checkpoint,
         images: Place,
         accelerator: Accelerator | None = None,
         white: float | None = None,
@@ -74,7 +73,7 @@ class ApplySettings:
         """
         with nullcontext() if accelerator is None else accelerator.main_process_first():
             source = open_place(images, **self.place)
-        return open_inputs(checkpoint, config, source, on_bad_image=self.on_bad_image, white=white, say=say)
+        return open_inputs(checkpoint, source, on_bad_image=self.on_bad_image, white=white, say=say)
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ FIELDS = [name for name in MAEConfig.__annotations__ if not name.startswith("_")
 class Carries:
     """The values of one field that a layout can express, and what to do about any other value."""
 
-    values: tuple[str | None, ...]
+    values: tuple[str | int | None, ...]
     remedy: str
 
 

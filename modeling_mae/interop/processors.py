@@ -1,5 +1,7 @@
 """Image processors for the folders that transformers alone must be able to load."""
 
+from typing import Any
+
 from transformers import BitImageProcessor, ViTImageProcessor
 
 from ..image_processing_mae import MAEImageProcessor
@@ -11,7 +13,7 @@ GRAY_NOTE = (
 )
 
 
-def transformers_processor(processor, num_channels: int) -> tuple[object | None, str | None]:
+def transformers_processor(processor, num_channels: int) -> tuple[Any, str | None]:
     """(one of transformers' own processors that does what `processor` does, a note for the user), either may be None.
 
     Ours is for images that are not RGB. transformers' take gray images as they are; none of them is sure to take
@@ -23,8 +25,9 @@ def transformers_processor(processor, num_channels: int) -> tuple[object | None,
         return processor, None
     if num_channels != 1:
         return None, f"no image processor: transformers has none for images of {num_channels} channels"
-    names = ("size", "resample", "do_resize", "do_rescale", "do_normalize", "do_center_crop", "crop_size")
-    options = {name: getattr(processor, name, None) for name in (*names, "rescale_factor", "image_mean", "image_std")}
+    names = "size resample do_resize do_rescale do_normalize do_center_crop crop_size".split()
+    names += ["rescale_factor", "image_mean", "image_std"]
+    options: dict[str, Any] = {name: getattr(processor, name, None) for name in names}
     for name in ("size", "crop_size"):
         if options[name] is not None:
             options[name] = {edge: value for edge, value in dict(options[name]).items() if value is not None}

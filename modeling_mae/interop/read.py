@@ -2,24 +2,29 @@
 
 import argparse
 import contextlib
+import json
+import pathlib
 import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, PreTrainedConfig
-from transformers.utils import cached_file, logging
+from transformers.utils import CONFIG_NAME, cached_file
 
 from ..configuration_mae import MAEConfig
 from ..errors import UserError, not_found
 from .layouts import TIMM_POOLINGS, official_from_vit, shared_fields
 from .state_dicts import (
     Foreign,
+    choose_weights,
     finish,
     from_state_dict,
     image_processor,
@@ -30,9 +35,40 @@ from .state_dicts import (
 )
 
 
-logger = logging.get_logger(__name__)
-
 LABEL_FIELDS = ("id2label", "label2id", "problem_type")
+VIT_CLASSES = ("ViTMAEForPreTraining", "ViTMAEModel", "ViTModel", "ViTForImageClassification")
+
+
+HUB_OPTIONS = ("cache_dir", "revision", "token", "local_files_only", "subfolder")
+MAX_JSON = 16 << 20  # bytes; the names of 100,000 classes take a quarter of it
+MAX_CLASSES = 100_000
+# What stands beside weights in the files of training scripts and is data alone: paths, and NumPy's numbers and arrays.
+HARMLESS: list[Any] = [
+    argparse.Namespace,
+    pathlib.PosixPath,
+    (pathlib.PosixPath, "pathlib._local.PosixPath"),
+    (pathlib.PurePosixPath, "pathlib.WindowsPath"),
+    np.dtype,
+    np.ndarray,
+    *(type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdgFDSU"),
+]
+for module in ("numpy._core", "numpy.core"):  # numpy 2 and 1
+    HARMLESS.append((np._core.multiarray.scalar, f"{module}.multiarray.scalar"))  # type: ignore[attr-defined]
+    HARMLESS.append((np._core.multiarray._reconstruct, f"{module}.multiarray._reconstruct"))  # type: ignore[attr-defined]
+# What a missing file and a stranger's JSON make transformers raise. RecursionError is a RuntimeError.
+BROKEN: tuple[type[Exception], ...] = (
+    OSError,
+    ImportError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+    RuntimeError,
+    SafetensorError,
+    StrictDataclassError,
+)
 
 
 @contextlib.contextmanager
@@ -42,7 +78,7 @@ def reading(source) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+    except BROKEN as error:
         if not Path(str(source)).exists():
             raise not_found(str(source), error) from error
         reason = one_line(error).rstrip(".")[:400]
@@ -51,29 +87,97 @@ def reading(source) -> Iterator[None]:
         ) from error
 
 
+def read_json(source, file: str, hub_options: dict) -> dict | None:
+    """A JSON file of the checkpoint at `source`; None where it has no such file.
+
+    Raises:
+        UserError: the file is too large or holds no object; or `source` is not on the Hub, or it does not answer.
+    """
+    may_lack = file != CONFIG_NAME or Path(source).is_dir()
+    with reading(source):
+        path = cached_file(str(source), file, _raise_exceptions_for_missing_entries=not may_lack, **hub_options)
+    if path is None:
+        return None
+    if Path(path).stat().st_size > MAX_JSON:
+        raise UserError(
+            f"{source}: its {file} has more than {MAX_JSON >> 20} MiB, which is no configuration of a model"
+        )
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{source}: its {file} is not JSON: {one_line(error)[:200]}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{source}: its {file} holds a {type(content).__name__}, not an object with fields")
+    return content
+
+
+def check_labels(source, content: dict) -> None:
+    """Refuse the names of classes in a config.json that number no outputs.
+
+    Raises:
+        UserError: names the first bad entry.
+    """
+    names = content.get("id2label")
+    if names is None:
+        return
+    if not isinstance(names, dict):
+        raise UserError(f"the configuration of {str(source)!r} does not work: id2label={names!r} is no table of names")
+    if len(names) > MAX_CLASSES:
+        raise UserError(f"{source}: id2label has {len(names):,} classes, more than {MAX_CLASSES:,}")
+    expected = {str(i) for i in range(len(names))}
+    for number, label in names.items():
+        if number not in expected or not isinstance(label, str):
+            raise UserError(
+                f"{source}: id2label has the entry {str(number)[:40]!r}: {str(label)[:60]!r}, and needs a text for "
+                f"each number 0 ... {len(names) - 1}: mend its config.json"
+            )
+
+
+def read_processor(source, hub_options: dict | None = None) -> Any | None:
+    """The image processor beside the checkpoint at `source`, a folder or a Hub id; None where it has none.
+
+    Raises:
+        UserError: it cannot be read, or it is code of its own, which is never run.
+    """
+    hub_options = hub_options or {}
+    names = ("preprocessor_config.json", "processor_config.json")
+    contents = [content for name in names if (content := read_json(source, name, hub_options)) is not None]
+    if not contents:
+        return None
+    try:
+        return AutoImageProcessor.from_pretrained(source, trust_remote_code=False, **hub_options)
+    except BROKEN as error:
+        auto_map = contents[0].get("auto_map")
+        if isinstance(auto_map, dict) and "trust_remote_code" in str(error):
+            raise UserError(
+                f"{source}: its image processor is code of its own ({next(iter(auto_map.values()), '')}), which is "
+                "never run: save one of transformers' own beside the weights"
+            ) from error
+        raise UserError(f"{source}: its image processor cannot be read: {one_line(error)[:300]}") from error
+
+
 def read(source, image_size: int | list[int] | None, options: dict) -> Foreign | None:
     """The checkpoint at `source`, a file, a folder or a Hub id. None when it is ours, or when nothing is there.
 
-    What a file does not say is set as in the published models, and a warning tells it.
+    What a file does not say is set as in the published models, and the notes tell it.
 
     Args:
         image_size: pixels, int or [height, width]. It matters only where it fits the file's number of patches.
-        options: of ``from_pretrained``. Fields of MAEConfig are taken out of it; they win over what the file says.
+        options: of ``from_pretrained``. Fields of MAEConfig are taken out of it; they win over what the file says. So
+            is ``prefix``, which says where in a file the weights are (`choose_weights`).
 
     Raises:
         UserError: for a file of no known layout, for one that holds more than tensors and plain values, and for one
             whose sizes it does not tell. The message names the remedy.
     """
-    path = Path(str(source))
+    path, prefix = Path(str(source)), options.pop("prefix", None)
     if path.is_file():
         fields = _take_fields(options)
-        state, saved_arguments = load_tensors(path)
-        return from_state_dict(state, saved_arguments, name=str(path), image_size=image_size, **fields)
-    hub_options = {
-        key: options[key]
-        for key in ("cache_dir", "revision", "token", "local_files_only", "subfolder")
-        if key in options
-    }
+        state, saved_arguments, notes = load_tensors(path, prefix)
+        foreign = from_state_dict(state, saved_arguments, name=str(path), image_size=image_size, **fields)
+        foreign.notes[:0] = notes
+        return foreign
+    hub_options = {key: options[key] for key in HUB_OPTIONS if key in options}
     try:
         content, _ = PreTrainedConfig.get_config_dict(source, **hub_options)
     except (OSError, ValueError, TypeError):
@@ -85,26 +189,27 @@ def read(source, image_size: int | list[int] | None, options: dict) -> Foreign |
         return _from_transformers(source, content, _take_fields(options), hub_options)
     if model_type != MAEConfig.model_type:
         raise UserError(
-            f"{source} holds a {model_type!r} model, which is neither an MAE nor a ViT; give a checkpoint of "
-            "model_type 'mae', 'vit_mae' or 'vit', or one of timm's vision transformers"
+            f"{source} holds a {str(model_type)[:60]!r} model, which is neither an MAE nor a ViT; give a checkpoint "
+            "of model_type 'mae', 'vit_mae' or 'vit', or one of timm's vision transformers"
         )
     return None
 
 
-def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """The state dict and the saved arguments of a safetensors or pickled file.
+def load_tensors(path: Path, prefix: str | None = None) -> tuple[dict[str, torch.Tensor], dict, list[str]]:
+    """(the tensors of one model, the saved arguments, notes for the user) of a safetensors or pickled file.
 
-    Pickles are read with ``weights_only``: tensors, plain values and the argparse.Namespace that training scripts
-    save. Nothing else in them is run.
+    Pickles are read with ``weights_only``: tensors, plain values and `HARMLESS`. Nothing else in them is run. `prefix`
+    is that of `choose_weights`.
 
     Raises:
-        UserError: for a file that cannot be read, that needs other code to be loaded, or that holds no state dict.
+        UserError: for a file that cannot be read, that needs other code to be loaded, or that holds no tensors.
     """
+    notes: list[str] = []
     with reading(path):
         if path.suffix == ".safetensors":
-            return load_file(path), {}
+            return choose_weights({"": load_file(path)}, prefix, str(path), notes), {}, notes
         try:
-            with torch.serialization.safe_globals([argparse.Namespace]):
+            with torch.serialization.safe_globals(HARMLESS):
                 content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # what is no pickle ends in errors of any kind
             if not isinstance(error, (pickle.UnpicklingError, RuntimeError, EOFError)):
@@ -118,21 +223,28 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
                 f"{path} is refused: {detail}. If you trust it, load it with torch and save its state dict alone"
             ) from error
     arguments = content.get("args", {}) if isinstance(content, dict) else {}
-    for key in ("model", "state_dict", "model_state"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not any(isinstance(value, torch.Tensor) for value in content.values()):
-        raise UserError(
-            f"{path} holds no state dict, neither itself nor under 'model', 'state_dict' or 'model_state'; save the "
-            "state dict alone with torch.save"
-        )
-    state = {key.removeprefix("module."): value for key, value in content.items() if isinstance(value, torch.Tensor)}
-    return state, vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
+    groups = dict(_groups(content))
+    if not groups:
+        raise UserError(f"{path} holds no state dict: save the state dict alone with torch.save")
+    state = choose_weights(groups, prefix, str(path), notes)
+    return state, vars(arguments) if isinstance(arguments, argparse.Namespace) else {}, notes
+
+
+def _groups(content, place: str = "", depth: int = 3) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """Each dict in a file that has tensors, with its place there, as ``state_dict.``."""
+    if not isinstance(content, dict) or not depth:
+        return
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    if tensors:
+        yield place, tensors
+    for key, value in content.items():
+        yield from _groups(value, f"{place}{key}.", depth - 1)
 
 
 def _from_timm(source, content: dict, image_size, fields: dict, hub_options: dict) -> Foreign:
     """`content` is the config.json that timm writes."""
-    arguments, pretrained = content.get("model_args", {}), content.get("pretrained_cfg", {})
+    arguments, pretrained = _table(source, content, "model_args"), _table(source, content, "pretrained_cfg")
+    notes = []
     if "num_heads" in arguments:
         fields.setdefault("num_attention_heads", arguments["num_heads"])
     global_pool = arguments.get("global_pool", content.get("global_pool"))
@@ -140,26 +252,40 @@ def _from_timm(source, content: dict, image_size, fields: dict, hub_options: dic
     if global_pool in poolings:
         fields.setdefault("pooling", poolings[global_pool])
     elif global_pool and "pooling" not in fields:
-        logger.warning(
-            "%s: MAEConfig has no pooling like global_pool=%r; give pooling to choose one of ours", source, global_pool
-        )
+        notes.append(f"MAEConfig has no pooling like global_pool={global_pool!r}; give pooling to choose one of ours")
     with reading(source):
-        state = load_file(cached_file(source, "model.safetensors", **hub_options))
-    image_size = arguments.get("img_size", image_size)
-    foreign = from_state_dict(state, name=str(source), image_size=image_size, **fields)
-    if "mean" in pretrained:
-        foreign.processor = image_processor(foreign.config, pretrained["mean"], pretrained["std"])
+        state = load_file(str(cached_file(source, "model.safetensors", **hub_options)))
+        image_size = arguments.get("img_size", image_size)
+        foreign = from_state_dict(state, name=str(source), image_size=image_size, **fields)
+        if "mean" in pretrained:
+            crop = pretrained.get("crop_pct") or 1.0
+            foreign.processor = image_processor(foreign.config, pretrained["mean"], pretrained["std"], crop)
+    names = pretrained.get("label_names")
+    if isinstance(names, list) and len(names) == foreign.config.num_labels and "id2label" not in fields:
+        foreign.config.id2label = {i: str(name) for i, name in enumerate(names)}
+        foreign.config.label2id = {name: i for i, name in foreign.config.id2label.items()}
+    foreign.notes[:0] = notes
     return foreign
+
+
+def _table(source, content: dict, key: str) -> dict:
+    value = content.get(key) or {}
+    if not isinstance(value, dict):
+        raise UserError(f"{source}: {key} in its config.json is a {type(value).__name__}, not a table of values")
+    return value
 
 
 def _from_transformers(source, content: dict, fields: dict, hub_options: dict) -> Foreign:
     """`content` is the config.json of a ViTMAE or ViT model."""
+    check_labels(source, content)
     is_mae = content["model_type"] == "vit_mae"
-    names = [name for name in content.get("architectures") or [] if hasattr(transformers, name)]
+    named = content.get("architectures")
+    names = [name for name in VIT_CLASSES if isinstance(named, list) and name in named]
     class_name = (names or ["ViTMAEForPreTraining" if is_mae else "ViTModel"])[0]
     with reading(source):
         model = getattr(transformers, class_name).from_pretrained(source, **hub_options)
-    state, notes = official_from_vit(model.state_dict()), []
+    notes: list[str] = []
+    state = official_from_vit(model.state_dict())
     leave_out(state, r"pooler\.", "ours has no pooler with a dense layer", notes)
     given = [field for field in (*shared_fields(type(model.config)), *LABEL_FIELDS) if field in content]
     values = {field: getattr(model.config, field) for field in given}
@@ -170,12 +296,8 @@ def _from_transformers(source, content: dict, fields: dict, hub_options: dict) -
         values["position_embedding"] = "learned"
     if "head.weight" in state:
         values |= {"pooling": "cls", "head_norm": "none"}
-    try:
-        processor = AutoImageProcessor.from_pretrained(source, **hub_options)
-    except (OSError, ValueError):  # a checkpoint need not have one
-        processor = None
     refuse_contradictions(str(source), values, fields)
-    return finish(make_config(str(source), {**values, **fields}), state, notes, str(source), processor)
+    return finish(make_config(str(source), {**values, **fields}), state, notes, None)
 
 
 def _take_fields(options: dict) -> dict:

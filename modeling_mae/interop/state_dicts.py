@@ -1,19 +1,29 @@
 """Another project's state dict as ours: renames its tensors and tells from them the sizes of the model."""
 
 import copy
+import dataclasses
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import ViTImageProcessor
-from transformers.utils import logging
+from transformers import BitImageProcessor, ViTImageProcessor
 
 from ..configuration_mae import MAEConfig, pair
 from ..errors import UserError
-from ..modeling_mae import EvalNet, MAEForPreTraining, MAEPreTrainedModel
-from .layouts import DECODER, IMAGENET_MEAN, IMAGENET_STD, MAE_CODE_NAMES, PUBLISHED_HEADS, rename, to_ours
+from ..modeling_mae import EvalNet, MAEForPreTraining, MAEModel, MAEPreTrainedModel
+from .layouts import (
+    DECODER,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MAE_CODE_NAMES,
+    PUBLISHED_HEADS,
+    official_from_vit,
+    rename,
+    to_ours,
+)
 
 
 # What the shapes of the tensors tell.
@@ -21,17 +31,27 @@ TENSOR_FIELDS = (
     "hidden_size num_channels patch_size num_hidden_layers intermediate_size qkv_bias decoder_hidden_size "
     "decoder_num_hidden_layers decoder_intermediate_size decoder_reads"
 ).split()
-
-logger = logging.get_logger(__name__)
+# The tensor that each layout has once: where its name begins is the prefix of all others.
+PATCHES = re.compile(
+    r"^(|.*?\.)(patch_embed\.proj|(?:encoder\.)?to_patch_embedding\.1|(?:vit\.)?embeddings\.patch_embeddings\.projection)"
+    r"\.weight$"
+)
+# Where several sets of weights stand in a file, one that is named so is taken after the others, in this order.
+LATER = ("ema", "teacher", "student", "momentum")
 
 
 @dataclass
 class Foreign:
-    """Another project's checkpoint in our terms. Its tensors have the names of MAEForPreTraining and EvalNet."""
+    """Another project's checkpoint in our terms.
+
+    Its tensors have the names of MAEForPreTraining and EvalNet. `config.architectures` names the class of ours that
+    holds them. `notes` say what was guessed and what was left out.
+    """
 
     config: MAEConfig
     state_dict: dict[str, torch.Tensor]
-    processor: object | None = None
+    processor: Any = None
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 def make_config(name: str, values: dict) -> MAEConfig:
@@ -71,6 +91,56 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def choose_weights(
+    groups: dict[str, dict[str, torch.Tensor]], prefix: str | None, name: str, notes: list[str]
+) -> dict[str, torch.Tensor]:
+    """One model's tensors, without what stands before their names.
+
+    Args:
+        groups: tensors by the place in the file that holds them, as ``model.``; the file itself is the empty text.
+        prefix: place and beginning of the names, as ``teacher.backbone.``; None looks for it.
+        name: of the file, for messages.
+
+    Raises:
+        UserError: no tensor's name begins with `prefix`.
+    """
+    whole = next(iter(groups.values()), {})
+    if prefix is not None:
+        dotted = prefix.rstrip(".") + "." if prefix else ""
+        for place, group in groups.items():
+            inside = dotted.removeprefix(place)
+            if dotted.startswith(place) and any(key.startswith(inside) for key in group):
+                return {key.removeprefix(inside): value for key, value in group.items() if key.startswith(inside)}
+        raise UserError(
+            f"{name}: no tensor's name begins with prefix={prefix!r}; it begins with {_first_names(whole)}"
+        )
+    found = {}
+    for place, group in groups.items():
+        for match in filter(None, map(PATCHES.match, group)):
+            found[place + match[1]] = (group, match[1])
+    if not found:
+        return whole
+    first, *others = sorted(found, key=_rank)
+    if others:
+        notes.append(
+            f"of several sets of weights the one below {first!r} is read; prefix={others[0].rstrip('.')} reads another"
+        )
+    group, inside = found[first]
+    outside = [key for key in group if not key.startswith(inside)]
+    if outside and not others:
+        notes.append(f"left out: {len(outside)} tensors ({outside[0]} ...), because the encoder is below {first!r}")
+    return {key.removeprefix(inside): value for key, value in group.items() if key.startswith(inside)}
+
+
+def _rank(prefix: str) -> tuple[int, int]:
+    words = re.split(r"[._]", prefix)
+    return max((LATER.index(word) + 1 for word in words if word in LATER), default=0), len(prefix)
+
+
+def _first_names(state: dict) -> str:
+    return ", ".join(map(str, list(state)[:4]))
+
+
 def from_state_dict(
     state: dict[str, torch.Tensor],
     saved_arguments: dict | None = None,
@@ -79,7 +149,7 @@ def from_state_dict(
     image_size: int | list[int] | None = None,
     **fields,
 ) -> Foreign:
-    """A state dict in the official layout, which is also timm's and CrossMAE's, or in MAE-code's.
+    """A state dict in the official layout, which is also timm's and CrossMAE's, in transformers' or in MAE-code's.
 
     Args:
         saved_arguments: of the training script, where the file holds them.
@@ -90,13 +160,22 @@ def from_state_dict(
     Raises:
         UserError: for an unknown layout, and for sizes that the tensors do not tell.
     """
-    saved_arguments, notes = saved_arguments or {}, []
+    notes: list[str] = []
+    saved_arguments = saved_arguments or {}
+    state = choose_weights({"": state}, None, name, notes)
     if any(".fn.to_qkv." in key for key in state):
         state, fields = _from_mae_code(state, saved_arguments, fields, name, notes)
+    elif any("patch_embeddings.projection." in key for key in state):
+        state = official_from_vit(state)
+        if "layer_norm_eps" not in fields:
+            fields = {**fields, "layer_norm_eps": 1e-12}
+            notes.append("the layer norms' epsilon is not in the file: assuming layer_norm_eps=1e-12, as transformers")
+    if any(key.endswith("embeddings.patch_embeddings.weight") for key in state):
+        raise UserError(f"{name}: these are weights of this project alone; give the folder that has their config.json")
     if "patch_embed.proj.weight" not in state or "blocks.0.attn.qkv.weight" not in state:
         raise UserError(
-            f"{name}: neither an official MAE, timm, CrossMAE nor MAE-code state dict; it begins with "
-            f"{', '.join(list(state)[:4])}. Rename its tensors as timm's VisionTransformer does"
+            f"{name}: neither an official MAE, timm, CrossMAE, transformers nor MAE-code state dict; it begins with "
+            f"{_first_names(state)}. Rename its tensors as timm's VisionTransformer does"
         )
     state = dict(state)
     unread = _unread_cross_decoder(state)
@@ -116,7 +195,7 @@ def from_state_dict(
         notes.append("whether it predicts normalised patches is not in the file: assuming norm_pix_loss=True")
     refuse_contradictions(name, values, fields)
     config = make_config(name, {**values, **fields})
-    return finish(config, state, notes, name, image_processor(config))
+    return finish(config, state, notes, image_processor(config))
 
 
 def _from_mae_code(state, saved_arguments: dict, fields: dict, name: str, notes: list[str]) -> tuple[dict, dict]:
@@ -245,17 +324,20 @@ def _heads(field: str, width: int, depth: int, fields: dict, name: str, notes: l
     part = "decoder" if field.startswith("decoder") else "encoder"
     heads, published_depth = published.get(width, (width // head_width, None))
     if heads == 0 or width % heads:
-        raise UserError(
-            f"{name}: the number of heads of a {width} wide {part} is not published; give {field}= to "
-            f"from_pretrained, or `--set {field}=...` on the command line"
-        )
+        raise UserError(f"{name}: the number of heads of a {width} wide {part} is not published; {_give(field)}")
     if depth != published_depth:
         notes.append(
             f"the {part}'s heads are not in the file: assuming {field}={heads}, each {width // heads} wide. A wrong "
-            f"number changes what the model computes without an error. If it is another, give `--set {field}=...` on "
-            f"the command line, or {field}= to from_pretrained"
+            f"number changes what the model computes without an error. If it is another, {_give(field)}"
         )
     return heads
+
+
+def _give(field: str) -> str:
+    return (
+        f"give {field}= to from_pretrained, `--config_overrides {field}=...` to the scripts, or `--set {field}=...` "
+        "to mae convert"
+    )
 
 
 def _classifier(state: dict, fields: dict, notes: list[str]) -> dict:
@@ -280,8 +362,8 @@ def _classifier(state: dict, fields: dict, notes: list[str]) -> dict:
     return values
 
 
-def finish(config: MAEConfig, state: dict, notes: list[str], name: str, processor) -> Foreign:
-    """Take the tensors that our models have, and tell the user what was assumed and left out."""
+def finish(config: MAEConfig, state: dict, notes: list[str], processor) -> Foreign:
+    """Take the tensors that our models have. `notes` say what was assumed and left out."""
     decoder_type = "cross" if _is_cross(state) else "self"
     if config.decoder_type != decoder_type:
         leave_out(state, DECODER, f"the decoder is decoder_type={decoder_type!r}, not {config.decoder_type!r}", notes)
@@ -291,9 +373,10 @@ def finish(config: MAEConfig, state: dict, notes: list[str], name: str, processo
     if unknown:
         more = " ..." if len(unknown) > 6 else ""
         notes.append(f"left out, because our models lack them: {', '.join(unknown[:6])}{more}")
-    for note in notes:
-        logger.warning("%s: %s", name, note)
-    return Foreign(config, {key: value for key, value in ours.items() if key in known}, processor)
+    tensors = {key: value for key, value in ours.items() if key in known}
+    kind = MAEForPreTraining if "decoder.head.weight" in tensors else EvalNet if "head.weight" in tensors else MAEModel
+    config.architectures = [kind.__name__]
+    return Foreign(config, tensors, processor, notes)
 
 
 def _tensor_names(model_class: type[MAEPreTrainedModel], config: MAEConfig) -> list[str]:
@@ -309,11 +392,17 @@ def leave_out(state: dict, pattern: str, why: str, notes: list[str]) -> None:
         notes.append(f"left out: {len(keys)} tensors ({keys[0]} ...), because {why}")
 
 
-def image_processor(config: MAEConfig, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> ViTImageProcessor | None:
+def image_processor(
+    config: MAEConfig, mean=IMAGENET_MEAN, std=IMAGENET_STD, crop_fraction: float = 1.0
+) -> BitImageProcessor | ViTImageProcessor | None:
     """An image processor, by default with ImageNet's mean and deviation, which all these projects use. None for images
     without three channels."""
     if config.num_channels != 3:
         return None
     height, width = config.image_height_width
     size = {"height": height, "width": width}
-    return ViTImageProcessor(size=size, resample=3, image_mean=list(mean), image_std=list(std), do_convert_rgb=True)
+    shared: dict[str, Any] = {"resample": 3, "image_mean": list(mean), "image_std": list(std), "do_convert_rgb": True}
+    if crop_fraction == 1 or height != width:
+        return ViTImageProcessor(size=size, **shared)
+    edge = math.floor(height / crop_fraction)
+    return BitImageProcessor(size={"shortest_edge": edge}, do_center_crop=True, crop_size=size, **shared)

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -26,8 +27,10 @@ from .layouts import (
     shared_fields,
     to_official,
 )
+from .processors import transformers_processor
 
 
+FORMATS = ("mae", "transformers", "vit", "timm", "onnx", "torch")
 ONNX_FILE_LIMIT = 19 * 10**8  # bytes of weights; protobuf holds less than 2 GiB
 
 
@@ -38,6 +41,39 @@ def _writing(target: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{target} cannot be written: {reason}; make room there or give another target") from error
+
+
+def write_model(model: MAEPreTrainedModel, processor, target: str | Path, to: str = "mae") -> str:
+    """Write `model`, and its image `processor` if there is one, to `target`.
+
+    Args:
+        target: a folder; for ``onnx`` and ``torch`` a file.
+        to: one of FORMATS. ``mae`` is ours, ``torch`` a torch.export program. ``transformers`` is
+            ViTMAEForPreTraining, ViTForImageClassification or ViTModel, after what the model is. ``vit`` is the same
+            without the decoder.
+
+    Returns:
+        Lines for the user: where the checkpoint is, how to load it, and what is worth a note.
+
+    Raises:
+        UserError: when the format cannot express the model, or the target cannot be written.
+    """
+    target = Path(target)
+    if to in ("onnx", "torch"):
+        return f"written    {target}{export(model, target, to, processor)}"
+    if to == "timm":
+        mean_std = (list(processor.image_mean), list(processor.image_std)) if processor else ()
+        return f"written    {target}: {save_timm(model, target, *mean_std)}"
+    if to == "vit" and isinstance(model, MAEForPreTraining):
+        model = model.mae
+    note = None
+    written: transformers.PreTrainedModel = model
+    if to in ("transformers", "vit"):
+        processor, note = transformers_processor(processor, model.config.num_channels)
+        written = to_transformers(model)
+    save(written, processor, target)
+    line = f"written    {target}: {type(written).__name__}.from_pretrained({str(target)!r})"
+    return f"{line}\nnote       {note}" if note else line
 
 
 def save(model: transformers.PreTrainedModel, processor, folder: Path) -> None:
@@ -63,7 +99,7 @@ def fold_classifier(model: EvalNet) -> dict[str, torch.Tensor]:
     if model.config.head_norm == "batch":
         mean, variance = official.pop("head_norm.running_mean"), official.pop("head_norm.running_var")  # (width,)
         official.pop("head_norm.num_batches_tracked")
-        scale = (variance + model.head_norm.eps).rsqrt()
+        scale = (variance + float(model.head_norm.eps)).rsqrt()  # type: ignore[arg-type]
         official["head.bias"] = official["head.bias"] - official["head.weight"] @ (mean * scale)
         official["head.weight"] = official["head.weight"] * scale  # (labels, width)
     elif model.config.head_norm == "layer":
@@ -84,6 +120,7 @@ def to_transformers(model: MAEPreTrainedModel) -> transformers.PreTrainedModel:
             square in ViTMAEForPreTraining.
     """
     config = model.config
+    filled: transformers.PreTrainedModel
     if isinstance(model, MAEForPreTraining):
         check_carried("transformers' ViTMAEForPreTraining", config)
         (height, width), (patch_height, patch_width) = config.image_height_width, config.patch_height_width
@@ -106,7 +143,7 @@ def to_transformers(model: MAEPreTrainedModel) -> transformers.PreTrainedModel:
     return filled.eval()
 
 
-def _vit_config(config_class: type, config: MAEConfig, **more) -> transformers.PreTrainedConfig:
+def _vit_config(config_class: type, config: MAEConfig, **more) -> Any:
     return config_class(**{field: getattr(config, field) for field in shared_fields(config_class)}, **more)
 
 
@@ -124,16 +161,16 @@ def save_timm(model: MAEPreTrainedModel, folder: Path, mean=None, std=None) -> s
         UserError: for what timm cannot express (see `layouts.LAYOUTS`), for layer_norm_eps above 1e-6, and when
             `folder` cannot be written.
     """
-    config, classifier = model.config, isinstance(model, EvalNet)
+    config, classifier = model.config, model if isinstance(model, EvalNet) else None
     check_carried("timm's VisionTransformer with a head" if classifier else "timm's VisionTransformer", config)
     if config.layer_norm_eps > 1e-6:  # a smaller one makes no difference that shows
         raise UserError(
             f"layer_norm_eps={config.layer_norm_eps}: timm's VisionTransformer has 1e-6; --to onnx and --to torch "
             "carry every value"
         )
-    official = fold_classifier(model) if classifier else to_official(model)
+    official = fold_classifier(classifier) if classifier else to_official(model)
     official = {key: value for key, value in official.items() if not re.match(DECODER, key)}
-    content = _timm_config(config, classifier, "fc_norm.weight" in official, mean, std)
+    content = _timm_config(config, classifier is not None, "fc_norm.weight" in official, mean, std)
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         save_file(official, folder / "model.safetensors", metadata={"format": "pt"})
@@ -168,7 +205,7 @@ def _timm_config(config: MAEConfig, classifier: bool, fc_norm: bool, mean, std) 
         "std": list(std or IMAGENET_STD),
     }
     if classifier:
-        pretrained["label_names"] = [config.id2label[i] for i in range(classes)]
+        pretrained["label_names"] = _class_names(config)
     return {
         "architecture": "vit_base_patch16_224",  # timm wants a known name; model_args override its sizes
         "num_classes": classes,
@@ -194,6 +231,11 @@ class _Outputs(nn.Module):
         return outputs.last_hidden_state, outputs.pooler_output
 
 
+def _class_names(config: MAEConfig) -> list[str]:
+    names = {int(number): name for number, name in (config.id2label or {}).items()}
+    return [names[number] for number in sorted(names)]
+
+
 def graph_metadata(model: MAEPreTrainedModel, processor=None) -> dict[str, str]:
     """What a user of the graph has to know, as JSON: `image_size` [height, width] and `num_channels`; with a
     `processor` `image_mean` and `image_std` of each channel, where white is 1; of a classifier `class_names` and
@@ -205,7 +247,7 @@ def graph_metadata(model: MAEPreTrainedModel, processor=None) -> dict[str, str]:
             value = getattr(processor, name)
             values[name] = [value] * config.num_channels if isinstance(value, float) else list(value)
     if isinstance(model, EvalNet):
-        values["class_names"] = [config.id2label[i] for i in range(config.num_labels)]
+        values["class_names"] = _class_names(config)
         values["problem_type"] = config.problem_type or "single_label_classification"
     return {key: json.dumps(value) for key, value in values.items()}
 
@@ -260,6 +302,7 @@ def export(model: MAEPreTrainedModel, path: Path, to: str, processor=None) -> st
                 dynamic_shapes=({0: "batch"},),  # the axis's name in the graph
                 verbose=False,
             )
+            assert graph is not None  # None only without `dynamo`
             metadata = graph_metadata(model, processor)
             graph.model.metadata_props.update(metadata)
             size = sum(value.nbytes for value in model.state_dict().values())

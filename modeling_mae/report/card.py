@@ -30,6 +30,7 @@ class Card:
 
 def write_card(folder: Path, card: Card) -> None:
     """Writes README.md into the folder of the run."""
+    base = card.identity.base
     metadata = ModelCardData(
         library_name="transformers",
         license=card.identity.license,
@@ -38,11 +39,14 @@ def write_card(folder: Path, card: Card) -> None:
         # The Hub can link to a data set with an owner. A name without one is that of a folder.
         datasets=[card.data.dataset_id] if card.data and "/" in card.data.dataset_id else None,
         model_name=card.identity.name,
+        base_model=base.source if base and base.on_hub else None,
         eval_results=_hub_results(card.metrics, card.data) if card.data else None,
     )
     sections = [section for section in card.sections if section.parts and section.only != "page"]
     texts = [text for section in sections for text in _markdown(section)]
-    content = [f"---\n{metadata.to_yaml()}\n---", f"# {card.identity.name}", card.lead, *texts]
+    content = [f"---\n{metadata.to_yaml()}\n---", f"# {card.identity.name}", card.lead]
+    content += [str(base)] if base else []
+    content += texts
     with replacing(Path(folder) / "README.md") as partial:
         ModelCard("\n\n".join(content) + "\n").save(partial)
 

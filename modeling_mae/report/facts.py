@@ -8,13 +8,28 @@ from .problem import Problem, problem_named
 
 
 @dataclass(frozen=True)
+class Base:
+    """The weights that a training began with: where they come from, and their licence where it is known."""
+
+    source: str
+    license: str | None = None
+    on_hub: bool = False  # whether `source` is an id on the Hub
+
+    def __str__(self) -> str:
+        where = f"[{self.source}](https://huggingface.co/{self.source})" if self.on_hub else f"`{self.source}`"
+        licence = f"Their licence is {self.license}." if self.license else "Their licence is not known here."
+        return f"The training began with the weights of {where}. {licence}"
+
+
+@dataclass(frozen=True)
 class Identity:
     """What a card calls the model. Users load it from `repo_id`, None if it is only in its folder. None for `license`
-    names none: only the owner of the weights can say it."""
+    names none: only the owner of the weights can say it. `base` are the weights that it began with, if there are."""
 
     name: str
     repo_id: str | None = None
     license: str | None = None
+    base: Base | None = None
 
 
 @dataclass(frozen=True)

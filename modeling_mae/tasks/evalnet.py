@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..checkpoint import Checkpoint
 from ..configuration_mae import PROBLEM_TYPES, MAEConfig
 from ..errors import UserError
 from ..modeling_mae import EvalNet
@@ -68,24 +69,23 @@ class EvalNetTask(Task):
     def new_model(
         self,
         config: MAEConfig,
-        checkpoint: str | None,
+        checkpoint: Checkpoint | None,
         names: list[str],
         n_partial: float | None,
         labels: torch.Tensor,
         say: Callable[[str], None],
     ) -> EvalNet:
         """The head starts anew if the classes or the task differ, even if the number of classes is the same."""
-        from ..training.batch_norm import share_statistics
-        from ..training.state import load_model  # late: the app has no libraries of the training
+        from ..training.batch_norm import share_statistics  # late: the app has no libraries of the training
 
         trained = checkpoint is not None and EvalNet.__name__ in (config.architectures or [])
         same = names_of(config) == names and (config.problem_type or SINGLE_LABEL) == self.name
         config.id2label = dict(enumerate(names))
         config.label2id = {name: i for i, name in config.id2label.items()}
         config.problem_type = self.config_value(names)
-        model = load_model(EvalNet, checkpoint, config=config, ignore_mismatched_sizes=trained and not same)
-        assert isinstance(model, EvalNet)
-        if trained and not same:
+        new_head = trained and not same
+        model = EvalNet(config) if checkpoint is None else checkpoint.classifier(config, new_head)
+        if new_head:
             say("note       the checkpoint's classifier has other classes: its head starts anew")
             model.reset_head()
         bias = self.first_bias(labels)

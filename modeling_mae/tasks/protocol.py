@@ -10,6 +10,7 @@ import pyarrow
 import torch
 from transformers import PreTrainedModel
 
+from ..checkpoint import Checkpoint
 from ..configuration_mae import MAEConfig
 from ..data.find.sources import Source
 from ..data.serve.images import Images, Opening, open_images
@@ -120,7 +121,7 @@ class Task(ABC):
     def new_model(
         self,
         config: MAEConfig,
-        checkpoint: str | None,
+        checkpoint: Checkpoint | None,
         names: list[str],
         n_partial: float | None,
         labels: torch.Tensor,

@@ -12,10 +12,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel
 
 from ..data.serve.images import Images
 from ..data.serve.order import split_batch
@@ -220,21 +218,6 @@ def _new_length(checkpoint: Path, schedule: Schedule, update: int) -> list[str]:
         f"length {before.updates} -> {schedule.updates} updates: the rate follows the new curve from here on, "
         f"{before.rate(update):.3e} -> {schedule.rate(update):.3e} at update {update}"
     ]
-
-
-def load_model(model_class: type[PreTrainedModel], checkpoint: str | None, **options) -> PreTrainedModel:
-    """``model_class.from_pretrained(checkpoint, **options)``; from scratch where `checkpoint` is None.
-
-    Raises:
-        UserError: there is no such checkpoint, its weights cannot be read, or they do not fit its config.json.
-    """
-    if checkpoint is None:
-        return model_class(options["config"])
-    try:
-        return model_class.from_pretrained(checkpoint, **options)
-    except (OSError, SafetensorError, ValueError, RuntimeError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"model_name_or_path {checkpoint!r} cannot be loaded: {reason[:300]}") from error
 
 
 def save_model(accelerator: Accelerator, model: torch.nn.Module, folder: Path) -> None:

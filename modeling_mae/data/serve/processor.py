@@ -1,14 +1,19 @@
 """The image processor that is saved beside a model. It does to an image what evaluation does."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import AutoImageProcessor, BitImageProcessor, ViTImageProcessor
+from transformers import BitImageProcessor, ViTImageProcessor
 
+from ...errors import UserError
 from ...image_processing_mae import MAEImageProcessor
 from ..read.bit_depth import WHITE
-from .images import Images, ImageSettings
+
+
+if TYPE_CHECKING:
+    from .images import Images, ImageSettings
 
 
 BICUBIC = 3  # of PIL's resampling filters
@@ -52,7 +57,7 @@ def image_processor(
     return resizing(size={"height": height, "width": width}, **shared)
 
 
-def processor_of(images: Images, mean: list[float], std: list[float]):
+def processor_of(images: "Images", mean: list[float], std: list[float]):
     """The processor that does to an image what evaluation does with these `images`."""
     return image_processor(images.size, mean, std, len(mean), images.crop_fraction, images.white, images.bands)
 
@@ -68,12 +73,12 @@ class Processing:
     bands: list[int] | None = None
 
     @classmethod
-    def given(cls, settings: ImageSettings) -> "Processing":
+    def given(cls, settings: "ImageSettings") -> "Processing":
         """What the settings say of it."""
         mean, std, fraction = settings.image_mean, settings.image_std, settings.eval_crop_fraction
         return cls(mean, std, fraction, settings.white_value, settings.bands)
 
-    def applied(self, settings: ImageSettings) -> ImageSettings:
+    def applied(self, settings: "ImageSettings") -> "ImageSettings":
         """The settings with this crop, white, bands, mean and deviation."""
         return replace(
             settings,
@@ -95,31 +100,45 @@ class Processing:
         return Processing(**values)
 
 
-def checkpoint_processing(name_or_path: str | None) -> Processing:
-    """What the checkpoint's image processor does; empty where it has no processor."""
-    if name_or_path is None:
-        return Processing()
-    try:
-        processor = AutoImageProcessor.from_pretrained(name_or_path)
-    except (OSError, ValueError):
-        return Processing()
-    return processing_of(processor)
+def processing_of(processor, name: str = "the checkpoint") -> Processing:
+    """What an image processor does. `name` says whose it is.
 
-
-def processing_of(processor) -> Processing:
-    """What an image processor does."""
+    Raises:
+        UserError: its values make no images.
+    """
+    mean, std = (_numbers(name, processor, key) for key in ("image_mean", "image_std"))
+    if len(mean) != len(std) or min(std) <= 0:
+        raise UserError(
+            f"{name}: its image processor has image_mean {mean} and image_std {std}: each channel needs a number of "
+            "both, and a deviation above 0"
+        )
     fraction = getattr(processor, "crop_fraction", None)  # ours say it; of others it follows from the sizes
-    edge = (processor.size or {}).get("shortest_edge")
-    if fraction is None and edge and getattr(processor, "do_center_crop", False):
-        fraction = processor.crop_size["height"] / edge
     white = getattr(processor, "white", None) or WHITE
-    return Processing(
-        list(processor.image_mean), list(processor.image_std), fraction, white, getattr(processor, "bands", None)
-    )
+    try:
+        edge = (processor.size or {}).get("shortest_edge")
+        if fraction is None and edge and getattr(processor, "do_center_crop", False):
+            fraction = processor.crop_size["height"] / edge
+        if (fraction is not None and not 0 < fraction <= 1) or not 0 < white < math.inf:
+            raise ValueError(f"crop_fraction {fraction} or white {white}")
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{name}: its image processor's size, crop or white does not work: {error}") from error
+    return Processing(mean, std, fraction, white, getattr(processor, "bands", None))
+
+
+def _numbers(name: str, processor, key: str) -> list[float]:
+    """Mean or deviation of each channel."""
+    value = getattr(processor, key, None)
+    values = [value] if isinstance(value, (int, float)) else value
+    if not isinstance(values, (list, tuple)) or not values:
+        raise UserError(f"{name}: its image processor has {key}={value!r}, and needs a number for each channel")
+    for number in values:
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+            raise UserError(f"{name}: its image processor has {number!r} in {key}, which is no finite number")
+    return list(values)
 
 
 def choose_processing(
-    checkpoint: str | None,
+    processing: Processing,
     given: Processing,
     *,
     keeps_crop: bool,
@@ -127,13 +146,13 @@ def choose_processing(
     crop_fraction: float,
     say: Callable[[str], None],
 ) -> Processing:
-    """How images are brought to the model: as `given`, else as the checkpoint's image processor does.
+    """How images are brought to the model: as `given`, else as the checkpoint's image processor does, which is
+    `processing`.
 
     Features mean what they meant in pre-training only under its mean and deviation. The checkpoint's crop holds where
     `keeps_crop`, as where nothing is trained; else `crop_fraction` takes its place where none is given. Without
     `keeps_white` an encoder of ordinary images may be given others.
     """
-    processing = checkpoint_processing(checkpoint)
     if not keeps_crop:
         processing = replace(processing, crop_fraction=None)
     if not keeps_white and processing.white == WHITE:

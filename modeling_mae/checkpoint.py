@@ -1,0 +1,311 @@
+"""The one door to checkpoints: ours and those of other projects, from a file, a folder or the Hub."""
+
+import contextlib
+import copy
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from huggingface_hub import metadata_load
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers.utils import CONFIG_NAME, cached_file, logging
+
+from .configuration_mae import MAEConfig
+from .errors import UserError, refuse_missing
+from .interop.read import HUB_OPTIONS, check_labels, read, read_json, read_processor
+from .interop.state_dicts import Foreign, one_line, refuse_contradictions
+from .modeling_mae import EvalNet, MAEForPreTraining, MAEModel, MAEPreTrainedModel
+
+
+if TYPE_CHECKING:
+    from .data.serve.processor import Processing
+
+
+WEIGHT_FILES = {".pth", ".pt", ".bin", ".ckpt", ".safetensors"}
+SAVED_NAMES = ("model.safetensors", "pytorch_model.bin")  # beside the config.json that says what is in them
+KINDS = {model.__name__: model for model in (MAEForPreTraining, EvalNet, MAEModel)}
+LOADING_ERRORS = (OSError, SafetensorError, ValueError, RuntimeError, StrictDataclassError)
+
+Model = TypeVar("Model", bound=MAEPreTrainedModel)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that `open_checkpoint` found. Its weights are read when a model is asked for.
+
+    `config` is its configuration under the given `fields`. `own_size` (height, width) in pixels is that of its
+    positions. `notes` say what was guessed and what was left out. `is_ours` is False for another project's.
+    """
+
+    name: str  # a file, a folder or a Hub id
+    config: MAEConfig
+    own_size: tuple[int, int]
+    is_ours: bool
+    notes: tuple[str, ...]
+    fields: dict[str, Any]
+    hub_options: dict[str, Any]
+
+    @property
+    def kind(self) -> type[MAEPreTrainedModel]:
+        """What it holds: MAEForPreTraining, EvalNet, or MAEModel where the encoder is alone."""
+        return KINDS.get((self.config.architectures or [""])[0], MAEModel)
+
+    def told(self, trains_decoder: bool = False) -> str:
+        """The notes as lines for the user. `trains_decoder`: also whether the decoder starts anew."""
+        notes = self.notes
+        if trains_decoder and self.kind is not MAEForPreTraining:
+            notes += ("it has no decoder: a new one starts at its initial values",)
+        return "".join(f"note       {self.name}: {note}\n" for note in notes)
+
+    @functools.cached_property
+    def processor(self) -> Any | None:
+        """The image processor beside the weights; None where there is none.
+
+        Raises:
+            UserError: it cannot be read, or it is code of its own.
+        """
+        foreign = None if self.is_ours else self._read()
+        if foreign is not None and foreign.processor is not None:
+            return foreign.processor
+        return None if Path(self.name).is_file() else read_processor(self.name, self.hub_options)
+
+    @property
+    def processing(self) -> "Processing":
+        """What is done to an image before the model sees it; empty where there is no image processor.
+
+        Raises:
+            UserError: as `processor`, and where its values make no images.
+        """
+        from .data.serve.processor import Processing, processing_of  # late: a configuration alone needs no data
+
+        return Processing() if self.processor is None else processing_of(self.processor, self.name)
+
+    @functools.cached_property
+    def card(self) -> dict[str, Any]:
+        """The metadata of its model card; empty where there is none."""
+        if Path(self.name).is_file():
+            return {}
+        try:
+            path = cached_file(self.name, "README.md", _raise_exceptions_for_missing_entries=False, **self.hub_options)
+            return (path and metadata_load(path)) or {}
+        except Exception:  # a card is for people: whatever is wrong with it hinders nobody from using the weights
+            return {}
+
+    @property
+    def source(self) -> str:
+        """Where the weights come from: a Hub id if that is known, else the name of the file or folder."""
+        path = Path(self.name)
+        return self._base or path.resolve().name if path.exists() else self.name
+
+    @property
+    def _base(self) -> str | None:
+        """The Hub id that the card of a folder names as the origin of its weights."""
+        base = self.card.get("base_model")
+        base = base[0] if isinstance(base, list) and base else base
+        return base if isinstance(base, str) else None
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether `source` is an id on the Hub."""
+        return not Path(self.name).exists() or self.source == self._base
+
+    @property
+    def license(self) -> str | None:
+        """The licence that its card names."""
+        value = self.card.get("license")
+        value = self.card.get("license_name", value) if value == "other" else value
+        return ", ".join(map(str, value)) if isinstance(value, list) else value and str(value)
+
+    def encoder(self, config: MAEConfig | None = None) -> MAEModel:
+        """The encoder alone. Its attention pooling is None if nothing has trained it yet.
+
+        Args:
+            config: takes the place of the checkpoint's. Positions are interpolated where its image size differs.
+
+        Raises:
+            UserError: the weights cannot be read, or they do not fit the configuration.
+        """
+        encoder, info = self._load(MAEModel, config)
+        if any(name.startswith("pooler.") for name in info["missing_keys"]):
+            encoder.pooler = None
+        return encoder
+
+    def classifier(self, config: MAEConfig | None = None, new_head: bool = False) -> EvalNet:
+        """The classifier. Its head is new if the checkpoint has none, or has another with `new_head`.
+
+        Arguments and errors as of `encoder`.
+        """
+        return self.trained(EvalNet, config, new_head)
+
+    def trained(self, kind: type[Model], config: MAEConfig | None = None, new_head: bool = False) -> Model:
+        """The model of a task, as its class `kind`. The rest as of `classifier`."""
+        return self._load(kind, config, ignore_mismatched_sizes=new_head)[0]
+
+    def whole(self, config: MAEConfig | None = None) -> MAEForPreTraining:
+        """Encoder and decoder. The decoder is new if the checkpoint has none. Arguments and errors as of `encoder`."""
+        return self._load(MAEForPreTraining, config)[0]
+
+    def model(self) -> MAEPreTrainedModel:
+        """What it holds, in the precision of its file, for evaluation. Errors as of `encoder`."""
+        return self._load(self.kind, None, dtype="auto")[0].eval()
+
+    def _load(self, kind: type[Model], config: MAEConfig | None, **options) -> tuple[Model, dict[str, Any]]:
+        """(the model, what transformers says of the tensors)."""
+        config = copy.deepcopy(config or self.config)
+        options = {"dtype": torch.float32, "output_loading_info": True, **self.hub_options, **options}
+        try:
+            if self.is_ours:
+                load = functools.partial(kind.from_pretrained, self.name, config=config, **options)
+            else:
+                foreign = self._read()
+                size, config.image_size = config.image_size, foreign.config.image_size
+                state = foreign.state_dict
+                load = functools.partial(
+                    kind.from_pretrained, None, config=config, state_dict=state, image_size=size, **options
+                )
+            with _quiet(kind is MAEForPreTraining and self.kind is not kind):
+                return load()
+        except UserError:
+            raise
+        except LOADING_ERRORS as error:
+            reason = one_line(error)[:300]
+            if "ignore_mismatched_sizes" in reason:
+                with _quiet():
+                    _, info = load(ignore_mismatched_sizes=True)
+                tensor, own, wanted = min(info["mismatched_keys"])
+                reason = (
+                    f"{tensor} is {_times(own)} in its file and {_times(wanted)} by its configuration: give fields "
+                    "that fit, or mend its config.json"
+                )
+            raise UserError(f"checkpoint {self.name!r} cannot be loaded: {reason}") from error
+
+    def _read(self) -> Foreign:
+        return _read_foreign(self.name, self.fields, self.hub_options)
+
+
+def open_checkpoint(name: str | Path, fields: dict[str, Any] | None = None, **hub_options) -> Checkpoint:
+    """Any checkpoint: ours, transformers' MAE and ViT, timm's, the official code's, CrossMAE's and MAE-code's.
+
+    Args:
+        name: a file, a folder or a Hub id.
+        fields: of MAEConfig; they win over what the checkpoint says. Also ``prefix``, which says where in a file the
+            weights are.
+        hub_options: those of HUB_OPTIONS.
+
+    Raises:
+        UserError: there is no such checkpoint, it cannot be read, or the fields do not fit it.
+    """
+    name, fields = str(name), dict(fields or {})
+    path = Path(name)
+    # No Hub id looks like this. Asking the Hub for it would take long, and its answer would mislead.
+    if path.suffix in WEIGHT_FILES and not path.exists():
+        raise UserError(f"{name} does not exist; give a file, a folder with a config.json, or a Hub id")
+    refuse_missing(name)
+    if path.name in SAVED_NAMES and (path.parent / CONFIG_NAME).is_file():
+        name, path = str(path.parent), path.parent
+    hub_options = {key: value for key, value in hub_options.items() if value is not None}
+    if unknown := hub_options.keys() - set(HUB_OPTIONS):
+        raise TypeError(f"open_checkpoint has no arguments {', '.join(unknown)}")
+    if not path.is_file() and _is_ours(name, hub_options):
+        fields.pop("prefix", None)
+        config, own_size = _our_config(name, fields, hub_options)
+        return Checkpoint(name, config, own_size, True, (), fields, hub_options)
+    changed = path.stat().st_mtime_ns if path.is_file() else _newest(path) if path.is_dir() else None
+    config, notes = _foreign_config(name, json.dumps(fields), json.dumps(hub_options), changed)
+    config, own_size = copy.deepcopy(config), config.image_height_width
+    if "image_size" in fields:
+        config.image_size = fields["image_size"]
+        _checked(name, config.validate)
+    return Checkpoint(name, config, own_size, False, notes, fields, hub_options)
+
+
+def _is_ours(name: str, hub_options: dict) -> bool:
+    """Whether the folder or repository has a configuration of ours.
+
+    Raises:
+        UserError: it has no configuration of a model.
+    """
+    content = read_json(name, CONFIG_NAME, hub_options)
+    kind = (content or {}).get("model_type", (content or {}).get("architecture"))
+    if content is None or kind is None:
+        inside = [repr(str(file.parent)) for file in sorted(Path(name).glob("*/config.json"))]
+        remedy = " or ".join(inside) or "the output_dir of a run, or a Hub id"
+        raise UserError(f"checkpoint {name!r} has no config.json of a model: give {remedy}")
+    if kind == MAEConfig.model_type:
+        check_labels(name, content)
+    return kind == MAEConfig.model_type
+
+
+def _our_config(name: str, fields: dict, hub_options: dict) -> tuple[MAEConfig, tuple[int, int]]:
+    """The configuration of a checkpoint of ours under `fields`, and the size (height, width) of its positions."""
+    own = _checked(name, lambda: MAEConfig.from_pretrained(name, **hub_options))
+    told = own.to_dict()
+    if (own.architectures or [""])[0] != MAEForPreTraining.__name__:  # it has no decoder that fields could contradict
+        told = {field: value for field, value in told.items() if not field.startswith("decoder_")}
+    refuse_contradictions(f"checkpoint {name!r}", told, fields)
+    config = _checked(name, lambda: MAEConfig.from_pretrained(name, **hub_options, **fields))
+    _checked(name, config.validate)  # from_pretrained sets the fields after its checks
+    return config, own.image_height_width
+
+
+def _checked(name: str, make):
+    """``make()``, whose errors are those of a configuration that does not work."""
+    try:
+        return make()
+    # transformers trusts a config.json, and fails on a field of another type as on any slip of a programmer.
+    except (ValueError, OSError, TypeError, AttributeError, KeyError, RecursionError, StrictDataclassError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = one_line(error.__cause__ or error)[:400]  # type: ignore[arg-type]
+        if not isinstance(error, (ValueError, OSError, StrictDataclassError)):
+            reason = f"the configuration of {name!r} does not work: {reason}"
+        raise UserError(f"checkpoint {name!r}: {reason}") from error
+
+
+@functools.lru_cache(maxsize=8)
+def _foreign_config(
+    name: str, fields: str, hub_options: str, changed: int | None
+) -> tuple[MAEConfig, tuple[str, ...]]:
+    """The configuration and the notes of another project's checkpoint, which may take seconds to read. `fields` and
+    `hub_options` are JSON. `changed` is when it was written."""
+    foreign = _read_foreign(name, json.loads(fields), json.loads(hub_options))
+    notes = tuple(foreign.notes)
+    if Path(name).is_file() and foreign.processor is not None:
+        notes += ("how images are normalised is not in the file: assuming ImageNet's mean and deviation",)
+    return foreign.config, notes
+
+
+def _read_foreign(name: str, fields: dict[str, Any], hub_options: dict[str, Any]) -> Foreign:
+    with _quiet():
+        foreign = read(name, fields.get("image_size"), {**fields, **hub_options})
+    if foreign is None:
+        raise UserError(f"checkpoint {name!r} cannot be read: give a file, a folder with a config.json, or a Hub id")
+    return foreign
+
+
+def _newest(folder: Path) -> int:
+    return max((file.stat().st_mtime_ns for file in folder.iterdir()), default=0)
+
+
+def _times(shape) -> str:
+    return " x ".join(map(str, shape))
+
+
+@contextlib.contextmanager
+def _quiet(reports: bool = True) -> Iterator[None]:
+    """Silences transformers' progress bars, and with `reports` what it tells of weights that are not there."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    if reports:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
