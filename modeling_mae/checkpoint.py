@@ -17,7 +17,7 @@ from transformers.utils import CONFIG_NAME, cached_file, logging
 
 from .configuration_mae import MAEConfig
 from .errors import UserError, refuse_missing
-from .interop.read import HUB_OPTIONS, check_labels, read, read_json, read_processor
+from .interop.read import BROKEN, HUB_OPTIONS, check_content, read, read_json, read_processor
 from .interop.state_dicts import Foreign, one_line, refuse_contradictions
 from .modeling_mae import EvalNet, MAEForPreTraining, MAEModel, MAEPreTrainedModel
 
@@ -175,13 +175,7 @@ class Checkpoint:
         except LOADING_ERRORS as error:
             reason = one_line(error)[:300]
             if "ignore_mismatched_sizes" in reason:
-                with _quiet():
-                    _, info = load(ignore_mismatched_sizes=True)
-                tensor, own, wanted = min(info["mismatched_keys"])
-                reason = (
-                    f"{tensor} is {_times(own)} in its file and {_times(wanted)} by its configuration: give fields "
-                    "that fit, or mend its config.json"
-                )
+                reason = _misfit(load) or reason
             raise UserError(f"checkpoint {self.name!r} cannot be loaded: {reason}") from error
 
     def _read(self) -> Foreign:
@@ -237,7 +231,7 @@ def _is_ours(name: str, hub_options: dict) -> bool:
         remedy = " or ".join(inside) or "the output_dir of a run, or a Hub id"
         raise UserError(f"checkpoint {name!r} has no config.json of a model: give {remedy}")
     if kind == MAEConfig.model_type:
-        check_labels(name, content)
+        check_content(name, content)
     return kind == MAEConfig.model_type
 
 
@@ -258,7 +252,7 @@ def _checked(name: str, make):
     try:
         return make()
     # transformers trusts a config.json, and fails on a field of another type as on any slip of a programmer.
-    except (ValueError, OSError, TypeError, AttributeError, KeyError, RecursionError, StrictDataclassError) as error:
+    except BROKEN as error:
         if isinstance(error, UserError):
             raise
         reason = one_line(error.__cause__ or error)[:400]  # type: ignore[arg-type]
@@ -290,6 +284,20 @@ def _read_foreign(name: str, fields: dict[str, Any], hub_options: dict[str, Any]
 
 def _newest(folder: Path) -> int:
     return max((file.stat().st_mtime_ns for file in folder.iterdir()), default=0)
+
+
+def _misfit(load) -> str | None:
+    """The first tensor that has another shape than the configuration gives it; None where the model cannot be made."""
+    try:
+        with _quiet():
+            _, info = load(ignore_mismatched_sizes=True)
+    except BROKEN:
+        return None
+    tensor, own, wanted = min(info["mismatched_keys"])
+    return (
+        f"{tensor} is {_times(own)} in its file and {_times(wanted)} by its configuration: give fields that fit, or "
+        "mend its config.json"
+    )
 
 
 def _times(shape) -> str:

@@ -263,6 +263,31 @@ def test_very_many_labels_are_refused_before_they_are_read(ours):
         open_checkpoint(ours)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"architectures": value} for value in (3, True, {"a": 1}, [[]], "x")),
+        *({"dtype": value} for value in (3, [], [[]], True, "float3")),
+        *({"intermediate_size": value} for value in (10**12, "x", None, [1])),
+        {"num_channels": 10**12},
+    ],
+)
+def test_a_configuration_that_makes_no_model(ours, values):
+    edit(ours / "config.json", **values)
+    with pytest.raises(UserError) as error:
+        open_checkpoint(ours).model()
+    assert "\n" not in str(error.value) and len(str(error.value)) < 700
+
+
+@pytest.mark.parametrize("field", ["hidden_size", "num_attention_heads", "patch_size", "image_size"])
+def test_a_configuration_of_others_that_makes_no_model(tmp_path, field):
+    vit(tmp_path / "vit")
+    edit(tmp_path / "vit" / "config.json", **{field: 0})
+    with pytest.raises(UserError) as error:
+        open_checkpoint(tmp_path / "vit").model()
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("text", [DEEP, "", "[]", "3", "{", '{"model_type": "mae", "id2label": ' + DEEP + "}", "\xff"])
 @pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
 def test_files_that_are_no_json_objects(ours, file, text):

@@ -64,7 +64,7 @@ BROKEN: tuple[type[Exception], ...] = (
     KeyError,
     AttributeError,
     IndexError,
-    OverflowError,
+    ArithmeticError,
     RuntimeError,
     SafetensorError,
     StrictDataclassError,
@@ -111,12 +111,17 @@ def read_json(source, file: str, hub_options: dict) -> dict | None:
     return content
 
 
-def check_labels(source, content: dict) -> None:
-    """Refuse the names of classes in a config.json that number no outputs.
+def check_content(source, content: dict) -> None:
+    """Refuse what transformers takes from a config.json without a look: its class, precision and names of classes.
 
     Raises:
         UserError: names the first bad entry.
     """
+    classes, dtype = content.get("architectures") or [], content.get("dtype", content.get("torch_dtype"))
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise UserError(f"{source}: architectures={str(classes)[:60]} in its config.json is no list of names: mend it")
+    if not isinstance(dtype, (str, type(None))):
+        raise UserError(f"{source}: dtype={str(dtype)[:60]} in its config.json is no name of a precision: mend it")
     names = content.get("id2label")
     if names is None:
         return
@@ -277,7 +282,7 @@ def _table(source, content: dict, key: str) -> dict:
 
 def _from_transformers(source, content: dict, fields: dict, hub_options: dict) -> Foreign:
     """`content` is the config.json of a ViTMAE or ViT model."""
-    check_labels(source, content)
+    check_content(source, content)
     is_mae = content["model_type"] == "vit_mae"
     named = content.get("architectures")
     names = [name for name in VIT_CLASSES if isinstance(named, list) and name in named]
