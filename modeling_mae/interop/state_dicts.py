@@ -141,6 +141,27 @@ def _first_names(state: dict) -> str:
     return ", ".join(map(str, list(state)[:4]))
 
 
+def _in_official_layout(
+    state: dict[str, torch.Tensor], saved_arguments: dict, fields: dict, name: str, notes: list[str]
+) -> tuple[dict[str, torch.Tensor], dict]:
+    """(the tensors under the official code's names, the fields and what the layout says of them)."""
+    if any(".fn.to_qkv." in key for key in state):
+        state, fields = _from_mae_code(state, saved_arguments, fields, name, notes)
+    elif any("patch_embeddings.projection." in key for key in state):
+        state = official_from_vit(state)
+        if "layer_norm_eps" not in fields:
+            fields = {**fields, "layer_norm_eps": 1e-12}
+            notes.append("the layer norms' epsilon is not in the file: assuming layer_norm_eps=1e-12, as transformers")
+    if any(key.endswith("embeddings.patch_embeddings.weight") for key in state):
+        raise UserError(f"{name}: these are weights of this project alone; give the folder that has their config.json")
+    if "patch_embed.proj.weight" not in state or "blocks.0.attn.qkv.weight" not in state:
+        raise UserError(
+            f"{name}: neither an official MAE, timm, CrossMAE, transformers nor MAE-code state dict; it begins with "
+            f"{_first_names(state)}. Rename its tensors as timm's VisionTransformer does"
+        )
+    return state, fields
+
+
 def from_state_dict(
     state: dict[str, torch.Tensor],
     saved_arguments: dict | None = None,
@@ -162,21 +183,8 @@ def from_state_dict(
     """
     notes: list[str] = []
     saved_arguments = saved_arguments or {}
-    state = choose_weights({"": state}, None, name, notes)
-    if any(".fn.to_qkv." in key for key in state):
-        state, fields = _from_mae_code(state, saved_arguments, fields, name, notes)
-    elif any("patch_embeddings.projection." in key for key in state):
-        state = official_from_vit(state)
-        if "layer_norm_eps" not in fields:
-            fields = {**fields, "layer_norm_eps": 1e-12}
-            notes.append("the layer norms' epsilon is not in the file: assuming layer_norm_eps=1e-12, as transformers")
-    if any(key.endswith("embeddings.patch_embeddings.weight") for key in state):
-        raise UserError(f"{name}: these are weights of this project alone; give the folder that has their config.json")
-    if "patch_embed.proj.weight" not in state or "blocks.0.attn.qkv.weight" not in state:
-        raise UserError(
-            f"{name}: neither an official MAE, timm, CrossMAE, transformers nor MAE-code state dict; it begins with "
-            f"{_first_names(state)}. Rename its tensors as timm's VisionTransformer does"
-        )
+    chosen = choose_weights({"": state}, None, name, notes)
+    state, fields = _in_official_layout(chosen, saved_arguments, fields, name, notes)
     state = dict(state)
     unread = _unread_cross_decoder(state)
     if unread:
