@@ -53,7 +53,7 @@ LAUNCHER = (
 # What a recipe.yaml leaves out: how one call began, which another call from the file must not repeat.
 OF_ONE_CALL = ("overwrite_output_dir", "resume_from_checkpoint", "allow_changes", "plan")
 # Options of earlier versions, and what to do without them.
-GONE = {"decode_device": "it is gone, since loading workers decode faster: leave it out"}
+GONE = {"decode_device": "the loading workers decode all files: leave it out"}
 T = TypeVar("T")
 
 
@@ -87,7 +87,7 @@ class _Parser(HfArgumentParser):
         """The error for an option or recipe key `name` that does not exist."""
         known = [field.name for cls in self.dataclass_types for field in dataclasses.fields(cls)]
         if name in GONE:
-            return f"unknown option {name!r}: {GONE[name]}"
+            return f"option {name!r} no longer exists: {GONE[name]}"
         if name in LAUNCHER:
             return f"unknown option {name!r}: it is the launcher's, as in `accelerate launch --{name} ... {self.prog}`"
         if name in model_fields():

@@ -13,7 +13,7 @@ import pytest
 import tifffile
 import torch
 from conftest import TINY_GRAY, run
-from documented import readme_commands, words_of
+from documented import guide_commands, words_of
 from flat import load_source, open_images
 from PIL import Image, ImageFilter
 from test_readme import BLOCKS as README_BLOCKS
@@ -56,7 +56,7 @@ def folder(tmp_path_factory):
 
 
 def test_from_tiff_to_features(tmp_path, folder, monkeypatch):
-    (command,) = [command for command in readme_commands() if "--train_dir fields" in command]
+    (command,) = [command for command in guide_commands() if "--train_dir fields" in command]
     places = {"fields": folder, "runs/fields": tmp_path / "runs" / "fields"}
     words = [places.get(word, word) for word in words_of(command)[3:]]
     output = run(*words, *OPTIONS, "--max_train_steps", 4, "--warmup_epochs", 0, "--knn", "false")

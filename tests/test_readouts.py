@@ -10,11 +10,11 @@ from sklearn.linear_model import LogisticRegression
 
 from modeling_mae import EvalNet, MAEModel
 from modeling_mae.app.explorer import Explorer
+from modeling_mae.checkpoint import open_checkpoint
 from modeling_mae.data.serve.images import MemoryImages
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation import extract_features
 from modeling_mae.evaluation.features import JudgeSettings, frozen_encoder, knn_metrics, linear_metric
-from modeling_mae.evaluation.inputs import checkpoint_config
 from modeling_mae.evaluation.probes import probe_metric
 from modeling_mae.evaluation.reader import FrozenSet, Reader
 from modeling_mae.evaluation.readouts import ReadoutSettings, readout_table
@@ -121,9 +121,9 @@ def test_the_table_the_file_the_functions_and_the_app_read_the_same(tmp_path, sa
     path = str(save_trained(tmp_path / "model", save, **({"head_norm": "layer"} if save is save_classifier else {})))
     images = copy_images(tmp_path / "images")
     # as run_eval.py looks at them, 7 at a time
-    inputs = ApplySettings().open(path, checkpoint_config(path), str(images))
+    inputs = ApplySettings().open(open_checkpoint(path), str(images))
     reader = Reader(Accelerator(cpu=True), inputs.transform, 7, 0)
-    encoder, blocks = frozen_encoder(path, checkpoint_config(path)), (1, 2)
+    encoder, blocks = frozen_encoder(open_checkpoint(path)), (1, 2)
     keys = [(block, pooling) for block in blocks for pooling in POOLINGS]
     table = reader.over(inputs.images, lambda batch: read(encoder, inputs.transform(batch), keys))
     for pooling in POOLINGS:
@@ -149,8 +149,8 @@ def test_attention_in_a_file_is_the_checkpoints_and_in_a_table_the_probes(tmp_pa
     fields = {"head_norm": "layer", "pooling": "attention", "num_pooling_queries": 4}
     path = str(save_classifier(tmp_path / "model", **fields))
     images = copy_images(tmp_path / "images", 9)
-    inputs = ApplySettings().open(path, checkpoint_config(path), str(images))
-    encoder = frozen_encoder(path, checkpoint_config(path))
+    inputs = ApplySettings().open(open_checkpoint(path), str(images))
+    encoder = frozen_encoder(open_checkpoint(path))
     with torch.no_grad():
         pixels = inputs.transform(inputs.images.batch(0, list(range(9))))
         patches = read(encoder, pixels, [(2, ATTENTION)])[2, ATTENTION]

@@ -10,11 +10,12 @@ from conftest import TINY_GRAY
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from modeling_mae import MAEConfig, MAEForPreTraining
-from modeling_mae.data.find.sources import Source, load_source
+from modeling_mae.data.find.sources import Source, SourceSettings, load_source
 from modeling_mae.data.serve.crops import training_crop
-from modeling_mae.data.serve.images import MemoryImages
+from modeling_mae.data.serve.images import MemoryImages, Opening
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.classifier import evaluate_classifier
+from modeling_mae.evaluation.reader import Reader
 from modeling_mae.tasks import CLASSES, NUMBERS, SEVERAL_CLASSES, TASKS, task_of_checkpoint
 from modeling_mae.tasks.evalnet import names_of
 from modeling_mae.tasks.protocol import Task
@@ -45,9 +46,9 @@ class Masks(Task):
     def reordered(self, labels, order):
         return np.argsort(order)[labels]
 
-    def open_images(self, source, labels, options):
+    def open_images(self, source, labels, opening):
         pixels = torch.tensor(source.dataset["image"][:], dtype=torch.uint8)[:, None]
-        return MemoryImages(pixels, labels=torch.from_numpy(labels), **options)
+        return MemoryImages(pixels, opening.size, labels=torch.from_numpy(labels))
 
     def labels_of(self, batch, size):
         masks = batch["labels"].long()
@@ -91,7 +92,7 @@ def test_labels_that_are_images_follow_the_flip():
     )
     task = Masks()
     labels, names = task.read(source)
-    opened = task.open_images(source, labels, {"size": (8, 8)})
+    opened = task.open_images(source, labels, Opening((8, 8), 1))
     flipped = opened.view(training_crop(0, [1, 1], True, (8, 8)))
     transform = BatchTransform([0.0], [1.0], (8, 8))
     batch = flipped.batch(0, list(range(1, 9)))
@@ -100,7 +101,7 @@ def test_labels_that_are_images_follow_the_flip():
     assert torch.equal((pixels[:, 0] > 0.5).long(), targets)
     sets = LabelledSets(None, flipped, names, "x", None, "x", "test", task)
     model = task.new_model(MAEConfig(**TINY_GRAY), None, names, 0, torch.from_numpy(labels), print)
-    results, _ = evaluate_classifier(Accelerator(cpu=True), model, sets, transform, 4, 0)
+    results, _ = evaluate_classifier(Reader(Accelerator(cpu=True), transform, 4, 0), model, sets)
     assert results["accuracy"] == pytest.approx(1 - 4 / (9 * 64))
     with pytest.raises(UserError, match="frozen features cannot be compared"):
         _ = sets.frozen_task
@@ -139,7 +140,7 @@ def test_words_of_metadata_stay_words(tmp_path, picture_bytes, cells, names):
         (tmp_path / f"{i}.png").write_bytes(picture_bytes)
     rows = [f"{i}.png,{cell}" for i, cell in enumerate(cells)]
     (tmp_path / "metadata.csv").write_text("\n".join(["file_name,label", *rows]) + "\n")
-    labels, found = CLASSES.read(load_source(data_dir=str(tmp_path)))
+    labels, found = CLASSES.read(load_source(SourceSettings(train_dir=str(tmp_path))))
     assert found == names and [found[i] for i in labels] == cells
 
 
@@ -156,7 +157,7 @@ def test_numbers_of_metadata_stay_numbers(tmp_path, picture_bytes):
     for i in range(3):
         (tmp_path / f"{i}.png").write_bytes(picture_bytes)
     (tmp_path / "metadata.csv").write_text("file_name,label\n0.png,0.5\n1.png,-0.5\n2.png,NA\n")
-    source = load_source(data_dir=str(tmp_path))
+    source = load_source(SourceSettings(train_dir=str(tmp_path)))
     assert NUMBERS.recognises(source)
     with pytest.raises(UserError, match="1 of 3 images"):
         NUMBERS.read(source)

@@ -109,12 +109,13 @@ def trial_of(monkeypatch, accelerator, each):
 def test_a_trial_leaves_no_trace(monkeypatch):
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     torch.manual_seed(3)
+    images = torch.randn(3, 2)
     random, calls = torch.get_rng_state(), []
     trial = trial_of(monkeypatch, accelerator, lambda: calls.append(len(calls)))
     # A clock of the test: the first updates take 5 s, the others 1 s. It is read before the first and after each.
     moments = itertools.accumulate(itertools.chain([0, 5, 5], itertools.repeat(1)))
     monkeypatch.setattr(trials, "time", SimpleNamespace(perf_counter=lambda: next(moments)))
-    seconds = trial.seconds_an_update(itertools.repeat({"images": torch.randn(3, 2)}), lambda b: b["images"], 72)
+    seconds = trial.seconds_an_update(itertools.repeat({"images": images}), lambda b: b["images"], 72)
     # A trial takes at most 60 s: 5 + 5 + 51 x 1 is the first beyond
     assert seconds == 1 and len(calls) == 53 * 2
     trial.close()

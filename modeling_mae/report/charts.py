@@ -96,8 +96,8 @@ def runs_curve(series: Mapping[str, Points], title: str, *, settles: bool = Fals
 
 def partial_curve(
     accuracies: dict[float, float],
-    from_scratch: float | None,
     problem: Problem,
+    from_scratch: float | None = None,
     images: dict[float | None, int] | None = None,
 ) -> Figure:
     """Accuracy against the number of tuned blocks (the paper's Figure 9).

@@ -144,7 +144,7 @@ def partial_chart(run: RunFiles) -> Picture | None:
     tuned, from_scratch = tuned_accuracies(run.rows, run.problem)
     if len(tuned) < 2:
         return None
-    chart = partial_curve(tuned, from_scratch, run.problem, images_by_blocks(run.rows))
+    chart = partial_curve(tuned, run.problem, from_scratch, images_by_blocks(run.rows))
     return Picture("partial.png", f"{run.problem.metric_title.capitalize()} by blocks tuned", chart=chart)
 
 
