@@ -54,11 +54,11 @@ class Readout:
     def __call__(self, encoder: MAEModel, pixel_values: torch.Tensor) -> torch.Tensor:
         """``(batch, channels, height, width) -> (batch, blocks * width)``."""
         depth = encoder.config.num_hidden_layers
-        outputs = encoder(pixel_values, return_stages=self.blocks != (depth,))
+        outputs = encoder(pixel_values, output_hidden_states=self.blocks != (depth,))
         pooled = []
         for block in self.blocks:
             last = block == depth
-            tokens = outputs.last_hidden_state if last else encoder.layernorm(outputs.stages[block])
+            tokens = outputs.last_hidden_state if last else encoder.layernorm(outputs.hidden_states[block])
             pooled.append(_pool(encoder, tokens, self.pooling))  # (batch, width)
         return torch.cat(pooled, 1)
 

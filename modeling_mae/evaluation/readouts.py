@@ -95,12 +95,12 @@ def block_features(
     of the others pass a norm without weights, so that blocks side by side have the same scale."""
 
     def compute(pixel_values: torch.Tensor) -> dict[tuple[int, str], torch.Tensor]:
-        encoded = encoder(pixel_values, return_stages=True)
+        encoded = encoder(pixel_values, output_hidden_states=True)
         features = {}
         for layer, pooling in keys:
             tokens = encoded.last_hidden_state.float()
             if layer < depth:
-                tokens = F.layer_norm(encoded.stages[layer].float(), tokens.shape[-1:])
+                tokens = F.layer_norm(encoded.hidden_states[layer].float(), tokens.shape[-1:])
             features[layer, pooling] = POOLINGS[pooling](tokens)
         return features
 
