@@ -81,7 +81,8 @@ def sincos_positions(grid: tuple[int, int], width: int) -> torch.Tensor:
 
 def resize_positions(table: torch.Tensor, old: tuple[int, int], new: tuple[int, int]) -> torch.Tensor:
     """``(1, 1 + old patches, width)`` -> ``(1, 1 + new patches, width)``, bicubic in 2-D, class token kept."""
-    if old == new:
+    # In an exported graph with free height and width a size is a symbol, which no comparison may fix.
+    if not any(isinstance(edge, torch.SymInt) for edge in new) and old == new:
         return table
     cls, patches = table[:, :1], table[:, 1:]
     patches = patches.float().unflatten(1, old).permute(0, 3, 1, 2)  # (1, width, rows, columns)

@@ -18,6 +18,12 @@ def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
         "timm.create_model. onnx, torch (torch.export): a graph that gives a classifier's logits, or else features",
     )
     parser.add_argument(
+        "--dynamic_size",
+        choices=("true", "false"),
+        default="false",
+        help="true: a graph (onnx, torch) takes images of any height and width that the patch divides",
+    )
+    parser.add_argument(
         "--set",
         nargs="*",
         default=[],
@@ -33,7 +39,8 @@ def run(arguments: Namespace) -> None:
     from ..interop.conversion import convert
 
     logging.disable_progress_bar()
-    print(convert(arguments.source, arguments.target, arguments.to, **parse_fields(arguments.set)))
+    dynamic_size = arguments.dynamic_size == "true"
+    print(convert(arguments.source, arguments.target, arguments.to, dynamic_size, **parse_fields(arguments.set)))
 
 
 def parse_fields(texts: list[str]) -> dict:

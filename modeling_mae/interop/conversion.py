@@ -17,7 +17,7 @@ FORMATS = ("mae", "transformers", "vit", "timm", "onnx", "torch")
 WEIGHT_FILES = {".pth", ".pt", ".bin", ".ckpt", ".safetensors"}
 
 
-def convert(source: str, target: str | Path, to: str = "mae", **fields) -> str:
+def convert(source: str, target: str | Path, to: str = "mae", dynamic_size: bool = False, **fields) -> str:
     """Read the checkpoint at `source` and write it to `target`.
 
     Args:
@@ -26,6 +26,7 @@ def convert(source: str, target: str | Path, to: str = "mae", **fields) -> str:
         to: one of FORMATS. ``mae`` is ours, ``torch`` a torch.export program. ``transformers`` is
             ViTMAEForPreTraining, ViTForImageClassification or ViTModel, after what the source holds. ``vit`` is the
             same without the decoder.
+        dynamic_size: for ``onnx`` and ``torch``, images of any height and width that the patch divides.
         fields: of MAEConfig; they win over what the source says.
 
     Returns:
@@ -36,13 +37,14 @@ def convert(source: str, target: str | Path, to: str = "mae", **fields) -> str:
     """
     if to not in FORMATS:
         raise UserError(f"to={to!r} is not a format; choose from {', '.join(FORMATS)}")
+    if dynamic_size and to not in ("onnx", "torch"):
+        raise UserError(f"--dynamic_size true is for --to onnx and --to torch; --to {to} takes any size as it is")
     target = Path(target)
     model, processor = _load(source, fields)
     if to in ("onnx", "torch"):
-        return f"written    {target}{export(model, target, to, processor)}"
+        return f"written    {target}{export(model, target, to, processor, dynamic_size)}"
     if to == "timm":
-        mean_std = (list(processor.image_mean), list(processor.image_std)) if processor else ()
-        return f"written    {target}: {save_timm(model, target, *mean_std)}"
+        return f"written    {target}: {save_timm(model, target, processor)}"
     if to == "vit" and isinstance(model, MAEForPreTraining):
         model = model.mae
     note = None

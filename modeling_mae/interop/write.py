@@ -28,6 +28,7 @@ from .layouts import (
 )
 
 
+TIMM_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # by PIL's number
 ONNX_FILE_LIMIT = 19 * 10**8  # bytes of weights; protobuf holds less than 2 GiB
 
 
@@ -110,12 +111,13 @@ def _vit_config(config_class: type, config: MAEConfig, **more) -> transformers.P
     return config_class(**{field: getattr(config, field) for field in shared_fields(config_class)}, **more)
 
 
-def save_timm(model: MAEPreTrainedModel, folder: Path, mean=None, std=None) -> str:
+def save_timm(model: MAEPreTrainedModel, folder: Path, processor=None) -> str:
     """Write the weights and config.json of timm's VisionTransformer; the decoder stays behind.
 
     Args:
         folder: for ``timm.create_model("local-dir:FOLDER")`` or, its model.safetensors, for ``checkpoint_path=``.
-        mean, std: of the images, per channel; ImageNet's by default.
+        processor: the image processor that timm's transform follows. Without one the whole image is resized, and mean
+            and deviation are ImageNet's.
 
     Returns:
         The call that loads them.
@@ -133,7 +135,7 @@ def save_timm(model: MAEPreTrainedModel, folder: Path, mean=None, std=None) -> s
         )
     official = fold_classifier(model) if classifier else to_official(model)
     official = {key: value for key, value in official.items() if not re.match(DECODER, key)}
-    content = _timm_config(config, classifier, "fc_norm.weight" in official, mean, std)
+    content = _timm_config(config, classifier, "fc_norm.weight" in official, processor)
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         save_file(official, folder / "model.safetensors", metadata={"format": "pt"})
@@ -141,7 +143,24 @@ def save_timm(model: MAEPreTrainedModel, folder: Path, mean=None, std=None) -> s
     return f'timm.create_model("local-dir:{folder}", pretrained=True)'
 
 
-def _timm_config(config: MAEConfig, classifier: bool, fc_norm: bool, mean, std) -> dict:
+def _timm_transform(processor) -> dict:
+    """What timm calls that which `processor` does to an image."""
+    if processor is None:
+        mean, std, resample = IMAGENET_MEAN, IMAGENET_STD, 3
+    else:
+        mean, std, resample = processor.image_mean, processor.image_std, processor.resample
+    edge = dict(getattr(processor, "size", None) or {}).get("shortest_edge")
+    crops = edge and getattr(processor, "do_center_crop", False)
+    return {
+        "interpolation": TIMM_FILTERS.get(int(resample), "bicubic"),
+        "crop_pct": min(processor.crop_size["height"], processor.crop_size["width"]) / edge if crops else 1.0,
+        "crop_mode": "center" if crops else "squash",  # squash: the whole image, whatever its shape
+        "mean": list(mean),
+        "std": list(std),
+    }
+
+
+def _timm_config(config: MAEConfig, classifier: bool, fc_norm: bool, processor) -> dict:
     height, width = config.image_height_width
     classes = config.num_labels if classifier else 0
     global_pool = TIMM_POOLINGS.get(config.pooling, "")
@@ -154,18 +173,15 @@ def _timm_config(config: MAEConfig, classifier: bool, fc_norm: bool, mean, std) 
         "num_heads": config.num_attention_heads,
         "mlp_ratio": config.intermediate_size / config.hidden_size,
         "qkv_bias": config.qkv_bias,
-        "num_classes": classes,
         "global_pool": global_pool,
         "fc_norm": fc_norm,
-    }
+    }  # no num_classes: transformers' TimmWrapper gives it beside these
     pretrained = {
         "input_size": [config.num_channels, height, width],
         "num_classes": classes,
-        "interpolation": "bicubic",
         "first_conv": "patch_embed.proj",
         "classifier": "head",
-        "mean": list(mean or IMAGENET_MEAN),
-        "std": list(std or IMAGENET_STD),
+        **_timm_transform(processor),
     }
     if classifier:
         pretrained["label_names"] = [config.id2label[i] for i in range(classes)]
@@ -210,8 +226,9 @@ def graph_metadata(model: MAEPreTrainedModel, processor=None) -> dict[str, str]:
     return {key: json.dumps(value) for key, value in values.items()}
 
 
-def export(model: MAEPreTrainedModel, path: Path, to: str, processor=None) -> str:
-    """Write `model` as one file, for any batch size. An ONNX graph of 2 GB or more has its weights in a file beside.
+def export(model: MAEPreTrainedModel, path: Path, to: str, processor=None, dynamic_size: bool = False) -> str:
+    """Write `model` as one file, for any batch size, with `dynamic_size` also for any multiple of the patch as height
+    and width. An ONNX graph of 2 GB or more has its weights in a file beside.
 
     The graph's input is `pixel_values` (batch, channels, height, width). It returns `logits` for an EvalNet,
     otherwise `last_hidden_state` and `pooler_output` of the encoder. An ONNX graph has `graph_metadata`, with what the
@@ -224,7 +241,8 @@ def export(model: MAEPreTrainedModel, path: Path, to: str, processor=None) -> st
         What else to tell the user: nothing, or the metadata, a line each.
 
     Raises:
-        UserError: when the packages for ONNX are not installed, and when `path` cannot be written.
+        UserError: when the packages for ONNX are not installed, when `path` cannot be written, and for a classifier of
+            one size with `dynamic_size`.
     """
     if to == "onnx":
         try:
@@ -238,10 +256,23 @@ def export(model: MAEPreTrainedModel, path: Path, to: str, processor=None) -> st
                 "--set pooling=mean, or give a classifier"
             )
         model = model.mae
-    example = torch.zeros(2, model.config.num_channels, *model.config.image_height_width, dtype=model.dtype)
-    dynamic = {"pixel_values": {0: torch.export.Dim("batch", min=1, max=65536)}}
+    config, axes = model.config, {0: "batch"}
+    free = {0: torch.export.Dim("batch", min=1, max=65536)}
+    rows, columns = config.grid
+    if dynamic_size:
+        if config.pooling == "flatten":
+            raise UserError("--dynamic_size true: pooling='flatten' is made for one size; leave the option out")
+        axes |= {2: "height", 3: "width"}
+        for axis, patch in zip((2, 3), config.patch_height_width, strict=True):
+            free[axis] = patch * torch.export.Dim(f"patches_of_{axes[axis]}", min=2, max=1024)
+        rows, columns = rows + 1, columns + 2  # no number that the graph could take for a fixed one
+    patch_height, patch_width = config.patch_height_width
+    example = torch.zeros(2, config.num_channels, rows * patch_height, columns * patch_width, dtype=model.dtype)
     with torch.no_grad():
-        program = torch.export.export(_Outputs(model).eval(), (example,), dynamic_shapes=dynamic)
+        # strict=False: positions see whether height and width are free.
+        program = torch.export.export(
+            _Outputs(model).eval(), (example,), dynamic_shapes={"pixel_values": free}, strict=False
+        )
         with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if to == "torch":
@@ -257,7 +288,7 @@ def export(model: MAEPreTrainedModel, path: Path, to: str, processor=None) -> st
                 dynamo=True,
                 input_names=["pixel_values"],
                 output_names=names,
-                dynamic_shapes=({0: "batch"},),  # the axis's name in the graph
+                dynamic_shapes=(axes,),  # the axes' names in the graph
                 verbose=False,
             )
             metadata = graph_metadata(model, processor)
