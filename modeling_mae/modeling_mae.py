@@ -29,9 +29,9 @@ class MAEModelOutput(ModelOutput):
     ``last_hidden_state (batch, 1 + tokens, width)``: the class token, then all patches in raster order. With masking,
     only the visible patches follow, in the order of their noise. ``pooler_output (batch, width)``. Only with masking:
     ``mask (batch, patches)``, 1 = masked; ``ids_restore (batch, patches)``, the position of each patch in the shuffled
-    sequence, which begins with the visible ones. Only where asked for: ``hidden_states``, those of the embedded tokens
-    and after every block ``(batch, 1 + tokens, width)``, before the final norm; ``attentions``, the maps of every block
-    ``(batch, heads, tokens, tokens)``.
+    sequence, which begins with the visible ones. Only where asked for: ``hidden_states``, the embedded tokens and
+    what every block gives ``(batch, 1 + tokens, width)``, before the final norm; ``attentions``, the maps of every
+    block ``(batch, heads, tokens, tokens)``.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -499,7 +499,9 @@ class MAEModel(MAEPreTrainedModel):
         """
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
         if others := kwargs.keys() & {"attention_mask", "input_ids", "inputs_embeds"}:
-            raise ValueError(f"{', '.join(sorted(others))}: a model of images takes none; bool_masked_pos hides patches")
+            raise ValueError(
+                f"{', '.join(sorted(others))}: only models of text take it; bool_masked_pos hides patches"
+            )
         grid = self.grid_of(pixel_values)
         if patches is None:
             patches = self.patchify(pixel_values)  # (batch, patches, patch values)

@@ -401,3 +401,13 @@ def test_config_overrides_at_load(tmp_path):
 def test_no_feed_forward_chunking():
     with pytest.raises(ValueError, match="chunk_size_feed_forward=8"):
         MAEConfig(**FIELDS, chunk_size_feed_forward=8)
+
+
+@every_class
+def test_arguments_of_models_of_text(model_class):
+    """PEFT and others give them to every model, mostly as None."""
+    model = tiny(model_class)
+    given = inputs(model_class)
+    model(**given, attention_mask=None, input_ids=None, inputs_embeds=None)
+    with pytest.raises(ValueError, match="attention_mask"):
+        model(**given, attention_mask=torch.ones(2, 17))

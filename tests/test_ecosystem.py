@@ -101,15 +101,6 @@ def test_freezing_after_adapters_is_refused():
     assert merged.freeze(1).n_partial == 1
 
 
-def test_the_transformers_way_to_adapters(tmp_path):
-    import peft
-
-    model = model_of(EvalNet)
-    model.add_adapter(peft.LoraConfig(r=4, target_modules=["qkv"], lora_dropout=0.5))
-    with pytest.raises(ValueError, match="adapters"):
-        model.freeze(0)
-
-
 # --- quantisation ---
 
 

@@ -36,7 +36,7 @@ def test_processes_change_neither_update_nor_loss(tmp_path, name):
         env={**os.environ, "PYTHONPATH": str(TESTS.parent)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"')))
     alone = one_update(name, 16, tmp_path)
     assert found["update"] == pytest.approx(alone["update"], rel=1e-4)
     assert found["loss"] == pytest.approx(alone["loss"], rel=1e-3)

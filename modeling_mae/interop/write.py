@@ -153,7 +153,8 @@ def _timm_transform(processor) -> dict:
     crops = edge and getattr(processor, "do_center_crop", False)
     return {
         "interpolation": TIMM_FILTERS.get(int(resample), "bicubic"),
-        "crop_pct": min(processor.crop_size["height"], processor.crop_size["width"]) / edge if crops else 1.0,
+        # timm resizes to size / crop_pct, rounded down: a little more than the edge.
+        "crop_pct": processor.crop_size["height"] / (edge + 0.01) if crops else 1.0,
         "crop_mode": "center" if crops else "squash",  # squash: the whole image, whatever its shape
         "mean": list(mean),
         "std": list(std),
