@@ -1,4 +1,4 @@
-# make demo | test | quality | benchmark | release. Each sets up .venv first, if it is not there yet.
+# make demo | test | test-oldest | quality | benchmark | release. Each sets up .venv first, if it is not there yet.
 PYTHON ?= python3
 BIN := .venv/bin
 # The launcher gives a process one CPU thread by default. The demo uses all cores.
@@ -10,11 +10,12 @@ PRECISION := $(shell grep -qsw avx512_bf16 /proc/cpuinfo && echo bf16 || echo no
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision $(PRECISION) \
 	--dynamo_backend no --num_cpu_threads_per_process $(THREADS)
 
-.PHONY: help demo test quality benchmark release
+.PHONY: help demo test test-oldest quality benchmark release
 
 help:
 	@echo "make demo       pre-train a small MAE on the bundled images, evaluate it, show the results (in runs/)"
 	@echo "make test       run the tests"
+	@echo "make test-oldest  the same with the oldest versions that setup.cfg names (OLDEST=python3.10)"
 	@echo "make quality    check style, format and types"
 	@echo "make benchmark  measure speed and memory"
 	@echo "make release    build the wheel and the source archive into dist/, and check them; nothing is uploaded"
@@ -39,6 +40,18 @@ demo: .venv/.installed
 
 test: .venv/.installed
 	$(BIN)/python -m pytest
+
+# The first Python that setup.cfg names, with the versions of tests/oldest.txt.
+OLDEST ?= python3.10
+.venv-oldest/.installed: setup.cfg tests/oldest.txt
+	@test -x .venv-oldest/bin/python || $(OLDEST) -m venv .venv-oldest || { rm -rf .venv-oldest; exit 1; }
+	@.venv-oldest/bin/python -m pip install --quiet --upgrade pip
+	@PYTHONWARNINGS=ignore .venv-oldest/bin/python -m pip install --quiet --constraint tests/oldest.txt \
+		--editable '.[train,dev,dicom]'
+	@touch $@
+
+test-oldest: .venv-oldest/.installed
+	.venv-oldest/bin/python -m pytest
 
 quality: .venv/.installed
 	$(BIN)/ruff check

@@ -5,9 +5,8 @@ import math
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PretrainedConfig
+from transformers import BackboneConfigMixin, PretrainedConfig
 from transformers.activations import ACT2FN
-from transformers.backbone_utils import BackboneConfigMixin
 
 
 # No model is this large. Such a number is a slip, and building the model would fill the memory or never end.
@@ -55,6 +54,8 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
             more. It pushes the features of the images in a batch apart. U-MAE has 0.01.
         out_features, out_indices: of MAEBackbone, the stages whose feature maps it gives, by name (``stem``,
             ``stage1`` ... ``stage<depth>``) or number; the last block alone by default.
+        reshape_hidden_states: of MAEBackbone, whether its feature maps are maps ``(batch, width, rows, columns)``, or
+            tokens ``(batch, 1 + patches, width)`` as DPT and DepthAnything read them.
 
     Raises:
         ValueError: for a combination that no model can have; the message names the values.
@@ -92,6 +93,7 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
     decoder_num_hidden_layers: int = 8
     decoder_num_attention_heads: int = 16
     decoder_intermediate_size: int = 2048
+    reshape_hidden_states: bool = True
     # As transformers' backbone configs keep them; given and saved as out_features and out_indices.
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None

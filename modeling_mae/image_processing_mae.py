@@ -2,9 +2,7 @@
 
 import numpy as np
 from PIL import Image
-from transformers.image_processing_backends import PilBackend
-from transformers.image_utils import PILImageResampling
-from transformers.processing_utils import ImagesKwargs
+from transformers import ImagesKwargs, PilBackend
 
 
 EIGHT_BITS = 255
@@ -99,7 +97,7 @@ class MAEImageProcessor(PilBackend):
     """
 
     valid_kwargs = MAEImageProcessorKwargs
-    resample = PILImageResampling.BICUBIC
+    resample = Image.Resampling.BICUBIC
     size = {"height": 224, "width": 224}
     do_resize = True
     do_rescale = True

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import AttentionInterface, BackboneMixin, GradientCheckpointingLayer, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils import ModelOutput, logging
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .configuration_mae import MAEConfig, pair
 from .masking_mae import last_ids, mask_noise, predicted_count, shuffle_by, visible_count
+
+
+# Functions by config._attn_implementation. transformers looks for this name in the file.
+ALL_ATTENTION_FUNCTIONS = AttentionInterface()
 
 
 @dataclass
@@ -29,8 +29,9 @@ class MAEModelOutput(ModelOutput):
     ``last_hidden_state (batch, 1 + tokens, width)``: the class token, then all patches in raster order. With masking,
     only the visible patches follow, in the order of their noise. ``pooler_output (batch, width)``. Only with masking:
     ``mask (batch, patches)``, 1 = masked; ``ids_restore (batch, patches)``, the position of each patch in the shuffled
-    sequence, which begins with the visible ones. Only with `return_stages`: ``stages``, for the embedded tokens and
-    for every block ``(batch, 1 + tokens, width)``, before the final norm.
+    sequence, which begins with the visible ones. Only where asked for: ``hidden_states``, the embedded tokens and
+    what every block gives ``(batch, 1 + tokens, width)``, before the final norm; ``attentions``, the maps of every
+    block ``(batch, heads, tokens, tokens)``.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -39,7 +40,6 @@ class MAEModelOutput(ModelOutput):
     ids_restore: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
-    stages: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -81,7 +81,8 @@ def sincos_positions(grid: tuple[int, int], width: int) -> torch.Tensor:
 
 def resize_positions(table: torch.Tensor, old: tuple[int, int], new: tuple[int, int]) -> torch.Tensor:
     """``(1, 1 + old patches, width)`` -> ``(1, 1 + new patches, width)``, bicubic in 2-D, class token kept."""
-    if old == new:
+    # In an exported graph with free height and width a size is a symbol, which no comparison may fix.
+    if not any(isinstance(edge, torch.SymInt) for edge in new) and old == new:
         return table
     cls, patches = table[:, :1], table[:, 1:]
     patches = patches.float().unflatten(1, old).permute(0, 3, 1, 2)  # (1, width, rows, columns)
@@ -115,13 +116,15 @@ def eager_attention_forward(module, query, key, value, attention_mask=None, scal
     return (weights @ value).transpose(1, 2), weights
 
 
-def attend(module: nn.Module, query, key, value, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+def attend(
+    module: nn.Module, query, key, value, output_attentions: bool = False, **kwargs
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention by the configured implementation, ``(batch, heads, tokens, head width)`` each. Returns ``(batch,
     queries, heads, head width)`` and, where they were asked for, the maps."""
-    config, implementation = module.config, module.config._attn_implementation
+    implementation = module.config._attn_implementation
     # Fused kernels give no maps. On CPUs their backward in bfloat16 takes two thirds of the whole step.
     slow = implementation == "sdpa" and query.is_cpu and query.dtype == torch.bfloat16 and query.requires_grad
-    if kwargs.get("output_attentions") or config.output_attentions or slow:
+    if output_attentions or slow:
         implementation = "eager"
     function: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
     return function(module, query, key, value, None, scaling=module.scaling, dropout=0.0, **kwargs)
@@ -200,7 +203,7 @@ class MAEDropPath(nn.Module):
 
 
 class MAELayer(GradientCheckpointingLayer):
-    """A pre-norm transformer block, ``(batch, tokens, width)`` to the same."""
+    """A pre-norm transformer block, ``(batch, tokens, width)`` to the same. Appends its attention maps to `maps`."""
 
     def __init__(self, config: MAEConfig, width: int, heads: int, intermediate: int, drop_path: float = 0.0):
         super().__init__()
@@ -211,8 +214,12 @@ class MAELayer(GradientCheckpointingLayer):
         self.mlp = MAEMLP(config, width, intermediate)
         self.drop_path2 = MAEDropPath(drop_path)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        hidden_states = hidden_states + self.drop_path1(self.attention(self.norm1(hidden_states), **kwargs)[0])
+    def forward(self, hidden_states: torch.Tensor, maps: list | None = None, **kwargs) -> torch.Tensor:
+        normed = self.norm1(hidden_states)
+        attended, weights = self.attention(normed, output_attentions=maps is not None, **kwargs)
+        if maps is not None:
+            maps.append(weights)
+        hidden_states = hidden_states + self.drop_path1(attended)
         return hidden_states + self.drop_path2(self.mlp(self.norm2(hidden_states)))
 
 
@@ -248,7 +255,8 @@ class MAEPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _can_record_outputs = {"hidden_states": MAELayer, "attentions": MAEAttention}
+    # The losses are means of a batch: transformers' Trainer divides them by the number of batches of an update.
+    accepts_loss_kwargs = False
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -262,9 +270,9 @@ class MAEPreTrainedModel(PreTrainedModel):
         elif isinstance(module, MAEPoolingValue):
             init.eye_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear):
+        elif isinstance(module, (nn.Linear, MAEStageWeighting)):
             init.xavier_uniform_(module.weight)
-            if module.bias is not None:
+            if getattr(module, "bias", None) is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
@@ -397,7 +405,8 @@ class MAEEmbeddings(nn.Module):
         if ids_keep is not None:
             patches = take_rows(patches, ids_keep)  # (batch, visible, patch values)
             patch_positions = patch_positions[0][ids_keep]  # (batch, visible, width)
-        tokens = self.patch_embeddings(patches.to(self.patch_embeddings.weight.dtype)) + patch_positions
+        # The token's type: a quantised weight has another one than what it computes with.
+        tokens = self.patch_embeddings(patches.to(self.cls_token.dtype)) + patch_positions
         cls = (self.cls_token + cls_position).expand(tokens.shape[0], -1, -1)
         return torch.cat([cls.to(tokens.dtype), tokens], dim=1)  # (batch, 1 + visible, width)
 
@@ -467,37 +476,48 @@ class MAEModel(MAEPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.patch_embeddings
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor,
         noise: torch.Tensor | None = None,
         bool_masked_pos: torch.Tensor | None = None,
         mask_ratio: float | None = None,
-        return_stages: bool = False,
+        patches: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
         **kwargs,
     ) -> MAEModelOutput:
-        """Encode ``pixel_values (batch, channels, height, width)``.
+        """Encode ``pixel_values (batch, channels, height, width)``. Who has called `patchify` already gives `patches`.
 
         Masks only when one of these is given. `noise (batch, patches)`: the smallest values stay visible.
         `bool_masked_pos (batch, patches)`: true = masked, the same count in every image. `mask_ratio`: takes the place
-        of the configured ratio; without noise, a mask of the configured kind is drawn. With `return_stages` the output
-        has `stages`.
+        of the configured ratio; without noise, a mask of the configured kind is drawn.
 
         Raises:
-            ValueError: a wrong shape or size, a ratio outside (0, 1), unequal mask counts, or both noise and mask.
+            ValueError: a wrong shape or size, a ratio outside (0, 1), unequal mask counts, both noise and mask, or an
+                argument that is for models of text.
         """
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
+        if others := kwargs.keys() & {"attention_mask", "input_ids", "inputs_embeds"}:
+            raise ValueError(
+                f"{', '.join(sorted(others))}: only models of text take it; bool_masked_pos hides patches"
+            )
         grid = self.grid_of(pixel_values)
-        patches = self.patchify(pixel_values)  # (batch, patches, patch values)
+        if patches is None:
+            patches = self.patchify(pixel_values)  # (batch, patches, patch values)
         ids_keep = mask = ids_restore = None
         if noise is not None or bool_masked_pos is not None or mask_ratio is not None:
             ids_keep, mask, ids_restore = self.choose_mask(patches, grid, noise, bool_masked_pos, mask_ratio)
         hidden_states = self.embeddings(patches, grid, ids_keep)
-        stages = [hidden_states]
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        stages, maps = [hidden_states], [] if output_attentions else None
         for layer in self.layers:
-            hidden_states = layer(hidden_states, **kwargs)
-            if return_stages:
+            hidden_states = layer(hidden_states, maps=maps, **kwargs)
+            if output_hidden_states:
                 stages.append(hidden_states)
         hidden_states = self.layernorm(hidden_states)
         return MAEModelOutput(
@@ -505,7 +525,8 @@ class MAEModel(MAEPreTrainedModel):
             pooler_output=self.pool(hidden_states),
             mask=mask,
             ids_restore=ids_restore,
-            stages=tuple(stages) if return_stages else None,
+            hidden_states=tuple(stages) if output_hidden_states else None,
+            attentions=tuple(maps) if output_attentions else None,
         )
 
     def pool(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
@@ -594,8 +615,15 @@ class MAEDecoder(nn.Module):
         return self.head(self.norm(tokens[:, first:]))
 
 
-class MAEStageWeighting(nn.Linear):
-    """From the stages of the encoder, a weighted sum for each block of the decoder."""
+class MAEStageWeighting(nn.Module):
+    """From the stages of the encoder, a weighted sum for each block of the decoder. No linear layer: what adapts or
+    quantises those would call it with a tensor."""
+
+    def __init__(self, stages: int, depth: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(depth, stages))
+        # nn.Linear's: what is drawn after it stays the same for a seed. _init_weights draws anew.
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
 
     def forward(self, stages: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         sums = torch.einsum("ds,sbtw->dbtw", self.weight, torch.stack(stages))  # (depth, batch, tokens, width)
@@ -614,7 +642,7 @@ class MAECrossDecoder(nn.Module):
         if self.reads_stages:
             self.first_stage = 0 if config.decoder_reads == "stages" else 1  # stage 0: the embedded patches
             stages = config.num_hidden_layers + 1 - self.first_stage
-            self.weighting = MAEStageWeighting(stages, depth, bias=False)
+            self.weighting = MAEStageWeighting(stages, depth)
             self.context_norms = nn.ModuleList(
                 nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) for _ in range(depth)
             )
@@ -639,7 +667,7 @@ class MAECrossDecoder(nn.Module):
         """For each block what it attends to ``(batch, 1 + visible, encoder width)``."""
         if not self.reads_stages:
             return [encoded.last_hidden_state] * len(self.layers)
-        weighted = self.weighting(encoded.stages[self.first_stage :])
+        weighted = self.weighting(encoded.hidden_states[self.first_stage :])
         return [norm(context) for norm, context in zip(self.context_norms, weighted, strict=True)]
 
 
@@ -673,6 +701,8 @@ class MAEForPreTraining(MAEPreTrainedModel):
         bool_masked_pos: torch.Tensor | None = None,
         mask_ratio: float | None = None,
         prediction_ratio: float | None = None,
+        return_loss: bool = True,
+        output_hidden_states: bool | None = None,
         **kwargs,
     ) -> MAEForPreTrainingOutput:
         """Mask, encode what is visible, decode, and compare the masked patches with the image.
@@ -680,18 +710,23 @@ class MAEForPreTraining(MAEPreTrainedModel):
         Arguments and errors as `MAEModel.forward`. Without a masking argument, a mask of the configured kind and ratio
         is drawn. `prediction_ratio` takes the place of the configured one; 1 predicts every masked patch. The patches
         with the largest noise are predicted. `bool_masked_pos` orders no patches, so all that it masks are predicted.
+        By `return_loss` transformers' Trainer sees that there is a loss without labels.
 
         Raises:
             ValueError: also for a `prediction_ratio` outside (0, 1].
         """
         if noise is None and bool_masked_pos is None and mask_ratio is None:
             mask_ratio = self.config.mask_ratio
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        patches = self.patchify(pixel_values)  # (batch, patches, patch values)
         encoded = self.mae(
             pixel_values,
             noise,
             bool_masked_pos,
             mask_ratio,
-            return_stages=self.decoder.reads_stages,
+            patches,
+            output_hidden_states=output_hidden_states or self.decoder.reads_stages,
             return_dict=True,
             **kwargs,
         )
@@ -703,8 +738,8 @@ class MAEForPreTraining(MAEPreTrainedModel):
             count = predicted_count(num_patches, ratio, masked)
             count = None if count == masked else count
         logits, predicted_ids = self.decoder(encoded, self.grid_of(pixel_values), count)
-        loss = self.loss(pixel_values, logits, encoded.mask, predicted_ids)
-        if self.config.uniformity_weight:
+        loss = self.loss(patches, logits, encoded.mask, predicted_ids) if return_loss else None
+        if loss is not None and self.config.uniformity_weight:
             loss = loss + self.config.uniformity_weight * mean_squared_cosine(encoded.last_hidden_state[:, 1:].mean(1))
         return MAEForPreTrainingOutput(
             loss=loss,
@@ -712,21 +747,21 @@ class MAEForPreTraining(MAEPreTrainedModel):
             mask=encoded.mask,
             ids_restore=encoded.ids_restore,
             predicted_ids=predicted_ids,
-            hidden_states=encoded.hidden_states,
+            hidden_states=encoded.hidden_states if output_hidden_states else None,
             attentions=encoded.attentions,
         )
 
     def loss(
         self,
-        pixel_values: torch.Tensor,
+        patches: torch.Tensor,
         logits: torch.Tensor,
         mask: torch.Tensor,
         predicted_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Mean squared error over the masked patches that are predicted ``()``, in float32 whatever the model computes
-        in."""
-        with torch.autocast(pixel_values.device.type, enabled=False):
-            target = self.patchify(pixel_values.float())  # (batch, patches, patch values)
+        in. ``patches (batch, patches, patch values)`` are those of the images."""
+        with torch.autocast(patches.device.type, enabled=False):
+            target = patches.float()
             if predicted_ids is not None:
                 target = take_rows(target, predicted_ids)  # (batch, predicted, patch values)
             if self.config.norm_pix_loss:
@@ -865,8 +900,13 @@ class EvalNet(MAEPreTrainedModel):
         and that many of the last blocks. depth = everything, with patch embedding, class token and positions.
 
         Raises:
-            ValueError: any other value.
+            ValueError: any other value, or a model with PEFT's adapters.
         """
+        if self.has_adapters():
+            raise ValueError(
+                f"freeze({n_partial}): the model has adapters, and their file would not hold the weights that this "
+                "trains; name such modules in modules_to_save of the adapter's configuration"
+            )
         depth = self.config.num_hidden_layers
         if isinstance(n_partial, bool) or n_partial not in (0, 0.5, *range(1, depth + 1)):
             raise ValueError(
@@ -878,6 +918,10 @@ class EvalNet(MAEPreTrainedModel):
         for module in self.tuned_modules():
             module.requires_grad_(True)
         return self.train(self.training)
+
+    def has_adapters(self) -> bool:
+        """Whether PEFT has put adapters into the model."""
+        return any(hasattr(module, "merged_adapters") for module in self.modules())
 
     def tuned_modules(self) -> list[nn.Module]:
         """What `freeze` leaves to train."""
@@ -897,7 +941,8 @@ class EvalNet(MAEPreTrainedModel):
 
     def train(self, mode: bool = True) -> "EvalNet":
         super().train(mode)
-        if mode and self.n_partial is not None:
+        # Adapters are in the frozen parts too. There everything is in training mode, as PEFT has it.
+        if mode and self.n_partial is not None and not self.has_adapters():
             tuned = self.tuned_modules()
             if self not in tuned:
                 self.mae.eval()
@@ -928,20 +973,16 @@ class EvalNet(MAEPreTrainedModel):
         """
         if (pixel_values is None) == (features is None):
             raise ValueError("give either pixel_values or features")
-        encoded = MAEModelOutput()
+        hidden_states = attentions = None
         if features is not None:
             pooled = features if self.mae.pooler is None else self.mae.pooler(features)
         else:
             self.check_size(pixel_values)
             encoded = self.mae(pixel_values, return_dict=True, **kwargs)
-            pooled = encoded.pooler_output
+            pooled, hidden_states, attentions = encoded.pooler_output, encoded.hidden_states, encoded.attentions
         logits = self.head(self.head_norm(pooled))
-        loss = None
-        if labels is not None:
-            loss = self.loss(logits, labels)
-        return ImageClassifierOutput(
-            loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
-        )
+        loss = None if labels is None else self.loss(logits, labels)
+        return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states, attentions=attentions)
 
     def check_size(self, pixel_values: torch.Tensor) -> None:
         """ValueError for a size of ``pixel_values (batch, channels, height, width)`` that the head is not made for."""
@@ -1000,9 +1041,12 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    @filter_output_hidden_states
-    def forward(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
-        """`feature_maps`: for each stage ``(batch, width, rows, columns)``, after the encoder's final norm.
+    def forward(
+        self, pixel_values: torch.Tensor, output_hidden_states: bool | None = None, **kwargs
+    ) -> BackboneOutput:
+        """`feature_maps`: for each stage ``(batch, width, rows, columns)``, after the encoder's final norm. With
+        `config.reshape_hidden_states` false ``(batch, 1 + patches, width)``, the class token first, as DPT and
+        DepthAnything read them.
 
         Takes images of any size. They are padded to a multiple of the patch at the bottom and on the right, with
         zeros, which are the mean colour.
@@ -1014,13 +1058,18 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
         height, width = pixel_values.shape[-2:]
         pixel_values = F.pad(pixel_values, (0, -width % patch_width, 0, -height % patch_height))
         grid = self.grid_of(pixel_values)
-        encoded = self.mae(pixel_values, return_dict=True, **kwargs)
+        encoded = self.mae(pixel_values, output_hidden_states=True, return_dict=True, **kwargs)
         maps = tuple(
-            self.mae.layernorm(hidden_states)[:, 1:].mT.unflatten(2, grid)  # (batch, width, rows, columns)
+            self.mae.layernorm(hidden_states)
             for stage, hidden_states in zip(self.stage_names, encoded.hidden_states, strict=True)
             if stage in self.out_features
         )
-        return BackboneOutput(feature_maps=maps, hidden_states=encoded.hidden_states, attentions=encoded.attentions)
+        if self.config.reshape_hidden_states:
+            maps = tuple(tokens[:, 1:].mT.unflatten(2, grid) for tokens in maps)  # (batch, width, rows, columns)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        hidden_states = encoded.hidden_states if output_hidden_states else None
+        return BackboneOutput(feature_maps=maps, hidden_states=hidden_states, attentions=encoded.attentions)
 
 
 __all__ = [

@@ -15,6 +15,10 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
+    DepthAnythingConfig,
+    DepthAnythingForDepthEstimation,
+    DPTConfig,
+    DPTForDepthEstimation,
     UperNetConfig,
     UperNetForSemanticSegmentation,
     pipeline,
@@ -218,6 +222,24 @@ def test_backbone_maps_are_the_hidden_states():
     torch.testing.assert_close(backbone(odd).feature_maps, backbone(padded).feature_maps)
     with pytest.raises(ValueError, match="out_features"):
         backbone_config(out_features=["stage9"])
+
+
+@pytest.mark.parametrize("kind", ["DPT", "DepthAnything"])
+def test_depth_models_read_tokens_of_the_backbone(checkpoints, kind):
+    config_class, model_class = {
+        "DPT": (DPTConfig, DPTForDepthEstimation),
+        "DepthAnything": (DepthAnythingConfig, DepthAnythingForDepthEstimation),
+    }[kind]
+    folder, options = checkpoints / "3" / "pretraining", {"image_size": 32, "out_indices": [0, 1, 2, 3]}
+    encoder = MAEBackbone.from_pretrained(folder, reshape_hidden_states=False, **options)
+    tokens, maps = (backbone(torch.ones(1, 3, 32, 32)).feature_maps
+                    for backbone in (encoder, MAEBackbone.from_pretrained(folder, **options)))  # fmt: skip
+    for one, other in zip(tokens, maps, strict=True):
+        assert torch.equal(one[:, 1:].mT.unflatten(2, (4, 4)), other)
+    more = {"reassemble_hidden_size": 32, "neck_hidden_sizes": [8, 8, 16, 16], "fusion_hidden_size": 8}
+    config = config_class(backbone_config=encoder.config, patch_size=8, hidden_size=32, head_hidden_size=4, **more)
+    depth = model_class(config)(torch.randn(2, 3, 32, 32)).predicted_depth
+    assert depth.shape[0] == 2 and depth.isfinite().all()
 
 
 def test_upernet_trains_on_the_backbone(checkpoints, tmp_path):

@@ -111,7 +111,7 @@ def test_every_command_reads_every_project(tmp_path):
         same(torch.tensor(table["confidence"].to_numpy()), logits.softmax(-1).max(-1).values, 1e-4)
         explorer = Explorer(str(tmp_path / kind))
         look = explorer.open((tmp_path / "images" / "0.png").read_bytes(), "0.png")
-        same(look.stages[-1], explorer.encoder(values[:1], return_stages=True).stages[-1], 1e-4)
+        same(look.stages[-1], explorer.encoder(values[:1], output_hidden_states=True).hidden_states[-1], 1e-4)
         convert(str(tmp_path / kind), tmp_path / f"{kind}-ours")
         same(EvalNet.from_pretrained(tmp_path / f"{kind}-ours").eval()(values).logits, logits, 1e-4)
 

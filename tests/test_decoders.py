@@ -221,12 +221,11 @@ def test_cross_decoder_saves_loads_and_gives_its_encoder(reads, tmp_path):
     assert EvalNet.from_pretrained(tmp_path, num_labels=3).mae.layernorm.weight.requires_grad
 
 
-def test_stages_are_the_hidden_states():
-    model = tiny().mae
-    outputs = model(PIXELS, return_stages=True, output_hidden_states=True)
-    assert len(outputs.stages) == 4
-    assert all(torch.equal(one, other) for one, other in zip(outputs.stages, outputs.hidden_states, strict=True))
-    assert "stages" not in model(PIXELS)
+def test_hidden_states_are_returned_only_where_asked_for():
+    model = tiny()  # its decoder reads them
+    asked = model(PIXELS, noise=NOISE, output_hidden_states=True)
+    assert len(asked.hidden_states) == 4
+    assert "hidden_states" not in model(PIXELS, noise=NOISE)
 
 
 @pytest.mark.parametrize("size", [(48, 64), (48, 24)])

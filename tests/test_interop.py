@@ -7,17 +7,20 @@ import logging
 import math
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
 import timm
 import torch
 import transformers
+from PIL import Image
 from safetensors.torch import save_file
 from timm.models.vision_transformer import Block, PatchEmbed, VisionTransformer
 from torch import nn
 from transformers import AutoModel
 
 from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining, MAEModel, interop
+from modeling_mae.data.processor import image_processor
 from modeling_mae.errors import UserError
 
 
@@ -376,11 +379,12 @@ def test_transformers_classifier_in_and_labels(tmp_path):
 
 
 def mae(**more) -> MAEConfig:
-    return MAEConfig(
-        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, image_size=32, patch_size=8,
-        decoder_hidden_size=32, decoder_num_hidden_layers=1, decoder_num_attention_heads=2,
-        decoder_intermediate_size=64, **more,
-    )  # fmt: skip
+    sizes = {
+        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128,
+        "image_size": 32, "patch_size": 8, "decoder_hidden_size": 32, "decoder_num_hidden_layers": 1,
+        "decoder_num_attention_heads": 2, "decoder_intermediate_size": 64,
+    }  # fmt: skip
+    return MAEConfig(**{**sizes, **more})
 
 
 HEAD_KINDS = [(pooling, norm) for pooling in ("cls", "mean") for norm in ("none", "batch", "layer")]
@@ -418,6 +422,30 @@ def test_classifier_to_timm_and_back(tmp_path, pooling, norm):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("crop_fraction, size", [(1.0, 32), (0.8, 32), (1.0, (32, 48))])
+def test_timm_sees_the_pixels_that_our_processor_makes(tmp_path, crop_fraction, size):
+    height, width = size if isinstance(size, tuple) else (size, size)
+    processor = image_processor((height, width), [0.3, 0.4, 0.5], [0.2, 0.3, 0.4], 3, crop_fraction)
+    ours = randomised(EvalNet(mae(num_labels=3, image_size=[height, width])))
+    interop.save_timm(ours, tmp_path, processor)
+    theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    y, x = np.mgrid[:50, :70] / 70
+    picture = Image.fromarray((np.stack([x, y, (x + y) / 2], -1) * 255).astype(np.uint8))
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))
+    expected = processor(picture, return_tensors="pt").pixel_values
+    # Tensors and PIL images are resized to values a grey level or two apart. No edge here leaves half a pixel to crop.
+    torch.testing.assert_close(transform(picture)[None], expected, atol=3 / 255 / 0.2, rtol=0)
+
+
+@torch.no_grad()
+def test_transformers_loads_the_timm_folder(tmp_path):
+    ours = randomised(EvalNet(mae(num_labels=3)))
+    interop.save_timm(ours, tmp_path)
+    theirs = transformers.TimmWrapperForImageClassification.from_pretrained(tmp_path).eval()
+    same(theirs(IMAGES).logits, ours(IMAGES).logits)
+
+
+@torch.no_grad()
 def test_encoder_to_timm_by_checkpoint_path(tmp_path):
     ours = randomised(MAEForPreTraining(mae()))
     interop.save_timm(ours, tmp_path)
@@ -446,6 +474,27 @@ def test_exported_graphs_at_any_batch(tmp_path, model_class, to):
             found = [found] if model_class is EvalNet else list(found)
         for one, other in zip(found, expected, strict=True):
             same(one, other, 1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("to", ["onnx", "torch"])
+def test_exported_graphs_at_any_size(tmp_path, to):
+    ours = randomised(EvalNet(mae(num_labels=3)))
+    path = tmp_path / f"model.{to}"
+    interop.export(ours, path, to, dynamic_size=True)
+    for batch, height, width in ((2, 32, 32), (1, 48, 64), (3, 16, 40)):
+        images = torch.randn(batch, 3, height, width)
+        if to == "onnx":
+            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            found = torch.from_numpy(session.run(None, {"pixel_values": images.numpy()})[0])
+        else:
+            found = torch.export.load(path).module()(images)
+        same(found, ours(images).logits, 1e-4)
+
+
+def test_a_head_for_one_size_is_not_exported_for_all(tmp_path):
+    with pytest.raises(UserError, match="flatten"):
+        interop.export(EvalNet(mae(pooling="flatten")), tmp_path / "model.onnx", "onnx", dynamic_size=True)
 
 
 # --- what cannot be read is said ---

@@ -85,7 +85,7 @@ class Explorer:
     def look(self, images: torch.Tensor, name: str) -> Look:
         """Look at ``(1, channels, height, width)`` at the model's size, where 255 is white."""
         pixel_values = self.normalised(images)
-        encoded = self.encoder(pixel_values, return_stages=True)
+        encoded = self.encoder(pixel_values, output_hidden_states=True)
         scores = None
         if self.classifies:
             logits = self.model.head(self.model.head_norm(encoded.pooler_output))[0]
@@ -94,7 +94,7 @@ class Explorer:
             name,
             pixel_values,
             self.pictures(pixel_values)[0],
-            list(encoded.stages),
+            list(encoded.hidden_states),
             pooled_output(encoded)[0],
             scores,
         )

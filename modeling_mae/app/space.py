@@ -22,15 +22,15 @@ PYTHON = "3.12"
 PLAIN_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 # As in setup.cfg: what the package needs, and its extra `app`. A test compares them.
 REQUIREMENTS = """torch>=2.7.1
-transformers>=5.9
-accelerate>=1.6
+transformers>=5.18
+accelerate>=1.7
 datasets>=3.6
 gradio>=6.31
 matplotlib>=3.9.4
 numpy>=2.0.2
 pillow>=11.0
-safetensors>=0.5
 imagecodecs>=2025.3.30
+safetensors>=0.8
 tifffile>=2024.8.10
 torchvision>=0.22.1
 tqdm

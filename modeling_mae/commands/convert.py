@@ -18,6 +18,12 @@ def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
         "timm.create_model. onnx, torch (torch.export): a graph that gives a classifier's logits, or else features",
     )
     parser.add_argument(
+        "--dynamic_size",
+        choices=("true", "false"),
+        default="false",
+        help="true: a graph (onnx, torch) takes images of any height and width that the patch divides",
+    )
+    parser.add_argument(
         "--set",
         nargs="*",
         default=[],
@@ -32,10 +38,11 @@ def run(arguments: Namespace) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    print(convert(arguments.source, arguments.target, arguments.to, **parse_fields(arguments.set)))
+    dynamic_size = arguments.dynamic_size == "true"
+    print(convert(arguments.source, arguments.target, arguments.to, dynamic_size, **parse_fields(arguments.set)))
 
 
-def convert(source: str, target: str | Path, to: str = "mae", **fields) -> str:
+def convert(source: str, target: str | Path, to: str = "mae", dynamic_size: bool = False, **fields) -> str:
     """Read the checkpoint at `source`, a file, a folder or a Hub id; write it to `target` by `interop.write_model`.
 
     `fields` of MAEConfig win over what the source says. Gives lines for the user.
@@ -50,7 +57,7 @@ def convert(source: str, target: str | Path, to: str = "mae", **fields) -> str:
     if to not in FORMATS:
         raise UserError(f"to={to!r} is not a format; choose from {', '.join(FORMATS)}")
     checkpoint = open_checkpoint(source, fields)
-    return checkpoint.told() + write_model(checkpoint.model(), checkpoint.processor, target, to)
+    return checkpoint.told() + write_model(checkpoint.model(), checkpoint.processor, target, to, dynamic_size)
 
 
 def parse_fields(texts: list[str]) -> dict:

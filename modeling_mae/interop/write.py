@@ -31,6 +31,7 @@ from .processors import transformers_processor
 
 
 FORMATS = ("mae", "transformers", "vit", "timm", "onnx", "torch")
+TIMM_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # by PIL's number
 ONNX_FILE_LIMIT = 19 * 10**8  # bytes of weights; protobuf holds less than 2 GiB
 
 
@@ -43,7 +44,9 @@ def _writing(target: Path) -> Iterator[None]:
         raise UserError(f"{target} cannot be written: {reason}; make room there or give another target") from error
 
 
-def write_model(model: MAEPreTrainedModel, processor, target: str | Path, to: str = "mae") -> str:
+def write_model(
+    model: MAEPreTrainedModel, processor, target: str | Path, to: str = "mae", dynamic_size: bool = False
+) -> str:
     """Write `model`, and its image `processor` if there is one, to `target`.
 
     Args:
@@ -51,6 +54,7 @@ def write_model(model: MAEPreTrainedModel, processor, target: str | Path, to: st
         to: one of FORMATS. ``mae`` is ours, ``torch`` a torch.export program. ``transformers`` is
             ViTMAEForPreTraining, ViTForImageClassification or ViTModel, after what the model is. ``vit`` is the same
             without the decoder.
+        dynamic_size: for ``onnx`` and ``torch``, images of any height and width that the patch divides.
 
     Returns:
         Lines for the user: where the checkpoint is, how to load it, and what is worth a note.
@@ -58,12 +62,13 @@ def write_model(model: MAEPreTrainedModel, processor, target: str | Path, to: st
     Raises:
         UserError: when the format cannot express the model, or the target cannot be written.
     """
+    if dynamic_size and to not in ("onnx", "torch"):
+        raise UserError(f"--dynamic_size true is for --to onnx and --to torch; --to {to} takes any size as it is")
     target = Path(target)
     if to in ("onnx", "torch"):
-        return f"written    {target}{export(model, target, to, processor)}"
+        return f"written    {target}{export(model, target, to, processor, dynamic_size)}"
     if to == "timm":
-        mean_std = (list(processor.image_mean), list(processor.image_std)) if processor else ()
-        return f"written    {target}: {save_timm(model, target, *mean_std)}"
+        return f"written    {target}: {save_timm(model, target, processor)}"
     if to == "vit" and isinstance(model, MAEForPreTraining):
         model = model.mae
     note = None
@@ -147,12 +152,13 @@ def _vit_config(config_class: type, config: MAEConfig, **more) -> Any:
     return config_class(**{field: getattr(config, field) for field in shared_fields(config_class)}, **more)
 
 
-def save_timm(model: MAEPreTrainedModel, folder: Path, mean=None, std=None) -> str:
+def save_timm(model: MAEPreTrainedModel, folder: Path, processor=None) -> str:
     """Write the weights and config.json of timm's VisionTransformer; the decoder stays behind.
 
     Args:
         folder: for ``timm.create_model("local-dir:FOLDER")`` or, its model.safetensors, for ``checkpoint_path=``.
-        mean, std: of the images, per channel; ImageNet's by default.
+        processor: the image processor that timm's transform follows. Without one the whole image is resized, and mean
+            and deviation are ImageNet's.
 
     Returns:
         The call that loads them.
@@ -170,7 +176,7 @@ def save_timm(model: MAEPreTrainedModel, folder: Path, mean=None, std=None) -> s
         )
     official = fold_classifier(classifier) if classifier else to_official(model)
     official = {key: value for key, value in official.items() if not re.match(DECODER, key)}
-    content = _timm_config(config, classifier is not None, "fc_norm.weight" in official, mean, std)
+    content = _timm_config(config, classifier is not None, "fc_norm.weight" in official, processor)
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         save_file(official, folder / "model.safetensors", metadata={"format": "pt"})
@@ -178,7 +184,25 @@ def save_timm(model: MAEPreTrainedModel, folder: Path, mean=None, std=None) -> s
     return f'timm.create_model("local-dir:{folder}", pretrained=True)'
 
 
-def _timm_config(config: MAEConfig, classifier: bool, fc_norm: bool, mean, std) -> dict:
+def _timm_transform(processor) -> dict:
+    """What timm calls that which `processor` does to an image."""
+    if processor is None:
+        mean, std, resample = IMAGENET_MEAN, IMAGENET_STD, 3
+    else:
+        mean, std, resample = processor.image_mean, processor.image_std, processor.resample
+    edge = dict(getattr(processor, "size", None) or {}).get("shortest_edge")
+    crops = edge and getattr(processor, "do_center_crop", False)
+    return {
+        "interpolation": TIMM_FILTERS.get(int(resample), "bicubic"),
+        # timm resizes to size / crop_pct, rounded down: a little more than the edge.
+        "crop_pct": processor.crop_size["height"] / (edge + 0.01) if crops else 1.0,
+        "crop_mode": "center" if crops else "squash",  # squash: the whole image, whatever its shape
+        "mean": list(mean),
+        "std": list(std),
+    }
+
+
+def _timm_config(config: MAEConfig, classifier: bool, fc_norm: bool, processor) -> dict:
     height, width = config.image_height_width
     classes = config.num_labels if classifier else 0
     global_pool = TIMM_POOLINGS.get(config.pooling, "")
@@ -191,18 +215,15 @@ def _timm_config(config: MAEConfig, classifier: bool, fc_norm: bool, mean, std) 
         "num_heads": config.num_attention_heads,
         "mlp_ratio": config.intermediate_size / config.hidden_size,
         "qkv_bias": config.qkv_bias,
-        "num_classes": classes,
         "global_pool": global_pool,
         "fc_norm": fc_norm,
-    }
+    }  # no num_classes: transformers' TimmWrapper gives it beside these
     pretrained = {
         "input_size": [config.num_channels, height, width],
         "num_classes": classes,
-        "interpolation": "bicubic",
         "first_conv": "patch_embed.proj",
         "classifier": "head",
-        "mean": list(mean or IMAGENET_MEAN),
-        "std": list(std or IMAGENET_STD),
+        **_timm_transform(processor),
     }
     if classifier:
         pretrained["label_names"] = _class_names(config)
@@ -252,8 +273,9 @@ def graph_metadata(model: MAEPreTrainedModel, processor=None) -> dict[str, str]:
     return {key: json.dumps(value) for key, value in values.items()}
 
 
-def export(model: MAEPreTrainedModel, path: Path, to: str, processor=None) -> str:
-    """Write `model` as one file, for any batch size. An ONNX graph of 2 GB or more has its weights in a file beside.
+def export(model: MAEPreTrainedModel, path: Path, to: str, processor=None, dynamic_size: bool = False) -> str:
+    """Write `model` as one file, for any batch size, with `dynamic_size` also for any multiple of the patch as height
+    and width. An ONNX graph of 2 GB or more has its weights in a file beside.
 
     The graph's input is `pixel_values` (batch, channels, height, width). It returns `logits` for an EvalNet,
     otherwise `last_hidden_state` and `pooler_output` of the encoder. An ONNX graph has `graph_metadata`, with what the
@@ -266,7 +288,8 @@ def export(model: MAEPreTrainedModel, path: Path, to: str, processor=None) -> st
         What else to tell the user: nothing, or the metadata, a line each.
 
     Raises:
-        UserError: when the packages for ONNX are not installed, and when `path` cannot be written.
+        UserError: when the packages for ONNX are not installed, when `path` cannot be written, and for a classifier of
+            one size with `dynamic_size`.
     """
     if to == "onnx":
         try:
@@ -280,10 +303,23 @@ def export(model: MAEPreTrainedModel, path: Path, to: str, processor=None) -> st
                 "--set pooling=mean, or give a classifier"
             )
         model = model.mae
-    example = torch.zeros(2, model.config.num_channels, *model.config.image_height_width, dtype=model.dtype)
-    dynamic = {"pixel_values": {0: torch.export.Dim("batch", min=1, max=65536)}}
+    config, axes = model.config, {0: "batch"}
+    free = {0: torch.export.Dim("batch", min=1, max=65536)}
+    rows, columns = config.grid
+    if dynamic_size:
+        if config.pooling == "flatten":
+            raise UserError("--dynamic_size true: pooling='flatten' is made for one size; leave the option out")
+        axes |= {2: "height", 3: "width"}
+        for axis, patch in zip((2, 3), config.patch_height_width, strict=True):
+            free[axis] = patch * torch.export.Dim(f"patches_of_{axes[axis]}", min=2, max=1024)
+        rows, columns = rows + 1, columns + 2  # no number that the graph could take for a fixed one
+    patch_height, patch_width = config.patch_height_width
+    example = torch.zeros(2, config.num_channels, rows * patch_height, columns * patch_width, dtype=model.dtype)
     with torch.no_grad():
-        program = torch.export.export(_Outputs(model).eval(), (example,), dynamic_shapes=dynamic)
+        # strict=False: positions see whether height and width are free.
+        program = torch.export.export(
+            _Outputs(model).eval(), (example,), dynamic_shapes={"pixel_values": free}, strict=False
+        )
         with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if to == "torch":
@@ -299,7 +335,7 @@ def export(model: MAEPreTrainedModel, path: Path, to: str, processor=None) -> st
                 dynamo=True,
                 input_names=["pixel_values"],
                 output_names=names,
-                dynamic_shapes=({0: "batch"},),  # the axis's name in the graph
+                dynamic_shapes=(axes,),  # the axes' names in the graph
                 verbose=False,
             )
             assert graph is not None  # None only without `dynamo`

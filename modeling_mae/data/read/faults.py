@@ -26,6 +26,6 @@ def reading(path: str | None) -> Iterator[None]:
     except BadImage:
         raise
     except Exception as error:
-        reason = re.sub(r" ?<_io.BytesIO object at 0x\w+>", "", " ".join(str(error).split()))
+        reason = re.sub(r" ?<_io.Buffered\w+ [^>]*>| ?<_io.BytesIO object at 0x\w+>", "", " ".join(str(error).split()))
         reason = reason.replace(f" {str(path)!r}", "") or type(error).__name__  # the message begins with the path
         raise BadImage(f"{name_of(path)} is not a readable image ({reason[:REASON]})") from error
