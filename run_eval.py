@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from configuration.decide import DecidedEvaluation, base_of, decide_evaluation, save_recipe
+from configuration.evaluation import EvalRecipe
 from modeling_mae.checkpoint import Checkpoint, open_checkpoint
 from modeling_mae.data.serve.processor import processor_of
 from modeling_mae.errors import UserError
@@ -105,17 +106,17 @@ def frozen_rows(decided: DecidedEvaluation, accelerator: Accelerator, hub: Hub) 
         judging = JudgeSettings(recipe.seed, sets.frozen_task)
     if recipe.knn:
         encoder = frozen_encoder(start, config, accelerator.print)
-        rows += frozen_table(reader, encoder, sets.train, sets.evaluation, "pre-trained encoder", judging)
+        rows += frozen_table(reader, encoder, sets.training, sets.evaluation, "pre-trained encoder", judging)
     if decided.readouts:
         encoder, memory = frozen_encoder(start, config), launch.feature_memory()
-        rows += readout_table(reader, encoder, sets.train, sets.evaluation, decided.readouts, judging, memory)
+        rows += readout_table(reader, encoder, sets.training, sets.evaluation, decided.readouts, judging, memory)
     if decided.tests_checkpoint:
         place = Tested("checkpoint", Path(recipe.output_dir), recipe)
         rows.append(test_classifier(reader, start, place, sets, hub))
     return rows
 
 
-def reader_of(recipe: EvalArguments, sets: LabelledSets, accelerator: Accelerator) -> Reader:
+def reader_of(recipe: EvalRecipe, sets: LabelledSets, accelerator: Accelerator) -> Reader:
     transform = BatchTransform(recipe.image_mean, recipe.image_std, sets.evaluation.size).to(accelerator.device)
     workers = launch.loading_workers(recipe.dataloader_num_workers)
     return Reader(accelerator, transform, recipe.per_device_eval_batch_size, workers)
@@ -136,13 +137,14 @@ def train_classifier(
     task = sets.task
     accelerator = launch.make_accelerator(folder, recipe.trackers)
     reader = reader_of(recipe, sets, accelerator)
-    images = classifier.training_view(task, sets.train, settings(ViewSettings, recipe), recipe.image_mean)
+    images = classifier.training_view(task, sets.training, settings(ViewSettings, recipe), recipe.image_mean)
     mix = Mix(recipe.random_erasing, recipe.mixup, recipe.cutmix, len(sets.class_names), accelerator.device)
 
     # Model, optimizer, length
     config, start = model_config(recipe), None if training.n_partial is None else checkpoint_of(recipe)
     set_seed(recipe.seed)
     labels, say = images.labels, accelerator.print
+    assert labels is not None
     model = task.new_model(config, start, sets.class_names, training.n_partial, labels, say)
     optimizer = make_optimizer(model, settings(OptimizerSettings, recipe))
     tuned, whole = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (False, True))
@@ -172,14 +174,14 @@ def train_classifier(
     launch.init_trackers(accelerator, dataclasses.asdict(recipe))
     for update in updates(run, Resizing(images.size, (1, 1)), after_epoch, later):
         for micro_batch in update.micro_batches():
-            batch = micro_batch.images
-            if "features" in batch:
-                loss = model(features=batch["features"], labels=batch["labels"]).loss
+            seen = micro_batch.images
+            if "features" in seen:
+                loss = model(features=seen["features"], labels=seen["labels"]).loss
             else:
                 # This seeds drop path too: all that is random depends on the update and the place in the total batch.
                 key = (recipe.seed, update.number, micro_batch.number)
-                pixel_values, labels = mix(reader.transform(batch), task.labels_of(batch, images.size), *key)
-                loss = model(pixel_values, labels=labels).loss
+                pixel_values, mixed = mix(reader.transform(seen), task.labels_of(seen, images.size), *key)
+                loss = model(pixel_values, labels=mixed).loss
             update.backward(loss)
         update.step()
     for tracker in accelerator.trackers:
@@ -209,7 +211,7 @@ class Tested:
 
     name: str
     folder: Path
-    recipe: EvalArguments
+    recipe: EvalRecipe
     base: Base | None = None
     training: str = ""
     log: TrainingLog | None = None  # None: it was trained before

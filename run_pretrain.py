@@ -48,8 +48,9 @@ from modeling_mae.training.state import Place, Run, RunSettings, open_run, save_
 def main(options: PretrainArguments) -> None:
     folder = Path(options.output_dir)
     accelerator = launch.make_accelerator(folder, options.trackers)
-    if not options.own_images:  # an error here leaves the folder as it is
-        split_batch(options.total_batch_size, options.per_device_train_batch_size, accelerator.num_processes)
+    total, micro = options.total_batch_size, options.per_device_train_batch_size
+    if total and micro:  # an error here leaves the folder as it is
+        split_batch(total, micro, accelerator.num_processes)
     if accelerator.is_main_process:
         claim_folder(folder, options.overwrite_output_dir)
     hub = Hub(folder, settings(HubSettings, options), accelerator.is_main_process).start()
@@ -131,7 +132,13 @@ def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub)
         TrainingLog(run.history.read(), schedule.updates, schedule.updates_per_epoch),
         DataFacts(source.name, source.dataset_id or source.name, len(images), sets.eval_split, **faults),
         about,
-        MachineFacts(**launch.hardware(accelerator), **run.times),
+        MachineFacts(
+            run.seconds,
+            accelerator.num_processes,
+            accelerator.device.type,
+            accelerator.mixed_precision,
+            run.share_waited,
+        ),
         Looks(K, knn, sheet.describe(recipe.bands), neighbours),
     )
     if not hub.push():

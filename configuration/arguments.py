@@ -7,7 +7,7 @@ options (gradient accumulation, the learning rate after scaling).
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .checks import check_pretraining
 from .own_images import OPTIONS
@@ -202,6 +202,9 @@ class RunArguments:
         push = {"true": "end", "false": "no"}.get(push, push)
         object.__setattr__(self, "push_to_hub", push)  # the object is frozen, and still new
 
+    def check(self) -> None:
+        """Raises an ArgumentError for arguments that cannot work. Quick and without network."""
+
     def deciding(self, *kinds: Decides) -> list[str]:
         """The names of the options that decide one of these kinds."""
         return [field.name for field in fields(self) if field.metadata["decides"] in kinds]
@@ -303,3 +306,18 @@ class PretrainArguments(RunArguments, OptimizerArguments, DataArguments, ModelAr
     def check(self) -> None:
         """Raises an ArgumentError for arguments that cannot work. Quick and without network."""
         check_pretraining(self)
+
+
+class PretrainRecipe(PretrainArguments):
+    """Arguments in which nothing is open: what `decide` makes of them."""
+
+    if TYPE_CHECKING:
+        num_train_epochs: float
+        total_batch_size: int
+        per_device_train_batch_size: int
+        base_learning_rate: float
+        warmup_epochs: float
+        weight_decay: float
+        crop_scale: list[float]
+        image_mean: list[float]
+        image_std: list[float]

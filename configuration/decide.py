@@ -41,8 +41,8 @@ from modeling_mae.training.optim import OptimizerSettings
 from modeling_mae.training.resizing import Resizing
 from modeling_mae.training.trials import Trial, TrialSettings, find_batch_size, fit_length
 
-from .arguments import PretrainArguments
-from .evaluation import EVAL_CROP_FRACTION, EvalArguments, EvalTraining
+from .arguments import PretrainArguments, PretrainRecipe
+from .evaluation import EVAL_CROP_FRACTION, EvalArguments, EvalRecipe, EvalTraining
 from .model import checkpoint_of, model_config, model_settings
 from .own_images import settle
 from .parsing import recipe_text
@@ -52,7 +52,7 @@ from .parsing import recipe_text
 class Decided:
     """A pre-training before its first update."""
 
-    recipe: PretrainArguments  # nothing in it is open
+    recipe: PretrainRecipe
     start: Checkpoint | None  # where the weights come from; None: they are new
     config: MAEConfig
     sets: PretrainingSets
@@ -78,11 +78,13 @@ def decide(options: PretrainArguments, source: Source, accelerator: Accelerator,
     """
     say, processes, goes_on = accelerator.print, accelerator.num_processes, bool(before)
     chosen = dict(before.get("chosen", {}))
-    recipe, reasons = length_of_earlier_run(options, chosen), []
-    if recipe.own_images:
-        recipe, chosen, reasons = settle(recipe, image_facts(source, recipe.bands), processes, chosen)
+    reasons: list[str] = []
+    given = length_of_earlier_run(options, chosen)
+    if given.own_images:
+        given, chosen, reasons = settle(given, image_facts(source, given.bands), processes, chosen)
         for reason in reasons:
             say(f"chosen     {reason}", flush=True)
+    recipe = PretrainRecipe(**vars(given))  # mean and deviation are still to come
     split_batch(recipe.total_batch_size, recipe.per_device_train_batch_size, processes)
     config, start = model_config(recipe), checkpoint_of(recipe)
     if start is not None:
@@ -127,9 +129,8 @@ def length_of_earlier_run(options: PretrainArguments, chosen: dict[str, Any]) ->
     return replace(options, num_train_epochs=epochs, warmup_epochs=chosen["warmup_epochs"])
 
 
-def with_length(recipe: PretrainArguments, epochs: float) -> PretrainArguments:
+def with_length(recipe: PretrainRecipe, epochs: float) -> PretrainRecipe:
     """The same run with another length. The warm-up keeps its share."""
-    assert recipe.warmup_epochs is not None and recipe.num_train_epochs is not None
     warmup = recipe.warmup_epochs * epochs / recipe.num_train_epochs
     return replace(recipe, num_train_epochs=epochs, warmup_epochs=warmup)
 
@@ -151,14 +152,14 @@ def _open_sets(
 
 
 def _by_trials(
-    recipe: PretrainArguments,
+    recipe: PretrainRecipe,
     config: MAEConfig,
     sets: PretrainingSets,
     resizing: Resizing,
     accelerator: Accelerator,
     goes_on: bool,
     reasons: list[str],
-) -> PretrainArguments:
+) -> PretrainRecipe:
     """The recipe with the largest batch that fits into memory, and with the length that fits into the time."""
     trial = Trial(accelerator, config, settings(OptimizerSettings, recipe))
     if recipe.auto_batch_size:
@@ -186,7 +187,7 @@ def _by_trials(
 class DecidedEvaluation:
     """An evaluation before its first update."""
 
-    recipe: EvalArguments  # nothing in it is open
+    recipe: EvalRecipe  # what a training adds is in its own
     trainings: list[EvalTraining]  # each with a recipe of its own
     start: Checkpoint | None  # where the weights come from; None: they are new
     config: MAEConfig
@@ -199,7 +200,7 @@ class DecidedEvaluation:
         recipe, sets = training.recipe, self.sets
         images = {"data": sets.train_fingerprint, "mean": recipe.image_mean, "std": recipe.image_std}
         config = model_config(recipe)
-        return {**recipe.deciding_weights(), **model_settings(config), **images, "white": sets.train.white}
+        return {**recipe.deciding_weights(), **model_settings(config), **images, "white": sets.training.white}
 
 
 def decide_evaluation(options: EvalArguments, accelerator: Accelerator, before: dict[str, Any]) -> DecidedEvaluation:
@@ -240,7 +241,7 @@ def decide_evaluation(options: EvalArguments, accelerator: Accelerator, before: 
     )
     mean, std = choose_mean_std(sets.all()[0], reading, before, say)
     reading = replace(reading, image_mean=mean, image_std=std, white_value=_open_white(sets.evaluation.white))
-    recipe = replace(options, **vars(reading))
+    recipe = EvalRecipe(**vars(replace(options, **vars(reading))))
     trainings = recipe.trainings()
     for training in trainings:
         training.check_blocks(config.num_hidden_layers)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .arguments import DataArguments, ModelArguments, OptimizerArguments, RunArguments, option
 from .checks import check_blocks, check_evaluation
@@ -181,7 +181,7 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         if not self.do_train:
             return []
         values = self.n_partial if self.n_partial is not None else [] if self.from_scratch else [0.0]
-        trainings = [(f"n_partial-{value:g}", value) for value in values]
+        trainings: list[tuple[str, float | None]] = [(f"n_partial-{value:g}", value) for value in values]
         trainings += [("from-scratch", None)] * self.from_scratch
         output_dir = Path(self.output_dir)
         # One training writes into output_dir itself, several into a folder each.
@@ -191,14 +191,14 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
             for (name, value), folder in zip(trainings, folders, strict=True)
         ]
 
-    def _of_one(self, n_partial: float | None, folder: Path) -> "EvalArguments":
+    def _of_one(self, n_partial: float | None, folder: Path) -> "EvalRecipe":
         """The recipe of one training, which does this training alone."""
         recipe = dataclasses.replace(self.resolved(n_partial), output_dir=str(folder), linear_overrides=[])
         if n_partial is not None:
             recipe = dataclasses.replace(recipe, from_scratch=False)
         if str(folder) != self.output_dir:  # the folder of all looks at the frozen features
             recipe = dataclasses.replace(recipe, knn=False, readouts=None, feature_layers=None, feature_pooling=None)
-        return recipe
+        return EvalRecipe(**vars(recipe))
 
     def run_folders(self) -> list[Path]:
         return [training.folder for training in self.trainings()]
@@ -239,6 +239,28 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         check_evaluation(self)
 
 
+class EvalRecipe(EvalArguments):
+    """Arguments of one training in which nothing is open."""
+
+    if TYPE_CHECKING:
+        optimizer: str
+        num_train_epochs: float
+        total_batch_size: int
+        per_device_train_batch_size: int
+        base_learning_rate: float
+        min_learning_rate: float
+        warmup_epochs: float
+        weight_decay: float
+        layer_decay: float
+        auto_augment: str
+        random_erasing: float
+        mixup: float
+        cutmix: float
+        crop_scale: list[float]
+        image_mean: list[float]
+        image_std: list[float]
+
+
 @dataclass(frozen=True)
 class EvalTraining:
     """One training of run_eval.py."""
@@ -246,7 +268,7 @@ class EvalTraining:
     name: str  # n_partial-0, n_partial-0.5, ..., from-scratch
     folder: Path
     n_partial: float | None  # blocks tuned; None: from scratch, all of them
-    recipe: EvalArguments  # nothing is left open
+    recipe: EvalRecipe
 
     @property
     def results_file(self) -> Path:

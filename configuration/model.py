@@ -9,6 +9,7 @@ tiny and small.
 import dataclasses
 import difflib
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,8 @@ def parse_pairs(pairs: list[str], option: str, known_keys, kind: str, example: s
         except yaml.YAMLError:
             raise ArgumentError(f"{option} {text!r}: cannot read the value {value!r}") from None
         if isinstance(values[key], str):
-            try:
+            with suppress(ValueError):  # a name, as in mask_type=block
                 values[key] = float(value)
-            except ValueError:
-                pass  # a name, as in mask_type=block
     return values
 
 

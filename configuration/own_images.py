@@ -69,8 +69,8 @@ def choose_model(height: int, width: int, channels: int, hidden_size: int, given
     heads = max(n for n in range(1, max(1, decoder // HEAD_WIDTH) + 1) if decoder % n == 0)
     values = {"decoder_hidden_size": decoder, "decoder_num_hidden_layers": DECODER_DEPTH}
     values |= {"decoder_num_attention_heads": heads, "decoder_intermediate_size": 4 * decoder}
-    width = "" if "decoder_hidden_size" in given else f", half as wide as the encoder and at least {DECODER_WIDTH}"
-    choices.append(Choice(values, f"a light decoder is enough for few images{width}"))
+    rule = "" if "decoder_hidden_size" in given else f", half as wide as the encoder and at least {DECODER_WIDTH}"
+    choices.append(Choice(values, f"a light decoder is enough for few images{rule}"))
     return _without(choices, given)
 
 
@@ -111,9 +111,9 @@ def choose_training(
     why = f"a peak of {rate * total / 256:.1e}, the paper's by the square root of the batch"
     choices.append(Choice({"base_learning_rate": rate}, why))
 
-    lowest, highest = CROP_RANGE
-    smallest = round(min(max(lowest, CROP_PIXELS / (height * width)), highest), 2)
-    why = "the paper's" if smallest == lowest else f"smaller crops leave too little of {width} x {height} pixels"
+    papers, largest = CROP_RANGE
+    smallest = round(min(max(papers, CROP_PIXELS / (height * width)), largest), 2)
+    why = "the paper's" if smallest == papers else f"smaller crops leave too little of {width} x {height} pixels"
     choices.append(Choice({"crop_scale": [smallest, 1.0]}, why))
     return _without(choices, given)
 

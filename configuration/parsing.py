@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import yaml
 from transformers import HfArgumentParser
@@ -18,6 +18,9 @@ from transformers import HfArgumentParser
 from .errors import ArgumentError
 from .model import model_fields, parse_overrides, suggest
 
+
+if TYPE_CHECKING:
+    from .arguments import RunArguments
 
 RECIPES = Path(__file__).parent / "recipes"
 # Given on the command line, the key drops these from the recipe: they are two ways to say the same thing.
@@ -54,7 +57,7 @@ LAUNCHER = (
 OF_ONE_CALL = ("overwrite_output_dir", "resume_from_checkpoint", "allow_changes", "plan")
 # Options of earlier versions, and what to do without them.
 GONE = {"decode_device": "the loading workers decode all files: leave it out"}
-T = TypeVar("T")
+T = TypeVar("T", bound="RunArguments")
 
 
 class _Parser(HfArgumentParser):
@@ -153,7 +156,7 @@ def recipe_text(recipe: Any) -> str:
 
 def parse_mapping(cls: type[T], values: dict[str, Any]) -> T:
     """A recipe's mapping alone as a `cls`. Only the types are checked."""
-    return _Parser(cls, allow_abbrev=False).parse(_words(values))
+    return _Parser(cls, allow_abbrev=False).parse(_words(values))  # type: ignore[arg-type]  # it is a dataclass
 
 
 def expand_home(arguments: T) -> T:
@@ -167,7 +170,7 @@ def expand_home(arguments: T) -> T:
             changed[name] = folders[0] if len(folders) == 1 else folders
         elif isinstance(value, str):
             changed[name] = os.path.expanduser(value)
-    return dataclasses.replace(arguments, **changed)  # type: ignore[type-var]  # T is a dataclass
+    return dataclasses.replace(arguments, **changed)
 
 
 def parse_arguments(cls: type[T], argv: list[str] | None = None, default_recipe: str | Path | None = None) -> T:
@@ -182,7 +185,8 @@ def parse_arguments(cls: type[T], argv: list[str] | None = None, default_recipe:
     value of the wrong type, a recipe that does not exist, and every ArgumentError of `cls.check`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser(cls, allow_abbrev=False, usage="%(prog)s [recipe.yaml] [--name value ...]")
+    usage = "%(prog)s [recipe.yaml] [--name value ...]"
+    parser = _Parser(cls, allow_abbrev=False, usage=usage)  # type: ignore[arg-type]  # it is a dataclass
     name = words.pop(0) if words and not words[0].startswith("-") else None if words else default_recipe
     recipe_words = []
     if name is not None:
@@ -191,7 +195,7 @@ def parse_arguments(cls: type[T], argv: list[str] | None = None, default_recipe:
             parser.origin = f"{path.name}: "
             recipe = read_recipe(path)
         except (FileNotFoundError, ValueError) as error:
-            parser.error(error)
+            parser.error(str(error))
         known = {field.name for field in dataclasses.fields(cls)}
         for key in recipe:
             if key not in known:
@@ -205,5 +209,5 @@ def parse_arguments(cls: type[T], argv: list[str] | None = None, default_recipe:
     try:
         arguments.check()
     except ArgumentError as error:
-        parser.error(error)
+        parser.error(str(error))
     return arguments

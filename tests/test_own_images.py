@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from configuration import ArgumentError, PretrainArguments, model_config, model_settings, parse_arguments
+from configuration.arguments import PretrainRecipe
 from configuration.decide import length_of_earlier_run, with_length
 from configuration.own_images import OPTIONS, settle
 from modeling_mae.data.find.facts import ImageFacts, image_facts
@@ -121,7 +122,7 @@ def test_arguments_of_a_run_leave_nothing_open():
 
 
 def test_a_run_of_some_hours_keeps_its_length_and_the_share_of_its_warm_up():
-    args = with_length(PretrainArguments(num_train_epochs=800, warmup_epochs=40, max_hours=2), 20)
+    args = with_length(PretrainRecipe(num_train_epochs=800, warmup_epochs=40, max_hours=2), 20)
     assert (args.num_train_epochs, args.warmup_epochs) == (20, 1)
     chosen = {"num_train_epochs": 20, "warmup_epochs": 1}
     # What was chosen once holds; a shorter run is asked for by giving it.

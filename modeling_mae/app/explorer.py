@@ -144,7 +144,7 @@ class Explorer:
             self.std,
             channels,
             processing.crop_fraction or 1.0,
-            processing.white,
+            processing.white or WHITE,
             processing.bands,
         )
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,7 +69,7 @@ def frozen_table(
     """
     accelerator, problem = reader.accelerator, settings.task.problem
     torch.manual_seed(settings.seed)
-    untrained = MAEModel(cast(MAEConfig, encoder.config))
+    untrained = MAEModel(encoder.config)
     encoders: dict[str, nn.Module] = {"raw pixels": nn.Flatten(), "untrained encoder": untrained, name: encoder}
     size = len(train) * encoder.config.num_patches * encoder.config.patch_dim * 4
     if size >= RAW_PIXELS_LIMIT:

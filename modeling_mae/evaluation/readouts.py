@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 from ..configuration_mae import MAEConfig
 from ..data.serve.images import Images
@@ -69,7 +68,7 @@ def readout_table(
     The encoder sees each image once. Readouts whose features do not fit into `memory_budget` bytes are left out.
     Metrics are on the main process only.
     """
-    accelerator, config = reader.accelerator, cast(MAEConfig, encoder.config)
+    accelerator, config = reader.accelerator, encoder.config
     memory_budget = smallest_budget(accelerator, memory_budget)
     kept = _fitting(readouts, config, len(train) + len(evaluation), memory_budget, accelerator.print)
     keys = list(dict.fromkeys(key for readout in kept for key in readout.keys))

@@ -190,7 +190,7 @@ def _timm_transform(processor) -> dict:
         mean, std, resample = IMAGENET_MEAN, IMAGENET_STD, 3
     else:
         mean, std, resample = processor.image_mean, processor.image_std, processor.resample
-    edge = dict(getattr(processor, "size", None) or {}).get("shortest_edge")
+    edge: Any = dict(getattr(processor, "size", None) or {}).get("shortest_edge")
     crops = edge and getattr(processor, "do_center_crop", False)
     return {
         "interpolation": TIMM_FILTERS.get(int(resample), "bicubic"),

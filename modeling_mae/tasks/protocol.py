@@ -42,7 +42,7 @@ class Task(ABC):
     """
 
     problem: Problem
-    model_class: type[PreTrainedModel]  # that learns it and travels with the checkpoint
+    model_class: type[MAEPreTrainedModel]  # that learns it and travels with the checkpoint
     absent_note = ""  # ends the note on classes without an image to evaluate on
 
     @property

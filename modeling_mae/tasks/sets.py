@@ -31,6 +31,12 @@ class LabelledSets:
     task: Task = CLASSES
     eval_dataset_id: str | None = None  # on the Hub
 
+    @property
+    def training(self) -> Images:
+        """The images to train on, in a run that needs them."""
+        assert self.train is not None
+        return self.train
+
     def all(self) -> list[Images]:
         return [images for images in (self.train, self.evaluation) if images is not None]
 

@@ -5,6 +5,7 @@ the global generators, so they are seeded right before it draws.
 """
 
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ class BatchTransform(nn.Module):
     def __init__(self, mean: list[float], std: list[float], size: tuple[int, int]):
         super().__init__()
         self.channel_mean, self.channel_std, self.size = mean, std, size
+        self.mean: torch.Tensor  # (channels, 1, 1)
+        self.std: torch.Tensor
         self.register_buffer("mean", 255 * torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(-1, 1, 1), persistent=False)
 
@@ -52,7 +55,7 @@ class RandAugment:
         if len(mean) not in (1, 3):
             raise UserError(f"auto_augment {policy!r} needs images of 1 or 3 channels, not {len(mean)}: give none")
         fill = tuple(round(255 * value) for value in mean)
-        options = {
+        options: dict[str, Any] = {
             "translate_const": int(MAX_SHIFT * min(size)),
             "img_mean": fill if len(fill) == 3 else fill[0],
             "interpolation": Image.Resampling.BICUBIC,

@@ -41,7 +41,8 @@ class Checkpoints:
         self.accelerator, self.folder, self.kept, self.made_with = accelerator, folder, kept, made_with
 
     def newest(self) -> Path | None:
-        return (checkpoints_in(self.folder) or [None])[-1]
+        found = checkpoints_in(self.folder)
+        return found[-1] if found else None
 
     def save(self, progress: Progress) -> Path:
         """Write the checkpoint of now.
@@ -107,7 +108,7 @@ class Checkpoints:
 
     def remove_after(self, update: int) -> None:
         """Remove checkpoints later than `update`: this run will write its own, and the newest must be one of them."""
-        later = [path for path in checkpoints_in(self.folder) if checkpoint_update(path) > update]
+        later = [path for path in checkpoints_in(self.folder) if (checkpoint_update(path) or 0) > update]
         if later and self.accelerator.is_main_process:
             print(f"removed    {', '.join(path.name for path in later)}: going on from update {update}")
             for path in later:
@@ -123,7 +124,7 @@ def choose_checkpoint(accelerator: Accelerator, folder: Path, resume: str | None
     Raises:
         UserError: the checkpoint that was asked for is not whole, or none in `folder` is.
     """
-    chosen = [None]
+    chosen: list[str | None] = [None]
     if accelerator.is_main_process and resume is not None:
         candidates = checkpoints_in(folder)[::-1] if resume == "auto" else [Path(resume).expanduser()]
         faults = {}

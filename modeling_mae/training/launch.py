@@ -69,15 +69,6 @@ def describe_parallelism(accelerator: Accelerator) -> str:
     return line
 
 
-def hardware(accelerator: Accelerator) -> dict:
-    """What a report says of the machine."""
-    return {
-        "processes": accelerator.num_processes,
-        "device_type": accelerator.device.type,
-        "precision": accelerator.mixed_precision,
-    }
-
-
 def describe_batch(accelerator: Accelerator, total: int, at_once: int) -> str:
     """How the `total` images of an update come about, `at_once` on each process."""
     return (

@@ -42,8 +42,9 @@ class Display:
         self.last_line = -math.inf
         self.last_update = start
         bar = main and sys.stderr.isatty()
-        options = {"unit": "update", "dynamic_ncols": True, "bar_format": BAR}
-        self.bar = tqdm(total=total, initial=start, **options) if bar else None
+        self.bar = None
+        if bar:
+            self.bar = tqdm(total=total, initial=start, unit="update", dynamic_ncols=True, bar_format=BAR)
 
     def advance(self) -> None:
         if self.bar is not None:
@@ -225,7 +226,9 @@ def next_batch(run: Run, batches: Iterator[dict], stop: StopRequest, waiting: Wa
             raise
     run.waited += time.perf_counter() - began
     failed = stop.largest(int(batch is None)) if run.batches_can_fail else batch is None
-    return (reason or "another process has no images, and says why") if failed else batch
+    if failed or batch is None:
+        return reason or "another process has no images, and says why"
+    return batch
 
 
 def save_checkpoint(run: Run, unread: list[torch.Tensor]) -> Path:

@@ -40,7 +40,7 @@ def checkpoint_update(path: Path | str) -> int | None:
 def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, the newest last."""
     paths = [path for path in folder.glob("checkpoint-*") if path.is_dir() and checkpoint_update(path) is not None]
-    return sorted(paths, key=checkpoint_update)
+    return sorted(paths, key=lambda path: checkpoint_update(path) or 0)
 
 
 def write_manifest(folder: Path, made_with: dict) -> None:
@@ -118,7 +118,7 @@ def _fault_of_weights(present: dict[str, Path]) -> str | None:
         if name.endswith(".safetensors"):
             try:
                 with safe_open(path, framework="pt") as file:
-                    for key in file.keys():
+                    for key in file.keys():  # noqa: SIM118  # it is no dict
                         tensor = file.get_tensor(key)
                         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                             return f"its weights are not finite ({key} in {name})"
@@ -133,7 +133,7 @@ def check_architecture(checkpoint: Path, shapes: dict[str, tuple[int, ...]]) -> 
     if not path.exists():
         return  # written in shards: loading them tells
     with safe_open(path, framework="pt") as file:
-        for key in file.keys():
+        for key in file.keys():  # noqa: SIM118  # it is no dict
             shape = tuple(file.get_slice(key).get_shape())
             if shape != shapes.get(key):
                 here = f"{shapes[key]} here" if key in shapes else "not in this model"

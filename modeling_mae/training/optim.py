@@ -3,10 +3,13 @@
 import math
 import re
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from timm.optim import Lars
 from torch import nn
+
+from ..configuration_mae import MAEConfig
 
 
 LARS_TRUST = 0.001  # the paper's LARS (Table 10; arXiv 1708.03888)
@@ -62,11 +65,6 @@ class Schedule:
             floor=length.min_learning_rate,
         )
 
-    @property
-    def length(self) -> dict[str, int]:
-        """What a report says of the length."""
-        return {"updates": self.updates, "updates_per_epoch": self.updates_per_epoch}
-
     def rate(self, update: int) -> float:
         """The learning rate of update `update` (0, 1, ...): a line from 0 to `peak` over the warm-up, then half a
         cosine down to `floor`. A pure function of the update: nothing has to be saved or stepped."""
@@ -92,7 +90,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
     With `layer_decay` (BEiT, arXiv 2106.08254; Table 9) each group has the `lr_scale` of its depth: decay^(depth + 1)
     for embeddings, decay^(depth - i) for block i, 1 for what follows the blocks.
     """
-    depth = model.config.num_hidden_layers if layer_decay != 1 else 0
+    depth = cast(MAEConfig, model.config).num_hidden_layers if layer_decay != 1 else 0
     groups: dict[tuple, dict] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -100,7 +98,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
             plain = parameter.ndim < 2 or (parameter.ndim == 3 and parameter.shape[0] == 1)
             scale = layer_decay ** (depth + 1 - _layer(name, depth)) if layer_decay != 1 else 1.0
             decay = 0.0 if plain else weight_decay
-            options = {"params": [], "weight_decay": decay, "lr_scale": scale, "plain": plain}
+            options: dict[str, Any] = {"params": [], "weight_decay": decay, "lr_scale": scale, "plain": plain}
             group = groups.setdefault((scale, plain), options)
             group["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]

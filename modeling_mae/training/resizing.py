@@ -34,8 +34,13 @@ class Resizing:
         return [(part, size) for size, part in parts.items()]
 
     def _scaled(self, scale: float) -> tuple[int, int]:
-        sides = zip(self.size, self.patch, strict=True)
-        return tuple(max(1, int(scale * side / patch + 0.5)) * patch for side, patch in sides)
+        height, width = (max(1, int(scale * side / patch + 0.5)) * patch for side, patch in self._sides)
+        return height, width
+
+    @property
+    def _sides(self) -> list[tuple[int, int]]:
+        """(side, patch) of the height and of the width."""
+        return list(zip(self.size, self.patch, strict=True))
 
     def _starts(self, updates: int) -> list[tuple[int, tuple[int, int]]]:
         """(first update, size) of the updates at the start and of each stage, in a run of so many."""

@@ -30,7 +30,7 @@ def original_class(model: torch.nn.Module) -> Iterator[None]:
 
     `save_pretrained` writes the source file and the name of a model's class. Those of FSDP's load nowhere."""
     sharded_class = type(model)
-    model.__class__ = next(base for base in sharded_class.__mro__ if not issubclass(base, FSDPModule))
+    model.__class__ = next(base for base in sharded_class.__mro__ if not issubclass(base, FSDPModule))  # type: ignore[assignment]
     try:
         yield
     finally:

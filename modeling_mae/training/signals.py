@@ -4,6 +4,7 @@ import ctypes
 import signal
 import sys
 import time
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -23,7 +24,7 @@ class StopRequest:
         self.signal, self.noted_at = 0, 0.0
         # A group of its own on the CPU: asking the GPUs at every update would make each wait for its queue.
         self.group = torch.distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
-        self.previous_handlers = {}
+        self.previous_handlers: dict[int, Any] = {}
 
     def __enter__(self):
         for signal_number in STOP_SIGNALS:
@@ -58,5 +59,5 @@ class StopRequest:
         if self.group is None:
             return number
         flag = torch.tensor(number)
-        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self.group)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self.group)  # type: ignore[arg-type]  # of torch's own
         return int(flag)

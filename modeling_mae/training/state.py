@@ -110,14 +110,9 @@ class Run:
         return f", from update {self.progress.update} of {self.place.checkpoint}" if self.place.checkpoint else ""
 
     @property
-    def about(self) -> dict:
-        """What a report says of the training."""
-        return {"log": self.history.read(), **self.schedule.length}
-
-    @property
-    def times(self) -> dict[str, float]:
-        """Its `seconds`, and the part of them, 0..1, in which it `waited` for images."""
-        return {"seconds": self.seconds, "waited": self.waited / max(self.seconds, 1e-9)}
+    def share_waited(self) -> float:
+        """The part of its seconds, 0..1, in which it waited for images."""
+        return self.waited / max(self.seconds, 1e-9)
 
 
 def open_run(

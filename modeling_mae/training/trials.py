@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -57,7 +58,8 @@ def find_batch_size(
         if size != NONE_FITS:
             parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
             moments = [torch.empty_like(parameter) for parameter in parameters for _ in range(ADAM_MOMENTS)]
-            shape = (size, model.config.num_channels, *model.config.image_height_width)
+            config = cast(MAEConfig, model.config)
+            shape = (size, config.num_channels, *config.image_height_width)
             model(torch.zeros(shape, device=accelerator.device)).loss.backward()
             del moments
         return size

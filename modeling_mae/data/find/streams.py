@@ -33,7 +33,8 @@ def stream_of_place(
     shards = list_shards(place)
     if not shards:
         raise UserError(f"{place!r} has no shards: a stream takes {' or '.join(ENDINGS)} files")
-    common = os.path.commonprefix([os.path.dirname(shard) + "/" for shard in shards]).rpartition("/")[0]
+    folders = [os.path.dirname(shard) + "/" for shard in shards]  # some are URLs, which commonpath would not keep
+    common = os.path.commonprefix(folders).rpartition("/")[0]  # noqa: RUF071
     paths = [shard[len(common) + 1 :] for shard in shards]
     chosen = paths if split is None else choose_parquet(Listing.of(common or "/", [], paths), split)
     return _open([f"{common}/{path}" for path in chosen], place, find_column, cache_dir, None)

@@ -155,9 +155,9 @@ def look_at(
 def _decode_jpeg(
     data: bytes, num_channels: int, enough_pixels: int | None, reduction: Reduction | None
 ) -> torch.Tensor | ReducedJpeg:
-    if enough_pixels is None and (size := plain_jpeg_size(data)) is not None:
-        if size[0] * size[1] <= SMALL and (reduction is None or not reduction.possible(*size)):
-            return _decode_whole_jpeg(data, num_channels, may_be_turned=False)
+    size = plain_jpeg_size(data) if enough_pixels is None else None
+    if size is not None and size[0] * size[1] <= SMALL and (reduction is None or not reduction.possible(*size)):
+        return _decode_whole_jpeg(data, num_channels, may_be_turned=False)
     with Image.open(io.BytesIO(data)) as header:  # reads the header only
         if enough_pixels and header.width * header.height > enough_pixels:
             # A half, a quarter or an eighth of the size. Pixels are left to spare: reducing lowers the deviation.

@@ -87,13 +87,14 @@ class _Moments:
     """Sums over the pixels of images that are not 8 bits, in float64."""
 
     def __init__(self):
-        self.count, self.sum, self.squares = 0, 0.0, 0.0  # (channels,) each, after the first image
+        zero = torch.zeros(1, dtype=torch.float64)
+        self.count, self.sum, self.squares = zero, zero, zero  # (channels,) each, after the first image
 
     def add(self, image: torch.Tensor) -> None:
         values = image.flatten(1).double() / WHITE  # (channels, pixels)
         count, mean = (~values.isnan()).sum(1), values.nanmean(1)
         total = self.count + count
-        before = self.sum / self.count if torch.is_tensor(self.count) else mean
+        before = self.sum / self.count if self.count.sum() else mean
         # Deviations from the mean, joined as Chan et al. do: sums of squares would cancel.
         self.squares = self.squares + (values - mean[:, None]).square().nansum(1)
         self.squares = self.squares + (mean - before).square() * (self.count * count / total)

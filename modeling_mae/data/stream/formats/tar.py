@@ -92,7 +92,7 @@ class Tar:
 
     def open(self, shard: Shard, unit: int, column: str, cache: ShardCache) -> Callable[[int], dict]:
         # The open file stays readable after the cache has removed it.
-        file = open(local_file(shard.url, shard.size, shard.stamp, cache), "rb")
+        file = open(local_file(shard.url, shard.size, shard.stamp, cache), "rb")  # noqa: SIM115  # `read` keeps it
 
         def read(row: int) -> dict:
             name, offset, size, _ = shard.members[row]
