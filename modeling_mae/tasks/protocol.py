@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow
 import torch
-from transformers import PreTrainedModel
 
 from ..checkpoint import Checkpoint
 from ..configuration_mae import MAEConfig
 from ..data.find.sources import Source
 from ..data.serve.images import Images, Opening, open_images
 from ..errors import UserError
+from ..modeling_mae import MAEPreTrainedModel
 from ..report.problem import Problem
 
 
@@ -126,7 +126,7 @@ class Task(ABC):
         n_partial: float | None,
         labels: torch.Tensor,
         say: Callable[[str], None],
-    ) -> PreTrainedModel:
+    ) -> MAEPreTrainedModel:
         """A model for labels of these `names` that trains `n_partial` blocks (None: all): with the encoder of
         `checkpoint`, or from scratch where that is None. `labels` ``(images, ...)`` are those of the training.
 

@@ -23,6 +23,12 @@ MAX_IMAGE_MEMORY = 8 << 30  # bytes of decoded images that the processes of a ma
 
 def make_accelerator(folder: Path, trackers: list[str]) -> Accelerator:
     """Accelerate's state, with the trackers' logs in `folder`. The libraries report only errors from here on."""
+    for library, name in (("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM")):
+        if os.environ.get(f"ACCELERATE_USE_{library}") == "true":
+            raise UserError(
+                f"{name} is not supported: run `accelerate config` without it, or share a large model by FSDP2 "
+                "(--use_fsdp --fsdp_version 2)"
+            )
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
@@ -37,6 +43,8 @@ def make_accelerator(folder: Path, trackers: list[str]) -> Accelerator:
         )
     compiler = accelerator.state.dynamo_plugin
     plugin = accelerator.state.fsdp_plugin if accelerator.distributed_type == DistributedType.FSDP else None
+    if plugin is not None and plugin.fsdp_version != 2:
+        raise UserError("FSDP1 is not supported: add --fsdp_version 2 behind `accelerate launch`")
     if plugin is not None and "FULL" not in str(plugin.state_dict_type):
         raise UserError(
             f"fsdp_state_dict_type {plugin.state_dict_type} writes checkpoints that are not safe to read: set it to "

@@ -113,7 +113,10 @@ def _list_remote(pattern: str) -> list[str]:
     try:
         return attempt(read, pattern)
     except ShardError as error:
-        raise UserError(f"{error}: give a pattern that names each shard, as in shard-{{000..999}}.tar") from error
+        raise UserError(
+            f"{error}: look at the address and the network. Where a server lists no files, give a pattern that names "
+            "each shard, as in shard-{000..999}.tar"
+        ) from error
 
 
 def expand_braces(pattern: str) -> list[str]:

@@ -13,6 +13,7 @@ import fsspec
 import pyarrow as pa
 from fsspec.core import url_to_fs
 
+from ...errors import UserError
 from ..read.faults import BadImage
 
 
@@ -20,9 +21,16 @@ ATTEMPTS = 4
 FIRST_WAIT = 0.5  # seconds after the first attempt; twice as long after each further one
 SILENCE = 30  # seconds without a byte after which a server counts as lost
 CACHE_BYTES = 16 << 30
-PIECE = 1 << 20  # bytes copied at a time
 PARTIAL = ".partial-"
 FAULTS = (OSError, EOFError, ValueError, asyncio.TimeoutError, pa.ArrowException, tarfile.TarError)
+# Errors of these clients have no base class in common with the others, and each client is loaded for its URLs alone.
+CLIENTS = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "httpx", "huggingface_hub"}
+S3 = ("run `pip install 'modeling-mae[s3]'`", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
+GCS = ("run `pip install 'modeling-mae[gcs]'`", "run `gcloud auth application-default login`")
+HUB = ("install huggingface_hub", "run `hf auth login`, or set HF_TOKEN")
+OTHER = ("install what it names", "give them as its file system wants them")
+# By a URL's scheme: what to do where the package is missing, and where credentials are.
+REMEDIES = {"s3": S3, "s3a": S3, "gs": GCS, "gcs": GCS, "hf": HUB}
 
 
 class ShardError(BadImage):
@@ -34,13 +42,27 @@ def is_remote(url: str) -> bool:
 
 
 def file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """(file system, path in it) of a shard. A server that falls silent is an error."""
+    """(file system, path in it) of a shard. A server that falls silent is an error.
+
+    Raises:
+        UserError: there is no such file system, or the package for it is not installed.
+    """
     options = {}
     if url.startswith(("http://", "https://")):
         import aiohttp
 
         options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=None, sock_read=SILENCE)}
-    return url_to_fs(url, **options)
+    try:
+        return url_to_fs(url, **options)
+    except ImportError as error:
+        remedy, _ = REMEDIES.get(url.partition("://")[0], OTHER)
+        raise UserError(f"{url} needs a package that is not installed ({_words(error)}): {remedy}") from error
+    except ValueError as error:  # an unknown scheme
+        raise UserError(f"{url} cannot be opened ({_words(error)}): give s3://, gs://, hf:// or https://") from error
+
+
+def _words(error: BaseException) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:150]
 
 
 def attempt(action: Callable, url: str):
@@ -48,23 +70,25 @@ def attempt(action: Callable, url: str):
 
     Raises:
         ShardError: the last attempt has failed too.
+        UserError: the server wants to know who asks, and nothing here says it.
     """
     for number in range(ATTEMPTS):
         try:
             return action()
-        except FAULTS as error:
-            last = error
         except Exception as error:
-            # aiohttp's errors have no base class in common with the others, and it is loaded for HTTP alone.
-            if not type(error).__module__.startswith("aiohttp"):
+            if not isinstance(error, FAULTS) and type(error).__module__.partition(".")[0] not in CLIENTS:
                 raise
             last = error
+        if type(last) is UserError:
+            raise last
+        if "credentials" in str(last).lower():
+            _, remedy = REMEDIES.get(url.partition("://")[0], OTHER)
+            raise UserError(f"{url} cannot be read without credentials ({_words(last)}): {remedy}") from last
         if number < ATTEMPTS - 1 and not isinstance(last, FileNotFoundError):
             time.sleep(FIRST_WAIT * 2**number)
         elif isinstance(last, FileNotFoundError):
             break
-    reason = " ".join(str(last).split()) or type(last).__name__
-    raise ShardError(f"shard {url} cannot be read ({reason[:150]})") from last
+    raise ShardError(f"shard {url} cannot be read ({_words(last)})") from last
 
 
 class ShardCache:
@@ -120,9 +144,7 @@ def local_file(url: str, size: int | None, stamp: str, cache: ShardCache) -> Pat
 def download(url: str, size: int | None, target: Path) -> None:
     """Copy a shard to `target`. OSError where it is not `size` bytes long."""
     system, path = file_system(url)
-    with system.open(path, "rb", cache_type="none", block_size=0) as source, open(target, "wb") as file:
-        while piece := source.read(PIECE):
-            file.write(piece)
-        written = file.tell()
+    system.get_file(path, str(target))  # in as few requests as the file system can
+    written = target.stat().st_size
     if size is not None and written != size:
         raise OSError(f"{written} of {size} bytes came")
