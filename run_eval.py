@@ -44,7 +44,7 @@ from modeling_mae.training.manifest import made_with_before
 from modeling_mae.training.optim import LengthSettings, OptimizerSettings, Schedule, make_optimizer
 from modeling_mae.training.resizing import Resizing
 from modeling_mae.training.run_folder import claim_folder
-from modeling_mae.training.state import Place, RunSettings, open_run, save_model
+from modeling_mae.training.state import Place, Run, RunSettings, open_run, save_model
 
 
 def main(options: EvalArguments) -> None:
@@ -157,12 +157,7 @@ def train_classifier(
     place = Place(folder, choose_checkpoint(accelerator, folder, resume), hub.checkpoint)
     made_with = decided.made_with(training)
     run = open_run(accelerator, model, optimizer, images, schedule, settings(RunSettings, recipe), place, made_with)
-    batch = launch.describe_batch(accelerator, recipe.total_batch_size, recipe.per_device_train_batch_size)
-    accelerator.print(
-        f"\n{training.name}: {tuned:,} of {whole:,} parameters, {len(images):,} images, {schedule}, batch "
-        f"{batch}, {recipe.optimizer}, rate "
-        f"{schedule.describe_rate()}, {accelerator.mixed_precision} precision on {accelerator.device}{run.start}"
-    )
+    describe(training.name, recipe, run, f"{tuned:,} of {whole:,} parameters, {len(images):,} images")
     for note in task.notes(labels, recipe.label_fraction, bool(recipe.mixup or recipe.cutmix), config.label_smoothing):
         say(f"note       {note}")
 
@@ -203,6 +198,16 @@ def train_classifier(
         write_json(training.results_file, row)
     accelerator.free_memory()
     return row
+
+
+def describe(name: str, recipe: EvalRecipe, run: Run, what: str) -> None:
+    """Prints what a training is, before its first update."""
+    accelerator, schedule = run.accelerator, run.schedule
+    batch = launch.describe_batch(accelerator, recipe.total_batch_size, recipe.per_device_train_batch_size)
+    accelerator.print(
+        f"\n{name}: {what}, {schedule}, batch {batch}, {recipe.optimizer}, rate {schedule.describe_rate()}, "
+        f"{accelerator.mixed_precision} precision on {accelerator.device}{run.start}"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

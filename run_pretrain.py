@@ -63,8 +63,9 @@ def main(options: PretrainArguments) -> None:
     if accelerator.is_main_process:
         path = save_recipe(decided.recipe, folder, decided.reasons)
         print(f"recipe     {path}", flush=True)
+        if options.plan:
+            print(path.read_text(), end="")
     if options.plan:
-        accelerator.print(path.read_text(), end="")
         return
     pretrain(decided, accelerator, Place(folder, checkpoint, hub.checkpoint), hub)
 
@@ -124,25 +125,27 @@ def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub)
     accelerator.end_training()
     if not accelerator.is_main_process:
         return
-    source, neighbours = sets.source, save_nearest(place.folder / "neighbours.png", nearest, mean, std)
-    report_pretraining(
-        place.folder,
-        Identity(hub.card_name(place.folder), hub.address(place.folder), recipe.license, base_of(start)),
-        dataclasses.asdict(recipe),
-        TrainingLog(run.history.read(), schedule.updates, schedule.updates_per_epoch),
-        DataFacts(source.name, source.dataset_id or source.name, len(images), sets.eval_split, **faults),
-        about,
-        MachineFacts(
-            run.seconds,
-            accelerator.num_processes,
-            accelerator.device.type,
-            accelerator.mixed_precision,
-            run.share_waited,
-        ),
-        Looks(K, knn, sheet.describe(recipe.bands), neighbours),
-    )
+    neighbours = save_nearest(place.folder / "neighbours.png", nearest, mean, std)
+    report(decided, run, about, Looks(K, knn, sheet.describe(recipe.bands), neighbours), hub, faults)
     if not hub.push():
         sys.exit(1)
+
+
+def report(decided: Decided, run: Run, about: ModelFacts, looks: Looks, hub: Hub, faults: dict[str, int]) -> None:
+    """Writes what people look at beside the model. `faults` counts images, as `launch.count_faults`."""
+    recipe, sets, source, accelerator = decided.recipe, decided.sets, decided.sets.source, run.accelerator
+    folder, count = run.place.folder, len(sets.images)
+    machine = (accelerator.num_processes, accelerator.device.type, accelerator.mixed_precision)
+    report_pretraining(
+        folder,
+        Identity(hub.card_name(folder), hub.address(folder), recipe.license, base_of(decided.start)),
+        dataclasses.asdict(recipe),
+        TrainingLog(run.history.read(), run.schedule.updates, run.schedule.updates_per_epoch),
+        DataFacts(source.name, source.dataset_id or source.name, count, sets.eval_split, **faults),
+        about,
+        MachineFacts(run.seconds, *machine, run.share_waited),
+        looks,
+    )
 
 
 def describe(decided: Decided, run: Run, architecture: str) -> None:

@@ -295,6 +295,10 @@ def check_output_dir(args) -> None:
     """A run starts only where it overwrites neither another run nor the checkpoint that it starts from."""
     resume = args.resume_from_checkpoint
     exclude(args, "overwrite_output_dir", "resume_from_checkpoint")
+    if "://" in args.output_dir:
+        raise ArgumentError(
+            f"output_dir {args.output_dir!r} is a URL: give a folder here, and copy it afterwards"
+        )
     if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
         raise ArgumentError(f"output_dir {args.output_dir!r} is a file: give a folder")
     folders = args.run_folders()

@@ -273,6 +273,23 @@ def graph_metadata(model: MAEPreTrainedModel, processor=None) -> dict[str, str]:
     return {key: json.dumps(value) for key, value in values.items()}
 
 
+def _example(model: MAEPreTrainedModel, dynamic_size: bool) -> tuple[torch.Tensor, dict, dict[int, str]]:
+    """(images ``(2, channels, height, width)`` that a graph is made from, which of their axes are free, their names)."""
+    config, axes = model.config, {0: "batch"}
+    free = {0: torch.export.Dim("batch", min=1, max=65536)}
+    rows, columns = config.grid
+    if dynamic_size:
+        if config.pooling == "flatten":
+            raise UserError("--dynamic_size true: pooling='flatten' is made for one size; leave the option out")
+        axes |= {2: "height", 3: "width"}
+        for axis, patch in zip((2, 3), config.patch_height_width, strict=True):
+            free[axis] = patch * torch.export.Dim(f"patches_of_{axes[axis]}", min=2, max=1024)
+        rows, columns = rows + 1, columns + 2  # no number that the graph could take for a fixed one
+    patch_height, patch_width = config.patch_height_width
+    example = torch.zeros(2, config.num_channels, rows * patch_height, columns * patch_width, dtype=model.dtype)
+    return example, free, axes
+
+
 def export(model: MAEPreTrainedModel, path: Path, to: str, processor=None, dynamic_size: bool = False) -> str:
     """Write `model` as one file, for any batch size, with `dynamic_size` also for any multiple of the patch as height
     and width. An ONNX graph of 2 GB or more has its weights in a file beside.
@@ -303,18 +320,7 @@ def export(model: MAEPreTrainedModel, path: Path, to: str, processor=None, dynam
                 "--set pooling=mean, or give a classifier"
             )
         model = model.mae
-    config, axes = model.config, {0: "batch"}
-    free = {0: torch.export.Dim("batch", min=1, max=65536)}
-    rows, columns = config.grid
-    if dynamic_size:
-        if config.pooling == "flatten":
-            raise UserError("--dynamic_size true: pooling='flatten' is made for one size; leave the option out")
-        axes |= {2: "height", 3: "width"}
-        for axis, patch in zip((2, 3), config.patch_height_width, strict=True):
-            free[axis] = patch * torch.export.Dim(f"patches_of_{axes[axis]}", min=2, max=1024)
-        rows, columns = rows + 1, columns + 2  # no number that the graph could take for a fixed one
-    patch_height, patch_width = config.patch_height_width
-    example = torch.zeros(2, config.num_channels, rows * patch_height, columns * patch_width, dtype=model.dtype)
+    example, free, axes = _example(model, dynamic_size)
     with torch.no_grad():
         # strict=False: positions see whether height and width are free.
         program = torch.export.export(
