@@ -274,7 +274,7 @@ def graph_metadata(model: MAEPreTrainedModel, processor=None) -> dict[str, str]:
 
 
 def _example(model: MAEPreTrainedModel, dynamic_size: bool) -> tuple[torch.Tensor, dict, dict[int, str]]:
-    """(images ``(2, channels, height, width)`` that a graph is made from, which of their axes are free, their names)."""
+    """(images ``(2, channels, height, width)`` to make a graph from, which of their axes are free, their names)."""
     config, axes = model.config, {0: "batch"}
     free = {0: torch.export.Dim("batch", min=1, max=65536)}
     rows, columns = config.grid
