@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+import yaml
 from conftest import TWO_PROCESSES, assert_same_run, assert_same_weights, run, weights_and_history
 
 from modeling_mae.training.manifest import checkpoints_in, read_manifest
@@ -36,14 +37,26 @@ def test_trials_leave_no_trace_in_the_weights(fitted, tmp_path):
     epochs, warmup = arguments["num_train_epochs"], arguments["warmup_epochs"]
     assert epochs > 0 and epochs * 100 == pytest.approx(round(epochs * 100)) and warmup == pytest.approx(epochs / 20)
     assert f"num_train_epochs={epochs:g}: an epoch takes" in output and f"{math.ceil(20 * epochs):,} updates" in output
-    # The same settings, given by hand: no trial, and the same weights to the last bit.
-    (tmp_path / "again.json").write_text(json.dumps({**arguments, "own_images": False, "max_hours": None}))
-    again = run(tmp_path / "again.json", "--output_dir", tmp_path / "again")
+    # The recipe that was decided: no trial, and the same weights to the last bit.
+    again = run(folder / "recipe.yaml", "--output_dir", tmp_path / "again")
     assert "chosen" not in again
     assert_same_run(folder, tmp_path / "again")
     manifest = read_manifest(checkpoints_in(folder)[0])["made_with"]
     assert manifest["chosen"]["num_train_epochs"] == epochs and manifest["chosen"]["image_size"] == 28
     assert "chosen" not in read_manifest(checkpoints_in(tmp_path / "again")[0])["made_with"]
+
+
+def test_a_plan_is_decided_and_nothing_is_trained(tmp_path):
+    output = run(*WORDS, "--max_train_steps", 3, "--plan", "true", "--output_dir", tmp_path / "plan")
+    plan = yaml.safe_load((tmp_path / "plan" / "recipe.yaml").read_text())
+    # 160 images of 28 x 28 in gray, as above; 3 updates of 20 an epoch
+    assert plan["total_batch_size"] == 8 and plan["num_train_epochs"] == pytest.approx(0.15)
+    assert plan["config_overrides"]["image_size"] == 28 and len(plan["image_mean"]) == 1
+    assert "# total_batch_size=8: " in output and "total_batch_size: 8" in output and "update 3/3" not in output
+    names = {path.name for path in (tmp_path / "plan").iterdir()}
+    assert "recipe.yaml" in names and not {"model.safetensors", "history.jsonl", "README.md"} & names
+    run(tmp_path / "plan" / "recipe.yaml")  # into the folder of the plan
+    assert (tmp_path / "plan" / "model.safetensors").exists()
 
 
 def test_going_on_keeps_what_was_chosen(fitted, tmp_path):
