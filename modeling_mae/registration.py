@@ -8,8 +8,9 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
+    AutoVideoProcessor,
 )
-from transformers.utils import is_vision_available, logging
+from transformers.utils import is_torchvision_available, is_vision_available, logging
 
 from .configuration_mae import MAEConfig
 from .masking_mae import mask_noise
@@ -40,8 +41,13 @@ MAEConfig.register_for_auto_class()
 if is_vision_available():  # Pillow; only the image processor needs it
     from .image_processing_mae import MAEImageProcessor
 
-    AutoImageProcessor.register(MAEConfig, image_processor_classes={"pil": MAEImageProcessor}, exist_ok=True)
+    # Under both names, because transformers warns where a backend falls back to another.
+    backends = {"pil": MAEImageProcessor, "torchvision": MAEImageProcessor}
+    AutoImageProcessor.register(MAEConfig, image_processor_classes=backends, exist_ok=True)
     MAEImageProcessor.register_for_auto_class()
+if is_torchvision_available():
+    # There is none. Pipelines look for one all the same, and would ask whether to run the checkpoint's code for it.
+    AutoVideoProcessor.register(MAEConfig, None, exist_ok=True)
 
 
 def _read_foreign(source, image_size, options):

@@ -1,6 +1,7 @@
 """Checkpoints as downstream code meets them: Auto classes, pipelines and backbones, with our package and without."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -161,6 +162,20 @@ def test_pipelines(elsewhere, checkpoints, photograph, channels):
     assert {entry["label"]: entry["score"] for entry in found} == pytest.approx(expected, abs=1e-4)
     without = {entry["label"]: entry["score"] for entry in elsewhere[f"{channels} classes"]}
     assert without == pytest.approx(expected, abs=0.02)  # its processor resizes with PIL
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pipelines_ask_and_warn_of_nothing(checkpoints, channels, monkeypatch, caplog):
+    def asked(question):
+        raise AssertionError(question)
+
+    monkeypatch.setattr("builtins.input", asked)
+    logging.getLogger("transformers").addHandler(caplog.handler)  # transformers passes nothing on
+    folder = str(checkpoints / str(channels) / "classifier")
+    found = pipeline("image-classification", model=folder)
+    logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert isinstance(found.model, EvalNet) and found.image_processor is not None
+    assert "torchvision" not in caplog.text
 
 
 # --- the image processor of other than RGB images ---

@@ -15,7 +15,7 @@ from modeling_mae.data.read.faults import BadImage
 from modeling_mae.errors import TrainingStopped, UserError
 from modeling_mae.training import signals
 from modeling_mae.training.endings import run_script
-from modeling_mae.training.launch import feature_memory, image_memory, loading_workers
+from modeling_mae.training.launch import feature_memory, image_memory, loading_workers, make_accelerator
 from modeling_mae.training.signals import StopRequest
 
 
@@ -195,3 +195,10 @@ def test_the_second_ctrl_c_stops_at_once(monkeypatch, heeded_signals):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         assert stop.agreed() == signal.SIGINT
+
+
+@pytest.mark.parametrize("library, name", [("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM")])
+def test_launchers_of_other_libraries_are_one_line(tmp_path, monkeypatch, library, name):
+    monkeypatch.setenv(f"ACCELERATE_USE_{library}", "true")
+    with pytest.raises(UserError, match=f"{name} is not supported.*--fsdp_version 2"):
+        make_accelerator(tmp_path, [])
