@@ -1,8 +1,11 @@
 """The image processor of checkpoints whose images are not RGB; those of RGB images carry one of transformers' own."""
 
+from typing import ClassVar
+
 import numpy as np
 from PIL import Image
 from transformers import ImagesKwargs, PilBackend
+from transformers.image_utils import SizeDict
 
 
 EIGHT_BITS = 255
@@ -98,7 +101,7 @@ class MAEImageProcessor(PilBackend):
 
     valid_kwargs = MAEImageProcessorKwargs
     resample = Image.Resampling.BICUBIC
-    size = {"height": 224, "width": 224}
+    size: ClassVar[dict[str, int]] = {"height": 224, "width": 224}
     do_resize = True
     do_rescale = True
     do_normalize = True
@@ -112,16 +115,17 @@ class MAEImageProcessor(PilBackend):
     def process_image(
         self, image, *args, num_channels=1, white: float | None = None, bands=None, input_data_format=None, **kwargs
     ) -> np.ndarray:
-        deep, is_picture = white not in (None, EIGHT_BITS), hasattr(image, "getbands")
+        unscaled_white = None if white == EIGHT_BITS else white
+        is_picture = hasattr(image, "getbands")
         if is_picture and (num_channels in (1, 3) or bands):
             if image.mode.startswith(("I", "F")):  # PIL would clip them to 255
                 image = scaled(np.asarray(image), white or (65535 if image.mode.startswith("I") else 1))
-                deep = False
+                unscaled_white = None
             else:
                 image = np.asarray(image.convert("L" if num_channels == 1 and not bands else "RGB"))
         array = np.asarray(image)
-        if deep:
-            array = scaled(array, white)
+        if unscaled_white is not None:
+            array = scaled(array, unscaled_white)
         array = bands_first(array, num_channels, bands, "channels_last" if is_picture else input_data_format)
         if array.dtype.kind == "f":
             array = filled(array, bands)
@@ -134,15 +138,21 @@ class MAEImageProcessor(PilBackend):
             raise ValueError(f"an image of shape {np.shape(image)} does not have the model's {num_channels} channels")
         return array
 
-    def resize(self, image: np.ndarray, size, resample=None, **kwargs) -> np.ndarray:
+    def resize(
+        self,
+        image: np.ndarray,
+        size: SizeDict,
+        resample: Image.Resampling | None = None,
+        reducing_gap: int | None = None,
+        **kwargs,
+    ) -> np.ndarray:
         if image.dtype == np.uint8 and len(image) in (1, 3):
-            return super().resize(image, size, resample=resample, **kwargs)
+            return super().resize(image, size, resample, reducing_gap, **kwargs)
         # PIL resizes floats, and more than four channels, one channel at a time only.
-        height, width = (
-            super().resize(np.zeros_like(image[:1], np.uint8), size, resample=resample, **kwargs).shape[-2:]
-        )
+        sample = super().resize(np.zeros_like(image[:1], np.uint8), size, resample, reducing_gap, **kwargs)
+        height, width = sample.shape[-2:]
         planes = [Image.fromarray(plane.astype(np.float32)).resize((width, height), resample) for plane in image]
-        return np.stack(planes)  # (channels, height, width)
+        return np.stack([np.asarray(plane) for plane in planes])  # (channels, height, width)
 
 
 __all__ = ["MAEImageProcessor"]

@@ -1,6 +1,7 @@
 """The masked autoencoder, top to bottom: positions, blocks, encoder, decoder and loss, classifier, backbone."""
 
 import copy
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from transformers import AttentionInterface, BackboneMixin, GradientCheckpointin
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
-from transformers.utils import ModelOutput, can_return_tuple, logging
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_mae import MAEConfig, pair
 from .masking_mae import last_ids, mask_noise, predicted_count, shuffle_by, visible_count
@@ -117,7 +118,7 @@ def eager_attention_forward(module, query, key, value, attention_mask=None, scal
 
 
 def attend(
-    module: nn.Module, query, key, value, output_attentions: bool = False, **kwargs
+    module: "MAEAttention | MAECrossAttention", query, key, value, output_attentions: bool = False, **kwargs
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention by the configured implementation, ``(batch, heads, tokens, head width)`` each. Returns ``(batch,
     queries, heads, head width)`` and, where they were asked for, the maps."""
@@ -247,9 +248,9 @@ class MAEPreTrainedModel(PreTrainedModel):
     config_class = MAEConfig
     base_model_prefix = "mae"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]  # a tuple, as transformers' own models have it
     supports_gradient_checkpointing = True
-    _no_split_modules = ["MAELayer", "MAECrossLayer", "MAEEmbeddings", "MAEPositions"]
+    _no_split_modules = "MAELayer MAECrossLayer MAEEmbeddings MAEPositions".split()
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -262,34 +263,35 @@ class MAEPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module):
         """Initial values of the paper's code: xavier-uniform linears, tokens N(0, 0.02), unit LayerNorms. Uses only
         `transformers.initialization`, which leaves loaded weights alone."""
-        if isinstance(module, MAEHead):
-            init.trunc_normal_(module.weight, std=self.config.head_initializer_range)
-            init.zeros_(module.bias)
-        elif isinstance(module, MAEAttentionPooling):
-            init.normal_(module.queries, std=self.config.initializer_range)
-        elif isinstance(module, MAEPoolingValue):
-            init.eye_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, (nn.Linear, MAEStageWeighting)):
-            init.xavier_uniform_(module.weight)
-            if getattr(module, "bias", None) is not None:
-                init.zeros_(module.bias)
+        if isinstance(module, (nn.Linear, MAEStageWeighting)):
+            self._init_linear(module)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm1d):
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-            init.zeros_(module.num_batches_tracked)
+            for name, statistic in module.named_buffers():
+                (init.ones_ if name == "running_var" else init.zeros_)(statistic)
         elif isinstance(module, MAEPositions):
             if module.fixed:
                 init.copy_(module.table, sincos_positions(module.grid, module.table.shape[-1]))
             else:
                 init.normal_(module.table, std=self.config.initializer_range)
+        elif isinstance(module, MAEAttentionPooling):
+            init.normal_(module.queries, std=self.config.initializer_range)
         elif isinstance(module, MAEEmbeddings):
             init.normal_(module.cls_token, std=self.config.initializer_range)
-        elif isinstance(module, tuple(DECODERS.values())):
+        elif isinstance(module, (MAEDecoder, MAECrossDecoder)):
             init.normal_(module.mask_token, std=self.config.initializer_range)
+
+    def _init_linear(self, module: "nn.Linear | MAEStageWeighting") -> None:
+        if isinstance(module, MAEHead):
+            init.trunc_normal_(module.weight, std=self.config.head_initializer_range)
+        elif isinstance(module, MAEPoolingValue):
+            init.eye_(module.weight)
+        else:
+            init.xavier_uniform_(module.weight)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            init.zeros_(module.bias)
 
     # Opens other projects' checkpoints. The package sets it to `interop.read`, which does not travel with checkpoints.
     read_foreign: Callable | None = None
@@ -452,7 +454,7 @@ class MAEModel(MAEPreTrainedModel):
     `add_pooling_layer` false leaves the attention pooling out, also where the configuration has one."""
 
     # The checkpoint's decoder and classifier are left out silently, and a pooling that the configuration has not.
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^head(_norm)?\.", r"^(mae\.)?pooler\."]
+    _keys_to_ignore_on_load_unexpected = r"^decoder\. ^head(_norm)?\. ^(mae\.)?pooler\.".split()
 
     def __init__(self, config: MAEConfig, add_pooling_layer: bool = True):
         super().__init__(config)
@@ -468,7 +470,7 @@ class MAEModel(MAEPreTrainedModel):
             )
             for i in range(depth)
         )
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm: nn.Module = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         pools = add_pooling_layer and config.pooling == "attention"
         self.pooler = MAEAttentionPooling(config) if pools else None
         self.post_init()
@@ -514,7 +516,8 @@ class MAEModel(MAEPreTrainedModel):
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        stages, maps = [hidden_states], [] if output_attentions else None
+        stages = [hidden_states]
+        maps: list[torch.Tensor] | None = [] if output_attentions else None
         for layer in self.layers:
             hidden_states = layer(hidden_states, maps=maps, **kwargs)
             if output_hidden_states:
@@ -526,7 +529,7 @@ class MAEModel(MAEPreTrainedModel):
             mask=mask,
             ids_restore=ids_restore,
             hidden_states=tuple(stages) if output_hidden_states else None,
-            attentions=tuple(maps) if output_attentions else None,
+            attentions=None if maps is None else tuple(maps),
         )
 
     def pool(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
@@ -593,8 +596,9 @@ class MAEDecoder(nn.Module):
         """The predictions ``(batch, count, patch values)`` of the `count` patches with the largest noise, and their
         ids. Without `count` those of all patches, the visible ones too, and None. The decoder does not see a masked
         patch that it does not predict."""
-        tokens = self.embed(encoded.last_hidden_state)  # (batch, 1 + visible, decoder width)
         ids_restore = encoded.ids_restore
+        assert ids_restore is not None  # the encoder has masked
+        tokens = self.embed(encoded.last_hidden_state)  # (batch, 1 + visible, decoder width)
         batch, visible = tokens.shape[0], tokens.shape[1] - 1
         masked = ids_restore.shape[1] - visible if count is None else count
         mask_tokens = self.mask_token.to(tokens.dtype).expand(batch, masked, -1)
@@ -655,6 +659,7 @@ class MAECrossDecoder(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The predictions ``(batch, count, patch values)`` of the `count` patches with the largest noise, and their
         ids. Without `count` those of every masked patch."""
+        assert encoded.ids_restore is not None and encoded.last_hidden_state is not None  # the encoder has masked
         if count is None:
             count = encoded.ids_restore.shape[1] + 1 - encoded.last_hidden_state.shape[1]
         ids = last_ids(encoded.ids_restore, count)
@@ -666,7 +671,9 @@ class MAECrossDecoder(nn.Module):
     def contexts(self, encoded: MAEModelOutput) -> list[torch.Tensor]:
         """For each block what it attends to ``(batch, 1 + visible, encoder width)``."""
         if not self.reads_stages:
+            assert encoded.last_hidden_state is not None
             return [encoded.last_hidden_state] * len(self.layers)
+        assert encoded.hidden_states is not None  # MAEForPreTraining asks for them
         weighted = self.weighting(encoded.hidden_states[self.first_stage :])
         return [norm(context) for norm, context in zip(self.context_norms, weighted, strict=True)]
 
@@ -785,6 +792,7 @@ class MAEForPreTraining(MAEPreTrainedModel):
             ValueError: `outputs` predict a part of the masked patches.
         """
         outputs = self(pixel_values, **{"prediction_ratio": 1, **masking}) if outputs is None else outputs
+        assert outputs.logits is not None and outputs.mask is not None
         patches = self.patchify(pixel_values.float())
         predicted, ids = outputs.logits.float(), outputs.predicted_ids
         if ids is not None:
@@ -799,7 +807,8 @@ class MAEForPreTraining(MAEPreTrainedModel):
         if self.config.norm_pix_loss:
             mean, deviation = patch_statistics(patches)
             predicted = predicted * deviation + mean
-        return self.unpatchify(torch.where(outputs.mask[..., None] > 0, predicted, patches), pixel_values.shape[2:])
+        height, width = pixel_values.shape[2:]
+        return self.unpatchify(torch.where(outputs.mask[..., None] > 0, predicted, patches), (height, width))
 
 
 def mean_squared_cosine(features: torch.Tensor) -> torch.Tensor:
@@ -823,10 +832,11 @@ def patch_statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 def loading_report() -> Iterator[list[str]]:
     """transformers' table of what a checkpoint lacks waits until the end. Sentences put into the list take its
     place."""
-    logger, held = logging.get_logger("transformers.modeling_utils"), []
+    logger = logging.getLogger("transformers.modeling_utils")
+    held: list[logging.LogRecord] = []
     sentences: list[str] = []
 
-    def hold(record) -> bool:
+    def hold(record: logging.LogRecord) -> bool:
         held.append(record)
         return False
 
@@ -858,20 +868,21 @@ class EvalNet(MAEPreTrainedModel):
         super().__init__(config)
         self.mae = MAEModel(config)
         width = config.hidden_size * (config.num_patches if config.pooling == "flatten" else 1)
-        self.head_norm = nn.Identity()
+        self.head_norm: nn.Module = nn.Identity()
         if config.head_norm == "layer":
             if config.pooling != "attention":
                 self.mae.layernorm = nn.Identity()
             self.head_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         elif config.head_norm == "batch":
             self.head_norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
+        assert config.num_labels is not None  # transformers' default is 2
         self.head = MAEHead(width, config.num_labels)
         self.n_partial: float | None = None
         self.post_init()
 
     # The decoder stays behind. So does the final norm where head_norm="layer" takes its place, and a pooling that the
     # configuration has not.
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^(mae\.)?(layernorm|pooler)\."]
+    _keys_to_ignore_on_load_unexpected = r"^decoder\. ^(mae\.)?(layernorm|pooler)\.".split()
 
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
@@ -934,7 +945,7 @@ class EvalNet(MAEPreTrainedModel):
             tuned.append(self.mae.layernorm)
         if self.n_partial == 0.5:
             last = self.mae.layers[-1]
-            tuned += [last.norm2, last.mlp, last.drop_path2]
+            tuned += [last.get_submodule(name) for name in ("norm2", "mlp", "drop_path2")]
         elif self.n_partial > 0:
             tuned += self.mae.layers[-int(self.n_partial) :]
         return tuned
@@ -977,6 +988,7 @@ class EvalNet(MAEPreTrainedModel):
         if features is not None:
             pooled = features if self.mae.pooler is None else self.mae.pooler(features)
         else:
+            assert pixel_values is not None
             self.check_size(pixel_values)
             encoded = self.mae(pixel_values, return_dict=True, **kwargs)
             pooled, hidden_states, attentions = encoded.pooler_output, encoded.hidden_states, encoded.attentions

@@ -184,7 +184,7 @@ class _Walk:
                 self._sort_in_one(entry, before + name, ending, reason)
 
     def _sort_in_one(self, entry: os.DirEntry, path: str, ending: str, reason: str) -> None:
-        top, slash, _ = path.partition("/")
+        slash = "/" in path
         if not slash and not entry.name.startswith(".") and entry.is_dir():
             self.folders.append(path)
         # Links to folders can form a circle, so they are not followed, except a split at the top.
@@ -202,16 +202,20 @@ class _Walk:
         else:
             if not reason and not entry.is_file():
                 reason = "dangling (links to nothing)" if entry.is_symlink() else "neither files nor folders"
-            if not reason and entry.name in METADATA:
-                self.metadata.append(path)
-            elif not reason and ending in self.endings:
-                self.images.append(path)
-            elif not reason and ending == ".parquet":
-                self.parquet.append(path)
-            else:
-                kind = "not readable here" if ending in OTHER_IMAGES else "not an image"
-                kind = "install pydicom to read it" if ending == ".dcm" else kind
-                self.left_out[top if slash else "", reason or f"{ending or 'without an ending'} ({kind})"] += 1
+            self._sort_in_file(path, entry.name, ending, reason)
+
+    def _sort_in_file(self, path: str, name: str, ending: str, reason: str) -> None:
+        if not reason and name in METADATA:
+            self.metadata.append(path)
+        elif not reason and ending in self.endings:
+            self.images.append(path)
+        elif not reason and ending == ".parquet":
+            self.parquet.append(path)
+        else:
+            kind = "not readable here" if ending in OTHER_IMAGES else "not an image"
+            kind = "install pydicom to read it" if ending == ".dcm" else kind
+            top, slash, _ = path.partition("/")
+            self.left_out[top if slash else "", reason or f"{ending or 'without an ending'} ({kind})"] += 1
 
 
 def _is_not_utf8(name: str) -> bool:
