@@ -42,7 +42,7 @@ if is_vision_available():  # Pillow; only the image processor needs it
     from .image_processing_mae import MAEImageProcessor
 
     # Under both names, because transformers warns where a backend falls back to another.
-    backends = {"pil": MAEImageProcessor, "torchvision": MAEImageProcessor}
+    backends: dict[str, type] = {"pil": MAEImageProcessor, "torchvision": MAEImageProcessor}
     AutoImageProcessor.register(MAEConfig, image_processor_classes=backends, exist_ok=True)
     MAEImageProcessor.register_for_auto_class()
 if is_torchvision_available():
