@@ -296,9 +296,7 @@ def check_output_dir(args) -> None:
     resume = args.resume_from_checkpoint
     exclude(args, "overwrite_output_dir", "resume_from_checkpoint")
     if "://" in args.output_dir:
-        raise ArgumentError(
-            f"output_dir {args.output_dir!r} is a URL: give a folder here, and copy it afterwards"
-        )
+        raise ArgumentError(f"output_dir {args.output_dir!r} is a URL: give a folder here, and copy it afterwards")
     if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
         raise ArgumentError(f"output_dir {args.output_dir!r} is a file: give a folder")
     folders = args.run_folders()
