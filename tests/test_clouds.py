@@ -2,10 +2,10 @@
 
 import pytest
 
-from modeling_mae.data import shard_cache
-from modeling_mae.data.listing import list_folder
-from modeling_mae.data.shard_cache import attempt, download, file_system
-from modeling_mae.data.streams import list_shards
+from modeling_mae.data.find.listing import list_folder
+from modeling_mae.data.find.streams import list_shards
+from modeling_mae.data.stream import shard_cache
+from modeling_mae.data.stream.shard_cache import attempt, download, file_system
 from modeling_mae.errors import UserError
 
 

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoModel
 
 from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining, MAEModel, interop
-from modeling_mae.data.processor import image_processor
+from modeling_mae.data.serve.processor import image_processor
 from modeling_mae.errors import UserError
 
 
