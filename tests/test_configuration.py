@@ -517,3 +517,17 @@ def test_a_saved_model_can_be_named_in_either_way(capsys):
         assert (config.image_size, config.patch_size, config.mask_ratio) == (32, 4, 0.5)
     Path("other.json").write_text('{"model_type": "vit"}')
     assert "'vit'" in refused(capsys, "--config_name", "other.json")
+
+
+# What version 0.1 wrote into the manifest of a pre-training, but for what its run alone knows.
+OF_VERSION_0_1 = """adam_beta1 adam_beta2 bands base_learning_rate crop_scale decoder_hidden_size
+    decoder_intermediate_size decoder_num_attention_heads decoder_num_hidden_layers decoder_reads decoder_type
+    drop_path_rate head_initializer_range head_norm hidden_act hidden_size horizontal_flip image_size
+    initializer_range intermediate_size label_smoothing layer_norm_eps mask_ratio mask_type mix norm_pix_loss
+    num_attention_heads num_channels num_hidden_layers patch_size pooling position_embedding prediction_ratio qkv_bias
+    repeated_augmentation scaled_decoding seed total_batch_size warmup_epochs weight_decay""".split()
+
+
+def test_runs_of_version_0_1_go_on():
+    """A setting that it did not write would be a change, which going on exactly refuses."""
+    assert sorted({**PretrainArguments().deciding_weights(), **model_settings(MAEConfig())}) == OF_VERSION_0_1
