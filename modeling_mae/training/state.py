@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -70,6 +71,20 @@ class RunSettings:
     allow_changes: bool
     dataloader_num_workers: int | None = None
     repeated_augmentation: int = 1
+
+
+def batches_of(images: Images, settings: Any, updates: range, accelerator: Accelerator) -> DataLoader:
+    """This process's micro-batches for the `updates`. `settings` has the names of `RunSettings` for them."""
+    return images.training_loader(
+        seed=settings.seed,
+        batch_size=settings.per_device_train_batch_size,
+        total_batch_size=settings.total_batch_size,
+        updates=updates,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+        num_workers=loading_workers(settings.dataloader_num_workers),
+        repeats=settings.repeated_augmentation,
+    )
 
 
 @dataclass(frozen=True)
@@ -155,16 +170,7 @@ def open_run(
     settle_gradient_groups(model)
     history = History(place.folder / "history.jsonl", accelerator.is_main_process)
     history.rewind(progress.update)
-    batches = images.training_loader(
-        seed=settings.seed,
-        batch_size=settings.per_device_train_batch_size,
-        total_batch_size=settings.total_batch_size,
-        updates=range(progress.update, schedule.updates),
-        process_index=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-        num_workers=loading_workers(settings.dataloader_num_workers),
-        repeats=settings.repeated_augmentation,
-    )
+    batches = batches_of(images, settings, range(progress.update, schedule.updates), accelerator)
     return Run(
         accelerator,
         model,

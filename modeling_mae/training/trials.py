@@ -20,9 +20,9 @@ from ..configuration_mae import MAEConfig
 from ..data.serve.images import Images
 from ..errors import UserError
 from ..modeling_mae import MAEForPreTraining
-from .launch import loading_workers
 from .optim import OptimizerSettings, make_optimizer
 from .sharded import settle_gradient_groups
+from .state import batches_of
 
 
 MOST_UPDATES, LEAST_UPDATES = 100, 3  # of a trial; the later half is timed, when loading has settled
@@ -166,16 +166,8 @@ def fit_length(
     accelerator, times = trial.accelerator, []
     for number, (part, size) in enumerate(stages):
         # Each trial reads images that are in no cache yet.
-        batches = images.training_loader(
-            seed=settings.seed,
-            batch_size=settings.per_device_train_batch_size,
-            total_batch_size=settings.total_batch_size,
-            updates=range(number * MOST_UPDATES, (number + 1) * MOST_UPDATES),
-            process_index=accelerator.process_index,
-            num_processes=accelerator.num_processes,
-            num_workers=loading_workers(settings.dataloader_num_workers),
-            repeats=settings.repeated_augmentation,
-        )
+        updates = range(number * MOST_UPDATES, (number + 1) * MOST_UPDATES)
+        batches = batches_of(images, settings, updates, accelerator)
         most = TRIAL_SHARE * part * settings.max_hours * 3600
         times.append(trial.seconds_an_update(batches, partial(transform, size=size), most))
     seconds = sum(part * an_update for (part, _), an_update in zip(stages, times, strict=True))
