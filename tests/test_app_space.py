@@ -125,7 +125,7 @@ def test_no_other_file_goes_into_a_space(checkpoint, tmp_path, monkeypatch):
     for name, (value, message) in {
         "secret": ({"bytes": None, "path": str(secret)}, "outside this folder"),
         "outside": ({"bytes": None, "path": str(outside)}, "outside this folder"),
-        "text": ({"bytes": secret.read_bytes(), "path": "0.png"}, "0.png is no image"),
+        "text": ({"bytes": secret.read_bytes(), "path": "0.png"}, "0.png is not an image"),
     }.items():
         (tmp_path / name).mkdir()
         rows = datasets.Dataset.from_list([{"image": {"bytes": picture, "path": "a.png"}}, {"image": value}])

@@ -237,7 +237,7 @@ def test_a_loss_that_is_not_finite_stops_without_a_checkpoint(tmp_path):
         train(run, loss_that_breaks)
     assert stop.value.code == 1 and f"--resume_from_checkpoint {tmp_path / 'checkpoint-4'}" in str(stop.value)
     assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-4"]
-    assert [entry["step"] for entry in run.history.read()] == [2, 4, 6]  # no entry with a mean that is no number
+    assert [entry["step"] for entry in run.history.read()] == [2, 4, 6]  # no entry with a mean that is not a number
 
 
 @pytest.mark.parametrize("update, epochs", [(3, []), (5, []), (14, [1, 2])])

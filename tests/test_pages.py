@@ -270,7 +270,7 @@ def test_what_cannot_be_compared_is_one_line(tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "trainer_state.json").write_text("{")
     for folders, message in (
-        ([whole, tmp_path / "nowhere"], "nowhere' is no folder: give the output_dir of a run"),
+        ([whole, tmp_path / "nowhere"], "nowhere' is not a folder: give the output_dir of a run"),
         ([whole, tmp_path / "empty"], "empty' holds no run"),
         ([whole, tmp_path / "broken"], "trainer_state.json' cannot be read"),
         ([whole, whole / ".." / "whole"], "is given twice"),

@@ -67,7 +67,7 @@ def make_space(
     Of the folder `images` at most `most` files go with it, evenly spaced.
 
     Raises:
-        UserError: `space` is no name/space, the checkpoint or the images cannot be read, `folder` holds something
+        UserError: `space` is not a name/space, the checkpoint or the images cannot be read, `folder` holds something
             else, or the Hub refuses.
     """
     try:
@@ -143,7 +143,7 @@ def _copy_images(images: str, folder: Path, most: int) -> int:
     Ordinary pictures are decoded and written anew, so that nothing goes out with them.
 
     Raises:
-        UserError: a row names a file outside the folder, or one that is no image.
+        UserError: a row names a file outside the folder, or one that is not an image.
     """
     from ..data.find.sources import SourceSettings, load_source
     from ..data.read.arrays import cell_of  # late: it imports `datasets`
@@ -184,5 +184,5 @@ def _rewritten(name: str, data: bytes) -> tuple[str, bytes]:
     try:
         kind = read_header(data, name).format.lower()
     except Exception as error:
-        raise UserError(f"{name} is no image: leave it out") from error
+        raise UserError(f"{name} is not an image: leave it out") from error
     return name if Path(name).suffix else f"{name}.{kind}", data

@@ -100,7 +100,7 @@ def read_json(source, file: str, hub_options: dict) -> dict | None:
         return None
     if Path(path).stat().st_size > MAX_JSON:
         raise UserError(
-            f"{source}: its {file} has more than {MAX_JSON >> 20} MiB, which is no configuration of a model"
+            f"{source}: its {file} has more than {MAX_JSON >> 20} MiB, which is not a configuration of a model"
         )
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -119,14 +119,18 @@ def check_content(source, content: dict) -> None:
     """
     classes, dtype = content.get("architectures") or [], content.get("dtype", content.get("torch_dtype"))
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise UserError(f"{source}: architectures={str(classes)[:60]} in its config.json is no list of names: mend it")
+        raise UserError(
+            f"{source}: architectures={str(classes)[:60]} in its config.json is not a list of names: mend it"
+        )
     if not isinstance(dtype, (str, type(None))):
-        raise UserError(f"{source}: dtype={str(dtype)[:60]} in its config.json is no name of a precision: mend it")
+        raise UserError(f"{source}: dtype={str(dtype)[:60]} in its config.json is not a name of a precision: mend it")
     names = content.get("id2label")
     if names is None:
         return
     if not isinstance(names, dict):
-        raise UserError(f"the configuration of {str(source)!r} does not work: id2label={names!r} is no table of names")
+        raise UserError(
+            f"the configuration of {str(source)!r} does not work: id2label={names!r} is not a table of names"
+        )
     if len(names) > MAX_CLASSES:
         raise UserError(f"{source}: id2label has {len(names):,} classes, more than {MAX_CLASSES:,}")
     expected = {str(i) for i in range(len(names))}

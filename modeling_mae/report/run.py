@@ -86,7 +86,7 @@ def read_run(folder: Path) -> RunFiles:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{str(folder)!r} is no folder: give the output_dir of a run")
+        raise UserError(f"{str(folder)!r} is not a folder: give the output_dir of a run")
     summary = _summary(folder / "summary.json")
     rows = read_json(folder / "results.json")
     if rows is not None:

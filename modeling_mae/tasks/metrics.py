@@ -30,7 +30,7 @@ class ClassificationMetric(evaluate.Metric):
 class ImbalanceMetric(evaluate.Metric):
     """Balanced accuracy and macro F1; with `scores` also `auroc`, the area under the ROC curve of each class against
     the rest. Each is a mean over the classes, in which rare classes count as much as frequent ones. A class without
-    images is in none of the means. AUROC is None where one class has all the images, or a score is no number.
+    images is in none of the means. AUROC is None where one class has all the images, or a score is not a number.
 
     `predictions` are the likeliest classes, `scores` ``(images, classes)``. The scores do not go through `evaluate`'s
     tables, which would copy them several times."""

@@ -115,7 +115,7 @@ def list_folder(folder: str | os.PathLike) -> Listing:
         UserError: the folder does not exist or may not be read; names the nearest that exists.
     """
     if "://" in str(folder):
-        raise UserError(f"{folder} is no folder here, and a URL is read as a stream: add --streaming true")
+        raise UserError(f"{folder} is not a folder here, and a URL is read as a stream: add --streaming true")
     folder = Path(folder)
     if not folder.is_dir():
         parent = next(path for path in [folder, *folder.absolute().parents] if path.is_dir())

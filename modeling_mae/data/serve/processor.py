@@ -133,7 +133,7 @@ def _numbers(name: str, processor, key: str) -> list[float]:
         raise UserError(f"{name}: its image processor has {key}={value!r}, and needs a number for each channel")
     for number in values:
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
-            raise UserError(f"{name}: its image processor has {number!r} in {key}, which is no finite number")
+            raise UserError(f"{name}: its image processor has {number!r} in {key}, which is not a finite number")
     return list(values)
 
 
