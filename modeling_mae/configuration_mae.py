@@ -14,6 +14,7 @@ MAX_PATCHES = 2**20
 MAX_LAYERS = 1000
 MAX_LABELS = 10**7
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")  # transformers' names
+SEMANTIC_SEGMENTATION = "semantic_segmentation"  # transformers has no name for it
 
 
 @strict(accept_kwargs=True)
@@ -52,6 +53,11 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
             every masked patch. CrossMAE has 0.25.
         uniformity_weight: of the uniformity term of U-MAE (arXiv 2210.08344) in the loss of MAEForPreTraining, 0 or
             more. It pushes the features of the images in a batch apart. U-MAE has 0.01.
+        segmentation_head: of MAEForSemanticSegmentation. ``linear``: BatchNorm and one layer for each patch;
+            ``multiscale``: four blocks and two learned upsamplings, for thin things; ``upernet``: UperNet.
+        semantic_loss_ignore_index: of MAEForSemanticSegmentation, the class number of pixels that count for nothing.
+        class_weights: of its cross-entropy, a number for each class. Unset weighs all pixels alike.
+        dice_weight: of the Dice loss beside the cross-entropy, 0 or more.
         out_features, out_indices: of MAEBackbone, the stages whose feature maps it gives, by name (``stem``,
             ``stage1`` ... ``stage<depth>``) or number; the last block alone by default.
         reshape_hidden_states: of MAEBackbone, whether its feature maps are maps ``(batch, width, rows, columns)``, or
@@ -94,6 +100,10 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
     decoder_num_attention_heads: int = 16
     decoder_intermediate_size: int = 2048
     reshape_hidden_states: bool = True
+    segmentation_head: Literal["linear", "multiscale", "upernet"] = "linear"
+    semantic_loss_ignore_index: int = 255  # the name that transformers' configs have
+    class_weights: list[float | int] | None = None
+    dice_weight: float | int = 0.0
     # As transformers' backbone configs keep them; given and saved as out_features and out_indices.
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
@@ -248,8 +258,14 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
         for name in ("drop_path_rate", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is outside [0, 1)")
-        if self.problem_type not in (None, *PROBLEM_TYPES):
-            raise ValueError(f"problem_type={self.problem_type!r} is none of {', '.join(PROBLEM_TYPES)}")
+        if not 0 <= self.dice_weight < math.inf:
+            raise ValueError(f"dice_weight={self.dice_weight} is not a weight: give a number, 0 or more")
+        for weight in self.class_weights or ():
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"class_weights has {weight}, which is not a weight: give numbers, 0 or more")
+        known = (*PROBLEM_TYPES, SEMANTIC_SEGMENTATION)
+        if self.problem_type not in (None, *known):
+            raise ValueError(f"problem_type={self.problem_type!r} is none of {', '.join(known)}")
         if self.pooling == "flatten" and self.head_norm == "layer":
             raise ValueError("head_norm='layer' is for pooling='mean' or 'cls', not 'flatten': set 'none' or 'batch'")
 

@@ -14,6 +14,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
 from transformers.utils import ModelOutput, can_return_tuple
+from typing_extensions import Self
 
 from .configuration_mae import MAEConfig, pair
 from .masking_mae import last_ids, mask_noise, predicted_count, shuffle_by, visible_count
@@ -265,12 +266,8 @@ class MAEPreTrainedModel(PreTrainedModel):
         `transformers.initialization`, which leaves loaded weights alone."""
         if isinstance(module, (nn.Linear, MAEStageWeighting)):
             self._init_linear(module)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm1d):
-            for name, statistic in module.named_buffers():
-                (init.ones_ if name == "running_var" else init.zeros_)(statistic)
+        elif isinstance(module, (nn.LayerNorm, nn.modules.batchnorm._BatchNorm)):
+            self._init_norm(module)
         elif isinstance(module, MAEPositions):
             if module.fixed:
                 init.copy_(module.table, sincos_positions(module.grid, module.table.shape[-1]))
@@ -282,6 +279,10 @@ class MAEPreTrainedModel(PreTrainedModel):
             init.normal_(module.cls_token, std=self.config.initializer_range)
         elif isinstance(module, (MAEDecoder, MAECrossDecoder)):
             init.normal_(module.mask_token, std=self.config.initializer_range)
+
+    def _init_norm(self, module: nn.Module) -> None:
+        for name, values in (*module.named_parameters(), *module.named_buffers()):
+            (init.ones_ if name in ("weight", "running_var") else init.zeros_)(values)
 
     def _init_linear(self, module: "nn.Linear | MAEStageWeighting") -> None:
         if isinstance(module, MAEHead):
@@ -453,8 +454,8 @@ class MAEModel(MAEPreTrainedModel):
 
     `add_pooling_layer` false leaves the attention pooling out, also where the configuration has one."""
 
-    # The checkpoint's decoder and classifier are left out silently, and a pooling that the configuration has not.
-    _keys_to_ignore_on_load_unexpected = r"^decoder\. ^head(_norm)?\. ^(mae\.)?pooler\.".split()
+    # Loading drops the checkpoint's decoder and heads silently, and a pooling that the configuration lacks.
+    _keys_to_ignore_on_load_unexpected = r"^decoder\. ^head(_norm)?\. ^segmenter\. ^(mae\.)?pooler\.".split()
 
     def __init__(self, config: MAEConfig, add_pooling_layer: bool = True):
         super().__init__(config)
@@ -852,63 +853,36 @@ def loading_report() -> Iterator[list[str]]:
             logger.warning(sentence)
 
 
-class MAEHead(nn.Linear):
-    """The classifier. It is a class of its own because its weights start differently from other linears'."""
+class MAETunedModel(MAEPreTrainedModel):
+    """The encoder `mae` and what is trained on it, a part of the model or all of it."""
 
-
-class EvalNet(MAEPreTrainedModel):
-    """The encoder and a linear classifier: probing, partial and end-to-end fine-tuning (paper, Sections 4.3, A.1).
-
-    `EvalNet.from_pretrained(<pre-trained or EvalNet checkpoint>, num_labels=...)` takes the encoder. What is missing
-    starts anew. One line says so, or transformers' table where more is missing than the classifier. Pooling, norm,
-    drop path and label smoothing are set in the config.
-    """
-
-    def __init__(self, config: MAEConfig):
-        super().__init__(config)
-        self.mae = MAEModel(config)
-        width = config.hidden_size * (config.num_patches if config.pooling == "flatten" else 1)
-        self.head_norm: nn.Module = nn.Identity()
-        if config.head_norm == "layer":
-            if config.pooling != "attention":
-                self.mae.layernorm = nn.Identity()
-            self.head_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        elif config.head_norm == "batch":
-            self.head_norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
-        assert config.num_labels is not None  # transformers' default is 2
-        self.head = MAEHead(width, config.num_labels)
-        self.n_partial: float | None = None
-        self.post_init()
-
-    # The decoder stays behind. So does the final norm where head_norm="layer" takes its place, and a pooling that the
-    # configuration has not.
-    _keys_to_ignore_on_load_unexpected = r"^decoder\. ^(mae\.)?(layernorm|pooler)\.".split()
+    mae: MAEModel
+    n_partial: float | None = None
+    new_weights: tuple[str, ...]  # how the names of the weights in `new_modules` begin
 
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
         with loading_report() as in_its_place:
             model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
             missing, others = info["missing_keys"], info["mismatched_keys"] or info["unexpected_keys"]
-            new = ("head.", "head_norm.", "mae.pooler.")
-            if missing and not others and all(name.startswith(new) for name in missing):
+            if missing and not others and all(name.startswith(cls.new_weights) for name in missing):
                 in_its_place.append(
-                    f"EvalNet: a new classifier with {model.config.num_labels} outputs, yet to be trained"
+                    f"{cls.__name__}: a new classifier with {model.config.num_labels} outputs, yet to be trained"
                 )
         return (model, info) if output_loading_info else model
 
-    @torch.no_grad()
-    def reset_head(self) -> None:
-        """Give the classifier its initial values, for classes other than the checkpoint's."""
-        self.head = MAEHead(self.head.in_features, self.head.out_features).to(self.head.weight)
-        self._init_weights(self.head)
+    def new_modules(self) -> list[nn.Module]:
+        """What stands on the encoder."""
+        raise NotImplementedError
 
-    def freeze(self, n_partial: float) -> "EvalNet":
+    def freeze(self, n_partial: float) -> Self:
         """Train only a part of the model (paper, Figure 9). This survives `train()`: frozen parts stay in eval mode
         and run without a graph.
 
-        `n_partial`: 0 = the head, its norm, and the queries and values of pooling='attention'. 0.5 = also the
-        encoder's final norm, and the MLP of the last block with its LayerNorm. 1 ... depth - 1 = also the final norm
-        and that many of the last blocks. depth = everything, with patch embedding, class token and positions.
+        `n_partial`: 0 = `new_modules`: of EvalNet the head, its norm, and the queries and values of
+        pooling='attention'. 0.5 = also the encoder's final norm, and the MLP of the last block with its LayerNorm.
+        1 ... depth - 1 = also the final norm and that many of the last blocks. depth = everything, with patch
+        embedding, class token and positions.
 
         Raises:
             ValueError: any other value, or a model with PEFT's adapters.
@@ -938,9 +912,7 @@ class EvalNet(MAEPreTrainedModel):
         """What `freeze` leaves to train."""
         if self.n_partial is None or self.n_partial == self.config.num_hidden_layers:
             return [self]
-        tuned = [self.head, self.head_norm]
-        if self.mae.pooler is not None:
-            tuned.append(self.mae.pooler)
+        tuned = self.new_modules()
         if self.n_partial > 0:
             tuned.append(self.mae.layernorm)
         if self.n_partial == 0.5:
@@ -950,7 +922,7 @@ class EvalNet(MAEPreTrainedModel):
             tuned += self.mae.layers[-int(self.n_partial) :]
         return tuned
 
-    def train(self, mode: bool = True) -> "EvalNet":
+    def train(self, mode: bool = True) -> Self:
         super().train(mode)
         # Adapters are in the frozen parts too. There everything is in training mode, as PEFT has it.
         if mode and self.n_partial is not None and not self.has_adapters():
@@ -960,6 +932,48 @@ class EvalNet(MAEPreTrainedModel):
                 for module in tuned:
                     module.train()
         return self
+
+
+class MAEHead(nn.Linear):
+    """The classifier. It is a class of its own because its weights start differently from other linears'."""
+
+
+class EvalNet(MAETunedModel):
+    """The encoder and a linear classifier: probing, partial and end-to-end fine-tuning (paper, Sections 4.3, A.1).
+
+    `EvalNet.from_pretrained(<pre-trained or EvalNet checkpoint>, num_labels=...)` takes the encoder. What is missing
+    starts anew. One line says so, or transformers' table where more is missing than the classifier. Pooling, norm,
+    drop path and label smoothing are set in the config.
+    """
+
+    def __init__(self, config: MAEConfig):
+        super().__init__(config)
+        self.mae = MAEModel(config)
+        width = config.hidden_size * (config.num_patches if config.pooling == "flatten" else 1)
+        self.head_norm: nn.Module = nn.Identity()
+        if config.head_norm == "layer":
+            if config.pooling != "attention":
+                self.mae.layernorm = nn.Identity()
+            self.head_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        elif config.head_norm == "batch":
+            self.head_norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
+        assert config.num_labels is not None  # transformers' default is 2
+        self.head = MAEHead(width, config.num_labels)
+        self.post_init()
+
+    # The decoder stays behind. So does the final norm where head_norm="layer" takes its place, and a pooling that the
+    # configuration has not.
+    _keys_to_ignore_on_load_unexpected = r"^decoder\. ^segmenter\. ^(mae\.)?(layernorm|pooler)\.".split()
+    new_weights = ("head.", "head_norm.", "mae.pooler.")
+
+    @torch.no_grad()
+    def reset_head(self) -> None:
+        """Give the classifier its initial values, for classes other than the checkpoint's."""
+        self.head = MAEHead(self.head.in_features, self.head.out_features).to(self.head.weight)
+        self._init_weights(self.head)
+
+    def new_modules(self) -> list[nn.Module]:
+        return [self.head, self.head_norm, *([] if self.mae.pooler is None else [self.mae.pooler])]
 
     def frozen_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """What a probe (`freeze(0)`) leaves as it is: the pooled features ``(batch, width)``, with pooling="attention"
@@ -1092,4 +1106,5 @@ __all__ = [
     "MAEModel",
     "MAEModelOutput",
     "MAEPreTrainedModel",
+    "MAETunedModel",
 ]

@@ -8,6 +8,7 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
+    AutoModelForSemanticSegmentation,
     AutoVideoProcessor,
 )
 from transformers.utils import is_torchvision_available, is_vision_available, logging
@@ -23,6 +24,7 @@ from .modeling_mae import (
     MAEModelOutput,
     MAEPreTrainedModel,
 )
+from .segmentation_mae import MAEForSemanticSegmentation
 
 
 logger = logging.get_logger(__name__)
@@ -33,6 +35,7 @@ for auto_class, model_class in (
     (AutoModel, MAEModel),
     (AutoModelForPreTraining, MAEForPreTraining),
     (AutoModelForImageClassification, EvalNet),
+    (AutoModelForSemanticSegmentation, MAEForSemanticSegmentation),
     (AutoBackbone, MAEBackbone),
 ):
     auto_class.register(MAEConfig, model_class, exist_ok=True)
@@ -67,6 +70,7 @@ __all__ = [
     "MAEConfig",
     "MAEForPreTraining",
     "MAEForPreTrainingOutput",
+    "MAEForSemanticSegmentation",
     "MAEModel",
     "MAEModelOutput",
     "MAEPreTrainedModel",

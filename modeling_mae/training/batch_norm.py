@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def share_statistics(model: nn.Module) -> None:
@@ -12,7 +13,7 @@ def share_statistics(model: nn.Module) -> None:
     changes.
     """
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d):
+        if isinstance(module, _BatchNorm):
             shared = _SharedStatistics()
             module.register_forward_pre_hook(shared.before)
             module.register_forward_hook(shared.after)
@@ -24,7 +25,7 @@ class _SharedStatistics:
     earlier: torch.Tensor  # (2, width): running mean and variance before the forward pass
 
     @torch.compiler.disable
-    def before(self, module: nn.BatchNorm1d, inputs) -> None:
+    def before(self, module: _BatchNorm, inputs) -> None:
         """Clear the statistics: after the forward pass they hold the share of this micro-batch alone."""
         if _processes(module) > 1:
             self.earlier = torch.stack(_running(module))
@@ -32,7 +33,7 @@ class _SharedStatistics:
                 values.zero_()
 
     @torch.compiler.disable
-    def after(self, module: nn.BatchNorm1d, inputs, output) -> None:
+    def after(self, module: _BatchNorm, inputs, output) -> None:
         processes = _processes(module)
         if processes == 1:
             return
@@ -47,12 +48,12 @@ class _SharedStatistics:
         module.num_batches_tracked.add_(processes - 1)
 
 
-def _processes(module: nn.BatchNorm1d) -> int:
+def _processes(module: _BatchNorm) -> int:
     """How many processes share what `module` sees now."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if module.training and distributed else 1
 
 
-def _running(module: nn.BatchNorm1d) -> list[torch.Tensor]:
+def _running(module: _BatchNorm) -> list[torch.Tensor]:
     assert module.running_mean is not None and module.running_var is not None
     return [module.running_mean.data, module.running_var.data]
