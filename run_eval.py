@@ -22,7 +22,7 @@ from modeling_mae.checkpoint import Checkpoint, open_checkpoint
 from modeling_mae.data.serve.processor import processor_of
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation import classifier
-from modeling_mae.evaluation.classifier import TrainingPlan, ViewSettings
+from modeling_mae.evaluation.classifier import TrainingPlan
 from modeling_mae.evaluation.features import JudgeSettings, K, frozen_encoder, frozen_table
 from modeling_mae.evaluation.frozen_images import probed_sets
 from modeling_mae.evaluation.reader import Reader
@@ -34,6 +34,7 @@ from modeling_mae.hub.push import Hub, HubSettings
 from modeling_mae.report.evaluation import describe_training, report_evaluation, report_training
 from modeling_mae.report.facts import Base, Identity, TrainingLog
 from modeling_mae.settings import settings
+from modeling_mae.tasks.protocol import ViewSettings
 from modeling_mae.tasks.sets import LabelledSets
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform, Mix
@@ -171,7 +172,7 @@ def train_classifier(
         for micro_batch in update.micro_batches():
             seen = micro_batch.images
             if "features" in seen:
-                loss = model(features=seen["features"], labels=seen["labels"]).loss
+                loss = model(features=seen["features"], labels=task.labels_of(seen, images.size)).loss
             else:
                 # This seeds drop path too: all that is random depends on the update and the place in the total batch.
                 key = (recipe.seed, update.number, micro_batch.number)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .errors import ArgumentError, exclude, need, require
 from .memory import check_batch, check_image_cache, check_repeats, check_training_fits
-from .model import join, model_config, parse_overrides, suggest
+from .model import SEMANTIC_SEGMENTATION, join, model_config, parse_overrides, suggest
 
 
 # Larger numbers are slips: counters and rates would overflow, or a machine would be filled with processes.
@@ -16,6 +16,11 @@ MAX_EPOCHS = 1_000_000
 MAX_UPDATES = 10**12
 MAX_RATE = 1_000_000
 MAX_WORKERS = 1024
+CHOICES = {  # of masks
+    "mask_values": (None, "binary", "classes"),
+    "class_weights": ("none", "auto"),
+    "segmentation_head": ("linear", "multiscale", "upernet"),
+}
 
 
 def check_pretraining(args) -> None:
@@ -110,7 +115,7 @@ def check_model(args, decoder: bool = False) -> None:
     if model_is_here(args):
         config = model_config(args)
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
-            if hasattr(args, name):
+            if getattr(args, name, None) is not None:
                 check_batch(config, getattr(args, name), name)
         trained = None if decoder else getattr(args, "n_partial", None)
         if trained is None or config.num_hidden_layers in trained:
@@ -157,9 +162,38 @@ def check_checkpoint(args) -> None:
 def check_problem_type(args) -> None:
     from modeling_mae.configuration_mae import PROBLEM_TYPES
 
-    if args.problem_type not in (None, *PROBLEM_TYPES):
-        hint = suggest(args.problem_type, PROBLEM_TYPES) or f": give {', '.join(PROBLEM_TYPES)}"
+    known = (*PROBLEM_TYPES, SEMANTIC_SEGMENTATION)
+    if args.problem_type not in (None, *known):
+        hint = suggest(args.problem_type, known) or f": give {', '.join(known)}"
         raise ArgumentError(f"problem_type {args.problem_type!r} does not work{hint}")
+    if args.with_masks:
+        check_masks(args)
+        return
+    for name in ("mask_dir", "mask_column_name", "mask_values", "ignore_index"):
+        if getattr(args, name) is not None:
+            raise ArgumentError(
+                f"{name} {getattr(args, name)!r} is for masks: add --problem_type {SEMANTIC_SEGMENTATION}"
+            )
+
+
+def check_masks(args) -> None:
+    """What semantic segmentation cannot have, and its own numbers."""
+    exclude(args, "mask_dir", "mask_column_name")
+    for name, known in CHOICES.items():
+        if getattr(args, name) not in known:
+            words = ", ".join(map(str, filter(None, known)))
+            raise ArgumentError(f"{name} {getattr(args, name)!r} does not work: give {words}")
+    require(args, "dice_weight", lambda x: x >= 0, "a weight, 0 for none")
+    require(args, "zoom", lambda x: 0.01 <= x <= 100, "two enlargements, as in 0.5 2")
+    if len(args.zoom) != 2 or args.zoom[0] > args.zoom[1]:
+        raise ArgumentError(f"zoom {join(args.zoom)} does not work: give smallest, largest, as in 0.5 2")
+    if args.reads_features:
+        raise ArgumentError("knn and readouts compare one label an image, and masks have many: leave them out")
+    for name in ("mixup", "cutmix", "random_erasing"):
+        if getattr(args, name):
+            raise ArgumentError(f"{name} {getattr(args, name):g} does not change masks with their images: give 0")
+    if args.auto_augment not in (None, "none"):
+        raise ArgumentError(f"auto_augment {args.auto_augment!r} does not change masks with their images: give none")
 
 
 def check_blocks(n_partial: float | None, depth: int) -> None:

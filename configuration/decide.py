@@ -33,6 +33,7 @@ from modeling_mae.report.facts import Base
 from modeling_mae.settings import settings
 from modeling_mae.tasks import TASKS, task_of_checkpoint
 from modeling_mae.tasks.evalnet import names_of
+from modeling_mae.tasks.masks import Masks, MaskSettings
 from modeling_mae.tasks.sets import LabelledSets, load_labelled_sets, match_labels
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform
@@ -225,7 +226,10 @@ def decide_evaluation(options: EvalArguments, accelerator: Accelerator, before: 
     )
     # Training decides on task and classes. A classifier that is only tested has its own.
     task = task_of_checkpoint(config) if tests_checkpoint else None
-    task = TASKS[options.problem_type] if options.problem_type else task
+    if options.with_masks:
+        task = Masks(settings(MaskSettings, options))
+    elif options.problem_type:
+        task = TASKS[options.problem_type]
     where = settings(SourceSettings, options)
     if not (options.do_train or options.reads_features):
         where = replace(where, train_split=None)
@@ -241,7 +245,8 @@ def decide_evaluation(options: EvalArguments, accelerator: Accelerator, before: 
     )
     mean, std = choose_mean_std(sets.all()[0], reading, before, say)
     reading = replace(reading, image_mean=mean, image_std=std, white_value=_open_white(sets.evaluation.white))
-    recipe = EvalRecipe(**vars(replace(options, **vars(reading))))
+    options = replace(options, **vars(reading), per_device_eval_batch_size=options.eval_batch)
+    recipe = EvalRecipe(**vars(options))
     trainings = recipe.trainings()
     for training in trainings:
         training.check_blocks(config.num_hidden_layers)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import DataArguments, ModelArguments, OptimizerArguments, RunArguments, option
+from .arguments import DataArguments, Decides, ModelArguments, OptimizerArguments, RunArguments, option
 from .checks import check_blocks, check_evaluation
 from .errors import ArgumentError
-from .model import model_fields, parse_overrides, parse_pairs
+from .model import SEMANTIC_SEGMENTATION, model_fields, parse_overrides, parse_pairs
 from .parsing import parse_mapping
 
 
@@ -58,6 +58,31 @@ FINE_TUNING = {
         "label_smoothing=0.1",
     ],
 }
+# Semantic segmentation as published comparisons on ADE20K have it (arXiv 2111.06377, Section 5, and its official
+# code): AdamW at 1e-4 for 16 images, layer decay 0.65, drop path 0.1. Crop, flip and enlargement are all that is
+# random. The rate falls by a cosine here, there in a line.
+SEGMENTATION = {
+    "optimizer": "adamw",
+    "base_learning_rate": 1.6e-3,
+    "min_learning_rate": 0.0,
+    "weight_decay": 0.05,
+    "layer_decay": 0.65,
+    "total_batch_size": 16,
+    "num_train_epochs": 100.0,
+    "warmup_epochs": 1.0,
+    "auto_augment": "none",
+    "random_erasing": 0.0,
+    "mixup": 0.0,
+    "cutmix": 0.0,
+    "config_overrides": ["drop_path_rate=0.1", "head_initializer_range=0.01"],
+}
+# What a frozen encoder has otherwise: its head alone can take a higher rate, and nothing overfits.
+SEGMENTATION_PROBING = {"base_learning_rate": 1.6e-2, "weight_decay": 0.0, "layer_decay": 1.0}
+MASK_OPTIONS = (
+    *("mask_dir", "mask_column_name", "mask_values", "ignore_index", "class_weights", "dice_weight"),
+    *("segmentation_head", "zoom", "quarter_turns", "eval_windows"),
+)
+EVAL_BATCH, MASKS_BATCH = 256, 16  # images that are evaluated at a time
 EVAL_CROP_FRACTION = 0.875  # 224 of 256 pixels (paper, Section A.1)
 RESULTS = "eval_results.json"  # in the folder of each training
 BY_BLOCKS = " By default the paper's for the number of blocks tuned."
@@ -109,8 +134,9 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
     )
     problem_type: str | None = option(
         None,
-        "single_label_classification, multi_label_classification or regression. By default the label column tells: "
-        "classes; lists of classes, or of 0 and 1; fractions, or lists of them. Whole numbers can also be regression.",
+        "single_label_classification, multi_label_classification, regression or semantic_segmentation. By default the "
+        "label column tells: classes; lists of classes, or of 0 and 1; fractions, or lists of them. Whole numbers can "
+        "also be regression. Masks must be asked for.",
         decides="weights",
     )
     label_fraction: float = option(
@@ -124,7 +150,43 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         decides="result",
     )
     eval_epochs: int = option(1, "Epochs between two evaluations.", decides="result")
-    per_device_eval_batch_size: int = option(256, "Images at a time on each process in evaluation.", decides="nothing")
+    mask_values: str | None = option(
+        None,
+        "binary: all numbers above 0 in a mask are one class; classes: each number is one, though they look like "
+        "numbers of things.",
+        decides="weights",
+    )
+    ignore_index: int | None = option(
+        None, "Number of the pixels without a class. By default 255, where no class has it.", decides="weights"
+    )
+    class_weights: str = option(
+        "none", "auto: weigh classes of few pixels more in the loss of masks, 0.1 to 10.", decides="weights"
+    )
+    dice_weight: float = option(0.0, "Weight of the Dice loss beside the cross-entropy of masks.", decides="weights")
+    segmentation_head: str = option(
+        "linear",
+        "Head for masks. linear: one layer; multiscale: four blocks, for thin things; upernet: as published "
+        "comparisons have it.",
+        decides="weights",
+    )
+    zoom: list[float] = option(
+        [0.5, 2.0],
+        "Smallest and largest enlargement of an image and its mask in training. 1 1: none.",
+        decides="weights",
+    )
+    quarter_turns: bool = option(
+        False, "Also turn an image and its mask by quarters, where images have no up.", decides="weights"
+    )
+    eval_windows: bool = option(
+        True,
+        "Evaluate masks in overlapping windows of the model's size. False: whole images, whatever their size.",
+        decides="result",
+    )
+    per_device_eval_batch_size: int | None = option(
+        None,
+        f"Images at a time on each process in evaluation. By default {EVAL_BATCH}, with masks {MASKS_BATCH}.",
+        decides="nothing",
+    )
     save_predictions: bool = option(
         False, "Write the predictions of the evaluation images as predictions.parquet.", decides="nothing"
     )
@@ -176,6 +238,19 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
             or self.feature_pooling is not None
         )
 
+    @property
+    def with_masks(self) -> bool:
+        return self.problem_type == SEMANTIC_SEGMENTATION
+
+    @property
+    def eval_batch(self) -> int:
+        """Images that a process evaluates at a time."""
+        return self.per_device_eval_batch_size or (MASKS_BATCH if self.with_masks else EVAL_BATCH)
+
+    def deciding(self, *kinds: Decides) -> list[str]:
+        """Options of masks decide nothing of other tasks, and older checkpoints do not name them."""
+        return [name for name in super().deciding(*kinds) if self.with_masks or name not in MASK_OPTIONS]
+
     def trainings(self) -> list["EvalTraining"]:
         """Every training there is to do. ArgumentError for a wrong linear override."""
         if not self.do_train:
@@ -205,7 +280,7 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
 
     def resolved(self, n_partial: float | None) -> "EvalArguments":
         """The arguments of one training, with nothing left open. None: from scratch, all blocks."""
-        paper: dict[str, Any] = dict(LINEAR_PROBING if n_partial == 0 else FINE_TUNING)
+        paper: dict[str, Any] = dict(self._papers(n_partial))
         if n_partial is None:
             paper["layer_decay"] = 1.0  # from scratch, no lower blocks are trained yet that need protection
         for_linear = self._linear_overrides() if n_partial == 0 else {}
@@ -214,8 +289,19 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
             paper |= ATTENTIVE_PROBING
         values = {name: value for name, value in paper.items() if getattr(self, name) is None} | for_linear
         values["config_overrides"] = paper["config_overrides"] + overrides
-        values.setdefault("eval_crop_fraction", self.eval_crop_fraction or EVAL_CROP_FRACTION)
+        whole = 1.0 if self.with_masks else EVAL_CROP_FRACTION
+        values.setdefault("eval_crop_fraction", self.eval_crop_fraction or whole)
+        values.setdefault("per_device_eval_batch_size", self.eval_batch)
+        total = values.get("total_batch_size", self.total_batch_size)
+        if self.with_masks and self.per_device_train_batch_size > total:
+            # The same for 1, 2 and 4 processes, since a BatchNorm sees what a process sees at a time.
+            values["per_device_train_batch_size"] = max(1, total // 4)
         return dataclasses.replace(self, n_partial=None if n_partial is None else [n_partial], **values)
+
+    def _papers(self, n_partial: float | None) -> dict[str, Any]:
+        if not self.with_masks:
+            return LINEAR_PROBING if n_partial == 0 else FINE_TUNING
+        return SEGMENTATION | SEGMENTATION_PROBING if n_partial == 0 else SEGMENTATION
 
     def _linear_overrides(self) -> dict[str, Any]:
         def options() -> list[str]:
@@ -257,6 +343,7 @@ class EvalRecipe(EvalArguments):
         mixup: float
         cutmix: float
         crop_scale: list[float]
+        per_device_eval_batch_size: int
         image_mean: list[float]
         image_std: list[float]
 

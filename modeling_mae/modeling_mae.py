@@ -975,6 +975,12 @@ class EvalNet(MAETunedModel):
     def new_modules(self) -> list[nn.Module]:
         return [self.head, self.head_norm, *([] if self.mae.pooler is None else [self.mae.pooler])]
 
+    @property
+    def frozen_size(self) -> int:
+        """How many numbers `frozen_features` gives for an image of the configured size."""
+        config = self.config
+        return config.hidden_size * (config.num_patches if config.pooling in ("attention", "flatten") else 1)
+
     def frozen_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """What a probe (`freeze(0)`) leaves as it is: the pooled features ``(batch, width)``, with pooling="attention"
         the patch tokens ``(batch, patches, width)``. `forward` takes them in place of the images, so that those of

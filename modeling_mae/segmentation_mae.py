@@ -121,6 +121,12 @@ class MAEForSemanticSegmentation(MAETunedModel):
         else:
             super()._init_weights(module)
 
+    @torch.no_grad()
+    def reset_head(self) -> None:
+        """Give the head its initial values, for classes other than the checkpoint's."""
+        self.segmenter = SEGMENTERS[self.config.segmentation_head](self.config).to(self.device)
+        self.segmenter.apply(self._init_weights)
+
     def new_modules(self) -> list[nn.Module]:
         return [self.segmenter]
 
@@ -132,6 +138,11 @@ class MAEForSemanticSegmentation(MAETunedModel):
         if self.config.segmentation_head == "linear":
             return [depth]
         return [max(1, round(depth * part)) for part in (1 / 3, 1 / 2, 2 / 3, 1)]
+
+    @property
+    def frozen_size(self) -> int:
+        """How many numbers `frozen_features` gives for an image of the configured size."""
+        return len(self.read_blocks) * self.config.num_patches * self.config.hidden_size
 
     def frozen_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """What a probe (`freeze(0)`) leaves as it is: ``(batch, blocks, patches, width)``, the patches of the blocks

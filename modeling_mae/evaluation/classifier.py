@@ -7,28 +7,17 @@ import numpy as np
 
 from ..checkpoint import Checkpoint
 from ..configuration_mae import MAEConfig
-from ..data.serve.crops import training_crop
 from ..data.serve.images import Images
 from ..data.serve.order import split_batch
 from ..errors import UserError
 from ..tasks import Task, task_of_checkpoint
+from ..tasks.protocol import ViewSettings
 from ..tasks.sets import LabelledSets
 from ..training.augment import RandAugment
 from ..training.optim import LengthSettings, Schedule
 from ..training.state import Run, save_model
 from .metrics import predict_with
 from .reader import Reader
-
-
-@dataclass(frozen=True)
-class ViewSettings:
-    """Which of the images a training sees, and how it changes them."""
-
-    seed: int
-    crop_scale: list[float]
-    horizontal_flip: bool
-    label_fraction: float
-    auto_augment: str
 
 
 @dataclass(frozen=True)
@@ -84,8 +73,7 @@ def training_view(task: Task, images: Images, settings: ViewSettings, mean: list
         rows = task.part(images.labels.numpy(), settings.label_fraction, settings.seed)
     if settings.auto_augment != "none":
         augment = RandAugment(settings.auto_augment, images.size, mean, settings.seed)
-    crop = training_crop(settings.seed, settings.crop_scale, settings.horizontal_flip, images.size)
-    return images.view(crop, rows, augment)
+    return images.view(task.crop_of(settings, mean, images.size), rows, augment)
 
 
 def training_work(plan: TrainingPlan, sets: LabelledSets, mean: list[float], depth: int, processes: int) -> float:

@@ -7,8 +7,8 @@ from torch.distributed.fsdp import FSDPModule
 
 from ..data.serve.crops import OnlyCrop, RandomResizedCrop
 from ..data.serve.images import Images
+from ..data.serve.masked import MaskedImages, ScaledCrop
 from ..data.serve.order import UpdateOrder
-from ..modeling_mae import EvalNet
 from ..tasks.sets import LabelledSets
 from ..training.launch import smallest_budget
 from .reader import FrozenSet, Reader
@@ -36,7 +36,11 @@ class FrozenImages(Images):
             rows = indices if self.images.rows is None else self.images.rows[indices]
             _, flips = self.images.crop(epoch, rows, *self.size)  # flips do not depend on the size
             features[flips] = self.versions[1][torch.tensor(indices)[flips]]
-        return {"features": features, "labels": self.frozen_labels[indices]}
+        batch = {"features": features, "labels": self.frozen_labels[indices]}
+        if isinstance(self.images, MaskedImages):
+            rows = indices if self.images.rows is None else self.images.rows[indices].tolist()
+            batch["masks"] = self.images.masks_of(epoch, rows)
+        return batch
 
     def order(self, total_batch_size: int, seed: int) -> UpdateOrder:
         return self.images.order(total_batch_size, seed)
@@ -58,7 +62,7 @@ def probed_sets(
     if net.n_partial != 0 or sharded or not 0 < len(versions) < epochs:
         return images, sets
     count = len(versions) * len(images) + len(sets.evaluation)
-    needed = count * values_of(net) * 4  # bytes
+    needed = count * net.frozen_size * 4  # bytes
     memory_budget = smallest_budget(accelerator, memory_budget)
     if needed > memory_budget:
         accelerator.print(
@@ -76,25 +80,24 @@ def probed_sets(
     accelerator.print(f"features   of {len(images):,} images{mirrored}: computed once", flush=True)
     net.eval()
     frozen = [reader.features(encode, images.view(crop=crop)) for crop in versions]
-    evaluation = reader.features(encode, sets.evaluation)
+    seen_whole = isinstance(sets.evaluation, MaskedImages) and not sets.evaluation.have_size
+    evaluation = None if seen_whole else reader.features(encode, sets.evaluation)
     # An image that stands in for a bad one brings its own crop, and crops with a choice are others in every epoch.
     odd = torch.cat([*(crop.had_choice for crop in versions), images.skipped]).any()
     if accelerator.reduce(odd.int().to(accelerator.device), "sum"):
         accelerator.print("note       some images are bad or do not have one crop alone: the encoder sees each epoch")
         return images, sets
-    return FrozenImages(images, frozen), replace(sets, evaluation=FrozenImages(sets.evaluation, [evaluation]))
+    if evaluation is not None:
+        sets = replace(sets, evaluation=FrozenImages(sets.evaluation, [evaluation]))
+    return FrozenImages(images, frozen), sets
 
 
 def versions_of(images: Images) -> list[OnlyCrop]:
     """The crops that show all that `images` can look like: one, or two where they are flipped too. None where they
     are changed otherwise."""
     crop = images.crop
-    if images.augment is not None or not isinstance(crop, RandomResizedCrop) or crop.scale != (1.0, 1.0):
+    if images.augment is not None or not isinstance(crop, (RandomResizedCrop, ScaledCrop)) or not crop.only_flips:
+        return []
+    if isinstance(images, MaskedImages) and not images.have_size:
         return []
     return [OnlyCrop(crop, mirrored) for mirrored in (False, True)[: 1 + crop.flip]]
-
-
-def values_of(net: EvalNet) -> int:
-    """How many numbers `frozen_features` gives for an image."""
-    config = net.config
-    return config.hidden_size * (config.num_patches if config.pooling in ("attention", "flatten") else 1)

@@ -32,7 +32,7 @@ class Reader:
     """Reads images for a model: on all processes of `accelerator`, normalised by `transform`, so many at a time."""
 
     accelerator: Accelerator
-    transform: Callable[[dict], torch.Tensor]
+    transform: Callable[..., torch.Tensor]
     batch_size: int
     num_workers: int  # loading workers of each process
 

@@ -108,7 +108,8 @@ ROW: dict[str, Kind] = {
     "images": count,
     "knn": mapped(figure, digits),
     "confusion_matrix": square,
-    "per_class_accuracy": listed(optional(share)),
+    **dict.fromkeys(("per_class_accuracy", "per_class_iou", "per_class_dice"), listed(optional(share))),
+    "mean_iou_interval": listed(share),
 }
 
 

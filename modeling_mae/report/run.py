@@ -165,7 +165,7 @@ def _rows(path: Path, rows: Any, metric: str) -> list[dict[str, Any]]:
             if Path(row["name"]).name != row["name"]:
                 raise refuse(path, f"{row['name'][:40]!r} cannot name a folder")
         if "confusion_matrix" in row:
-            check(path, row, {"accuracy": lambda value: value is not None}, needed=("accuracy",))
+            check(path, row, {metric: lambda value: value is not None}, needed=(metric,))
     return [_with_numbers(row) for row in rows]
 
 

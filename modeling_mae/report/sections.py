@@ -169,11 +169,11 @@ def _classes(run: RunFiles) -> list[Part]:
     ]
     parts: list[Part] = [Row(pictures, charts=True)] if pictures else []
     names = run.summary.get("class_names") or []
-    best = max(tested, key=lambda row: row["accuracy"], default={})
-    accuracies = best.get("per_class_accuracy") or []
-    known = [(value, name) for value, name in zip(accuracies, names, strict=False) if value is not None]
+    best = max(tested, key=run.problem.score, default={})
+    key, _, title = run.problem.each
+    known = [(value, name) for value, name in zip(best.get(key) or [], names, strict=False) if value is not None]
     if known:
-        parts.append(Text(f"Accuracy of {best['name']} on the classes that it does worst on:"))
+        parts.append(Text(f"{title[0].upper()}{title[1:]} of {best['name']} on the classes that it does worst on:"))
         parts.append(Table([[name, f"{100 * value:.1f} %"] for value, name in sorted(known)[:WORST]]))
     return parts
 

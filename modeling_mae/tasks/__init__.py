@@ -1,17 +1,19 @@
-"""What is learnt from labels: one class an image, several classes, or numbers. A task is a file here and a line in
-`TASKS`; `protocol.py` says what it answers."""
+"""What is learnt from labels: one class an image, several classes, numbers, or a class for each pixel.
+
+A task is a file here and a line in `TASKS`; `protocol.py` says what it answers."""
 
 from ..configuration_mae import MAEConfig
 from ..data.find.sources import Source
 from ..report.problem import PROBLEMS
 from .classes import CLASSES
+from .masks import MASKS
 from .numbers import NUMBERS
 from .protocol import Task
 from .several import SEVERAL_CLASSES
 
 
 # By `--problem_type`. The first that recognises a column of labels reads it.
-TASKS: dict[str, Task] = {task.name: task for task in (CLASSES, SEVERAL_CLASSES, NUMBERS)}
+TASKS: dict[str, Task] = {task.name: task for task in (CLASSES, SEVERAL_CLASSES, NUMBERS, MASKS)}
 PROBLEMS.update((name, task.problem) for name, task in TASKS.items())
 
 

@@ -94,7 +94,7 @@ class EvalNetTask(Task):
         share_statistics(model)
         return model.freeze(config.num_hidden_layers if n_partial is None else n_partial)
 
-    def outputs(self, model, transform: Callable[[dict], torch.Tensor], batch: dict) -> torch.Tensor:
+    def outputs(self, model, transform: Callable[..., torch.Tensor], batch: dict) -> torch.Tensor:
         """Of images, or of features that were computed once."""
         output = model(features=batch["features"]) if "features" in batch else model(transform(batch))
         return output.logits.float()

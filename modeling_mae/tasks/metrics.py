@@ -7,6 +7,9 @@ import evaluate
 import numpy as np
 
 
+DRAWS = 1000  # of the bootstrap
+
+
 class ClassificationMetric(evaluate.Metric):
     """Top-1 and top-5 accuracy, accuracy of each class (None for a class without images), and the confusion matrix
     (rows are the true classes). `predictions` are the likeliest classes of each image, best first."""
@@ -113,3 +116,66 @@ def floats_info(description: str | None) -> evaluate.MetricInfo:
     """Of predictions and references ``(images, n)``."""
     floats = datasets.Sequence(datasets.Value("float32"))
     return metric_info(description, floats, floats)
+
+
+class SegmentationMetric(evaluate.Metric):
+    """Mean IoU and mean Dice over the classes that a mask or a prediction has, both of each class (None for others),
+    pixel accuracy, and the confusion matrix (rows are the true classes). `mean_iou_interval` holds 95% of the mean IoU
+    of sets as large that are drawn from these images, with the same image several times (bootstrap).
+
+    `predictions` are the confusion matrices of the images ``(images, classes * classes)``, `references` the pixels of
+    each image that have a class. Pixels themselves would be copied several times by `evaluate`'s tables."""
+
+    def _info(self):
+        return metric_info(self.__doc__, datasets.Sequence(datasets.Value("int64")), datasets.Value("int64"))
+
+    def _compute(self, predictions, references) -> dict:
+        confusion = np.asarray(predictions, np.int64)  # (images, classes * classes)
+        classes = round(confusion.shape[1] ** 0.5)
+        confusion = confusion.reshape(-1, classes, classes)
+        total = confusion.sum(0)
+        iou = iou_of(total)
+        dice = 2 * iou / (1 + iou)
+        return {
+            "mean_iou": _mean(iou),
+            "mean_dice": _mean(dice),
+            "pixel_accuracy": float(total.trace() / max(1, np.sum(references))),
+            "mean_iou_interval": _bootstrap(confusion),
+            "per_class_iou": _present(iou),
+            "per_class_dice": _present(dice),
+            "confusion_matrix": total.tolist(),
+        }
+
+
+def iou_of(confusion: np.ndarray) -> np.ndarray:
+    """``(..., classes)`` of confusion matrices ``(..., classes, classes)``: what is right over all that is said or
+    true; NaN for a class that is neither."""
+    return _shares(*_right_and_either(confusion))
+
+
+def _right_and_either(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    right = np.diagonal(confusion, axis1=-2, axis2=-1)
+    return right, confusion.sum(-1) + confusion.sum(-2) - right
+
+
+def _shares(right: np.ndarray, either: np.ndarray) -> np.ndarray:
+    return np.where(either > 0, right / np.maximum(either, 1), np.nan)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.nanmean(values)) if not np.isnan(values).all() else 0.0
+
+
+def _present(values: np.ndarray) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in values]
+
+
+def _bootstrap(confusion: np.ndarray) -> list[float]:
+    """Quantiles of the mean IoU of `DRAWS` sets of as many images."""
+    generator, images = np.random.default_rng(0), len(confusion)
+    right, either = (values.astype(np.float64) for values in _right_and_either(confusion))  # (images, classes)
+    means = []
+    for _ in range(DRAWS):
+        times = np.bincount(generator.integers(0, images, images), minlength=images)
+        means.append(_mean(_shares(times @ right, times @ either)))
+    return np.quantile(means, [0.025, 0.975]).tolist()

@@ -12,6 +12,7 @@ import torch
 from ..checkpoint import Checkpoint
 from ..configuration_mae import MAEConfig
 from ..data.find.sources import Source
+from ..data.serve.crops import Crop, training_crop
 from ..data.serve.images import Images, Opening, open_images
 from ..errors import UserError
 from ..modeling_mae import MAEPreTrainedModel
@@ -32,6 +33,17 @@ class Answers:
     types: dict[str, pyarrow.DataType]
     numbers: Callable[[torch.Tensor], dict[str, torch.Tensor]]
     words: Callable[[dict], dict]
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """Which of the images a training sees, and how it changes them. The fields are named like the options."""
+
+    seed: int
+    crop_scale: list[float]
+    horizontal_flip: bool
+    label_fraction: float
+    auto_augment: str
 
 
 class Task(ABC):
@@ -97,8 +109,8 @@ class Task(ABC):
         """The names that no image has."""
         return []
 
-    def open_images(self, source: Source, labels: np.ndarray, opening: Opening) -> Images:
-        """The images of `source` with what `read` has given for it."""
+    def open_images(self, source: Source, labels: np.ndarray, names: list[str], opening: Opening) -> Images:
+        """The images of `source` with the labels and their names that `read` has given for it."""
         return open_images(source, opening, labels)
 
     def labels_of(self, batch: dict, size: tuple[int, int]) -> torch.Tensor:
@@ -106,6 +118,10 @@ class Task(ABC):
         return batch["labels"]
 
     # --- training ---
+
+    def crop_of(self, view: ViewSettings, mean: list[float], size: tuple[int, int]) -> Crop:
+        """The crop of a training whose model takes `size` (height, width). `mean` is that of each channel."""
+        return training_crop(view.seed, view.crop_scale, view.horizontal_flip, size)
 
     def part(self, labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
         """Sorted positions of a random `fraction` of all images, at least one."""
@@ -136,7 +152,7 @@ class Task(ABC):
     # --- evaluation ---
 
     @abstractmethod
-    def outputs(self, model, transform: Callable[[dict], torch.Tensor], batch: dict) -> torch.Tensor:
+    def outputs(self, model, transform: Callable[..., torch.Tensor], batch: dict) -> torch.Tensor:
         """What the prepared `model` says of a batch: logits ``(batch, ...)`` in float32."""
 
     @abstractmethod

@@ -132,9 +132,9 @@ def load_labelled_sets(
         found = match_labels(source, lambda: load_eval_source(settings), task, class_names)
     task, train = found.task, None
     if source is not None and found.train is not None:
-        train = task.open_images(source, found.train, opening)
+        train = task.open_images(source, found.train, found.names, opening)
         opening = opening.with_white(train.white)  # the same value is as bright in both sets
-    evaluation = task.open_images(found.eval_source, found.evaluation, opening)
+    evaluation = task.open_images(found.eval_source, found.evaluation, found.names, opening)
     _note_absent(found, say)
     return LabelledSets(
         train=train,

@@ -3,16 +3,20 @@
 import difflib
 import glob
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
 from ...errors import UserError
+from ..read.arrays import cell_of
 from ..stream.shards import ShardedRows
 from .image_folder import image_folder
 from .listing import Listing, NoSplit, choose_parquet, choose_split, list_folder
@@ -29,6 +33,7 @@ BUNDLED = Path(__file__).parents[3] / "data" / "fashion_mnist"
 EVAL_SPLITS = ("validation", "val", "test")  # the first that exists is evaluated on
 ROWS_AT_ONCE = 100_000  # that are looked at for their folder
 ARRAYS = (datasets.Array2D, datasets.Array3D)  # columns of images that are not encoded
+MASK_COLUMNS = ("mask", "masks", "annotation", "annotations", "label", "labels", "segmentation", "ground_truth", "gt")
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,14 @@ class SourceSettings:
     validation_dir: str | None = None
     max_train_samples: int | None = None
     max_eval_samples: int | None = None
+    problem_type: str | None = None
+    mask_dir: str | None = None
+    mask_column_name: str | None = None
+
+    @property
+    def with_masks(self) -> bool:
+        """Whether only images with a mask are wanted."""
+        return self.problem_type == "semantic_segmentation"
 
     @property
     def place(self) -> str:
@@ -71,11 +84,35 @@ class Source:
     left_out: str = ""  # how many files of the folder are not among the images, and why
     dataset_id: str | None = None  # on the Hub
     folder: str | None = None  # absolute; what the images' files lie in
+    mask_column: str | None = None
     parts: list["Source"] = field(default_factory=list)  # that were joined into this one
     shares: tuple[Fraction, ...] | None = None  # of the training that each part has, where these were given
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    @property
+    def is_stream(self) -> bool:
+        return isinstance(self.dataset, ShardedRows)
+
+    def cell(self, index: int) -> dict:
+        """Bytes and path of an image."""
+        return cell_of(self.dataset[index][self.image_column])
+
+    def mask_cell(self, index: int) -> dict:
+        """Bytes and path of the mask of an image, in a source that has masks."""
+        for part in self.parts:
+            if index < len(part):
+                return part.mask_cell(index)
+            index -= len(part)
+        return cell_of(self._masks[index][self.mask_column])
+
+    @cached_property
+    def _masks(self) -> Any:
+        assert self.mask_column is not None
+        if isinstance(self.dataset, ShardedRows):
+            return self.dataset.of_column(self.mask_column)
+        return self.dataset.select_columns([self.mask_column])
 
     @property
     def class_names(self) -> list[str] | None:
@@ -142,7 +179,50 @@ def load_source(
     if not len(dataset):
         raise UserError(f"{name}, split {split!r}, has no images: give another split or data set")
     dataset = still_encoded(dataset, image_column)
-    return Source(dataset, image_column, label_column, name, left_out, dataset_id, folder)
+    source = Source(dataset, image_column, label_column, name, left_out, dataset_id, folder)
+    return with_masks(source, settings.mask_column_name) if settings.with_masks else source
+
+
+def with_masks(source: Source, name: str | None) -> Source:
+    """The images of `source` that have a mask, in the column `name` or the only one that is called so.
+
+    Raises:
+        UserError: there is no such column, or it has no masks.
+    """
+    features = source.dataset.features
+    columns = [column for column, feature in features.items() if isinstance(feature, (datasets.Image, *ARRAYS))]
+    columns = [column for column in columns if column != source.image_column]
+    if name is None:
+        columns = [column for column in columns if column.lower() in MASK_COLUMNS] or columns
+    if name not in (None, *columns) or (len(columns) != 1 and name is None):
+        raise UserError(
+            f"{source.name} has {len(columns)} columns of masks ({', '.join(columns)}): name one with "
+            "--mask_column_name, put masks into a folder masks beside the folder images, or give --mask_dir"
+        )
+    column = name or columns[0]
+    if isinstance(source.dataset, ShardedRows):
+        return replace(source, mask_column=column)
+    dataset = still_encoded(source.dataset, column)
+    masked = _filled_rows(dataset, column)
+    without = len(dataset) - len(masked)
+    if not len(masked):
+        raise UserError(f"none of the {len(dataset):,} images of {source.name} has a mask: look at their names")
+    left_out = f"{without:,} images without a mask" if without else ""
+    left_out = "; ".join(filter(None, [source.left_out, left_out]))
+    return replace(source, dataset=dataset.select(masked), mask_column=column, left_out=left_out)
+
+
+def _filled_rows(dataset: datasets.Dataset, column: str) -> np.ndarray:
+    """The numbers of the rows that have something in an image column."""
+    filled: list[np.ndarray] = []
+    for rows in dataset.select_columns([column]).with_format("arrow").iter(ROWS_AT_ONCE):
+        cells = rows[column].combine_chunks()
+        there = pc.is_valid(cells)
+        if pa.types.is_struct(cells.type):
+            parts = [pc.is_valid(pc.struct_field(cells, name)) for name in ("bytes", "path")]
+            there = pc.and_(there, pc.or_(*parts))
+        filled.append(there.to_numpy(zero_copy_only=False))
+    return np.flatnonzero(np.concatenate(filled))
 
 
 def still_encoded(dataset: datasets.Dataset, image_column: str) -> datasets.Dataset:
@@ -195,7 +275,8 @@ def _load_stream(settings: SourceSettings, split: str | None) -> Source:
         name = "fashion_mnist" if settings.train_dir is None else Path(place).name
         rows = stream_of_place(place, split, find_column, settings.cache)
     label_column = find_label_column(rows.features, settings.label_column_name)
-    return Source(rows, rows.image_column, label_column, name, dataset_id=dataset_id)
+    source = Source(rows, rows.image_column, label_column, name, dataset_id=dataset_id)
+    return with_masks(source, settings.mask_column_name) if settings.with_masks else source
 
 
 def _list(data_dir: str) -> Listing:
@@ -275,6 +356,8 @@ def find_image_column(features: datasets.Features, name: str | None) -> str:
         raise UserError(
             f"image_column_name {name!r} is not a column of images: those are {', '.join(columns) or 'none'}"
         )
+    if len(columns) > 1:
+        columns = [column for column in columns if column.lower() not in MASK_COLUMNS]
     if len(columns) != 1:
         names = ", ".join(columns or features)
         raise UserError(f"{len(columns)} columns of images, in {names}: name one with --image_column_name")
@@ -296,4 +379,5 @@ def find_label_column(features: datasets.Features, name: str | None) -> str | No
     if "fine_label" in columns:
         return "fine_label"
     usual = [column for column in ("label", "labels") if column in features]
+    usual = [column for column in usual if not isinstance(features[column], (datasets.Image, *ARRAYS))]  # masks
     return columns[0] if len(columns) == 1 else usual[0] if usual else None

@@ -85,6 +85,11 @@ class RandomResizedCrop:
         boxes = torch.from_numpy(np.stack([top, left, h, w], 1).astype(np.int64))  # (images, 4)
         return boxes, torch.from_numpy((draws[:, -1] < 0.5) & self.flip)
 
+    @property
+    def only_flips(self) -> bool:
+        """Whether a box is the largest that fits, where its shape leaves no choice."""
+        return self.scale == (1.0, 1.0)
+
     def has_choice(self, height, width) -> np.ndarray:
         """Whether images of this size can get several boxes, ``(images,)``. `height` and `width` are arrays."""
         low = np.exp(np.log(self.ratio[0]))

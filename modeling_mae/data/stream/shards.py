@@ -33,6 +33,10 @@ class ShardedRows:
         self._failed: dict[int, tuple[float, str]] = {}
         self._named: tuple[int, list] | None = None  # (unit, its names) that was asked for last
 
+    def of_column(self, column: str) -> "ShardedRows":
+        """The same rows with another column of images."""
+        return ShardedRows(self.shards, self.features, column, self.cache)
+
     def __len__(self) -> int:
         return self.offsets[-1]
 

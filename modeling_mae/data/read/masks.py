@@ -1,0 +1,60 @@
+"""From the bytes of a mask to numbers: a class, a colour or an instance for each pixel."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from .faults import BadImage, name_of, reading
+from .header import kind_of, only_array
+
+
+LOSSY = ("JPEG", "JPEG2000", "WEBP")
+GRAY_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")  # of Pillow; those of a palette hold its numbers
+
+
+def decode_mask(data: bytes | None, path: str | None) -> np.ndarray:
+    """``(height, width)`` int32 of an encoded mask: whole numbers as they are, palettes as the numbers of their
+    entries, colours as 0xRRGGBB. The EXIF orientation is applied, as to images.
+
+    Raises:
+        BadImage: it cannot be read, it holds several planes or fractions, or it is a JPEG, which blurs numbers.
+    """
+    with reading(path):
+        if data is None:
+            with open(str(path), "rb") as file:
+                data = file.read()
+        kind = kind_of(data, path)
+        if kind in ("npy", "npz"):
+            return _whole_numbers(_numpy(data, path), path)
+        with Image.open(io.BytesIO(data)) as opened:
+            if opened.format in LOSSY:
+                raise BadImage(
+                    f"{name_of(path)} is a {opened.format} file, which blurs the numbers of a mask: save masks as PNG"
+                )
+            if opened.mode in GRAY_MODES:
+                return _whole_numbers(np.asarray(ImageOps.exif_transpose(opened)), path)
+            if opened.mode in ("RGB", "RGBA"):
+                colours = np.asarray(ImageOps.exif_transpose(opened), np.int32)  # (height, width, 3 or 4)
+                return colours[..., 0] << 16 | colours[..., 1] << 8 | colours[..., 2]
+            if kind != "tiff":
+                raise BadImage(f"{name_of(path)} is a mask of mode {opened.mode}: save one number a pixel, as PNG")
+        import tifffile  # late: it takes a moment, and few sets need it
+
+        return _whole_numbers(tifffile.imread(io.BytesIO(data), key=0), path)
+
+
+def _numpy(data: bytes, path: str | None) -> np.ndarray:
+    loaded = np.load(io.BytesIO(data), allow_pickle=False)
+    return loaded if isinstance(loaded, np.ndarray) else loaded[only_array(loaded.files, path)]
+
+
+def _whole_numbers(values: np.ndarray, path: str | None) -> np.ndarray:
+    planes = values.squeeze() if values.ndim == 3 and 1 in values.shape else values
+    if planes.ndim != 2:
+        sides = "x".join(map(str, values.shape))
+        raise BadImage(f"{name_of(path)} is a mask of shape {sides}: save height x width, one number a pixel")
+    whole = planes.astype(np.int32)
+    if not (whole == planes).all():
+        raise BadImage(f"{name_of(path)} is a mask with fractions, or with numbers of more than 32 bits: save classes")
+    return whole

@@ -1,0 +1,406 @@
+"""Masks: a class for each pixel of an image."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..checkpoint import Checkpoint
+from ..configuration_mae import SEMANTIC_SEGMENTATION, MAEConfig
+from ..data.find.sources import Source
+from ..data.read.header import read_header
+from ..data.read.masks import decode_mask
+from ..data.serve.images import Opening, open_images
+from ..data.serve.masked import IGNORED, MaskedImages, ScaledCrop
+from ..errors import UserError
+from ..modeling_mae import MAEPreTrainedModel
+from ..report.problem import Problem
+from ..segmentation_mae import MAEForSemanticSegmentation
+from .evalnet import names_of
+from .protocol import Answers, Columns, Task, ViewSettings
+from .windows import logits_of
+
+
+THREADS = 8  # that read masks before the training
+DEEP = 1 << 16  # larger numbers are colours
+MATRICES_LIMIT = 1 << 30  # bytes; 2,000 images of 150 classes take a sixth of it
+KEPT_LIMIT = 1 << 30  # bytes of masks that are kept in memory
+MANY_INSTANCES = 8  # numbers in an ordinary image of masks that count things
+WEIGHT_BOUNDS = (0.1, 10.0)  # of the class weights, so that a class of a few pixels does not rule the training
+CLASSES_FILES = ("classes.json", "classes.txt")
+
+
+@dataclass(frozen=True)
+class MaskSettings:
+    """What the numbers in masks mean, and how a model learns them. The fields are named like the options."""
+
+    mask_values: str | None = None  # binary: all above 0 are one class; classes: each number is one, whatever it is
+    ignore_index: int | None = None  # the number of pixels without a class; None: 255, where no class has it
+    class_weights: str = "none"  # auto: by the pixels of each class
+    dice_weight: float = 0.0
+    segmentation_head: str = "linear"
+    zoom: list[float] = field(default_factory=lambda: [0.5, 2.0])
+    quarter_turns: bool = False
+    eval_windows: bool = True
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """How the numbers in masks become class numbers. `named` are the names of the numbers that a file of classes
+    gives."""
+
+    names: list[str]
+    settings: MaskSettings
+    named: dict[int, str]
+
+    def name_of(self, value: int) -> str | None:
+        """The name of the class that a number in a mask means; None for pixels without a class."""
+        if value == self.settings.ignore_index:
+            return None
+        if self.settings.mask_values == "binary":
+            return "thing" if value else "ground"
+        return self.named.get(value) or (f"#{value:06x}" if value >= DEEP else str(value))
+
+    def number_of(self, value: int) -> int | None:
+        """The class number of a number in a mask; None where no class has it."""
+        name = self.name_of(value)
+        if name is None:
+            return IGNORED
+        if name in self.names:
+            return self.names.index(name)
+        if value == IGNORED and self.settings.ignore_index is None:
+            return IGNORED
+        numbered = not self.named and not any(known.isdecimal() for known in self.names)
+        return value if numbered and value < len(self.names) else None  # the classes have names elsewhere, here not
+
+    def applied(self, mask: np.ndarray, table: dict[int, int]) -> np.ndarray:
+        """Class numbers ``(height, width)`` uint8 of a decoded mask. `table` keeps what was found before.
+
+        Raises:
+            KeyError: a number that no class has.
+        """
+        values, places = np.unique(mask, return_inverse=True)
+        for value in values.tolist():
+            if value not in table:
+                number = self.number_of(value)
+                if number is None:
+                    raise KeyError(value)
+                table[value] = number
+        return np.array([table[value] for value in values.tolist()], np.uint8)[places].reshape(mask.shape)
+
+
+class MaskFiles:
+    """The masks of a source by the number of the image, in memory where they fit."""
+
+    def __init__(self, source: Source, numbering: Numbering, pixels: int):
+        self.source, self.numbering = source, numbering
+        self.table: dict[int, int] = {}
+        self.kept: list[np.ndarray] | None = None
+        if pixels <= KEPT_LIMIT:
+            self.kept = [self.read(i) for i in range(len(source))]
+
+    def read(self, index: int) -> np.ndarray:
+        cell = self.source.mask_cell(index)
+        try:
+            return self.numbering.applied(decode_mask(cell["bytes"], cell["path"]), self.table)
+        except KeyError as error:
+            raise UserError(f"{cell['path']} has the number {error}, which no class has: mend it") from None
+
+    def __call__(self, index: int) -> np.ndarray:
+        """Class numbers ``(height, width)`` uint8."""
+        return self.kept[index] if self.kept is not None else self.read(index)
+
+
+class Masks(Task):
+    """Labels are the pixels of each class in each image ``(images, classes)`` int64. The masks themselves are read
+    beside the images."""
+
+    model_class = MAEForSemanticSegmentation
+    problem = Problem(
+        SEMANTIC_SEGMENTATION,
+        label="class",
+        labels="classes",
+        metric="mean_iou",
+        metric_title="mean IoU",
+        lower_is_better=False,
+        is_share=True,
+        unit="IoU, Dice and accuracy are in %.",
+        titles={
+            "mean_iou": "mean IoU",
+            "mean_dice": "mean Dice",
+            "pixel_accuracy": "pixel accuracy",
+            "loss": "loss",
+        },
+        shares=("mean_iou", "mean_dice", "pixel_accuracy"),
+        columns={
+            "linear_probe": "linear",
+            "mean_iou": "mean IoU",
+            "mean_dice": "mean Dice",
+            "pixel_accuracy": "pixels",
+        },
+        each=("per_class_iou", "class", "IoU"),
+        model="A semantic segmentation",
+        usage="outputs = model(**inputs)\n"
+        "mask = processor.post_process_semantic_segmentation(outputs, [image.size[::-1]])[0]  # (height, width)",
+        auto_class="AutoModelForSemanticSegmentation",
+        hub_task="image-segmentation",
+    )
+
+    def __init__(self, settings: MaskSettings | None = None):
+        self.settings = settings or MaskSettings()
+
+    # --- labels ---
+
+    def recognises(self, source: Source) -> bool:
+        return False  # masks are asked for by --problem_type
+
+    def read_one(self, source: Source, known_names: list[str] | None) -> tuple[np.ndarray, list[str]]:
+        """Reads every mask once. Raises also for masks of another size than their image, for JPEG masks, and for
+        numbers that look like those of things."""
+        if source.mask_column is None:
+            raise UserError(
+                f"{source.name} has no masks: put them into a folder masks beside the folder images, or give "
+                "--mask_dir or --mask_column_name"
+            )
+        counts = list(_counted(source))
+        named = read_classes_file(source.folder)
+        present = sorted({value for each in counts for value in each})
+        if self.settings.mask_values is None:
+            _refuse_instances(source, counts, named)
+        if known_names is None:
+            numbering = Numbering(self._names_of(present, named), self.settings, named)
+        else:
+            numbering = Numbering(known_names, self.settings, named)
+            strange = [value for value in present if numbering.number_of(value) is None]
+            if strange:
+                raise UserError(
+                    f"{source.name}: {sum(strange[0] in each for each in counts)} masks have the number {strange[0]}, "
+                    f"which no training mask has; the classes are {', '.join(known_names[:8])}: mend the masks, or "
+                    f"leave it out with --ignore_index {strange[0]}"
+                )
+        numbers = {value: numbering.number_of(value) for value in present}
+        labels = np.zeros((len(counts), len(numbering.names)), np.int64)
+        for row, each in enumerate(counts):
+            for value, count in each.items():
+                number = numbers[value]
+                if number is not None and number != IGNORED:
+                    labels[row, number] += count
+        return labels, numbering.names
+
+    def _names_of(self, present: list[int], named: dict[int, str]) -> list[str]:
+        """The names of all classes, by their numbers in the masks."""
+        settings = self.settings
+        if settings.mask_values == "binary":
+            return ["ground", "thing"]
+        only_black_and_white = {*present} <= {0, IGNORED}
+        naming = Numbering([], settings, named)
+        taken = {*present, *named} - {settings.ignore_index}
+        if settings.ignore_index is None and IGNORED not in named and not only_black_and_white:
+            taken -= {IGNORED}
+        names = [str(naming.name_of(value)) for value in sorted(taken)]
+        if len(names) > IGNORED:
+            raise UserError(
+                f"masks have {len(names)} different numbers, and at most {IGNORED} classes fit: if they count things, "
+                "give --mask_values binary"
+            )
+        if len(names) < 2:
+            raise UserError(f"all pixels of the masks are {', '.join(names) or 'ignored'}: a model needs two classes")
+        return names
+
+    def reordered(self, labels: np.ndarray, order: list[int]) -> np.ndarray:
+        return labels[:, order]
+
+    def absent(self, labels: np.ndarray, names: list[str]) -> list[str]:
+        return [name for name, count in zip(names, labels.sum(0), strict=True) if not count]
+
+    def open_images(self, source: Source, labels: np.ndarray, names: list[str], opening: Opening) -> MaskedImages:
+        # The numbers of the rows: an image that stands in for a bad one brings its own.
+        images = open_images(source, opening, np.arange(len(source)))
+        numbering = Numbering(names, self.settings, read_classes_file(source.folder))
+        masked = MaskedImages(images, MaskFiles(source, numbering, int(labels.sum())), torch.from_numpy(labels))
+        shares = labels.sum(0) / max(1, labels.sum())
+        described = ", ".join(f"{name} {share:.1%}" for name, share in zip(names, shares, strict=True))
+        masked.remarks += f"; pixels: {described}"
+        return masked
+
+    def labels_of(self, batch: dict, size: tuple[int, int]) -> torch.Tensor:
+        """Class numbers ``(batch, height, width)``."""
+        return batch["masks"].long()
+
+    # --- training ---
+
+    def crop_of(self, view: ViewSettings, mean: list[float], size: tuple[int, int]) -> ScaledCrop:
+        settings = self.settings
+        if settings.quarter_turns and size[0] != size[1]:
+            raise UserError(f"quarter_turns: images of {size[0]}x{size[1]} pixels are not square: leave it out")
+        return ScaledCrop(view.seed, size, settings.zoom, view.horizontal_flip, settings.quarter_turns, mean)
+
+    def notes(self, labels: torch.Tensor, label_fraction: float, mixes: bool, label_smoothing: float) -> list[str]:
+        return []
+
+    def new_model(
+        self,
+        config: MAEConfig,
+        checkpoint: Checkpoint | None,
+        names: list[str],
+        n_partial: float | None,
+        labels: torch.Tensor,
+        say: Callable[[str], None],
+    ) -> MAEPreTrainedModel:
+        """The head starts anew if the classes or the kind of head differ."""
+        from ..training.batch_norm import share_statistics  # late: the app has no libraries of the training
+
+        settings = self.settings
+        trained = MAEForSemanticSegmentation.__name__ in (config.architectures or [])
+        same = trained and names_of(config) == names and config.segmentation_head == settings.segmentation_head
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: i for i, name in config.id2label.items()}
+        config.problem_type, config.semantic_loss_ignore_index = SEMANTIC_SEGMENTATION, IGNORED
+        config.class_weights = class_weights(labels) if settings.class_weights == "auto" else None
+        config.segmentation_head, config.dice_weight = settings.segmentation_head, settings.dice_weight  # type: ignore
+        model: MAEForSemanticSegmentation
+        if checkpoint is None:
+            model = MAEForSemanticSegmentation(config)
+        else:
+            model = checkpoint.trained(MAEForSemanticSegmentation, config, new_head=trained and not same)
+        if trained and not same:
+            say("note       the checkpoint's head has other classes: it starts anew")
+            model.reset_head()
+        share_statistics(model)
+        return model.freeze(config.num_hidden_layers if n_partial is None else n_partial)
+
+    # --- evaluation ---
+
+    def outputs(self, model, transform: Callable[..., torch.Tensor], batch: dict) -> torch.Tensor:
+        """``(batch, classes, height, width)`` at the size of the largest image of the batch."""
+        if "features" in batch:
+            return model(features=batch["features"]).logits.float()
+        images = batch["images"]
+        pixel_values = transform(batch, tuple(images.shape[2:]))
+        return logits_of(model, pixel_values, batch["sizes"].tolist(), self.settings.eval_windows)
+
+    def columns(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Of ``logits (batch, classes, height, width)`` and class numbers ``(batch, height, width)``: `confusion`
+        ``(batch, classes, classes)``, the pixels of each true class (rows) by the class that was said, and `loss`
+        ``(batch,)``, the mean cross-entropy of the pixels that have a class."""
+        known = labels != IGNORED  # (batch, height, width)
+        classes = logits.shape[1]
+        loss = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none").sum((1, 2))
+        pairs = labels.where(known, 0) * classes + logits.argmax(1)  # (batch, height, width)
+        first = torch.arange(len(labels), device=labels.device)[:, None, None] * classes**2
+        counts = torch.bincount((pairs + first)[known], minlength=len(labels) * classes**2)
+        confusion = counts.view(len(labels), classes, classes).int()
+        return {"confusion": confusion, "loss": loss / known.sum((1, 2)).clamp(min=1)}
+
+    def tested_columns(self, images: int, names: int, say: Callable[[str], None]) -> Columns:
+        return self.columns
+
+    def results(self, columns: dict[str, np.ndarray], names: int) -> dict:
+        """What `SegmentationMetric` computes of all images, and the mean `loss`."""
+        from .metrics import SegmentationMetric
+
+        confusion = columns["confusion"].astype(np.int64)  # (images, classes, classes)
+        metric = SegmentationMetric(keep_in_memory=True)
+        results = metric.compute(predictions=confusion.reshape(len(confusion), -1), references=confusion.sum((1, 2)))
+        return {"loss": float(columns["loss"].mean()), **results}
+
+    def written(self, columns: dict[str, np.ndarray]) -> dict:
+        """The IoU of each class in each image, NaN where neither mask nor prediction has it."""
+        from .metrics import iou_of
+
+        confusion = columns["confusion"].astype(np.int64)
+        return {"iou": list(iou_of(confusion)), "loss": columns["loss"]}
+
+    # --- predictions for people ---
+
+    def answers(self, names: list[str]) -> Answers:
+        raise UserError("masks are pictures, not rows of a table: give a folder in place of a file")
+
+    def shown(self, logits: torch.Tensor, names: list[str], count: int = 5) -> dict[str, float] | str:
+        """The shares of the pixels of ``logits (classes, height, width)``."""
+        shares = torch.bincount(logits.argmax(0).flatten(), minlength=len(names)) / logits[0].numel()
+        values, places = shares.topk(min(count, len(names)))
+        return {names[i]: value for i, value in zip(places.tolist(), values.tolist(), strict=True) if value}
+
+
+def class_weights(labels: torch.Tensor) -> list[float]:
+    """A weight for each class of ``labels (images, classes)``: the median share of the pixels over its own, within
+    `WEIGHT_BOUNDS`. A class without a pixel has 1."""
+    shares = labels.sum(0).double() / max(1, int(labels.sum()))  # (classes,)
+    median = shares[shares > 0].median()
+    weights = torch.where(shares > 0, (median / shares).clamp(*WEIGHT_BOUNDS), 1.0)
+    return weights.tolist()
+
+
+def read_classes_file(folder: str | None) -> dict[int, str]:
+    """{number in the masks: name} from classes.json or classes.txt in the folder, or in the one above; empty without.
+
+    Raises:
+        UserError: the file names no classes.
+    """
+    places = [Path(folder), Path(folder).parent] if folder else []
+    path = next((place / name for place in places for name in CLASSES_FILES if (place / name).is_file()), None)
+    if path is None:
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else text.split("\n")
+        if isinstance(content, list):
+            content = {i: name for i, name in enumerate(content) if str(name).strip()}
+        numbered = all(str(key).isdecimal() for key in content)
+        pairs = content.items() if numbered else [(number, name) for name, number in content.items()]
+        named = {int(number): str(name).strip() for number, name in pairs}
+        if not named or len({*named.values()}) < len(named):
+            raise ValueError("two classes have one name, or there is none")
+        return named
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f'{str(path)!r} names no classes ({str(error)[:100]}): write {{"0": "ground", ...}}, or in classes.txt '
+            "a name on each line"
+        ) from None
+
+
+def _counted(source: Source) -> Iterator[dict[int, int]]:
+    """{number: pixels} of each mask.
+
+    Raises:
+        UserError: a mask cannot be read, or has another size than its image.
+    """
+
+    def count(index: int) -> dict[int, int]:
+        cell, image = source.mask_cell(index), source.cell(index)
+        mask, header = decode_mask(cell["bytes"], cell["path"]), read_header(image["bytes"], image["path"])
+        if mask.shape != (header.height, header.width):
+            raise UserError(
+                f"{cell['path'] or f'mask {index}'} has {mask.shape[0]}x{mask.shape[1]} pixels, and its image "
+                f"{header.height}x{header.width}: give them one size"
+            )
+        values, counts = np.unique(mask, return_counts=True)
+        return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+    with ThreadPoolExecutor(1 if source.is_stream else THREADS) as pool:
+        yield from pool.map(count, range(len(source)))
+
+
+def _refuse_instances(source: Source, counts: list[dict[int, int]], named: dict[int, str]) -> None:
+    """UserError where the masks of most images hold the numbers 1, 2, 3, ... as far as there are things in them."""
+    present = {value for each in counts for value in each}
+    if named or not present or max(present) >= DEEP or max(present) <= MANY_INSTANCES:
+        return
+    highest = [max(each) for each in counts]
+    in_a_row = [len({*each} - {0}) == max(each) for each in counts]
+    often = Counter(value for each in counts for value in each)
+    if np.mean(in_a_row) > 0.9 and len({*highest}) > 2 and often[max(present)] < len(counts) / 2:
+        raise UserError(
+            f"the masks of {source.name} hold 1, 2, 3, ... up to {min(highest)} to {max(highest)}, which look like "
+            "numbers of things: give --mask_values binary for one class of all things, or --mask_values classes"
+        )
+
+
+MASKS = Masks()
