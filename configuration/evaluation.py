@@ -292,8 +292,8 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         whole = 1.0 if self.with_masks else EVAL_CROP_FRACTION
         values.setdefault("eval_crop_fraction", self.eval_crop_fraction or whole)
         values.setdefault("per_device_eval_batch_size", self.eval_batch)
-        total = values.get("total_batch_size", self.total_batch_size)
-        if self.with_masks and self.per_device_train_batch_size > total:
+        total: int = values.get("total_batch_size") or self.total_batch_size or 1
+        if self.with_masks and (self.per_device_train_batch_size or total) > total:
             # The same for 1, 2 and 4 processes, since a BatchNorm sees what a process sees at a time.
             values["per_device_train_batch_size"] = max(1, total // 4)
         return dataclasses.replace(self, n_partial=None if n_partial is None else [n_partial], **values)

@@ -19,7 +19,8 @@ from .errors import ArgumentError
 from .memory import check_weights_fit
 
 
-FORM_OF_OUTPUTS = ("reshape_hidden_states",)  # fields that decide no weight
+# Fields that decide no weight, or follow from options that do.
+FORM_OF_OUTPUTS = ("reshape_hidden_states",)
 SEGMENTATION = ("segmentation_head", "semantic_loss_ignore_index", "class_weights", "dice_weight")
 SEMANTIC_SEGMENTATION = "semantic_segmentation"  # a problem_type
 PRESETS = Path(__file__).parent / "models"
@@ -27,9 +28,8 @@ PRESETS = Path(__file__).parent / "models"
 
 def model_settings(config) -> dict[str, Any]:
     """The fields of an `MAEConfig` that decide the weights, by name."""
-    names = [name for name in model_fields() if not name.startswith("_") and name not in FORM_OF_OUTPUTS]
-    if config.problem_type != SEMANTIC_SEGMENTATION:  # older checkpoints do not name them
-        names = [name for name in names if name not in SEGMENTATION]
+    others = (*FORM_OF_OUTPUTS, *SEGMENTATION)
+    names = [name for name in model_fields() if not name.startswith("_") and name not in others]
     if config.pooling != "attention":
         names = [name for name in names if not name.startswith("num_pooling_")]
     if not config.uniformity_weight:  # older checkpoints do not name it

@@ -20,6 +20,7 @@ from .errors import UserError, refuse_missing
 from .interop.read import BROKEN, HUB_OPTIONS, check_content, read, read_json, read_processor
 from .interop.state_dicts import Foreign, one_line, refuse_contradictions
 from .modeling_mae import EvalNet, MAEForPreTraining, MAEModel, MAEPreTrainedModel
+from .segmentation_mae import MAEForSemanticSegmentation
 
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 WEIGHT_FILES = {".pth", ".pt", ".bin", ".ckpt", ".safetensors"}
 SAVED_NAMES = ("model.safetensors", "pytorch_model.bin")  # beside the config.json that says what is in them
-KINDS = {model.__name__: model for model in (MAEForPreTraining, EvalNet, MAEModel)}
+KINDS = {model.__name__: model for model in (MAEForPreTraining, EvalNet, MAEForSemanticSegmentation, MAEModel)}
 LOADING_ERRORS = (OSError, SafetensorError, ValueError, RuntimeError, StrictDataclassError)
 
 Model = TypeVar("Model", bound=MAEPreTrainedModel)
@@ -52,7 +53,7 @@ class Checkpoint:
 
     @property
     def kind(self) -> type[MAEPreTrainedModel]:
-        """What it holds: MAEForPreTraining, EvalNet, or MAEModel where the encoder is alone."""
+        """What it holds: the class of its model, or MAEModel where the encoder is alone."""
         return KINDS.get((self.config.architectures or [""])[0], MAEModel)
 
     def told(self, trains_decoder: bool = False) -> str:

@@ -14,7 +14,6 @@ MAX_PATCHES = 2**20
 MAX_LAYERS = 1000
 MAX_LABELS = 10**7
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")  # transformers' names
-SEMANTIC_SEGMENTATION = "semantic_segmentation"  # transformers has no name for it
 
 
 @strict(accept_kwargs=True)
@@ -263,9 +262,8 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
         for weight in self.class_weights or ():
             if not 0 <= weight < math.inf:
                 raise ValueError(f"class_weights has {weight}, which is not a weight: give numbers, 0 or more")
-        known = (*PROBLEM_TYPES, SEMANTIC_SEGMENTATION)
-        if self.problem_type not in (None, *known):
-            raise ValueError(f"problem_type={self.problem_type!r} is none of {', '.join(known)}")
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise ValueError(f"problem_type={self.problem_type!r} is none of {', '.join(PROBLEM_TYPES)}")
         if self.pooling == "flatten" and self.head_norm == "layer":
             raise ValueError("head_norm='layer' is for pooling='mean' or 'cls', not 'flatten': set 'none' or 'batch'")
 

@@ -154,5 +154,24 @@ class MAEImageProcessor(PilBackend):
         planes = [Image.fromarray(plane.astype(np.float32)).resize((width, height), resample) for plane in image]
         return np.stack([np.asarray(plane) for plane in planes])  # (channels, height, width)
 
+    def post_process_semantic_segmentation(self, outputs, target_sizes=None) -> list:
+        """Class numbers ``(height, width)`` of each image, of the outputs of MAEForSemanticSegmentation. Their logits
+        are brought to the `target_sizes` (height, width) bilinearly first, where these are given.
+
+        Raises:
+            ValueError: there are not as many sizes as images.
+        """
+        import torch.nn.functional as F
+
+        logits = outputs.logits  # (batch, labels, height, width)
+        if target_sizes is None:
+            return list(logits.argmax(1))
+        if len(target_sizes) != len(logits):
+            raise ValueError(f"{len(target_sizes)} target_sizes for {len(logits)} images: give one for each")
+        return [
+            F.interpolate(one[None], size=tuple(map(int, size)), mode="bilinear", align_corners=False)[0].argmax(0)
+            for one, size in zip(logits, target_sizes, strict=True)
+        ]
+
 
 __all__ = ["MAEImageProcessor"]

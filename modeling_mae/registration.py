@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForSemanticSegmentation,
     AutoVideoProcessor,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.utils import is_torchvision_available, is_vision_available, logging
 
 from .configuration_mae import MAEConfig
@@ -41,6 +42,8 @@ for auto_class, model_class in (
     auto_class.register(MAEConfig, model_class, exist_ok=True)
     model_class.register_for_auto_class(auto_class.__name__)  # save_pretrained then writes the code beside the weights
 MAEConfig.register_for_auto_class()
+# Pipelines look here whether they know a model, and warn of others.
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.setdefault(MAEConfig.model_type, MAEForSemanticSegmentation.__name__)
 if is_vision_available():  # Pillow; only the image processor needs it
     from .image_processing_mae import MAEImageProcessor
 

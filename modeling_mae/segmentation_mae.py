@@ -30,9 +30,9 @@ class MAELinearSegmenter(nn.Module):
 
     def forward(self, maps: list[torch.Tensor]) -> tuple[torch.Tensor, None]:
         """``(batch, width, rows, columns)``, the last of the `maps` -> ``(batch, labels, rows, columns)``."""
-        grid = maps[-1].shape[2:]
-        tokens = self.norm(maps[-1].flatten(2))  # (batch, width, patches)
-        return self.classifier(tokens.mT).mT.unflatten(2, grid), None
+        batch, _, rows, columns = maps[-1].shape
+        tokens = self.norm(maps[-1].movedim(1, -1).flatten(0, 2))  # (batch * patches, width)
+        return self.classifier(tokens).view(batch, rows, columns, -1).movedim(-1, 1), None
 
 
 class MAEMultiscaleSegmenter(nn.Module):
@@ -41,6 +41,7 @@ class MAEMultiscaleSegmenter(nn.Module):
     def __init__(self, config: MAEConfig):
         super().__init__()
         width, channels = config.hidden_size, CHANNELS["multiscale"]
+        assert config.num_labels is not None
         self.joined = nn.Sequential(nn.Conv2d(4 * width, channels, 1), nn.BatchNorm2d(channels), nn.GELU())
         self.doubled = nn.Sequential(*(_doubling(channels, channels // 2), _doubling(channels // 2, channels // 4)))
         self.classifier = nn.Conv2d(channels // 4, config.num_labels, 1)
@@ -62,7 +63,7 @@ class MAEUperNetSegmenter(nn.Module):
         width = config.hidden_size
         settings = UperNetConfig(
             hidden_size=CHANNELS["upernet"],
-            num_labels=config.num_labels,
+            num_labels=config.num_labels,  # type: ignore[call-arg]
             auxiliary_in_channels=width,
             auxiliary_channels=AUXILIARY_CHANNELS,
         )
@@ -215,10 +216,10 @@ class MAEForSemanticSegmentation(MAETunedModel):
         Raises:
             ValueError: labels of another shape than the images.
         """
-        if labels.shape != (len(logits), *logits.shape[2:]):
+        wanted = (logits.shape[0], *logits.shape[2:])
+        if labels.shape != wanted:
             raise ValueError(
-                f"labels of shape {tuple(labels.shape)} are not {(len(logits), *logits.shape[2:])}: a class number "
-                "for each pixel of the images"
+                f"labels of shape {tuple(labels.shape)} are not {wanted}: a class number for each pixel of the images"
             )
         config, logits, labels = self.config, logits.float(), labels.long()
         ignored = config.semantic_loss_ignore_index

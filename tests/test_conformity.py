@@ -13,20 +13,35 @@ import pytest
 import torch
 from conftest import TINY, assert_same_weights
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+    AutoModelForSemanticSegmentation,
+)
 
-from modeling_mae import EvalNet, MAEBackbone, MAEConfig, MAEForPreTraining, MAEModel, MAEPreTrainedModel
+from modeling_mae import (
+    EvalNet,
+    MAEBackbone,
+    MAEConfig,
+    MAEForPreTraining,
+    MAEForSemanticSegmentation,
+    MAEModel,
+    MAEPreTrainedModel,
+)
 from modeling_mae.modeling_mae import MAECrossLayer, MAELayer
 
 
 FIELDS = {**TINY, "num_hidden_layers": 3, "num_labels": 5}
-CLASSES = [MAEModel, MAEForPreTraining, EvalNet, MAEBackbone]
+CLASSES = [MAEModel, MAEForPreTraining, EvalNet, MAEForSemanticSegmentation, MAEBackbone]
 CROSS = {"decoder_type": "cross", "prediction_ratio": 0.25}
 # AutoBackbone takes no folder.
 AUTO_CLASSES = {
     MAEModel: AutoModel,
     MAEForPreTraining: AutoModelForPreTraining,
     EvalNet: AutoModelForImageClassification,
+    MAEForSemanticSegmentation: AutoModelForSemanticSegmentation,
 }
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 NOISE = torch.rand(2, 16, generator=torch.Generator().manual_seed(1))
@@ -49,6 +64,9 @@ def inputs(model_class: type, images: torch.Tensor = IMAGES, noise: torch.Tensor
         return {"pixel_values": images, "noise": noise}
     if model_class is EvalNet:
         return {"pixel_values": images, "labels": torch.arange(len(images))}
+    if model_class is MAEForSemanticSegmentation:
+        labels = torch.arange(images[0, 0].numel()).view(1, *images.shape[2:]) % FIELDS["num_labels"]
+        return {"pixel_values": images, "labels": labels.repeat(len(images), 1, 1)}
     return {"pixel_values": images}
 
 
@@ -127,7 +145,10 @@ def test_every_kind_of_image_comes_back_to_the_bit(model_class, changes, tmp_pat
 def test_files_hold_no_pickles(model, tmp_path):
     model.save_pretrained(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"config.json", "model.safetensors", "configuration_mae.py", "masking_mae.py", "modeling_mae.py"}
+    code = {"configuration_mae.py", "masking_mae.py", "modeling_mae.py"}
+    if isinstance(model, MAEForSemanticSegmentation):
+        code.add("segmentation_mae.py")
+    assert names == {"config.json", "model.safetensors", *code}
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert set(file.keys()) == set(model.state_dict())
         assert file.metadata()["format"] == "pt"
@@ -178,7 +199,8 @@ def test_loads_every_other_class_of_checkpoint(model_class, tmp_path):
         original.save_pretrained(tmp_path)
         loaded, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
         assert not info["unexpected_keys"] and not info["mismatched_keys"]
-        own = {"MAEForPreTraining": "decoder.", "EvalNet": "head."}.get(model_class.__name__, "nothing")
+        new = {MAEForPreTraining: "decoder.", EvalNet: "head.", MAEForSemanticSegmentation: "segmenter."}
+        own = new.get(model_class, "nothing")
         assert all(key.startswith(own) for key in info["missing_keys"]) or source is model_class
         encoder = getattr(loaded, "mae", loaded).state_dict()
         expected = getattr(original, "mae", original).state_dict()

@@ -8,7 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "modeling_mae"
-TRAVELLING = ("configuration_mae", "masking_mae", "modeling_mae", "image_processing_mae")  # with every checkpoint
+# With every checkpoint.
+TRAVELLING = ("configuration_mae", "masking_mae", "modeling_mae", "segmentation_mae", "image_processing_mae")
 SHARED = ("errors", "files", "settings")  # small and without state: words that all rooms use
 # For each room the others that it may import. What travels to the Hub knows no room at all.
 ARROWS = {
@@ -18,7 +19,7 @@ ARROWS = {
     "data.stream": {"data.read", *SHARED},
     "data.read": {*SHARED, "image_processing_mae"},
     "training": {"data", *SHARED, "configuration_mae", "masking_mae", "modeling_mae"},
-    "tasks": {"data", "training", "report", "checkpoint", *SHARED, "configuration_mae", "modeling_mae"},
+    "tasks": {"data", "training", "report", "checkpoint", *SHARED, *TRAVELLING},
     "evaluation": {"data", "training", "tasks", "checkpoint", "readout", *SHARED, "configuration_mae", "modeling_mae"},
     "report": {*SHARED, "configuration_mae", "masking_mae"},
     "interop": {"errors", *TRAVELLING},

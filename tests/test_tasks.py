@@ -16,7 +16,7 @@ from modeling_mae.data.serve.images import MemoryImages, Opening
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.classifier import evaluate_classifier
 from modeling_mae.evaluation.reader import Reader
-from modeling_mae.tasks import CLASSES, NUMBERS, SEVERAL_CLASSES, TASKS, task_of_checkpoint
+from modeling_mae.tasks import CLASSES, MASKS, NUMBERS, SEVERAL_CLASSES, TASKS, task_of_checkpoint
 from modeling_mae.tasks.evalnet import names_of
 from modeling_mae.tasks.protocol import Task
 from modeling_mae.tasks.sets import LabelledSets
@@ -46,7 +46,7 @@ class Masks(Task):
     def reordered(self, labels, order):
         return np.argsort(order)[labels]
 
-    def open_images(self, source, labels, opening):
+    def open_images(self, source, labels, names, opening):
         pixels = torch.tensor(source.dataset["image"][:], dtype=torch.uint8)[:, None]
         return MemoryImages(pixels, opening.size, labels=torch.from_numpy(labels))
 
@@ -92,7 +92,7 @@ def test_labels_that_are_images_follow_the_flip():
     )
     task = Masks()
     labels, names = task.read(source)
-    opened = task.open_images(source, labels, Opening((8, 8), 1))
+    opened = task.open_images(source, labels, names, Opening((8, 8), 1))
     flipped = opened.view(training_crop(0, [1, 1], True, (8, 8)))
     transform = BatchTransform([0.0], [1.0], (8, 8))
     batch = flipped.batch(0, list(range(1, 9)))
@@ -115,7 +115,7 @@ def test_the_task_of_a_checkpoint():
     assert task_of("EvalNet", problem_type=SEVERAL_CLASSES.name) is SEVERAL_CLASSES
     assert task_of("EvalNet", problem_type=NUMBERS.name) is NUMBERS
     assert task_of(MAEForPreTraining.__name__) is task_of() is None
-    assert list(TASKS) == [CLASSES.name, SEVERAL_CLASSES.name, NUMBERS.name]
+    assert list(TASKS) == [CLASSES.name, SEVERAL_CLASSES.name, NUMBERS.name, MASKS.name]
 
 
 def test_every_output_has_a_name():

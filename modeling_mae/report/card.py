@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..files import replacing
-from .facts import DataFacts, Identity
+from .facts import DataFacts, Identity, LabelledFacts
 from .parts import Part, Picture, Row, Section, Table, Text
 
 
@@ -53,9 +53,10 @@ def write_card(folder: Path, card: Card) -> None:
 
 def _hub_results(metrics: list[Metric], data: DataFacts) -> list[EvalResult] | None:
     """The model-index, in which the Hub looks for results."""
+    task = data.problem.hub_task if isinstance(data, LabelledFacts) else "image-classification"
     return [
         EvalResult(
-            task_type="image-classification",
+            task_type=task,
             dataset_type=data.dataset_id,
             dataset_name=data.name,
             dataset_split=data.split,

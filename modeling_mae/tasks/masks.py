@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ..checkpoint import Checkpoint
-from ..configuration_mae import SEMANTIC_SEGMENTATION, MAEConfig
+from ..configuration_mae import MAEConfig
 from ..data.find.sources import Source
 from ..data.read.header import read_header
 from ..data.read.masks import decode_mask
@@ -27,6 +27,7 @@ from .protocol import Answers, Columns, Task, ViewSettings
 from .windows import logits_of
 
 
+SEMANTIC_SEGMENTATION = "semantic_segmentation"  # transformers has no name for it
 THREADS = 8  # that read masks before the training
 DEEP = 1 << 16  # larger numbers are colours
 MATRICES_LIMIT = 1 << 30  # bytes; 2,000 images of 150 classes take a sixth of it
@@ -261,7 +262,7 @@ class Masks(Task):
         same = trained and names_of(config) == names and config.segmentation_head == settings.segmentation_head
         config.id2label = dict(enumerate(names))
         config.label2id = {name: i for i, name in config.id2label.items()}
-        config.problem_type, config.semantic_loss_ignore_index = SEMANTIC_SEGMENTATION, IGNORED
+        config.problem_type, config.semantic_loss_ignore_index = None, IGNORED
         config.class_weights = class_weights(labels) if settings.class_weights == "auto" else None
         config.segmentation_head, config.dice_weight = settings.segmentation_head, settings.dice_weight  # type: ignore
         model: MAEForSemanticSegmentation

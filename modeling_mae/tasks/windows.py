@@ -1,5 +1,8 @@
 """Images of any size through a model of one size: in overlapping windows, whose logits are averaged."""
 
+from collections.abc import Callable, Iterator
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
@@ -11,8 +14,7 @@ AT_ONCE = 64  # windows
 def starts_of(length: int, window: int) -> list[int]:
     """Where the windows begin on an axis of so many pixels. The last ends with the axis."""
     last = max(0, length - window)
-    stride = max(1, int(window * STRIDE))
-    return [*range(0, last, stride), last]
+    return [*range(0, last, max(1, int(window * STRIDE))), last]
 
 
 @torch.no_grad()
@@ -24,15 +26,23 @@ def logits_of(model, pixel_values: torch.Tensor, sizes: list[list[int]], in_wind
     the model sees each image whole.
     """
     window = model_size(model)
-    batch = []
     height, width = pixel_values.shape[2:]
     if all(tuple(size) == window == (height, width) for size in sizes):
         return model(pixel_values).logits.float()
+    batch = []
     for image, (own_height, own_width) in zip(pixel_values, sizes, strict=True):
         own = image[None, :, :own_height, :own_width]
-        logits = _windowed(model, own, window) if in_windows else model(own).logits.float()
+        if in_windows:
+            pieces = logits_by_rows(model, partial(_rows_of, own), (own_height, own_width))
+            logits = torch.cat(list(pieces), 1)[None]
+        else:
+            logits = model(own).logits.float()
         batch.append(F.pad(logits, (0, width - own_width, 0, height - own_height)))
     return torch.cat(batch)
+
+
+def _rows_of(image: torch.Tensor, top: int, end: int) -> torch.Tensor:
+    return image[:, :, top:end]
 
 
 def model_size(model) -> tuple[int, int]:
@@ -40,21 +50,41 @@ def model_size(model) -> tuple[int, int]:
     return getattr(model, "module", model).config.image_height_width
 
 
-def _windowed(model, image: torch.Tensor, window: tuple[int, int]) -> torch.Tensor:
-    """``(1, channels, height, width)`` -> ``(1, classes, height, width)``."""
-    height, width = image.shape[2:]
-    padded = F.pad(image, (0, max(0, window[1] - width), 0, max(0, window[0] - height)))
-    tops, lefts = (starts_of(length, side) for length, side in zip(padded.shape[2:], window, strict=True))
-    places = [(top, left) for top in tops for left in lefts]
-    total: torch.Tensor | None = None
-    count = padded.new_zeros(1, 1, *padded.shape[2:])
-    for first in range(0, len(places), AT_ONCE):
-        some = places[first : first + AT_ONCE]
-        seen = torch.cat([padded[:, :, top : top + window[0], left : left + window[1]] for top, left in some])
-        for logits, (top, left) in zip(model(seen).logits.float(), some, strict=True):
-            if total is None:
-                total = logits.new_zeros(1, len(logits), *padded.shape[2:])
-            total[0, :, top : top + window[0], left : left + window[1]] += logits
-            count[:, :, top : top + window[0], left : left + window[1]] += 1
-    assert total is not None
-    return (total / count)[:, :, :height, :width]
+@torch.no_grad()
+def logits_by_rows(model, read: Callable[[int, int], torch.Tensor], size: tuple[int, int]) -> Iterator[torch.Tensor]:
+    """The logits ``(classes, rows, width)`` of an image of `size` (height, width), from the top to the bottom: the
+    memory that it takes does not depend on the height.
+
+    ``read(top, end)`` gives the pixel values ``(1, channels, end - top, width)`` of these rows.
+    """
+    (height, width), window = size, model_size(model)
+    tops, lefts = starts_of(height, window[0]), starts_of(width, window[1])
+    right = max(0, window[1] - width)
+    total = count = None
+    for top, below in zip(tops, [*tops[1:], height], strict=True):
+        rows = read(top, min(top + window[0], height))
+        rows = F.pad(rows, (0, right, 0, window[0] - rows.shape[2]))
+        summed, times = _row_of_windows(model, rows, lefts, window[1])
+        if total is not None and count is not None:  # what is left of the windows above
+            summed[:, : total.shape[1]] += total
+            times[: len(count)] += count
+        done = below - top
+        yield (summed[:, :done] / times[:done])[:, :, :width]
+        total, count = summed[:, done:], times[done:]
+
+
+def _row_of_windows(model, rows: torch.Tensor, lefts: list[int], side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(sums of logits ``(classes, rows, width)``, how many windows each pixel is in ``(rows, width)``) of pixel values
+    ``(1, channels, rows, width)``."""
+    total = count = None
+    for first in range(0, len(lefts), AT_ONCE):
+        some = lefts[first : first + AT_ONCE]
+        logits = model(torch.cat([rows[:, :, :, left : left + side] for left in some])).logits.float()
+        if total is None or count is None:
+            total = logits.new_zeros(logits.shape[1], *rows.shape[2:])
+            count = logits.new_zeros(rows.shape[2:])
+        for one, left in zip(logits, some, strict=True):
+            total[:, :, left : left + side] += one
+            count[:, left : left + side] += 1
+    assert total is not None and count is not None
+    return total, count

@@ -99,11 +99,17 @@ class RandomResizedCrop:
         return varied | (fits & ((w < width) | (h < height)))
 
 
+class FlippingCrop(Crop, Protocol):
+    """A crop that may leave nothing but flips to chance."""
+
+    def has_choice(self, height, width) -> np.ndarray: ...
+
+
 class OnlyCrop:
-    """The boxes of a `RandomResizedCrop` that has no choice, with all images mirrored or none. `had_choice` tells
+    """The boxes of a crop that has no choice, with all images mirrored or none. `had_choice` tells
     whether it had one all the same, also where loading workers called it."""
 
-    def __init__(self, crop: RandomResizedCrop, mirrored: bool):
+    def __init__(self, crop: "FlippingCrop", mirrored: bool):
         self.crop, self.mirrored = crop, mirrored
         self.had_choice = torch.zeros(1, dtype=torch.bool).share_memory_()
 

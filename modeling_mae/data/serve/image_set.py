@@ -35,6 +35,7 @@ class Images(Dataset, ABC):
     dtype: torch.dtype = torch.uint8  # of the images; float32 where the files have other than 8 bits
     bands: list[int] | None = None  # of the files, counted from 1, that are the channels; None takes all
     mixture: Mixture | None = None  # the sources that were joined, and their shares of the training
+    at_own_size: bool = False  # whether evaluation sees images as large as they are
     remarks: str = ""  # for people: how values are scaled, and what is not among the images
 
     def __init__(self, num_images: int, size: tuple[int, int], crop_fraction: float, labels: torch.Tensor | None):

@@ -91,7 +91,7 @@ class MaskedImages(Images):
     which part is theirs.
     """
 
-    decodes = True
+    decodes = at_own_size = True
 
     def __init__(self, images: Images, read_mask: Callable[[int], np.ndarray], labels: torch.Tensor):
         super().__init__(len(images), images.size, images.crop_fraction, labels)

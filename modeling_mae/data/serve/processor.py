@@ -27,6 +27,7 @@ def image_processor(
     crop_fraction: float = 1.0,
     white: float = WHITE,
     bands: list[int] | None = None,
+    at_own_size: bool = False,
 ):
     """The processor for images of `size` (height, width) in pixels; for `mean` and `std` white is 1.
 
@@ -34,7 +35,8 @@ def image_processor(
     transformers' processors cannot do this for a `size` that is not square: then the whole image is resized. The
     fraction itself is kept as well, for a later evaluation by `run_eval.py`.
     RGB images of 8 bits get one of transformers' own processors, which load without our code. `white` is the value in
-    the files that is white; `bands`, counted from 1, are those of the files that the model sees.
+    the files that is white; `bands`, counted from 1, are those of the files that the model sees. `at_own_size`: images
+    are neither resized nor cropped, and the processor makes masks of logits.
     """
     shared: dict[str, Any] = {
         "resample": BICUBIC,
@@ -45,11 +47,13 @@ def image_processor(
     height, width = size
     resizing: Any = MAEImageProcessor
     cropping: Any = MAEImageProcessor
-    if num_channels == 3 and white == WHITE and not bands:
+    if num_channels == 3 and white == WHITE and not bands and not at_own_size:
         resizing, cropping = ViTImageProcessor, BitImageProcessor
         shared["do_convert_rgb"] = True
     else:
         shared |= {"num_channels": num_channels, "white": white, "bands": bands}
+    if at_own_size:
+        return MAEImageProcessor(size={"height": height, "width": width}, do_resize=False, **shared)
     if height == width:
         edge = round(height / crop_fraction)
         crop = {"height": height, "width": width}
@@ -59,7 +63,9 @@ def image_processor(
 
 def processor_of(images: "Images", mean: list[float], std: list[float]):
     """The processor that does to an image what evaluation does with these `images`."""
-    return image_processor(images.size, mean, std, len(mean), images.crop_fraction, images.white, images.bands)
+    return image_processor(
+        images.size, mean, std, len(mean), images.crop_fraction, images.white, images.bands, images.at_own_size
+    )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,218 @@
+"""Masks of any images, as PNG files under the images' names."""
+
+import json
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..data.find.places import Place
+from ..data.find.row_names import RowNames
+from ..errors import UserError
+from ..files import replacing, write_csv, write_json
+from ..segmentation_mae import MAEForSemanticSegmentation
+from ..tasks.evalnet import names_of
+from ..tasks.protocol import distinct
+from ..tasks.windows import logits_by_rows
+from ..training.run_folder import lock_folder
+from .inputs import Inputs, ProgressBar, names_checksum, weights_checksum
+from .parts import different
+from .tables import ApplySettings, local_path, quiet_accelerator
+
+
+SETTINGS = "settings.json"
+TABLE = "masks.csv"
+CLASSES = "classes.json"  # a folder of masks with it can be trained on
+OVERLAYS = "overlays"
+AHEAD = 2  # images that are read while the model works
+STRENGTH = 0.5  # of the classes' colours over an image
+
+
+@dataclass(frozen=True)
+class MaskOutput:
+    """The folder that masks go to, whether each also gets a picture of the image under its colours, and whether masks
+    of other settings may be replaced."""
+
+    folder: Path
+    overlay: bool = False
+    overwrite: bool = False
+
+
+def palette(classes: int) -> np.ndarray:
+    """The colours ``(classes, 3)`` uint8 of Pascal VOC's masks: the bits of the class number, from the lowest on, are
+    dealt to red, green and blue, from the highest on. Class 0 is black."""
+    numbers = np.arange(classes)
+    bits = numbers[:, None] >> np.arange(24) & 1  # (classes, 24)
+    return (bits.reshape(classes, 8, 3) << np.arange(7, -1, -1)[:, None]).sum(1).astype(np.uint8)
+
+
+def write_masks(checkpoint: str, images: Place, output: MaskOutput, settings: ApplySettings) -> None:
+    """A mask for each of the `images`, and a table with the share of each class. What is there already from an
+    earlier call of the same settings stays.
+
+    Raises:
+        UserError: as `predict`; or the folder holds masks of other settings, or cannot be written.
+    """
+    accelerator = quiet_accelerator()
+    opened = open_checkpoint(checkpoint)
+    accelerator.print(opened.told(), end="")
+    inputs = settings.open(opened, images, accelerator, say=accelerator.print)
+    model = opened.trained(MAEForSemanticSegmentation).eval()
+    names = names_of(opened.config)
+    accelerator.print(f"masks      {checkpoint}, {len(names)} classes, {len(inputs):,} images at their own size")
+    made_with = {
+        "weights": weights_checksum(model),
+        "images": f"{len(inputs):,}, {names_checksum(inputs.source)}",
+        "precision": f"{accelerator.mixed_precision} on {accelerator.device.type}",
+        "overlay": output.overlay,
+    }
+    targets = mask_files(RowNames(inputs.source).files(0, len(inputs)))
+    if accelerator.is_main_process:
+        _claim(output, made_with, names)
+    accelerator.wait_for_everyone()
+    _predict(accelerator, inputs, model, output, targets)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _write_table(output.folder, targets, names, RowNames(inputs.source).files(0, len(inputs)))
+        accelerator.print(f"written    {output.folder}: masks, {CLASSES} and {TABLE}", flush=True)
+
+
+def mask_files(files: list[str]) -> list[str]:
+    """The path of each image's mask in the folder of masks: its own with another ending, or with one more ending where
+    two images would have the same."""
+    paths = [PurePosixPath(*(part for part in PurePosixPath(file).parts if part not in ("/", ".."))) for file in files]
+    counts = Counter(path.with_suffix("") for path in paths)
+    return [f"{path if counts[path.with_suffix('')] > 1 else path.with_suffix('')}.png" for path in paths]
+
+
+def _claim(output: MaskOutput, made_with: dict, names: list[str]) -> None:
+    folder, path = output.folder, output.folder / SETTINGS
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists() and any(folder.iterdir()) and not output.overwrite:
+            raise UserError(f"folder {str(folder)!r} holds other files: give another, or --overwrite")
+        lock_folder(folder)
+        before = json.loads(path.read_text()) if path.exists() else made_with
+        changes = different(before, made_with)
+        if changes and not output.overwrite:
+            raise UserError(f"{str(folder)!r} holds masks of {changes}: give another folder, or --overwrite")
+        if changes:
+            for mask in folder.rglob("*.png"):
+                mask.unlink()
+        write_json(path, made_with)
+        write_json(folder / CLASSES, dict(enumerate(names)))
+    except OSError as error:
+        raise UserError(f"{str(folder)!r} cannot be written ({error.strerror}): give another") from error
+
+
+def _predict(
+    accelerator: Accelerator, inputs: Inputs, model: MAEForSemanticSegmentation, output: MaskOutput, targets: list[str]
+) -> None:
+    """The masks that this process has to make, and that are not there yet."""
+    torch.nn.Module.to(model, accelerator.device)
+    inputs.transform.to(accelerator.device)
+    own = range(accelerator.process_index, len(inputs), accelerator.num_processes)
+    rows = [row for row in own if not (output.folder / targets[row]).exists()]
+    bar = ProgressBar(len(rows), accelerator.is_main_process, accelerator.num_processes)
+    colours = palette(model.config.num_labels or 0)
+    for row, image in _read_ahead(inputs, rows):
+        if image is not None:
+            with accelerator.autocast():
+                mask = mask_of(model, inputs, image)
+            target = output.folder / targets[row]
+            _save(target, mask, colours)
+            if output.overlay:
+                _save_overlay(output.folder / OVERLAYS / targets[row], image, mask, colours)
+        bar.advance(1)
+    bar.close()
+
+
+def mask_of(model: MAEForSemanticSegmentation, inputs: Inputs, image: torch.Tensor) -> np.ndarray:
+    """Class numbers ``(height, width)`` uint8 of an image ``(channels, height, width)``, at its own size."""
+    height, width = image.shape[1:]
+    device = inputs.transform.mean.device
+
+    def read(top: int, end: int) -> torch.Tensor:
+        rows = image[None, :, top:end].to(device)
+        return inputs.transform({"images": rows}, tuple(rows.shape[2:]))
+
+    pieces = logits_by_rows(model, read, (height, width))
+    return np.concatenate([logits.argmax(0).to(torch.uint8).cpu().numpy() for logits in pieces])
+
+
+def _read_ahead(inputs: Inputs, rows: list[int]) -> Iterator[tuple[int, torch.Tensor | None]]:
+    """(row, image) in order, None for one that cannot be read where bad images are skipped."""
+
+    def read(row: int) -> torch.Tensor | None:
+        image = inputs.images.read(row)
+        return None if inputs.images.skipped[row] else image
+
+    waiting: deque[tuple[int, Future]] = deque()
+    with ThreadPoolExecutor(AHEAD) as pool:
+        for row in rows:
+            waiting.append((row, pool.submit(read, row)))
+            if len(waiting) > AHEAD:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for first, future in waiting:
+            yield first, future.result()
+
+
+def _save(target: Path, mask: np.ndarray, colours: np.ndarray) -> None:
+    picture = Image.fromarray(mask, "P")
+    picture.putpalette(colours.tobytes())
+    with replacing(target) as partial:
+        picture.save(partial, "PNG")
+
+
+def _save_overlay(target: Path, image: torch.Tensor, mask: np.ndarray, colours: np.ndarray) -> None:
+    shown = overlay(image, mask, colours, STRENGTH)
+    with replacing(target) as partial:
+        Image.fromarray(shown).save(partial, "PNG")
+
+
+def overlay(image: torch.Tensor, mask: np.ndarray, colours: np.ndarray, strength: float) -> np.ndarray:
+    """``(height, width, 3)`` uint8: the image ``(channels, height, width)``, where 255 is white, under the colours of
+    its classes. Of many bands the first three are shown, or the first one in gray."""
+    seen = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    pixels = seen.float().clamp(0, 255).permute(1, 2, 0).numpy()
+    return (pixels * (1 - strength) + colours[mask] * strength).round().astype(np.uint8)
+
+
+def _write_table(folder: Path, targets: list[str], names: list[str], files: list[str]) -> None:
+    """A row for each mask: the image's file, the mask's, and the share of each class in its pixels."""
+
+    def rows() -> Iterator[list]:
+        for file, target in zip(files, targets, strict=True):
+            path = folder / target
+            if not path.exists():
+                continue  # of an image that cannot be read
+            with Image.open(path) as picture:
+                counts = np.bincount(np.asarray(picture).ravel(), minlength=len(names))
+            yield [file, target, *(f"{share:.6f}" for share in counts / counts.sum())]
+
+    write_csv(folder / TABLE, ["file", "mask", *distinct(names)], rows())
+
+
+def writes_masks(checkpoint: Checkpoint) -> bool:
+    """Whether what the checkpoint says of an image is a mask."""
+    return checkpoint.kind is MAEForSemanticSegmentation
+
+
+def output_folder(output: str) -> Path:
+    """Where masks go.
+
+    Raises:
+        UserError: `output` is the name of a file, or a URL.
+    """
+    folder = local_path(output)
+    if folder.suffix in (".parquet", ".csv") or folder.is_file():
+        raise UserError(f"masks are pictures: give a folder in place of {output!r}")
+    return folder
