@@ -1,22 +1,23 @@
 """Where images come from: a data set by name, a Hub id, a folder of images or parquet files, the bundled images."""
 
 import difflib
-import glob
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet
 
 from ...errors import UserError
+from ..stream.formats.parquet import ARRAYS
 from ..stream.shards import ShardedRows
 from .image_folder import image_folder
-from .listing import Listing, NoSplit, choose_parquet, choose_split, list_folder
+from .listing import Listing, list_place
+from .splits import NoSplit, all_splits, choose_split
 from .streams import only_split, stream_of_hub, stream_of_place
+from .tables import caches, checked_rows, holds_images, is_saved, load_parquet, load_saved
 
 
 NAMED = {
@@ -28,7 +29,6 @@ NAMED = {
 BUNDLED = Path(__file__).parents[3] / "data" / "fashion_mnist"
 EVAL_SPLITS = ("validation", "val", "test")  # the first that exists is evaluated on
 ROWS_AT_ONCE = 100_000  # that are looked at for their folder
-ARRAYS = (datasets.Array2D, datasets.Array3D)  # columns of images that are not encoded
 
 
 @dataclass(frozen=True)
@@ -120,28 +120,34 @@ def load_source(
         NoSplit: the data set has no such split.
         UserError: the path, name or column does not exist, there are no images, or it is unclear which are meant.
     """
-    if settings.streaming:
-        return _load_stream(settings, split)
-    left_out, dataset_id, folder, name = "", None, None, settings.dataset_name
-    if settings.train_dir is not None:
+    if settings.train_dir is not None and not settings.streaming:
         listing = listing or _list(settings.place)
-        name, folder = Path(listing.folder).name, listing.folder
+    if settings.streaming or (listing is not None and listing.only_tars):
+        return _load_stream(settings, split, max_samples)
+    dataset_id, name, folder, left_out = None, settings.dataset_name, None, ""
+    if listing is not None:
+        name, folder = listing.name, listing.folder
         dataset, listing = _load_folder(listing, split, exact_split, settings.cache)
         left_out = str(listing)
     elif name in (None, "fashion_mnist"):
         name = "fashion_mnist"
-        dataset, _ = _load_folder(list_folder(BUNDLED), split, exact_split, settings.cache)
+        dataset, _ = _load_folder(list_place(BUNDLED), split, exact_split, settings.cache)
     else:
         dataset_id = NAMED.get(name, name)
         dataset = _load_from_hub(name, settings.dataset_config_name, split, settings.cache)
     image_column = find_image_column(dataset.features, settings.image_column_name)
     label_column = find_label_column(dataset.features, settings.label_column_name)
+    dataset = still_encoded(dataset, image_column)
+    if listing is None or not len(listing.images):  # of images in a folder, paths are our own
+        rows = len(dataset)
+        dataset = checked_rows(dataset, image_column, [folder] if folder else caches(settings.cache), name)
+        empty = f"{rows - len(dataset):,} rows left out: without an image" if len(dataset) < rows else ""
+        left_out = "; ".join(filter(None, [left_out, empty]))
     if max_samples is not None and max_samples < len(dataset):
         # Evenly spread: many sets are sorted by class, and their first images would all be of one class.
         dataset = dataset.select(np.linspace(0, len(dataset) - 1, max_samples).round().astype(int))
     if not len(dataset):
         raise UserError(f"{name}, split {split!r}, has no images: give another split or data set")
-    dataset = still_encoded(dataset, image_column)
     return Source(dataset, image_column, label_column, name, left_out, dataset_id, folder)
 
 
@@ -182,7 +188,12 @@ def load_eval_split(
     ) from missing
 
 
-def _load_stream(settings: SourceSettings, split: str | None) -> Source:
+def _load_stream(settings: SourceSettings, split: str | None, max_samples: int | None) -> Source:
+    if max_samples is not None:
+        raise UserError(
+            f"{max_samples} samples cannot be taken of a stream or tar file, which is read whole: give fewer"
+        )
+
     def find_column(features: datasets.Features) -> str:
         return find_image_column(features, settings.image_column_name)
 
@@ -195,13 +206,13 @@ def _load_stream(settings: SourceSettings, split: str | None) -> Source:
         name = "fashion_mnist" if settings.train_dir is None else Path(place).name
         rows = stream_of_place(place, split, find_column, settings.cache)
     label_column = find_label_column(rows.features, settings.label_column_name)
-    return Source(rows, rows.image_column, label_column, name, dataset_id=dataset_id)
+    return Source(rows, rows.image_column, label_column, name, rows.left_out, dataset_id)
 
 
 def _list(data_dir: str) -> Listing:
     if data_dir == "":
         raise UserError("the folder of images '' is empty: give its path, or . for the current folder")
-    return list_folder(os.path.expanduser(data_dir))
+    return list_place(os.path.expanduser(data_dir))
 
 
 def _load_from_hub(
@@ -227,43 +238,20 @@ def _load_folder(
     listing: Listing, split: str | None, exact: bool, cache_dir: str | None
 ) -> tuple[datasets.Dataset, Listing]:
     """The data set of a split, and the listing of its files with what is left out."""
+    if is_saved(listing.folder) and not listing.images:
+        return load_saved(listing.folder, split), Listing(listing.folder)
     if not listing.parquet and not listing.images:
         nothing = str(listing) or ("only metadata" if listing.metadata else "empty")
         raise UserError(f"folder {listing.folder!r} has no images ({nothing}): give one with image or parquet files")
-    if listing.parquet and (not listing.images or _has_image_column(listing)):
-        dataset = _load_parquet(listing, split, cache_dir)
-        listing.leave_out(len(listing.images) + len(listing.metadata), "beside parquet files")
-        return dataset, listing
-    part = listing if split is None else choose_split(listing, split, exact)
+    if listing.parquet and (not listing.images or holds_images(listing)):
+        dataset = load_parquet(listing, split, cache_dir)
+        listing.leave_out(len(listing.images) + len(listing.metadata) + len(listing.tars), "beside parquet files")
+        return dataset, replace(listing, images=listing.images[:0])
+    listing = listing.without_masks()
+    part = all_splits(listing) if split is None else choose_split(listing, split, exact)
     part.leave_out(len(part.parquet), ".parquet (no column of images)")
+    part.leave_out(len(part.tars), ".tar (beside images)")
     return image_folder(part), part
-
-
-def _has_image_column(listing: Listing) -> bool:
-    """Whether a parquet file, which lies beside images, holds images itself."""
-    for path in listing.parquet:
-        try:
-            with open(os.path.join(listing.folder, path), "rb") as file:
-                kinds = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(file)).values()
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:150]
-            raise UserError(f"{os.path.join(listing.folder, path)!r} cannot be read ({reason}): mend it") from error
-        if any(isinstance(kind, (datasets.Image, *ARRAYS)) for kind in kinds):
-            return True
-    return False
-
-
-def _load_parquet(listing: Listing, split: str | None, cache_dir: str | None) -> datasets.Dataset:
-    files = [f"{listing.folder}/{path}" for path in (choose_parquet(listing, split) if split else listing.parquet)]
-    chained = [file for file in files if "::" in file]
-    if chained:
-        raise UserError(f"{chained[0]!r} cannot be read: `datasets` takes :: for a chain of archives; rename it")
-    files = [glob.escape(file) for file in files]  # `datasets` takes the paths for patterns
-    try:
-        return datasets.load_dataset("parquet", data_files={"images": files}, split="images", cache_dir=cache_dir)
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise UserError(f"folder {listing.folder!r} cannot be read as parquet: {reason[:200]}") from error
 
 
 def find_image_column(features: datasets.Features, name: str | None) -> str:
