@@ -2,7 +2,7 @@
 
 import pytest
 
-from modeling_mae.data.find.listing import list_folder
+from modeling_mae.data.find.listing import list_place
 from modeling_mae.data.find.streams import list_shards
 from modeling_mae.data.stream import shard_cache
 from modeling_mae.data.stream.shard_cache import attempt, download, file_system
@@ -11,7 +11,7 @@ from modeling_mae.errors import UserError
 
 def test_a_url_is_no_folder():
     with pytest.raises(UserError, match="s3://bucket/images .* add --streaming true"):
-        list_folder("s3://bucket/images")
+        list_place("s3://bucket/images")
 
 
 def test_unknown_schemes_are_one_line():

@@ -9,7 +9,7 @@ import pytest
 from flat import load_eval_source, load_source
 from PIL import Image, features
 
-from modeling_mae.data.find.listing import list_folder
+from modeling_mae.data.find.listing import list_place
 from modeling_mae.data.find.sources import NoSplit
 from modeling_mae.data.read.decode import decode
 from modeling_mae.errors import UserError
@@ -120,7 +120,7 @@ def test_what_is_left_out_is_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", closed)
     source = load(folder)
     assert names(source) == ["0.png", "0.png"] and source.class_names == ["cat", "dog"]
-    assert list_folder(folder).left_out == {
+    assert list_place(folder).left_out == {
         (".git", "hidden"): 1,
         ("", "without an ending (not an image)"): 1,
         ("__macosx", "in folders that begin with __"): 1,
@@ -133,7 +133,9 @@ def test_what_is_left_out_is_counted(tmp_path, monkeypatch):
         ("", "neither files nor folders"): 1,
     }
     assert source.left_out.startswith("11 files and 2 folders left out: 2 ")
-    assert source.left_out.endswith("folder 'closed' (Permission denied), folder 'linked' (a link, not followed)")
+    assert source.left_out.endswith(
+        "folder 'closed' (Permission denied), folder 'linked' (a link to what is listed anyway)"
+    )
     assert "2 .heic (not readable here)" in source.left_out and "2 hidden" in source.left_out
 
 

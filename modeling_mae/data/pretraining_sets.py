@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from ..errors import UserError
 from .find.joined import load_eval_source
-from .find.listing import NoSplit
 from .find.sources import Source, SourceSettings
+from .find.splits import NoSplit
 from .serve.images import Images, Opening, open_images
 
 

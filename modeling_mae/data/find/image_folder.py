@@ -25,28 +25,23 @@ CHUNK = 1_000_000  # paths; Arrow's short strings end at 2 GiB
 def image_folder(listing: Listing) -> datasets.Dataset:
     """The images of `listing`, still encoded, in the column `image`; other columns come from metadata files.
 
-    Without metadata there is a column `label` where all images lie equally deep in folders of several names. Images
-    that no metadata file names are counted in `listing.left_out`.
+    Without metadata there is a column `label` where the folders are classes. Images that no metadata file names are
+    counted in `listing.left_out`.
 
     Raises:
         UserError: a metadata file cannot be read, has no column of file names, or names files that do not exist.
     """
     if listing.metadata:
         return _from_metadata(listing)
-    columns, kinds = {"image": _image_column(listing.folder, listing.images)}, {"image": datasets.Image(decode=False)}
-    # A regular expression, not os.path.dirname: a million paths take half a second.
-    folders = pc.replace_substring_regex(listing.images, r"/?[^/]*$", "").dictionary_encode()
-    parents = [os.path.basename(path or listing.folder) for path in folders.dictionary.to_pylist()]
-    names = sorted(set(parents))
-    if len(names) > 1 and len(pc.unique(pc.count_substring(listing.images, "/"))) == 1:
-        number = {name: i for i, name in enumerate(names)}
-        numbers = pa.array([number[name] for name in parents], pa.int64())
-        columns["label"] = numbers.take(folders.indices)
-        kinds["label"] = datasets.ClassLabel(names=names)
-    return _dataset(columns, kinds)
+    columns, kinds = {"image": image_column(listing.folder, listing.images)}, {"image": datasets.Image(decode=False)}
+    classes = listing.classes()
+    if classes is not None:
+        columns["label"] = pa.array(classes[1], pa.int64())
+        kinds["label"] = datasets.ClassLabel(names=classes[0])
+    return dataset_of(columns, kinds)
 
 
-def _image_column(folder: str, paths: pa.LargeStringArray) -> pa.ChunkedArray:
+def image_column(folder: str, paths: pa.LargeStringArray) -> pa.ChunkedArray:
     chunks = []
     for start in range(0, max(1, len(paths)), CHUNK):
         whole = _joined(folder, paths[start : start + CHUNK])
@@ -60,10 +55,10 @@ def _joined(folder: str, paths: pa.LargeStringArray) -> pa.LargeStringArray:
     return pc.binary_join_element_wise(pa.scalar(folder, kind), paths, pa.scalar("/", kind))
 
 
-def _dataset(columns: dict, kinds: dict) -> datasets.Dataset:
+def dataset_of(columns: dict, kinds: dict, image: str = "image") -> datasets.Dataset:
     # A fingerprint of our own: `datasets` would make a copy of millions of paths for it.
     checksum = hashlib.sha256()
-    for chunk in columns["image"].chunks:
+    for chunk in columns[image].chunks:
         for buffer in chunk.field("path").buffers()[1:]:
             checksum.update(buffer)
     info = datasets.DatasetInfo(features=datasets.Features(kinds))
@@ -88,7 +83,7 @@ def _from_metadata(listing: Listing) -> datasets.Dataset:
             relative = table[name].combine_chunks()
             named = pa.concat_arrays([named, relative])
             column = name.removesuffix("_file_name") if name != "file_name" else "image"
-            columns[column] = _image_column(listing.folder, relative)
+            columns[column] = image_column(listing.folder, relative)
             kinds = {column if key == name else key: kind for key, kind in kinds.items()}
             kinds[column] = datasets.Image(decode=False)
         else:
@@ -96,7 +91,7 @@ def _from_metadata(listing: Listing) -> datasets.Dataset:
     kind = os.path.basename(listing.metadata[0])
     named_images = pc.sum(pc.is_in(listing.images, named)).as_py() or 0
     listing.leave_out(len(listing.images) - named_images, f"not named by {kind}")
-    return _dataset(columns, kinds)
+    return dataset_of(columns, kinds)
 
 
 def _read(file: str) -> pa.Table:
@@ -155,5 +150,10 @@ def _normal(names: pa.LargeStringArray, folder: str) -> pa.LargeStringArray:
     odd = pc.fill_null(pc.match_substring_regex(names, r"(^|/)\.{0,2}(/|$)|\\"), True)
     if not pc.any(odd).as_py():
         return paths
-    names = [os.path.normpath(os.path.join(folder, str(name))).replace("\\", "/") for name in names.to_pylist()]
+    names = [normal_path(str(name), folder) for name in names.to_pylist()]
     return pa.array(names, pa.large_string())
+
+
+def normal_path(name: str, folder: str) -> str:
+    """A file's name in a table, which may be written as on Windows, below `folder`."""
+    return os.path.normpath(os.path.join(folder, name.replace("\\", "/")))

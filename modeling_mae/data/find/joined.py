@@ -11,10 +11,11 @@ import datasets
 import numpy as np
 
 from ...errors import UserError
+from ..stream.formats.parquet import ARRAYS
 from ..stream.shard_index import fingerprint_of
 from ..stream.shards import ShardedRows
-from .listing import NoSplit
-from .sources import ARRAYS, EVAL_SPLITS, Source, SourceSettings, load_eval_split, load_source
+from .sources import EVAL_SPLITS, Source, SourceSettings, load_eval_split, load_source
+from .splits import NoSplit
 
 
 IMAGE = "image"  # the column of the images, whatever it is called in each source
@@ -74,7 +75,9 @@ def join(parts: list[Source], mix: list[float] | None) -> Source:
         shares = exact_shares(mix)
         names = [f"{name} ({float(share):.3g})" for name, share in zip(names, shares, strict=True)]
     left_out = "; ".join(f"{part.name}: {part.left_out}" for part in parts if part.left_out)
-    dataset = JoinedShards(parts) if isinstance(parts[0].dataset, ShardedRows) else _concatenated(parts)
+    dataset = (
+        JoinedShards(parts) if all(isinstance(part.dataset, ShardedRows) for part in parts) else _concatenated(parts)
+    )
     return Source(dataset, IMAGE, None, " + ".join(names), left_out, parts=parts, shares=shares)
 
 
@@ -104,7 +107,8 @@ def _spread(parts: list[Source], count: int | None) -> list[Source]:
 
 
 def _files_of(part: Source) -> datasets.Dataset:
-    assert not isinstance(part.dataset, ShardedRows)  # a stream is not cut down, nor joined with files
+    if isinstance(part.dataset, ShardedRows):
+        raise UserError(f"{part.name} is read as a stream, which joins streams only, and whole: unpack it")
     return part.dataset
 
 

@@ -9,88 +9,129 @@ import difflib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image, features
 
 from ...errors import UserError
-from ..read.header import has_pydicom
+from ..read.endings import ARCHIVES, MASK_ENDING, MASK_WORDS, ending_of, image_endings, why_hidden, why_no_image
+from .layout import common_names, lies_in, masks_among, split_of
 
 
-SPELLINGS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-NO_DECODER = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")  # formats that Pillow knows by name only
-OTHER_IMAGES = (".heic", ".heif", ".avif", ".avifs", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".eps")
 CHUNK = 1 << 16  # paths
 REASONS_NAMED = 6  # in one line; the rest are counted together
+MASKS = "masks beside images"
+MASK_SUFFIX = re.compile(rf"(?i)[._-]({MASK_WORDS})\.(?=[^./]+$)")
 
 
-class NoSplit(UserError):
-    """The data set lacks the split that was asked for."""
-
-
-def image_endings() -> frozenset[str]:
-    """Endings of the files that are read here, in lower case."""
-    Image.init()
-    known = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    missing = {ending for ending, kind in Image.registered_extensions().items() if kind in NO_DECODER}
-    avif = set() if features.check("avif") else {".avif", ".avifs"}
-    arrays = {".npy", ".npz"} | ({".dcm"} if has_pydicom() else set())
-    return frozenset((known - missing - avif) | arrays)
+def text_array(texts: list[str]) -> pa.LargeStringArray:
+    return pa.array(texts, pa.large_string())
 
 
 @dataclass
 class Listing:
-    """The files of a folder. Paths are relative to it, with `/` between their parts, and sorted."""
+    """The files of a folder or of a tar file. Paths are relative to it, with `/` between their parts.
+
+    Those of a folder are sorted. `splits` are folders that name a split, so that they are no classes."""
 
     folder: str  # absolute
-    images: pa.LargeStringArray  # there may be millions
-    metadata: list[str]
-    parquet: list[str]
-    left_out: Mapping[tuple[str, str], int]  # number of files by (folder at the top, reason); "" for those at the top
-    folders_left_out: list[tuple[str, str]]  # (path, reason)
-    folders: list[str] = field(default_factory=list)  # at the top, those that links lead to among them
+    images: pa.LargeStringArray = field(default_factory=lambda: text_array([]))  # there may be millions
+    metadata: list[str] = field(default_factory=list)
+    parquet: list[str] = field(default_factory=list)
+    tars: list[str] = field(default_factory=list)
+    left_out: Counter[tuple[str, str]] = field(default_factory=Counter)  # number of files by (folder, reason)
+    folders_left_out: list[tuple[str, str]] = field(default_factory=list)  # (path, reason)
+    folders: list[str] = field(default_factory=list)  # at the top, also those without images
+    splits: list[str] = field(default_factory=list)
+    file: str = ""  # the only one that was asked for
 
-    def __post_init__(self):
-        if isinstance(self.images, list):
-            self.images = pa.array(self.images, pa.large_string())
-        self.left_out = self._left_out = Counter(self.left_out)
+    @property
+    def name(self) -> str:
+        """Of the folder, or of the file that alone was asked for."""
+        return self.file or os.path.basename(self.folder)
 
-    @classmethod
-    def of(cls, folder: str, images: list[str], parquet: list[str]) -> "Listing":
-        """A listing of these files alone."""
-        return cls(folder, images, [], parquet, {}, [])
+    @property
+    def only_tars(self) -> bool:
+        return bool(self.tars) and not len(self.images) and not self.parquet
 
-    def part(self, folders: Iterable[str], inside: bool) -> "Listing":
-        """What lies in these folders at the top; with `inside` false all else."""
-        folders = set(folders)
+    @property
+    def shards(self) -> list[str]:
+        return sorted(self.parquet + self.tars)
 
-        def keep(path: str) -> bool:
-            return ("/" in path and path.partition("/")[0] in folders) == inside
+    @cached_property
+    def parents(self) -> pa.DictionaryArray:
+        """The folder of each image, empty for the top."""
+        # A regular expression, not os.path.dirname: a million paths take half a second.
+        return pc.replace_substring_regex(self.images, r"/?[^/]*$", "").dictionary_encode()
 
-        within = np.zeros(len(self.images), bool)
-        for folder in folders:
-            within |= pc.starts_with(self.images, f"{folder}/").to_numpy(zero_copy_only=False)
-        images = self.images.filter(pa.array(within == inside))
-        metadata, parquet = ([path for path in paths if keep(path)] for paths in (self.metadata, self.parquet))
-        left_out = {(top, why): count for (top, why), count in self.left_out.items() if (top in folders) == inside}
-        folders_left_out = [(path, reason) for path, reason in self.folders_left_out if keep(f"{path}/")]
-        kept_folders = [folder for folder in self.folders if (folder in folders) == inside]
-        return Listing(self.folder, images, metadata, parquet, left_out, folders_left_out, kept_folders)
+    @cached_property
+    def image_folders(self) -> list[str]:
+        return self.parents.dictionary.to_pylist()
+
+    def part(self, folders: Container[str], inside: bool) -> "Listing":
+        """What lies in these folders; with `inside` false all else."""
+
+        def keep(folder: str) -> bool:
+            return lies_in(folder, folders) == inside
+
+        kept = np.array([keep(folder) for folder in self.image_folders], bool)
+        images = self.images.filter(pa.array(kept[self.parents.indices.to_numpy()]))
+        metadata, parquet, tars = (
+            [path for path in paths if keep(os.path.dirname(path))]
+            for paths in (self.metadata, self.parquet, self.tars)
+        )
+        left_out = Counter({(folder, why): count for (folder, why), count in self.left_out.items() if keep(folder)})
+        folders_left_out = [(path, reason) for path, reason in self.folders_left_out if keep(path)]
+        return Listing(self.folder, images, metadata, parquet, tars, left_out, folders_left_out, self.folders)
+
+    def mask_files(self) -> list[str]:
+        """The files that are masks of others. Metadata name masks themselves."""
+        return [] if self.metadata else self.images.filter(pa.array(self._is_mask)).to_pylist()
+
+    def without_masks(self) -> "Listing":
+        """The images without those that are masks of others, which are counted. Metadata name images themselves."""
+        gone = self._is_mask
+        if self.metadata or not gone.any():
+            return self
+        left_out = Counter(self.left_out)
+        for number, count in enumerate(np.bincount(self.parents.indices.to_numpy()[gone]).tolist()):
+            left_out[self.image_folders[number], MASKS] += count
+        return replace(self, images=self.images.filter(pa.array(~gone)), left_out=+left_out)
+
+    @cached_property
+    def _is_mask(self) -> np.ndarray:
+        """Of each image whether it is a mask of another ``(images,)``."""
+        masks = masks_among(self.image_folders)
+        is_mask = np.array([lies_in(folder, masks) for folder in self.image_folders], bool)
+        gone = is_mask[self.parents.indices.to_numpy()]
+        named = pc.match_substring_regex(self.images, MASK_ENDING)
+        if pc.any(named).as_py():
+            samples = pc.replace_substring_regex(self.images.filter(pc.invert(named)), r"\.[^./]*$", "")
+            keys = pc.replace_substring_regex(self.images, MASK_ENDING, "")
+            gone = gone | pc.and_(named, pc.is_in(keys, samples)).to_numpy(zero_copy_only=False)
+        return gone
+
+    def classes(self) -> tuple[list[str], np.ndarray] | None:
+        """The names of the classes, and the number of each image's class ``(images,)``: the nearest folder that is no
+        split. None unless all images lie equally deep, in folders of several names."""
+        top = os.path.basename(self.folder)
+        parents = [name or top for name in common_names(self.image_folders, set(self.splits))]
+        names = sorted(set(parents))
+        if len(names) < 2 or len({folder.count("/") + bool(folder) for folder in self.image_folders}) > 1:
+            return None
+        number = {name: i for i, name in enumerate(names)}
+        return names, np.array([number[name] for name in parents])[self.parents.indices.to_numpy()]
 
     def leave_out(self, count: int, reason: str) -> None:
         """Count files that turned out not to be among the images."""
         if count:
-            self._left_out["", reason] += count
+            self.left_out["", reason] += count
 
     def __str__(self) -> str:
         """`12 files left out: 7 .heic (not readable here), 3 hidden`; empty when nothing is left out."""
@@ -102,27 +143,46 @@ class Listing:
         if counts[REASONS_NAMED:]:
             reasons.append(f"{sum(count for _, count in counts[REASONS_NAMED:]):,} others")
         reasons += [f"folder {path!r} ({reason})" for path, reason in self.folders_left_out[:REASONS_NAMED]]
-        files, folders = self._left_out.total(), len(self.folders_left_out)
+        files, folders = self.left_out.total(), len(self.folders_left_out)
         amounts = [f"{files:,} file{'s' * (files != 1)}"] * bool(files)
         amounts += [f"{folders:,} folder{'s' * (folders != 1)}"] * bool(folders)
         return f"{' and '.join(amounts)} left out: {', '.join(reasons)}" if amounts else ""
 
 
-def list_folder(folder: str | os.PathLike) -> Listing:
-    """All files below `folder`.
+def list_place(place: str | os.PathLike) -> Listing:
+    """All files below a folder; of a file that is an image, a parquet file or a tar file, this file alone.
 
     Raises:
-        UserError: the folder does not exist or may not be read; names the nearest that exists.
+        UserError: there is no such folder, or it may not be read; names the nearest that exists. Or a file of another
+            kind.
     """
-    if "://" in str(folder):
-        raise UserError(f"{folder} is not a folder here, and a URL is read as a stream: add --streaming true")
-    folder = Path(folder)
+    if "://" in str(place):
+        raise UserError(f"{place} is not a folder here, and a URL is read as a stream: add --streaming true")
+    folder, endings = Path(place), image_endings()
+    if folder.is_file():
+        return _list_file(folder, endings)
     if not folder.is_dir():
         parent = next(path for path in [folder, *folder.absolute().parents] if path.is_dir())
         near = difflib.get_close_matches(folder.name, [path.name for path in parent.iterdir()], n=1)
         hint = f"did you mean {str(parent / near[0])!r}?" if near else f"{str(parent)!r} exists"
         raise UserError(f"folder {str(folder)!r} does not exist: {hint}")
-    return _Walk(folder, image_endings()).listing()
+    return _Walk(folder, endings).listing()
+
+
+def _list_file(file: Path, endings: frozenset[str]) -> Listing:
+    above, name = os.path.split(os.path.abspath(file))
+    ending = ending_of(name)
+    if ending == ".tar":
+        return Listing(above, tars=[name], file=name)
+    if ending == ".parquet":
+        return Listing(above, parquet=[name], file=name)
+    if ending in endings:
+        return Listing(above, text_array([name]), file=name)
+    if ending in ARCHIVES:
+        raise UserError(f"{str(file)!r} is packed: unpack it and give the folder (a plain .tar is read as it is)")
+    raise UserError(
+        f"{str(file)!r} is neither an image nor a parquet or tar file: give such a file, or a folder of images"
+    )
 
 
 class _Walk:
@@ -130,47 +190,47 @@ class _Walk:
 
     def __init__(self, folder: Path, endings: frozenset[str]):
         self.given, self.folder, self.endings = folder, os.path.abspath(folder), endings
-        self.below: list[tuple[str, str]] = [("", "")]  # (folders still to read, why their files are left out)
+        self.root = os.path.realpath(folder)
+        # Folders still to read: (path, why their files are left out, where the links that lead there stand and end).
+        self.below: list[tuple[str, str, tuple[str, ...]]] = [("", "", (self.root,))]
         self.images: list[str] = []  # found last
         self.chunks: list[pa.LargeStringArray] = []  # found before
-        self.metadata: list[str] = []
-        self.parquet: list[str] = []
-        self.folders: list[str] = []
-        self.left_out: Counter[tuple[str, str]] = Counter()
-        self.folders_left_out: list[tuple[str, str]] = []
+        self.found = Listing(self.folder)
 
     def listing(self) -> Listing:
+        found = self.found
         while self.below:
-            path, reason = self.below.pop()
+            path, reason, links = self.below.pop()
             place = os.path.join(self.folder, path)
             try:
                 with os.scandir(place) as entries:
-                    self._sort_in(entries, path, reason)
+                    self._sort_in(entries, path, reason, links)
             except OSError as error:
                 if not path:
                     raise UserError(
                         f"folder {str(self.given)!r} cannot be read ({error.strerror}): give another"
                     ) from error
-                self.folders_left_out.append((path, str(error.strerror)))
+                found.folders_left_out.append((path, str(error.strerror)))
             if len(self.images) >= CHUNK:
                 self._pack()
         self._pack()
         images = pa.concat_arrays(self.chunks)
-        images = images.take(pc.sort_indices(images))
-        metadata, parquet, folders = sorted(self.metadata), sorted(self.parquet), sorted(self.folders)
-        return Listing(self.folder, images, metadata, parquet, self.left_out, sorted(self.folders_left_out), folders)
+        found.images = images.take(pc.sort_indices(images))
+        for paths in (found.metadata, found.parquet, found.tars, found.folders, found.folders_left_out):
+            paths.sort()
+        return found
 
     def _pack(self) -> None:
         """A million paths as Python objects would take several times the memory."""
-        self.chunks.append(pa.array(self.images, pa.large_string()))
+        self.chunks.append(text_array(self.images))
         self.images = []
 
-    def _sort_in(self, entries: Iterable[os.DirEntry], path: str, reason: str) -> None:
+    def _sort_in(self, entries: Iterable[os.DirEntry], path: str, reason: str, links: tuple[str, ...]) -> None:
         """Put each entry of the folder `path` where it belongs."""
         before = f"{path}/" if path else ""
         for entry in entries:
             name = entry.name
-            _, dot, ending = name.rpartition(".")  # os.path.splitext takes a third of the whole time
+            _, dot, ending = name.rpartition(".")  # as `ending_of`, without the time of a call
             ending = f".{ending.lower()}" if dot else ""
             if (
                 not reason
@@ -180,143 +240,57 @@ class _Walk:
                 and entry.is_file(follow_symlinks=False)
             ):
                 self.images.append(before + name)  # nearly all of a large folder
+            elif _leads_to(entry.is_dir):
+                self._sort_in_folder(entry, before + name, reason, links)
             else:
-                self._sort_in_one(entry, before + name, ending, reason)
+                reason_here = reason or why_hidden(name, False)
+                if not reason_here and not _leads_to(entry.is_file):
+                    reason_here = "dangling (links to nothing)" if entry.is_symlink() else "neither files nor folders"
+                self._sort_in_file(before + name, ending, reason_here)
 
-    def _sort_in_one(self, entry: os.DirEntry, path: str, ending: str, reason: str) -> None:
-        slash = "/" in path
-        if not slash and not entry.name.startswith(".") and entry.is_dir():
-            self.folders.append(path)
-        # Links to folders can form a circle, so they are not followed, except a split at the top.
-        is_folder = entry.is_dir(follow_symlinks=not slash and split_of(entry.name) is not None)
-        if entry.name.startswith("."):
-            reason = "hidden"
-        elif is_folder and entry.name.startswith("__"):
-            reason = reason or "in folders that begin with __"
-        if not reason and not entry.name.isascii() and _is_not_utf8(entry.name):
-            reason = f"{'in folders ' * is_folder}with a name that is not UTF-8"
-        if is_folder:
-            self.below.append((path, reason))
-        elif entry.is_symlink() and entry.is_dir():
-            self.folders_left_out.append((path, "a link, not followed"))
-        else:
-            if not reason and not entry.is_file():
-                reason = "dangling (links to nothing)" if entry.is_symlink() else "neither files nor folders"
-            self._sort_in_file(path, entry.name, ending, reason)
+    def _sort_in_folder(self, entry: os.DirEntry, path: str, reason: str, links: tuple[str, ...]) -> None:
+        if path == entry.name and not entry.name.startswith("."):
+            self.found.folders.append(path)
+        reason = reason or why_hidden(entry.name, True)
+        if entry.is_symlink():
+            target, stands = os.path.realpath(entry.path), os.path.realpath(os.path.dirname(entry.path))
+            links = (*links, stands, target)
+            why_not = reason or self._why_not_followed(path, target, links[:-1])
+            if why_not:
+                self.found.folders_left_out.append((path, why_not))
+                return
+        self.below.append((path, reason, links))
 
-    def _sort_in_file(self, path: str, name: str, ending: str, reason: str) -> None:
-        if not reason and name in METADATA:
-            self.metadata.append(path)
-        elif not reason and ending in self.endings:
+    def _why_not_followed(self, path: str, target: str, links: tuple[str, ...]) -> str:
+        if any(_within(place, target) for place in links):
+            return "a link in a circle"
+        is_split = "/" not in path and split_of(path) is not None
+        hidden = any(why_hidden(name, True) for name in os.path.relpath(target, self.root).split("/"))
+        listed = _within(target, self.root) and not hidden
+        return "a link to what is listed anyway" if listed and not is_split else ""
+
+    def _sort_in_file(self, path: str, ending: str, reason: str) -> None:
+        folder, _, name = path.rpartition("/")
+        if reason:
+            self.found.left_out[folder, reason] += 1
+        elif name in METADATA:
+            self.found.metadata.append(path)
+        elif ending in self.endings:
             self.images.append(path)
-        elif not reason and ending == ".parquet":
-            self.parquet.append(path)
+        elif ending == ".parquet":
+            self.found.parquet.append(path)
+        elif ending == ".tar":
+            self.found.tars.append(path)
         else:
-            kind = "not readable here" if ending in OTHER_IMAGES else "not an image"
-            kind = "install pydicom to read it" if ending == ".dcm" else kind
-            top, slash, _ = path.partition("/")
-            self.left_out[top if slash else "", reason or f"{ending or 'without an ending'} ({kind})"] += 1
+            self.found.left_out[folder, why_no_image(ending)] += 1
 
 
-def _is_not_utf8(name: str) -> bool:
-    return any("\udc80" <= letter <= "\udcff" for letter in name)  # what Python reads other bytes as
+def _leads_to(check: Callable[[], bool]) -> bool:
+    try:
+        return check()
+    except OSError:  # links in a circle
+        return False
 
 
-def split_of(name: str) -> str | None:
-    """train, validation or test where `name` is a usual spelling of one, in any case."""
-    return next((split for split, names in SPELLINGS.items() if name.lower() in names), None)
-
-
-def choose_split(listing: Listing, split: str, exact: bool = False) -> Listing:
-    """The part of `listing` that is `split`: a folder at the top, or everything where no folder there is a split.
-
-    With `exact` a folder named just so is taken although another is spelled as the same split.
-
-    Raises:
-        NoSplit: there is no such split.
-        UserError: the folders may be understood in several ways; says what to give.
-    """
-    folders = listing.folders
-    spelled = {name: split_of(name) for name in folders if split_of(name)}
-    wanted = split_of(split) or split
-    chosen = [name for name, known in spelled.items() if known == wanted]
-    if split in folders and (exact or split not in SPELLINGS or split not in chosen):
-        chosen = [split]
-    if len(chosen) > 1:
-        names = " and ".join(map(repr, chosen))
-        raise UserError(
-            f"folder {listing.folder!r} has {names}, both the split {wanted!r}: give the folder of one, as "
-            f"{os.path.join(listing.folder, chosen[0])!r}"
-        )
-    if not spelled and not chosen:
-        _refuse_unclear_splits(listing, folders)
-        if wanted != "train":
-            raise NoSplit(
-                f"folder {listing.folder!r} has no split {split!r}, no folders of splits: give another with the images"
-            )
-        return listing
-    if spelled:
-        _refuse_beside(listing, list(spelled), {*spelled, *chosen})
-    if not chosen:
-        raise NoSplit(
-            f"folder {listing.folder!r} has no split {split!r}, only {', '.join(spelled)}: give another with the "
-            "images"
-        )
-    others = {*spelled} - {*chosen}
-    return listing.part(others, inside=False) if spelled else listing.part(chosen, inside=True)
-
-
-def _refuse_beside(listing: Listing, splits: list[str], known: set[str]) -> None:
-    """UserError where images, or what describes them, lie beside the folders of splits: they would be left out."""
-    beside = listing.part(known, inside=False)
-    count = len(beside.metadata) + len(beside.images)
-    if count:
-        first = beside.metadata[0] if beside.metadata else beside.images[0].as_py()
-        raise UserError(
-            f"folder {listing.folder!r} has the split{'s' * (len(splits) > 1)} {', '.join(splits)} and beside "
-            f"{'them' if len(splits) > 1 else 'it'} {count:,} other files, as {first!r}: give the folder of "
-            f"one split, as {os.path.join(listing.folder, splits[0])!r}, or rename {splits[0]!r} if it is a class"
-        )
-
-
-def _refuse_unclear_splits(listing: Listing, folders: list[str]) -> None:
-    """UserError where names such as train2017 and val2017 would be taken for classes."""
-    named = {name: split_of(re.split(r"[^A-Za-z]", name)[0]) for name in folders}
-    named = {name: split for name, split in named.items() if split}
-    if len(set(named.values())) > 1:
-        names = ", ".join(list(named)[:4])
-        raise UserError(
-            f"folder {listing.folder!r} has {names}, which may be splits or classes: give the folder of one split, as "
-            f"{os.path.join(listing.folder, next(iter(named)))!r}, or rename them to train, validation, test"
-        )
-
-
-def choose_parquet(listing: Listing, split: str) -> list[str]:
-    """The parquet files whose path names `split`; all of them for training where no path names a split.
-
-    Raises:
-        NoSplit: there is no such file.
-        UserError: a name says two splits.
-    """
-    wanted = split_of(split) or split
-    splits = {path: _split_of_path(path, split) for path in listing.parquet}
-    chosen = [path for path, known in splits.items() if known == wanted]
-    if not chosen and (wanted != "train" or any(splits.values())):
-        raise NoSplit(
-            f"folder {listing.folder!r} has no parquet file of split {split!r}: it has "
-            f"{', '.join(listing.parquet[:5])}"
-        )
-    return chosen or listing.parquet
-
-
-def _split_of_path(path: str, split: str) -> str | None:
-    """The split that the deepest part of `path` names as a word of its own: `test/0.parquet`, `test-0.parquet`."""
-    for part in reversed(path.split("/")):
-        named = {known for word in re.findall(r"[a-z]+", part.lower()) if (known := split_of(word))}
-        if re.search(rf"(?<![a-z]){re.escape(split.lower())}(?![a-z])", part.lower()):
-            named.add(split_of(split) or split)
-        if len(named) > 1:
-            raise UserError(f"parquet file {path!r} names the splits {', '.join(sorted(named))}: rename it after one")
-        if named:
-            return named.pop()
-    return None
+def _within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")

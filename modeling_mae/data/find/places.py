@@ -10,9 +10,9 @@ import datasets
 from PIL import Image
 
 from ...errors import UserError
+from ..read.endings import image_endings
 from ..stream.formats import FORMATS
 from ..stream.shard_cache import is_remote
-from .listing import Listing, image_endings
 from .sources import NAMED, Source, SourceSettings, find_image_column, find_label_column, load_source, still_encoded
 
 
@@ -63,26 +63,12 @@ def _open_word(word: str, split: str | None, settings: SourceSettings) -> Source
     folder, stream = replace(settings, train_dir=word), replace(settings, train_dir=word, streaming=True)
     if is_remote(word) or (any(sign in word for sign in PATTERN_SIGNS) and not os.path.exists(word)):
         return load_source(stream, split)
-    if os.path.isdir(word):
-        return load_source(stream if _holds_tar_files(word) else folder, split)
-    if os.path.isfile(word):
-        if ending == ".tar" or settings.streaming:
-            return load_source(stream, split)
-        if ending != ".parquet" and ending not in image_endings():
-            raise UserError(f"{word!r} is neither an image nor a parquet or tar file: give such a file, or a folder")
-        above, name = os.path.split(os.path.abspath(word))
-        images, parquet = ([], [name]) if ending == ".parquet" else ([name], [])
-        return load_source(replace(settings, train_dir=above), split, listing=Listing.of(above, images, parquet))
+    if os.path.exists(word):
+        return load_source(stream if settings.streaming else folder, split)
     begins_here = "/" in word and os.path.isdir(word.partition("/")[0] or "/")
     if begins_here or word.startswith(".") or ending in (*FORMATS, *image_endings()) or word.count("/") > 1:
         return load_source(replace(folder, streaming=False), split)  # raises: it says what there is
     return load_source(replace(settings, dataset_name=word), split)
-
-
-def _holds_tar_files(folder: str) -> bool:
-    """Whether the folder has tar files at its top and no images beside them."""
-    endings = {os.path.splitext(name)[1].lower() for name in os.listdir(folder) if not name.startswith(".")}
-    return ".tar" in endings and not endings & {".parquet", *image_endings()}
 
 
 def _of_dataset(dataset: datasets.Dataset, name: str, settings: SourceSettings) -> Source:

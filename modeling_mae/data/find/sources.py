@@ -1,7 +1,6 @@
 """Where images come from: a data set by name, a Hub id, a folder of images or parquet files, the bundled images."""
 
 import difflib
-import glob
 import os
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -11,16 +10,19 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet
 
 from ...errors import UserError
 from ..read.arrays import cell_of
+from ..stream.formats.parquet import ARRAYS
 from ..stream.shards import ShardedRows
 from .image_folder import image_folder
-from .listing import Listing, NoSplit, choose_parquet, choose_split, list_folder
+from .listing import MASKS, Listing, list_place
+from .masks import COLUMNS as MASK_COLUMNS
+from .masks import mask_column, masks_beside, masks_in, rows_with_masks, with_mask_column, without_mask_reason
+from .splits import NoSplit, all_splits, choose_split
 from .streams import only_split, stream_of_hub, stream_of_place
+from .tables import caches, checked_rows, holds_images, is_saved, load_parquet, load_saved
 
 
 NAMED = {
@@ -32,8 +34,6 @@ NAMED = {
 BUNDLED = Path(__file__).parents[3] / "data" / "fashion_mnist"
 EVAL_SPLITS = ("validation", "val", "test")  # the first that exists is evaluated on
 ROWS_AT_ONCE = 100_000  # that are looked at for their folder
-ARRAYS = (datasets.Array2D, datasets.Array3D)  # columns of images that are not encoded
-MASK_COLUMNS = ("mask", "masks", "annotation", "annotations", "label", "labels", "segmentation", "ground_truth", "gt")
 
 
 @dataclass(frozen=True)
@@ -157,72 +157,42 @@ def load_source(
         NoSplit: the data set has no such split.
         UserError: the path, name or column does not exist, there are no images, or it is unclear which are meant.
     """
-    if settings.streaming:
-        return _load_stream(settings, split)
-    left_out, dataset_id, folder, name = "", None, None, settings.dataset_name
-    if settings.train_dir is not None:
+    if settings.train_dir is not None and not settings.streaming:
         listing = listing or _list(settings.place)
-        name, folder = Path(listing.folder).name, listing.folder
-        dataset, listing = _load_folder(listing, split, exact_split, settings.cache)
+    if settings.streaming or (listing is not None and listing.only_tars):
+        return _load_stream(settings, split, max_samples)
+    dataset_id, name, folder, left_out = None, settings.dataset_name, None, ""
+    if listing is not None:
+        name, folder = listing.name, listing.folder
+        dataset, listing = _load_folder(listing, split, exact_split, settings)
         left_out = str(listing)
     elif name in (None, "fashion_mnist"):
         name = "fashion_mnist"
-        dataset, _ = _load_folder(list_folder(BUNDLED), split, exact_split, settings.cache)
+        dataset, _ = _load_folder(list_place(BUNDLED), split, exact_split, settings)
     else:
         dataset_id = NAMED.get(name, name)
         dataset = _load_from_hub(name, settings.dataset_config_name, split, settings.cache)
     image_column = find_image_column(dataset.features, settings.image_column_name)
     label_column = find_label_column(dataset.features, settings.label_column_name)
+    dataset = still_encoded(dataset, image_column)
+    if listing is None or not len(listing.images):  # of images in a folder, paths are our own
+        rows = len(dataset)
+        dataset = checked_rows(dataset, image_column, [folder] if folder else caches(settings.cache), name)
+        empty = f"{rows - len(dataset):,} rows left out: without an image" if len(dataset) < rows else ""
+        left_out = "; ".join(filter(None, [left_out, empty]))
+    masks = None
+    if settings.with_masks:
+        masks = mask_column(dataset.features, image_column, settings.mask_column_name, str(name))
+        rows_left, dataset = len(dataset), still_encoded(dataset, masks)
+        dataset = dataset.select(rows_with_masks(dataset, masks, str(name)))
+        without = f"{rows_left - len(dataset):,} images without a mask" if len(dataset) < rows_left else ""
+        left_out = "; ".join(filter(None, [left_out, without]))
     if max_samples is not None and max_samples < len(dataset):
         # Evenly spread: many sets are sorted by class, and their first images would all be of one class.
         dataset = dataset.select(np.linspace(0, len(dataset) - 1, max_samples).round().astype(int))
     if not len(dataset):
         raise UserError(f"{name}, split {split!r}, has no images: give another split or data set")
-    dataset = still_encoded(dataset, image_column)
-    source = Source(dataset, image_column, label_column, name, left_out, dataset_id, folder)
-    return with_masks(source, settings.mask_column_name) if settings.with_masks else source
-
-
-def with_masks(source: Source, name: str | None) -> Source:
-    """The images of `source` that have a mask, in the column `name` or the only one that is called so.
-
-    Raises:
-        UserError: there is no such column, or it has no masks.
-    """
-    features = source.dataset.features
-    columns = [column for column, feature in features.items() if isinstance(feature, (datasets.Image, *ARRAYS))]
-    columns = [column for column in columns if column != source.image_column]
-    if name is None:
-        columns = [column for column in columns if column.lower() in MASK_COLUMNS] or columns
-    if name not in (None, *columns) or (len(columns) != 1 and name is None):
-        raise UserError(
-            f"{source.name} has {len(columns)} columns of masks ({', '.join(columns)}): name one with "
-            "--mask_column_name, put masks into a folder masks beside the folder images, or give --mask_dir"
-        )
-    column = name or columns[0]
-    if isinstance(source.dataset, ShardedRows):
-        return replace(source, mask_column=column)
-    dataset = still_encoded(source.dataset, column)
-    masked = _filled_rows(dataset, column)
-    without = len(dataset) - len(masked)
-    if not len(masked):
-        raise UserError(f"none of the {len(dataset):,} images of {source.name} has a mask: look at their names")
-    left_out = f"{without:,} images without a mask" if without else ""
-    left_out = "; ".join(filter(None, [source.left_out, left_out]))
-    return replace(source, dataset=dataset.select(masked), mask_column=column, left_out=left_out)
-
-
-def _filled_rows(dataset: datasets.Dataset, column: str) -> np.ndarray:
-    """The numbers of the rows that have something in an image column."""
-    filled: list[np.ndarray] = []
-    for rows in dataset.select_columns([column]).with_format("arrow").iter(ROWS_AT_ONCE):
-        cells = rows[column].combine_chunks()
-        there = pc.is_valid(cells)
-        if pa.types.is_struct(cells.type):
-            parts = [pc.is_valid(pc.struct_field(cells, name)) for name in ("bytes", "path")]
-            there = pc.and_(there, pc.or_(*parts))
-        filled.append(there.to_numpy(zero_copy_only=False))
-    return np.flatnonzero(np.concatenate(filled))
+    return Source(dataset, image_column, label_column, name, left_out, dataset_id, folder, masks)
 
 
 def still_encoded(dataset: datasets.Dataset, image_column: str) -> datasets.Dataset:
@@ -262,27 +232,36 @@ def load_eval_split(
     ) from missing
 
 
-def _load_stream(settings: SourceSettings, split: str | None) -> Source:
+def _load_stream(settings: SourceSettings, split: str | None, max_samples: int | None) -> Source:
+    if max_samples is not None:
+        raise UserError(
+            f"{max_samples} samples cannot be taken of a stream or tar file, which is read whole: give fewer"
+        )
+
     def find_column(features: datasets.Features) -> str:
         return find_image_column(features, settings.image_column_name)
 
     name, dataset_id = settings.dataset_name, None
     if settings.train_dir is None and name not in (None, "fashion_mnist"):
         name = dataset_id = NAMED.get(name, name)
-        rows = stream_of_hub(name, settings.dataset_config_name, split, find_column, settings.cache)
+        rows = stream_of_hub(
+            name, settings.dataset_config_name, split, find_column, settings.cache, settings.with_masks
+        )
     else:
         place = str(BUNDLED) if settings.train_dir is None else settings.place
         name = "fashion_mnist" if settings.train_dir is None else Path(place).name
-        rows = stream_of_place(place, split, find_column, settings.cache)
+        rows = stream_of_place(place, split, find_column, settings.cache, settings.with_masks)
     label_column = find_label_column(rows.features, settings.label_column_name)
-    source = Source(rows, rows.image_column, label_column, name, dataset_id=dataset_id)
-    return with_masks(source, settings.mask_column_name) if settings.with_masks else source
+    masks = None
+    if settings.with_masks:
+        masks = mask_column(rows.features, rows.image_column, settings.mask_column_name, str(name))
+    return Source(rows, rows.image_column, label_column, name, rows.left_out, dataset_id, mask_column=masks)
 
 
 def _list(data_dir: str) -> Listing:
     if data_dir == "":
         raise UserError("the folder of images '' is empty: give its path, or . for the current folder")
-    return list_folder(os.path.expanduser(data_dir))
+    return list_place(os.path.expanduser(data_dir))
 
 
 def _load_from_hub(
@@ -305,46 +284,27 @@ def _load_from_hub(
 
 
 def _load_folder(
-    listing: Listing, split: str | None, exact: bool, cache_dir: str | None
+    listing: Listing, split: str | None, exact: bool, settings: SourceSettings
 ) -> tuple[datasets.Dataset, Listing]:
     """The data set of a split, and the listing of its files with what is left out."""
+    if is_saved(listing.folder) and not listing.images:
+        return load_saved(listing.folder, split), Listing(listing.folder)
     if not listing.parquet and not listing.images:
         nothing = str(listing) or ("only metadata" if listing.metadata else "empty")
         raise UserError(f"folder {listing.folder!r} has no images ({nothing}): give one with image or parquet files")
-    if listing.parquet and (not listing.images or _has_image_column(listing)):
-        dataset = _load_parquet(listing, split, cache_dir)
-        listing.leave_out(len(listing.images) + len(listing.metadata), "beside parquet files")
-        return dataset, listing
-    part = listing if split is None else choose_split(listing, split, exact)
+    if listing.parquet and (not listing.images or holds_images(listing)):
+        dataset = load_parquet(listing, split, settings.cache)
+        listing.leave_out(len(listing.images) + len(listing.metadata) + len(listing.tars), "beside parquet files")
+        return dataset, replace(listing, images=listing.images[:0])
+    images = listing.without_masks()
+    part = all_splits(images) if split is None else choose_split(images, split, exact)
     part.leave_out(len(part.parquet), ".parquet (no column of images)")
-    return image_folder(part), part
-
-
-def _has_image_column(listing: Listing) -> bool:
-    """Whether a parquet file, which lies beside images, holds images itself."""
-    for path in listing.parquet:
-        try:
-            with open(os.path.join(listing.folder, path), "rb") as file:
-                kinds = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(file)).values()
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:150]
-            raise UserError(f"{os.path.join(listing.folder, path)!r} cannot be read ({reason}): mend it") from error
-        if any(isinstance(kind, (datasets.Image, *ARRAYS)) for kind in kinds):
-            return True
-    return False
-
-
-def _load_parquet(listing: Listing, split: str | None, cache_dir: str | None) -> datasets.Dataset:
-    files = [f"{listing.folder}/{path}" for path in (choose_parquet(listing, split) if split else listing.parquet)]
-    chained = [file for file in files if "::" in file]
-    if chained:
-        raise UserError(f"{chained[0]!r} cannot be read: `datasets` takes :: for a chain of archives; rename it")
-    files = [glob.escape(file) for file in files]  # `datasets` takes the paths for patterns
-    try:
-        return datasets.load_dataset("parquet", data_files={"images": files}, split="images", cache_dir=cache_dir)
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise UserError(f"folder {listing.folder!r} cannot be read as parquet: {reason[:200]}") from error
+    part.leave_out(len(part.tars), ".tar (beside images)")
+    if not settings.with_masks or part.metadata:
+        return image_folder(part), part
+    part = without_mask_reason(part, MASKS)
+    masks = masks_in(settings.mask_dir) if settings.mask_dir else masks_beside(listing)
+    return with_mask_column(image_folder(part), part, masks), part
 
 
 def find_image_column(features: datasets.Features, name: str | None) -> str:

@@ -4,16 +4,23 @@ import glob
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from ...errors import UserError
-from ..stream.formats import FORMATS
+from ..stream.formats import FORMATS, Shard
+from ..stream.formats.format import Member
+from ..stream.formats.tar import Members
 from ..stream.shard_cache import ShardCache, ShardError, attempt, file_system, is_remote
 from ..stream.shard_index import index_shards
 from ..stream.shards import ShardedRows, read_features
-from .listing import Listing, NoSplit, choose_parquet
+from .listing import MASKS, Listing, list_place, text_array
+from .masks import masks_beside, without_mask_reason
+from .splits import NoSplit, all_splits, choose_shards, choose_split, refuse_undivided
 
 
 ENDINGS = tuple(FORMATS)
@@ -21,23 +28,102 @@ BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
 
 def stream_of_place(
-    place: str, split: str | None, find_column: Callable[[datasets.Features], str], cache_dir: str | None
+    place: str,
+    split: str | None,
+    find_column: Callable[[datasets.Features], str],
+    cache_dir: str | None,
+    only_masked: bool = False,
 ) -> ShardedRows:
     """The shards of `split` in the folder or under the URL pattern `place`; for None all of them. `find_column`
-    chooses the image column.
+    chooses the image column. `only_masked`: of tar files the images with a mask, and these masks.
 
     Raises:
         NoSplit: no shard is of this split.
         UserError: there are no shards, or of two kinds, or one cannot be read.
     """
+    listing = _listed(place)
+    if not listing.shards:
+        found = str(listing) or f"{len(listing.images):,} images"
+        raise UserError(f"{place!r} has no shards ({found}): a stream takes {' or '.join(ENDINGS)} files")
+    listing.leave_out(len(listing.images) + len(listing.metadata), "beside shards")
+    named = None if split is None else choose_shards(listing, split)
+    if named is None and split is not None and (listing.parquet or not listing.tars):
+        refuse_undivided(listing, split)
+    cache = _cache(cache_dir)
+    shards = _indexed([f"{listing.folder}/{path}" for path in named or listing.shards], place, cache)
+    listing = replace(listing, folder=place)
+    shards = _chosen(shards, listing, split if named is None else None, only_masked)
+    return _opened(shards, listing, find_column, cache)
+
+
+def _chosen(shards: list[Shard], listing: Listing, split: str | None, only_masked: bool = False) -> list[Shard]:
+    """The shards; of tar files with the images of `split` alone. What is left out is counted in `listing`."""
+    if not any(isinstance(shard.members, Members) for shard in shards):
+        return shards
+    inside, masks = _members(shards, listing.folder, split, only_masked)
+    for (_, reason), count in inside.left_out.items():
+        listing.leave_out(count, reason)
+    return _with_members(shards, inside, masks)
+
+
+def _listed(place: str) -> Listing:
+    if not is_remote(place) and os.path.exists(os.path.expanduser(place)):
+        return list_place(os.path.expanduser(place))
     shards = list_shards(place)
-    if not shards:
-        raise UserError(f"{place!r} has no shards: a stream takes {' or '.join(ENDINGS)} files")
     folders = [os.path.dirname(shard) + "/" for shard in shards]  # some are URLs, which commonpath would not keep
     common = os.path.commonprefix(folders).rpartition("/")[0]  # noqa: RUF071
     paths = [shard[len(common) + 1 :] for shard in shards]
-    chosen = paths if split is None else choose_parquet(Listing.of(common or "/", [], paths), split)
-    return _open([f"{common}/{path}" for path in chosen], place, find_column, cache_dir, None)
+    tars = [path for path in paths if path.endswith(".tar")]
+    return Listing(common or "/", parquet=[path for path in paths if path not in {*tars}], tars=tars)
+
+
+def _members(
+    shards: list[Shard], place: str, split: str | None, only_masked: bool
+) -> tuple[Listing, dict[str, Member]]:
+    """The images of `split` in tar files: as in a folder none is a mask, and folders are splits or classes. With
+    `only_masked` also the mask of each by the image's name; the others are left out.
+
+    Raises:
+        NoSplit, UserError: as `choose_split`.
+    """
+    names = [shard.members.names for shard in shards if isinstance(shard.members, Members)]
+    listing = Listing(place, pa.concat_arrays([text_array([]), *(pc.cast(part, pa.large_string()) for part in names)]))
+    for shard in shards:
+        listing.left_out.update({(folder, reason): count for folder, reason, count in shard.left_out})
+    images = listing.without_masks()
+    images = all_splits(images) if split is None else choose_split(images, split)
+    if not only_masked:
+        return images, {}
+    paths, chosen, found = masks_beside(listing), {*images.images.to_pylist()}, dict[str, Member]()
+    for shard in shards:
+        files = {member[0]: member for member in shard.members}
+        for path in chosen & files.keys():
+            mask = files.get(paths.get(os.path.splitext(path)[0], ""))
+            if mask is not None:
+                found[path] = mask
+    images = without_mask_reason(images, MASKS)
+    images.leave_out(len(chosen) - len(found), "without a mask")
+    kept = images.images.filter(pc.is_in(images.images, text_array(list(found))))
+    return replace(images, images=kept), found
+
+
+def _with_members(shards: list[Shard], listing: Listing, masks: dict[str, Member]) -> list[Shard]:
+    """The shards with the members in `listing` alone, and their `masks` by name. If none has a label, their folders
+    are their classes."""
+    members = [shard.members.select(listing.images) if isinstance(shard.members, Members) else [] for shard in shards]
+    labelled = any(part.labels.null_count < len(part) for part in members if isinstance(part, Members))
+    classes = None if labelled else listing.classes()
+    if classes is not None:
+        names, numbers = classes
+        labels, start = pa.array([name.encode() for name in names], pa.binary()).take(pa.array(numbers)), 0
+        for part in members:
+            if isinstance(part, Members):
+                part.labels = labels[start : start + len(part)]
+                start += len(part)
+    return [
+        replace(shard, members=part, counts=[len(part)], masks=[masks[name] for name, *_ in part] if masks else [])
+        for shard, part in zip(shards, members, strict=True)
+    ]
 
 
 def stream_of_hub(
@@ -46,8 +132,9 @@ def stream_of_hub(
     split: str | None,
     find_column: Callable[[datasets.Features], str],
     cache_dir: str | None,
+    only_masked: bool = False,
 ) -> ShardedRows:
-    """The shards of `split` of a data set on the Hub, as `datasets` finds them.
+    """The shards of `split` of a data set on the Hub, as `datasets` finds them. The rest as of `stream_of_place`.
 
     Raises:
         NoSplit: the data set has no such split.
@@ -68,7 +155,10 @@ def stream_of_hub(
             f"data set {hub_id!r} has {os.path.basename(unreadable[0])!r}, which is none of {', '.join(ENDINGS)}: go "
             "without --streaming"
         )
-    return _open(urls, hub_id, find_column, cache_dir, builder.info.features)
+    cache = _cache(cache_dir)
+    listing = Listing(hub_id)
+    shards = _chosen(_indexed(urls, hub_id, cache), listing, None, only_masked)
+    return _opened(shards, listing, find_column, cache, builder.info.features)
 
 
 def only_split(hub_id: str, splits: list[str]) -> str:
@@ -83,14 +173,11 @@ def only_split(hub_id: str, splits: list[str]) -> str:
 
 
 def list_shards(place: str) -> list[str]:
-    """The sorted parquet and tar files of a folder (at any depth), or of a pattern with braces and wildcards.
+    """The sorted parquet and tar files of a pattern with braces and wildcards, or of a URL.
 
     Raises:
         UserError: the place does not exist or cannot be listed.
     """
-    if not is_remote(place) and os.path.isdir(os.path.expanduser(place)):
-        folder = os.path.abspath(os.path.expanduser(place))
-        return sorted(str(path) for path in Path(folder).rglob("*") if path.name.endswith(ENDINGS) and path.is_file())
     shards: list[str] = []
     for pattern in expand_braces(place):
         if not is_remote(pattern):
@@ -132,17 +219,32 @@ def expand_braces(pattern: str) -> list[str]:
     return [expanded for value in values for expanded in expand_braces(f"{before}{value}{after}")]
 
 
-def _open(
-    urls: list[str], place: str, find_column: Callable, cache_dir: str | None, features: datasets.Features | None
-) -> ShardedRows:
-    if len({os.path.splitext(url)[1] for url in urls}) > 1:
+def _cache(cache_dir: str | None) -> ShardCache:
+    return ShardCache(Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "streams" / "units")
+
+
+def _indexed(urls: list[str], place: str, cache: ShardCache) -> list[Shard]:
+    if len({os.path.splitext(url)[1].lower() for url in urls}) > 1:
         raise UserError(f"{place!r} has both parquet and tar files: give a folder or pattern of one kind")
-    cache = ShardCache(Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "streams" / "units")
-    shards = index_shards(urls, cache)
-    if not any(shard.counts and sum(shard.counts) for shard in shards):
-        raise UserError(f"{place!r} has no images in its {len(shards)} shards: give others")
+    return index_shards(urls, cache)
+
+
+def _opened(
+    shards: list[Shard],
+    listing: Listing,
+    find_column: Callable,
+    cache: ShardCache,
+    features: datasets.Features | None = None,
+) -> ShardedRows:
+    """The rows of these shards of the place `listing`."""
+    left_out = str(listing)
+    if not any(sum(shard.counts) for shard in shards):
+        found = f" ({left_out})" if left_out else ""
+        raise UserError(f"{listing.folder!r} has no images in its {len(shards)} shards{found}: give others")
     try:
         features = features or read_features(shards)
     except ShardError as error:
         raise UserError(f"{error}: mend it") from error
-    return ShardedRows(shards, features, find_column(features), cache)
+    rows = ShardedRows(shards, features, find_column(features), cache)
+    rows.left_out = left_out
+    return rows

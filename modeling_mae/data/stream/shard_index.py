@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 from ...errors import UserError
+from ..read.endings import image_endings
 from .formats import Shard, format_of
 from .formats.tar import Members
 from .shard_cache import ShardCache, ShardError, attempt, file_system
@@ -44,7 +45,8 @@ def _index(url: str, cache: ShardCache) -> Shard:
 def _counted(url: str, cache: ShardCache) -> Shard:
     size, stamp = attempt(lambda: _state(url), url)
     folder = cache.folder.parent / "index"
-    kept = folder / f"{hashlib.sha256(url.encode()).hexdigest()}.json"
+    counted = f"{url} {sorted(image_endings())}"  # which of a tar file's members are images
+    kept = folder / f"{hashlib.sha256(counted.encode()).hexdigest()}.json"
     try:
         shard = Shard(**json.loads(kept.read_text()))
         if (shard.size, shard.stamp) == (size, stamp):

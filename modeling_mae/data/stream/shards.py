@@ -23,6 +23,8 @@ REST = 60  # seconds that a unit which could not be read is left alone
 class ShardedRows:
     """Stands where a `datasets.Dataset` stands in a `Source`: length, features, a row by number, a column by name."""
 
+    left_out: str = ""  # what is not among the images, for people
+
     def __init__(self, shards: list[Shard], features: datasets.Features, image_column: str, cache: ShardCache):
         self.shards, self.features, self.image_column, self.cache = shards, features, image_column, cache
         self.units = [(shard, number) for shard in shards for number in range(len(shard.counts))]

@@ -11,4 +11,4 @@ FORMATS: dict[str, Format] = {".parquet": Parquet(), ".tar": Tar()}
 
 
 def format_of(shard: Shard) -> Format:
-    return FORMATS[os.path.splitext(shard.url)[1]]
+    return FORMATS[os.path.splitext(shard.url)[1].lower()]

@@ -15,13 +15,16 @@ Member = tuple[str, int, int, str | None]  # name, offset, size and label of an 
 @dataclass
 class Shard:
     """A file of images. `stamp` changes when the file does. `counts` are the images of each unit, which is read at
-    once. `members` are the images of a format whose files have no list of their own."""
+    once. `members` are the images of a format whose files have no list of their own, `masks` theirs in the same order
+    where masks are wanted, and `left_out` their other files as (folder, reason, number)."""
 
     url: str
     size: int | None
     stamp: str
     counts: list[int] = field(default_factory=list)
     members: Sequence[Member] = field(default_factory=list)
+    left_out: list[tuple[str, str, int]] = field(default_factory=list)
+    masks: Sequence[Member] = field(default_factory=list)
 
 
 class Format(Protocol):

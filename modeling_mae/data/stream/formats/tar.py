@@ -1,21 +1,26 @@
 """Tar files of images and their label files, as webdataset writes them. A unit is a whole file."""
 
+import copy
 import json
 import os
+import posixpath
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from ...read.endings import ending_of, image_endings, why_left_out, why_no_image
 from ...read.faults import BadImage
 from ..shard_cache import ShardCache, local_file
 from .format import Member, Shard
 
 
-IMAGE, LABEL = "image", "label"  # the columns
-LABEL_FILES = ("cls", "json", "txt")
-IMAGE_FILES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "jp2")
+IMAGE, LABEL, MASK = "image", "label", "mask"  # the columns
+LABEL_FILES = (".cls", ".json", ".txt")
 
 
 class Members(Sequence[Member]):
@@ -31,6 +36,14 @@ class Members(Sequence[Member]):
     def __len__(self) -> int:
         return len(self.names)
 
+    def select(self, names: pa.LargeStringArray) -> "Members":
+        """The members of these names."""
+        chosen = copy.copy(self)
+        mask = pc.is_in(self.names, names.cast(pa.binary()))
+        for column in ("names", "offsets", "sizes", "labels"):
+            setattr(chosen, column, getattr(self, column).filter(mask))
+        return chosen
+
     def __getitem__(self, row):
         name, label = (_text_of(texts[row].as_py()) for texts in (self.names, self.labels))
         return name, self.offsets[row].as_py(), self.sizes[row].as_py(), label
@@ -44,38 +57,72 @@ def _text_of(data: bytes | None) -> str | None:
     return None if data is None else data.decode("utf-8", "surrogatepass")
 
 
+@dataclass
+class _Content:
+    """What a tar file holds, put together member by member."""
+
+    endings: frozenset[str] = field(default_factory=image_endings)
+    images: list[tuple[str, int, int]] = field(default_factory=list)  # name, offset, size
+    labels: dict[str, str] = field(default_factory=dict)  # by the name of the sample
+    label_files: list[tuple[str, str]] = field(default_factory=list)  # name, and why it is no image
+    left_out: Counter[tuple[str, str]] = field(default_factory=Counter)  # files by folder and reason
+
+    def add(self, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
+        reason = why_left_out(member.name, self.endings) if member.isreg() else "links in tar files"
+        ending = ending_of(member.name)
+        if not reason:
+            self.images.append((member.name, member.offset_data, member.size))
+        elif reason == why_no_image(ending) and ending in LABEL_FILES:
+            content, sample = tar.extractfile(member), samples_of(member.name)[0]
+            label = _label(content.read(), ending) if content is not None else None
+            if label is not None and (ending == ".cls" or sample not in self.labels):
+                self.labels[sample] = label
+            self.label_files.append((member.name, reason))
+        elif not member.isdir():
+            self.left_out[posixpath.dirname(member.name), reason] += 1
+
+    def label_of(self, name: str) -> str | None:
+        return next((self.labels[sample] for sample in samples_of(name) if sample in self.labels), None)
+
+    def fill(self, shard: Shard) -> None:
+        shard.members = [(*image, self.label_of(image[0])) for image in self.images]
+        shard.counts = [len(self.images)]
+        samples = {sample for name, _, _ in self.images for sample in samples_of(name)}
+        for name, reason in self.label_files:
+            if samples_of(name)[0] not in samples:
+                self.left_out[posixpath.dirname(name), reason] += 1
+        shard.left_out = [(folder, reason, count) for (folder, reason), count in self.left_out.items()]
+
+
+def samples_of(name: str) -> list[str]:
+    """What the sample of a file may be called, the longest first: `a/0.left` and `a/0` of `a/0.left.png`."""
+    folder, slash, file = name.rpartition("/")
+    parts = file.split(".")
+    return [folder + slash + ".".join(parts[:count]) for count in range(max(1, len(parts) - 1), 0, -1)]
+
+
 class Tar:
     def count(self, shard: Shard, cache: ShardCache) -> None:
         """If the file ends too early, the last image is one that cannot be read."""
-        images, labels, place = [], {}, -1
+        content, place = _Content(), -1
         with tarfile.open(local_file(shard.url, shard.size, shard.stamp, cache), "r:") as tar:
             try:
                 for member in tar:
                     if member.size < 0 or member.offset <= place:
                         raise tarfile.ReadError(f"the header at byte {member.offset} leads back")
                     place = member.offset
-                    folder, slash, file = member.name.rpartition("/")
-                    key, _, ending = file.partition(".")
-                    key, ending = f"{folder}{slash}{key}", ending.lower()
-                    if not member.isfile():
-                        continue
-                    if ending in IMAGE_FILES:
-                        images.append((key, member.name, member.offset_data, member.size))
-                    elif ending in LABEL_FILES:
-                        content = tar.extractfile(member)
-                        label = _label(content.read(), ending) if content is not None else None
-                        if label is not None and (ending == "cls" or key not in labels):
-                            labels[key] = label
+                    content.add(member, tar)
             except tarfile.ReadError:
-                if not images:
+                if not content.images:
                     raise
-        shard.members = [(name, offset, size, labels.get(key)) for key, name, offset, size in images]
-        shard.counts = [len(shard.members)]
+        content.fill(shard)
 
     def features(self, shards: list[Shard]) -> datasets.Features:
         """A label is a whole number, if all of them are, or else a word."""
         features = datasets.Features({IMAGE: datasets.Image(decode=False)})
         labels = [label for shard in shards for _, _, _, label in shard.members if label is not None]
+        if any(shard.masks for shard in shards):
+            features[MASK] = datasets.Image(decode=False)
         if labels:
             features[LABEL] = datasets.Value("int64" if all(map(str.isdecimal, labels)) else "string")
         return features
@@ -94,8 +141,10 @@ class Tar:
         # The open file stays readable after the cache has removed it.
         file = open(local_file(shard.url, shard.size, shard.stamp, cache), "rb")  # noqa: SIM115  # `read` keeps it
 
+        members = shard.masks if column == MASK else shard.members
+
         def read(row: int) -> dict:
-            name, offset, size, _ = shard.members[row]
+            name, offset, size, _ = members[row]
             try:
                 data = os.pread(file.fileno(), size, offset)
             except OSError as error:
@@ -109,7 +158,7 @@ class Tar:
 
 def _label(data: bytes, ending: str) -> str | None:
     text = data.decode("utf-8", "replace").strip()
-    if ending != "json":
+    if ending != ".json":
         return text or None
     try:
         content = json.loads(text)

@@ -1,0 +1,115 @@
+"""Which mask belongs to which image: files by their names, tables by their columns."""
+
+import os
+from dataclasses import replace
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ...errors import UserError
+from ..stream.formats.parquet import ARRAYS
+from ..stream.shards import ShardedRows
+from .image_folder import image_column
+from .layout import above, masks_among
+from .listing import MASK_SUFFIX, Listing, list_place
+
+
+MASK = "mask"  # the column of masks that are files
+COLUMNS = (MASK, "masks", "annotation", "annotations", "label", "labels", "segmentation", "ground_truth", "gt")
+ROWS_AT_ONCE = 100_000  # whose cells are looked at for a mask
+
+
+def key_of(path: str) -> str:
+    """What an image and its mask have in common: `a/0` of `a/0.jpg`, `a/0.mask.png` and `a/0_mask.png`."""
+    return os.path.splitext(MASK_SUFFIX.sub(".", path))[0]
+
+
+def masks_beside(listing: Listing) -> dict[str, str]:
+    """{key of an image: path of its mask}, of the files that are masks of others in a listing.
+
+    Raises:
+        UserError: an image has two masks.
+    """
+    folders, masks = masks_among(listing.image_folders), dict[str, str]()
+    for path in listing.mask_files():
+        place = next((place for place in above(os.path.dirname(path)) if place in folders), None)
+        moved = path if place is None else folders[place] + path.removeprefix(place)
+        _enter(masks, key_of(moved), path, listing.folder)
+    return masks
+
+
+def masks_in(folder: str) -> dict[str, str]:
+    """The same of a folder of masks, whose files are called as the images. The paths are absolute."""
+    listing, masks = list_place(os.path.expanduser(folder)), dict[str, str]()
+    for path in listing.images.to_pylist():
+        _enter(masks, key_of(path), f"{listing.folder}/{path}", listing.folder)
+    return masks
+
+
+def _enter(masks: dict[str, str], key: str, path: str, folder: str) -> None:
+    if key in masks:
+        raise UserError(f"{folder!r} has two masks of one image, {masks[key]!r} and {path!r}: remove one")
+    masks[key] = path
+
+
+def with_mask_column(dataset: datasets.Dataset, images: Listing, masks: dict[str, str]) -> datasets.Dataset:
+    """The data set of `images` with the column of their masks; empty where an image has none."""
+    paths = [masks.get(os.path.splitext(path)[0]) for path in images.images.to_pylist()]
+    whole = [path and os.path.join(images.folder, path).removeprefix("/") for path in paths]
+    table = dataset.data.table.append_column(MASK, image_column("", pa.array(whole, pa.large_string())))
+    features = datasets.Features({**dataset.features, MASK: datasets.Image(decode=False)})
+    info = datasets.DatasetInfo(features=features)
+    return datasets.Dataset(datasets.table.InMemoryTable(table), info=info, fingerprint=dataset._fingerprint)
+
+
+def mask_column(features: datasets.Features, image: str, name: str | None, place: str) -> str:
+    """The column `name` of masks, or the only one that is called so, or the only one of images beside `image`.
+
+    Raises:
+        UserError: there is none, or there are several.
+    """
+    kinds = (datasets.Image, *ARRAYS)
+    columns = [column for column, kind in features.items() if isinstance(kind, kinds) and column != image]
+    if name is None:
+        columns = [column for column in columns if column.lower() in COLUMNS] or columns
+    if name is not None and name in columns:
+        return name
+    if name is not None or len(columns) != 1:
+        raise UserError(
+            f"{place} has {len(columns)} columns of masks ({', '.join(columns) or 'none'}): name one with "
+            "--mask_column_name, put masks into a folder masks beside the folder images, or give --mask_dir"
+        )
+    return columns[0]
+
+
+def rows_with_masks(dataset: datasets.Dataset | ShardedRows, column: str, place: str) -> np.ndarray | None:
+    """The numbers of the rows that have a mask; None of a stream, whose rows all have one.
+
+    Raises:
+        UserError: no row has one.
+    """
+    if isinstance(dataset, ShardedRows):
+        return None
+    filled: list[np.ndarray] = []
+    for rows in dataset.select_columns([column]).with_format("arrow").iter(ROWS_AT_ONCE):
+        cells = rows[column].combine_chunks()
+        there = pc.is_valid(cells)
+        if pa.types.is_struct(cells.type):
+            parts = [pc.is_valid(pc.struct_field(cells, name)) for name in ("bytes", "path")]
+            there = pc.and_(there, pc.or_(*parts))
+        filled.append(there.to_numpy(zero_copy_only=False))
+    chosen = np.flatnonzero(np.concatenate(filled))
+    if not len(chosen):
+        raise UserError(
+            f"none of the {len(dataset):,} images of {place} has a mask: name each mask like its image, in a folder "
+            "masks beside the folder images, or give --mask_dir"
+        )
+    return chosen
+
+
+def without_mask_reason(listing: Listing, reason: str) -> Listing:
+    """The listing, whose masks are not left out."""
+    counts = {key: count for key, count in listing.left_out.items() if key[1] != reason}
+    return replace(listing, left_out=type(listing.left_out)(counts))

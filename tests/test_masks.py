@@ -1,0 +1,336 @@
+"""Masks: how they are read, which belong to which image, and that they are cropped as their images."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
+
+from modeling_mae.data.find.sources import SourceSettings, load_source
+from modeling_mae.data.read.faults import BadImage
+from modeling_mae.data.read.masks import decode_mask
+from modeling_mae.data.serve.images import Opening
+from modeling_mae.data.serve.masked import IGNORED, ScaledCrop, crop_pair
+from modeling_mae.errors import UserError
+from modeling_mae.evaluation.mask_prediction import mask_files, palette
+from modeling_mae.tasks.masks import Masks, MaskSettings, class_weights
+from modeling_mae.tasks.windows import logits_by_rows, logits_of, starts_of
+
+
+def encoded(array: np.ndarray, format: str = "PNG", mode: str | None = None) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array, mode).save(file, format)
+    return file.getvalue()
+
+
+NUMBERS = np.array([[0, 1, 2], [3, 255, 7]], np.uint8)
+
+
+# --- files ---
+
+
+def test_numbers_of_every_kind_of_file(tmp_path):
+    tiff, npy = tmp_path / "a.tif", tmp_path / "a.npy"
+    Image.fromarray(NUMBERS).save(tiff)
+    np.save(npy, NUMBERS[None].astype(np.float32))  # a plane too many, and whole numbers as fractions
+    for path in (tiff, npy):
+        assert decode_mask(None, str(path)).tolist() == NUMBERS.tolist()
+    assert decode_mask(encoded(NUMBERS), None).tolist() == NUMBERS.tolist()
+    assert decode_mask(encoded(NUMBERS.astype(np.uint16) * 200), None).tolist() == (NUMBERS * 200.0).tolist()
+    assert decode_mask(encoded(NUMBERS > 1), None).tolist() == (NUMBERS > 1).tolist()
+    palette_image = Image.fromarray(NUMBERS, "P")
+    palette_image.putpalette(palette(256).tobytes())
+    file = io.BytesIO()
+    palette_image.save(file, "PNG")
+    assert decode_mask(file.getvalue(), None).tolist() == NUMBERS.tolist()
+    colours = np.array([[[255, 0, 0], [0, 0, 1], [16, 32, 48]]], np.uint8)
+    assert decode_mask(encoded(colours), None).tolist() == [[0xFF0000, 1, 0x102030]]
+
+
+def test_masks_that_are_refused():
+    noise = np.random.default_rng(0).integers(0, 255, (16, 16), np.uint8)
+    with pytest.raises(BadImage, match="is a JPEG file, which blurs the numbers of a mask: save masks as PNG"):
+        decode_mask(encoded(noise, "JPEG"), "m.jpg")
+    file = io.BytesIO()
+    np.save(file, np.full((4, 4), 0.5))
+    with pytest.raises(BadImage, match="is a mask with fractions"):
+        decode_mask(file.getvalue(), "m.npy")
+    file = io.BytesIO()
+    np.save(file, np.zeros((4, 4, 3), int))
+    with pytest.raises(BadImage, match="is a mask of shape 4x4x3"):
+        decode_mask(file.getvalue(), "m.npy")
+
+
+def write(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+IMAGE = np.full((6, 8, 3), 90, np.uint8)
+MASK = np.zeros((6, 8), np.uint8)
+MASK[:, :3] = 1
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "options"),
+    [
+        (["train/images/a.jpg", "train/images/b.jpg"], ["train/masks/a.png", "train/masks/b.png"], {}),
+        (["images/train/a.jpg", "images/val/b.jpg"], ["annotations/train/a.png", "annotations/val/b.png"], {}),
+        (["train/a.jpg", "train/b.jpg"], ["train/a_mask.png", "train/b.mask.png"], {}),
+        (["train/a.jpg", "train/sub/b.jpg"], ["elsewhere/train/a.png", "elsewhere/train/sub/b.tif"], "elsewhere"),
+        (["t/train/good/a.png", "t/test/bad/b.png"], ["t/ground_truth/bad/b_mask.png"], {}),
+    ],
+)
+def test_pairs_in_folders(tmp_path, images, masks, options):
+    top = tmp_path / "data"
+    for name in images:
+        write(top / name, IMAGE)
+    outside = isinstance(options, str)
+    for name in masks:
+        write((tmp_path if outside else top) / name, MASK)
+    extra = {"mask_dir": str(tmp_path / options)} if outside else {}
+    wanted = SourceSettings(train_dir=str(top), problem_type="semantic_segmentation", **extra)
+    source = load_source(wanted, None)
+    pairs = {Path(source.cell(i)["path"]).stem: source.mask_cell(i)["path"] for i in range(len(source))}
+    named = {Path(mask).name.split(".")[0].removesuffix("_mask"): mask for mask in masks}
+    assert {
+        stem: Path(path).relative_to(tmp_path if outside else top).as_posix() for stem, path in pairs.items()
+    } == named
+    assert ("1 images without a mask" in source.left_out) == (len(masks) < len(images))
+    # Pre-training takes the images and never the masks.
+    plain = load_source(SourceSettings(train_dir=str(top)), None)
+    assert sorted(Path(plain.cell(i)["path"]).stem for i in range(len(plain))) == ["a", "b"]
+
+
+def tar_of(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def test_pairs_in_tar_files_and_parquet(tmp_path):
+    image, mask = encoded(IMAGE), encoded(MASK)
+    (tmp_path / "tars").mkdir()
+    tar_of(tmp_path / "tars" / "0.tar", {"a.png": image, "a.mask.png": mask, "b.png": image})
+    tar_of(tmp_path / "tars" / "1.tar", {"c.png": image, "c.mask.png": encoded(MASK[::-1].copy() * 2)})
+    wanted = SourceSettings(train_dir=str(tmp_path / "tars"), streaming=True, problem_type="semantic_segmentation")
+    source = load_source(wanted, None)
+    assert len(source) == 2 and "1 without a mask" in source.left_out
+    assert [decode_mask(**cell_arguments(source.mask_cell(i))).max() for i in range(2)] == [1, 2]
+    assert len(load_source(SourceSettings(train_dir=str(tmp_path / "tars"), streaming=True), None)) == 3
+
+    kinds = datasets.Features({"image": datasets.Image(), "annotation": datasets.Image()})
+    rows = {"image": [{"bytes": image, "path": None}] * 3, "annotation": [{"bytes": mask, "path": None}, None, None]}
+    (tmp_path / "table").mkdir()
+    datasets.Dataset.from_dict(rows, features=kinds).to_parquet(tmp_path / "table" / "train.parquet")
+    for streaming, count in ((False, 1), (True, 3)):
+        place = SourceSettings(
+            train_dir=str(tmp_path / "table"), streaming=streaming, problem_type="semantic_segmentation"
+        )
+        source = load_source(place)
+        assert len(source) == count
+        assert decode_mask(**cell_arguments(source.mask_cell(0))).tolist() == MASK.tolist()
+    assert load_source(SourceSettings(train_dir=str(tmp_path / "table"))).image_column == "image"
+
+
+def cell_arguments(cell: dict) -> dict:
+    return {"data": cell["bytes"], "path": cell["path"]}
+
+
+# --- classes ---
+
+
+def source_of(folder: Path, masks: list[np.ndarray], image: np.ndarray | None = None):
+    for i, mask in enumerate(masks):
+        write(folder / "images" / f"{i}.png", np.full((*mask.shape, 3), 9, np.uint8) if image is None else image)
+        write(folder / "masks" / f"{i}.png", mask)
+    return load_source(SourceSettings(train_dir=str(folder), problem_type="semantic_segmentation"), None)
+
+
+def test_classes_and_their_pixels_by_hand(tmp_path):
+    source = source_of(tmp_path, [np.uint8([[0, 0, 4], [4, 4, 255]]), np.uint8([[7, 0, 0], [0, 0, 0]])])
+    labels, names = Masks().read(source)
+    assert names == ["0", "4", "7"]
+    assert labels.tolist() == [[2, 3, 0], [5, 0, 1]]
+    labels, names = Masks(MaskSettings(mask_values="binary")).read(source)
+    assert (names, labels.tolist()) == (["ground", "thing"], [[2, 4], [5, 1]])
+    labels, names = Masks(MaskSettings(ignore_index=0)).read(source)
+    assert (names, labels.tolist()) == (["4", "7"], [[3, 0], [0, 1]])
+    (tmp_path / "classes.json").write_text(json.dumps({"0": "ground", "4": "tree", "7": "car", "255": "sky"}))
+    labels, names = Masks().read(source)
+    assert (names, labels.tolist()) == (["ground", "tree", "car", "sky"], [[2, 3, 0, 1], [5, 0, 1, 0]])
+    (tmp_path / "classes.json").unlink()
+    (tmp_path / "classes.txt").write_text("ground\na\nb\nc\ntree\nd\ne\ncar\n")
+    assert Masks().read(source)[1] == ["ground", "a", "b", "c", "tree", "d", "e", "car"]
+
+
+def test_black_and_white_masks_have_two_classes(tmp_path):
+    labels, names = Masks().read(source_of(tmp_path, [np.uint8([[0, 255], [255, 255]])]))
+    assert (names, labels.tolist()) == (["0", "255"], [[1, 3]])
+
+
+def test_masks_that_no_training_can_use(tmp_path):
+    with pytest.raises(UserError, match="has 2x3 pixels, and its image 6x8: give them one size"):
+        Masks().read(source_of(tmp_path / "size", [np.uint8([[0, 1, 0], [1, 1, 0]])], IMAGE))
+    counted = [np.arange(n, dtype=np.uint8)[None].repeat(2, 0) for n in range(9, 30)]
+    source = source_of(tmp_path / "things", counted)
+    with pytest.raises(UserError, match="hold 1, 2, 3, ... up to 8 to 28, which look like numbers of things"):
+        Masks().read(source)
+    assert len(Masks(MaskSettings(mask_values="classes")).read(source)[1]) == 29
+    assert Masks(MaskSettings(mask_values="binary")).read(source)[1] == ["ground", "thing"]
+    with pytest.raises(UserError, match="1 masks have the number 5, which no training mask has; the classes are 0, 1"):
+        Masks().read(source_of(tmp_path / "strange", [np.uint8([[0, 1]]), np.uint8([[0, 5]])]), ["0", "1"])
+    with pytest.raises(UserError, match="a model needs two classes"):
+        Masks().read(source_of(tmp_path / "one", [np.zeros((2, 2), np.uint8)]))
+    (tmp_path / "one" / "classes.json").write_text('{"0": "a", "1": "a"}')
+    with pytest.raises(UserError, match="names no classes"):
+        Masks().read(
+            load_source(SourceSettings(train_dir=str(tmp_path / "one"), problem_type="semantic_segmentation"))
+        )
+
+
+def test_class_weights_by_hand():
+    # Shares 0.9, 0.09 and 0.01: the median over each, at most 10; a class without a pixel has 1.
+    assert class_weights(torch.tensor([[900, 60, 0, 0], [0, 30, 10, 0]])) == pytest.approx([0.1, 1.0, 9.0, 1.0])
+
+
+# --- crops ---
+
+
+def test_masks_follow_their_images(tmp_path):
+    """Where every pixel of the image says its class, the crop of the image tells the crop of the mask."""
+    generator = np.random.default_rng(0)
+    blocks = generator.integers(0, 5, (6, 5, 4)).repeat(8, 1).repeat(8, 2).astype(np.uint8)
+    for i, mask in enumerate(blocks):
+        write(tmp_path / "images" / f"{i}.png", (mask * 50)[..., None].repeat(3, 2))
+        write(tmp_path / "masks" / f"{i}.png", mask)
+    source = load_source(SourceSettings(train_dir=str(tmp_path), problem_type="semantic_segmentation"), None)
+    task = Masks(MaskSettings(quarter_turns=True))
+    labels, names = task.read(source)
+    images = task.open_images(source, labels, names, Opening((16, 16), 3))
+    view = images.view(ScaledCrop(0, (16, 16), [0.5, 2.0], True, True, [0.9] * 3))
+    kinds = set()
+    for epoch in range(6):
+        batch = view.batch(epoch, list(range(6)))
+        pixels, masks = batch["images"].float().mean(1), batch["masks"]
+        known = masks != IGNORED
+        # Between two blocks the resized image has values of its own.
+        agree = ((pixels / 50 - masks).abs() < 0.3)[known].float().mean().item()
+        assert agree > 0.75, agree
+        assert (pixels[~known] - 0.9 * 255).abs().max() <= 1 if (~known).any() else True
+        again = view.batch(epoch, list(range(6)))
+        assert torch.equal(again["masks"], masks) and torch.equal(again["images"], batch["images"])
+        kinds.add(tuple(masks.flatten().tolist()))
+    assert len(kinds) == 6
+
+
+def test_a_box_over_the_edge_by_hand():
+    image, mask = torch.arange(6).view(1, 2, 3).float(), torch.arange(6, dtype=torch.uint8).view(2, 3)
+    seen, known = crop_pair(image, mask, [-1, 1, 4, 3], (4, 3), torch.tensor([50.0]))
+    assert known.tolist() == [[255] * 3, [1, 2, 255], [4, 5, 255], [255] * 3]
+    assert seen[0].tolist() == [[50] * 3, [1, 2, 50], [4, 5, 50], [50] * 3]
+    _, twice = crop_pair(image, mask, [0, 0, 2, 3], (4, 6), torch.tensor([0.0]))
+    assert twice.tolist() == mask.repeat_interleave(2, 0).repeat_interleave(2, 1).tolist()
+
+
+def test_boxes_lie_inside_where_they_fit():
+    crop = ScaledCrop(0, (10, 20), [0.5, 2.0], True, False, [0.5])
+    boxes, flips = crop(0, list(range(500)), 15, 100)
+    top, left, height, width = boxes.T
+    assert (height.min(), height.max()) == (5, 20) and (width.min(), width.max()) == (10, 40)
+    assert ((left >= 0) & (left + width <= 100)).all()
+    fits = height <= 15
+    assert ((top >= 0) & (top + height <= 15))[fits].all() and fits.any()
+    assert ((top <= 0) & (top + height >= 15))[~fits].all() and not fits.all()
+    assert 200 < flips.sum() < 300
+    assert set(ScaledCrop(0, (8, 8), [1, 1], False, True, [0.5]).turns(0, list(range(50)))) == {0, 1, 2, 3}
+    assert set(crop.turns(0, list(range(50)))) == {0}
+
+
+# --- evaluation ---
+
+
+def test_figures_are_those_of_scikit_learn():
+    generator = np.random.default_rng(1)
+    labels = torch.from_numpy(generator.integers(0, 4, (5, 6, 7)))
+    logits = torch.from_numpy(generator.normal(size=(5, 4, 6, 7))).float()
+    logits.scatter_add_(1, labels[:, None], torch.full((5, 1, 6, 7), 1.5))
+    labels[0, :3] = IGNORED
+    task = Masks()
+    columns = {name: value.numpy() for name, value in task.columns(logits, labels).items()}
+    results = task.results(columns, 4)
+    known = labels != IGNORED
+    truth, said = labels[known].numpy(), logits.argmax(1)[known].numpy()
+    assert results["confusion_matrix"] == confusion_matrix(truth, said).tolist()
+    assert results["per_class_iou"] == pytest.approx(jaccard_score(truth, said, average=None).tolist())
+    assert results["mean_iou"] == pytest.approx(jaccard_score(truth, said, average="macro"))
+    assert results["per_class_dice"] == pytest.approx(f1_score(truth, said, average=None).tolist())
+    assert results["pixel_accuracy"] == pytest.approx((truth == said).mean())
+    low, high = results["mean_iou_interval"]
+    assert low < results["mean_iou"] < high
+
+
+def test_figures_by_hand():
+    """Two of three classes are there. Of class 0 two pixels of three are found, of class 1 one of one."""
+    labels = torch.tensor([[[0, 0], [0, 1]]])
+    logits = 10 * torch.nn.functional.one_hot(torch.tensor([[[0, 0], [1, 1]]]), 3).permute(0, 3, 1, 2).float()
+    results = Masks().results({k: v.numpy() for k, v in Masks().columns(logits, labels).items()}, 3)
+    assert results["confusion_matrix"] == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
+    assert results["per_class_iou"] == [pytest.approx(2 / 3), 0.5, None]
+    assert results["mean_iou"] == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert results["pixel_accuracy"] == 0.75
+
+
+class Local(torch.nn.Module):
+    """Logits that depend on the pixel alone, so that windows must give what the whole image gives."""
+
+    class config:
+        image_height_width = (8, 12)
+
+    def forward(self, pixel_values):
+        class Output:
+            logits = torch.cat([pixel_values, -pixel_values, pixel_values**2], 1)
+
+        assert pixel_values.shape[2:] == (8, 12)
+        return Output
+
+
+@pytest.mark.parametrize("size", [(8, 12), (5, 40), (31, 7), (29, 50)])
+def test_windows_cover_an_image_of_any_size(size):
+    pixels = torch.randn(1, 1, *size)
+    expected = torch.cat([pixels, -pixels, pixels**2], 1)
+    pieces = list(logits_by_rows(Local(), lambda top, end: pixels[:, :, top:end], size))
+    torch.testing.assert_close(torch.cat(pieces, 1)[None], expected)
+    batch = torch.zeros(2, 1, 40, 60)
+    batch[0, :, : size[0], : size[1]] = pixels[0]
+    batch[1, :, :8, :12] = 1
+    found = logits_of(Local(), batch, [list(size), [8, 12]], True)
+    torch.testing.assert_close(found[:1, :, : size[0], : size[1]], expected)
+
+
+def test_windows_by_hand():
+    assert starts_of(8, 8) == [0] and starts_of(5, 8) == [0]
+    assert starts_of(9, 8) == [0, 1] and starts_of(24, 9) == [0, 6, 12, 15]
+
+
+# --- predictions ---
+
+
+def test_names_of_masks():
+    assert mask_files(["a.jpg", "b/a.png", "/abs/x.tif", "../y.png"]) == ["a.png", "b/a.png", "abs/x.png", "y.png"]
+    assert mask_files(["a.jpg", "a.png", "b.jpg"]) == ["a.jpg.png", "a.png.png", "b.png"]
+
+
+def test_colours_are_those_of_pascal_voc():
+    # From the development kit's table: aeroplane, bicycle, bird, ..., tv monitor (20), void (255).
+    voc = {0: [0, 0, 0], 1: [128, 0, 0], 2: [0, 128, 0], 3: [128, 128, 0], 15: [192, 128, 128], 20: [0, 64, 128]}
+    assert {number: palette(256)[number].tolist() for number in voc} == voc
+    assert palette(256)[255].tolist() == [224, 224, 192]
