@@ -104,7 +104,7 @@ def frozen_rows(decided: DecidedEvaluation, accelerator: Accelerator, hub: Hub) 
     if start is None:
         return rows
     if recipe.knn or decided.readouts:
-        judging = JudgeSettings(recipe.seed, sets.frozen_task)
+        judging = JudgeSettings(recipe.seed, sets.task if recipe.with_masks else sets.frozen_task)
     if recipe.knn:
         encoder = frozen_encoder(start, config, accelerator.print)
         rows += frozen_table(reader, encoder, sets.training, sets.evaluation, "pre-trained encoder", judging)

@@ -187,8 +187,8 @@ def check_masks(args) -> None:
     require(args, "zoom", lambda x: 0.01 <= x <= 100, "two enlargements, as in 0.5 2")
     if len(args.zoom) != 2 or args.zoom[0] > args.zoom[1]:
         raise ArgumentError(f"zoom {join(args.zoom)} does not work: give smallest, largest, as in 0.5 2")
-    if args.reads_features:
-        raise ArgumentError("knn and readouts compare one label an image, and masks have many: leave them out")
+    if args.readouts is not None or args.feature_layers is not None or args.feature_pooling is not None:
+        raise ArgumentError("readouts compare one label an image, and masks have many: give --knn true alone")
     for name in ("mixup", "cutmix", "random_erasing"):
         if getattr(args, name):
             raise ArgumentError(f"{name} {getattr(args, name):g} does not change masks with their images: give 0")

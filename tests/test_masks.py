@@ -163,7 +163,7 @@ def test_classes_and_their_pixels_by_hand(tmp_path):
     labels, names = Masks(MaskSettings(mask_values="binary")).read(source)
     assert (names, labels.tolist()) == (["ground", "thing"], [[2, 4], [5, 1]])
     labels, names = Masks(MaskSettings(ignore_index=0)).read(source)
-    assert (names, labels.tolist()) == (["4", "7"], [[3, 0], [0, 1]])
+    assert (names, labels.tolist()) == (["4", "7", "255"], [[3, 0, 1], [0, 1, 0]])
     (tmp_path / "classes.json").write_text(json.dumps({"0": "ground", "4": "tree", "7": "car", "255": "sky"}))
     labels, names = Masks().read(source)
     assert (names, labels.tolist()) == (["ground", "tree", "car", "sky"], [[2, 3, 0, 1], [5, 0, 1, 0]])

@@ -11,16 +11,19 @@ from torch import nn
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..configuration_mae import MAEConfig
 from ..data.serve.images import Images
+from ..data.serve.masked import MaskedImages
 from ..modeling_mae import EvalNet, MAEModel
 from ..readout import CHUNK, nearest, pooled_output
-from ..tasks import CLASSES
+from ..tasks import CLASSES, Task
 from ..tasks.evalnet import EvalNetTask
+from .dense import dense_figures, tokens_of
 from .reader import FrozenSet, Reader
 
 
 EVAL_BATCH = 256  # images; without gradients it takes less memory than a training batch of usual size
 K = 20  # of the k-NN accuracy that tables and cards show
 KS = (10, K, 100, 200)
+RAW = "raw pixels"  # as features
 TEMPERATURE = 0.07  # of the k-NN votes (Wu et al., arXiv 1805.01978)
 LOGISTIC_LIMIT = 2 * 10**10  # images x width x classes: beyond it the fit takes hours
 RAW_PIXELS_LIMIT = 8 << 30  # bytes
@@ -31,7 +34,7 @@ class JudgeSettings:
     """How frozen features are judged."""
 
     seed: int  # of the untrained encoder and of the probes
-    task: EvalNetTask = CLASSES
+    task: Task = CLASSES
     ks: tuple[int, ...] = KS  # neighbours of the k-NN; more than there are training images are left out
     linear: bool = True  # also fit a linear model: logistic regression, or of numbers ridge regression
 
@@ -65,21 +68,26 @@ def frozen_table(
 
     A row each: `name`, `knn` {k: accuracy}, and `logistic_regression` where it is asked for; accuracies in 0..1. Of
     other problems than one class an image, their metric takes the place of the accuracy, and in a regression
-    `ridge_regression` that of `logistic_regression`. They are on the main process only.
+    `ridge_regression` that of `logistic_regression`. Of masks the neighbours are those of patches, as `dense_figures`
+    says. They are on the main process only.
     """
     accelerator, problem = reader.accelerator, settings.task.problem
     torch.manual_seed(settings.seed)
     untrained = MAEModel(encoder.config)
-    encoders: dict[str, nn.Module] = {"raw pixels": nn.Flatten(), "untrained encoder": untrained, name: encoder}
+    encoders: dict[str, nn.Module] = {RAW: nn.Flatten(), "untrained encoder": untrained, name: encoder}
     size = len(train) * encoder.config.num_patches * encoder.config.patch_dim * 4
     if size >= RAW_PIXELS_LIMIT:
         accelerator.print(f"note       no baseline of raw pixels: they would take {size >> 30} GiB")
-        del encoders["raw pixels"]
+        del encoders[RAW]
     rows = []
     for title, model in encoders.items():
         if isinstance(model, MAEModel):
             model = accelerator.prepare_model(model, evaluation_mode=True).eval()
-        figures = frozen_figures(reader, features_of(model), train, evaluation, settings)
+        if isinstance(train, MaskedImages) and isinstance(evaluation, MaskedImages):
+            encode = untrained.patchify if title == RAW else tokens_of(model)
+            figures = dense_figures(reader, encode, train, evaluation, encoder.config.grid, settings.ks)
+        else:
+            figures = frozen_figures(reader, features_of(model), train, evaluation, settings)
         rows.append({"name": title, **figures})
         unit = " %" if problem.is_share else ""
         shown = "  ".join(f"k={k} {problem.shown(value)}{unit}" for k, value in figures.get("knn", {}).items())
@@ -127,6 +135,7 @@ def frozen_figures(
 def judge(reader: Reader, train: FrozenSet, test: FrozenSet, settings: JudgeSettings) -> dict:
     """`knn` {k: metric} and the linear model's metric of labelled features ``(images, width)``."""
     labels, task = train.known_labels, settings.task
+    assert isinstance(task, EvalNetTask)  # others have no label for a whole image
     ks = tuple(k for k in settings.ks if k <= len(train))
     figures: dict[str, Any] = {"knn": knn_metrics(train, test, ks, task, reader.accelerator.device)}
     classes = int(labels.max()) + 1 if labels.ndim == 1 else labels.shape[1]
