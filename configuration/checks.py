@@ -160,11 +160,10 @@ def check_checkpoint(args) -> None:
 
 
 def check_problem_type(args) -> None:
-    from modeling_mae.configuration_mae import PROBLEM_TYPES
+    from modeling_mae.tasks import TASKS
 
-    known = (*PROBLEM_TYPES, SEMANTIC_SEGMENTATION)
-    if args.problem_type not in (None, *known):
-        hint = suggest(args.problem_type, known) or f": give {', '.join(known)}"
+    if args.problem_type not in (None, *TASKS):
+        hint = suggest(args.problem_type, TASKS) or f": give {', '.join(TASKS)}"
         raise ArgumentError(f"problem_type {args.problem_type!r} does not work{hint}")
     if args.with_masks:
         check_masks(args)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import DataArguments, Decides, ModelArguments, OptimizerArguments, RunArguments, option
+from .arguments import DataArguments, ModelArguments, OptimizerArguments, RunArguments, option
 from .checks import check_blocks, check_evaluation
 from .errors import ArgumentError
 from .model import SEMANTIC_SEGMENTATION, model_fields, parse_overrides, parse_pairs
@@ -78,10 +78,6 @@ SEGMENTATION = {
 }
 # What a frozen encoder has otherwise: its head alone can take a higher rate, and nothing overfits.
 SEGMENTATION_PROBING = {"base_learning_rate": 1.6e-2, "weight_decay": 0.0, "layer_decay": 1.0}
-MASK_OPTIONS = (
-    *("mask_dir", "mask_column_name", "mask_values", "ignore_index", "class_weights", "dice_weight"),
-    *("segmentation_head", "zoom", "quarter_turns", "eval_windows"),
-)
 EVAL_BATCH, MASKS_BATCH = 256, 16  # images that are evaluated at a time
 EVAL_CROP_FRACTION = 0.875  # 224 of 256 pixels (paper, Section A.1)
 RESULTS = "eval_results.json"  # in the folder of each training
@@ -155,32 +151,44 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         "binary: all numbers above 0 in a mask are one class; classes: each number is one, though they look like "
         "numbers of things.",
         decides="weights",
+        added=True,
     )
     ignore_index: int | None = option(
-        None, "Number of the pixels without a class. By default 255, where no class has it.", decides="weights"
+        None,
+        "Number of the pixels without a class. By default 255, where no class has it.",
+        decides="weights",
+        added=True,
     )
     class_weights: str = option(
-        "none", "auto: weigh classes of few pixels more in the loss of masks, 0.1 to 10.", decides="weights"
+        "none",
+        "auto: weigh classes of few pixels more in the loss of masks, 0.1 to 10.",
+        decides="weights",
+        added=True,
     )
-    dice_weight: float = option(0.0, "Weight of the Dice loss beside the cross-entropy of masks.", decides="weights")
+    dice_weight: float = option(
+        0.0, "Weight of the Dice loss beside the cross-entropy of masks.", decides="weights", added=True
+    )
     segmentation_head: str = option(
         "linear",
         "Head for masks. linear: one layer; multiscale: four blocks, for thin things; upernet: as published "
         "comparisons have it.",
         decides="weights",
+        added=True,
     )
     zoom: list[float] = option(
         [0.5, 2.0],
         "Smallest and largest enlargement of an image and its mask in training. 1 1: none.",
         decides="weights",
+        added=True,
     )
     quarter_turns: bool = option(
-        False, "Also turn an image and its mask by quarters, where images have no up.", decides="weights"
+        False, "Also turn an image and its mask by quarters, where images have no up.", decides="weights", added=True
     )
     eval_windows: bool = option(
         True,
         "Evaluate masks in overlapping windows of the model's size. False: whole images, whatever their size.",
         decides="result",
+        added=True,
     )
     per_device_eval_batch_size: int | None = option(
         None,
@@ -246,10 +254,6 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
     def eval_batch(self) -> int:
         """Images that a process evaluates at a time."""
         return self.per_device_eval_batch_size or (MASKS_BATCH if self.with_masks else EVAL_BATCH)
-
-    def deciding(self, *kinds: Decides) -> list[str]:
-        """Options of masks decide nothing of other tasks, and older checkpoints do not name them."""
-        return [name for name in super().deciding(*kinds) if self.with_masks or name not in MASK_OPTIONS]
 
     def trainings(self) -> list["EvalTraining"]:
         """Every training there is to do. ArgumentError for a wrong linear override."""
@@ -386,7 +390,7 @@ class EvalTraining:
             raise ArgumentError(
                 f"{self.folder} holds the results of {row['name']}, not of {self.name}: give another --output_dir"
             )
-        before = json.loads((self.folder / "arguments.json").read_text())
+        before = self.recipe.added() | json.loads((self.folder / "arguments.json").read_text())
         now = json.loads(json.dumps(dataclasses.asdict(self.recipe)))
         names = [name for name in self.recipe.deciding("weights", "result") if before.get(name) != now[name]]
         # Where one call has them given and the other measured, the checkpoint compares the numbers.

@@ -38,6 +38,12 @@ class JudgeSettings:
     ks: tuple[int, ...] = KS  # neighbours of the k-NN; more than there are training images are left out
     linear: bool = True  # also fit a linear model: logistic regression, or of numbers ridge regression
 
+    @property
+    def image_task(self) -> EvalNetTask:
+        """The task, whose labels are of whole images."""
+        assert isinstance(self.task, EvalNetTask), self.task
+        return self.task
+
 
 def frozen_encoder(
     checkpoint: Checkpoint, config: MAEConfig | None = None, say: Callable[[str], None] = lambda text: None
@@ -134,8 +140,7 @@ def frozen_figures(
 
 def judge(reader: Reader, train: FrozenSet, test: FrozenSet, settings: JudgeSettings) -> dict:
     """`knn` {k: metric} and the linear model's metric of labelled features ``(images, width)``."""
-    labels, task = train.known_labels, settings.task
-    assert isinstance(task, EvalNetTask)  # others have no label for a whole image
+    labels, task = train.known_labels, settings.image_task
     ks = tuple(k for k in settings.ks if k <= len(train))
     figures: dict[str, Any] = {"knn": knn_metrics(train, test, ks, task, reader.accelerator.device)}
     classes = int(labels.max()) + 1 if labels.ndim == 1 else labels.shape[1]

@@ -54,7 +54,7 @@ def probe_metric(
 
     It is trained by AdamW on the features of `train` as they are, `EPOCHS` epochs or `FEWEST_UPDATES`. `config` is the
     encoder's. Features are ``(images, width)``, or ``(images, patches, width)`` for an attentive probe."""
-    labels, task = torch.from_numpy(train.known_labels), settings.task
+    labels, task = torch.from_numpy(train.known_labels), settings.image_task
     outputs = int(max(labels.max(), test.known_labels.max())) + 1 if labels.ndim == 1 else labels.shape[1]
     torch.manual_seed(settings.seed)
     probe = make_probe(config, train.features, outputs)

@@ -224,8 +224,9 @@ def _cache(cache_dir: str | None) -> ShardCache:
 
 
 def _indexed(urls: list[str], place: str, cache: ShardCache) -> list[Shard]:
-    if len({os.path.splitext(url)[1].lower() for url in urls}) > 1:
-        raise UserError(f"{place!r} has both parquet and tar files: give a folder or pattern of one kind")
+    endings = sorted({os.path.splitext(url)[1].lower() for url in urls})
+    if len(endings) > 1:
+        raise UserError(f"{place!r} has {' and '.join(endings)} files: give a folder or pattern of one kind")
     return index_shards(urls, cache)
 
 
