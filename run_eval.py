@@ -31,8 +31,9 @@ from modeling_mae.files import write_json
 from modeling_mae.hub.common import LOG_AND_BEST
 from modeling_mae.hub.fetch import local_checkpoint
 from modeling_mae.hub.push import Hub, HubSettings
-from modeling_mae.report.evaluation import describe_training, report_evaluation, report_training
+from modeling_mae.report.evaluation import WORST, describe_training, report_evaluation, report_training
 from modeling_mae.report.facts import Base, Identity, TrainingLog
+from modeling_mae.report.figures import save_figure
 from modeling_mae.settings import settings
 from modeling_mae.tasks.protocol import ViewSettings
 from modeling_mae.tasks.sets import LabelledSets
@@ -228,8 +229,11 @@ def test_classifier(reader: Reader, checkpoint: Checkpoint, tested: Tested, sets
     model = reader.accelerator.prepare_model(checkpoint.trained(sets.task.model_class), evaluation_mode=True)
     results, columns = classifier.evaluate_classifier(reader, model, sets, final=True)
     recipe, folder = tested.recipe, tested.folder
+    examples = sets.task.examples(model, reader.transform, sets.evaluation, columns, sets.class_names)
     if reader.accelerator.is_main_process:
         processor_of(sets.evaluation, recipe.image_mean, recipe.image_std).save_pretrained(folder)
+        if examples is not None:
+            save_figure(examples, folder / WORST)
         written = sets.task.written(columns) if recipe.save_predictions else None
         identity = Identity(hub.card_name(folder), hub.address(folder), recipe.license, tested.base)
         shown = dataclasses.asdict(recipe)

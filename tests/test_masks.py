@@ -18,7 +18,8 @@ from modeling_mae.data.read.masks import decode_mask
 from modeling_mae.data.serve.images import Opening
 from modeling_mae.data.serve.masked import IGNORED, ScaledCrop, crop_pair
 from modeling_mae.errors import UserError
-from modeling_mae.evaluation.mask_prediction import mask_files, palette
+from modeling_mae.evaluation.mask_prediction import mask_files
+from modeling_mae.report.masks import palette
 from modeling_mae.tasks.masks import Masks, MaskSettings, class_weights
 from modeling_mae.tasks.windows import logits_by_rows, logits_of, starts_of
 

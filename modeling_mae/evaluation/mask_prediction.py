@@ -17,6 +17,7 @@ from ..data.find.places import Place
 from ..data.find.row_names import RowNames
 from ..errors import UserError
 from ..files import replacing, write_csv, write_json
+from ..report.masks import overlay, palette
 from ..segmentation_mae import MAEForSemanticSegmentation
 from ..tasks.evalnet import names_of
 from ..tasks.protocol import distinct
@@ -43,14 +44,6 @@ class MaskOutput:
     folder: Path
     overlay: bool = False
     overwrite: bool = False
-
-
-def palette(classes: int) -> np.ndarray:
-    """The colours ``(classes, 3)`` uint8 of Pascal VOC's masks: the bits of the class number, from the lowest on, are
-    dealt to red, green and blue, from the highest on. Class 0 is black."""
-    numbers = np.arange(classes)
-    bits = numbers[:, None] >> np.arange(24) & 1  # (classes, 24)
-    return (bits.reshape(classes, 8, 3) << np.arange(7, -1, -1)[:, None]).sum(1).astype(np.uint8)
 
 
 def write_masks(checkpoint: str, images: Place, output: MaskOutput, settings: ApplySettings) -> None:
@@ -176,14 +169,6 @@ def _save_overlay(target: Path, image: torch.Tensor, mask: np.ndarray, colours: 
     shown = overlay(image, mask, colours, STRENGTH)
     with replacing(target) as partial:
         Image.fromarray(shown).save(partial, "PNG")
-
-
-def overlay(image: torch.Tensor, mask: np.ndarray, colours: np.ndarray, strength: float) -> np.ndarray:
-    """``(height, width, 3)`` uint8: the image ``(channels, height, width)``, where 255 is white, under the colours of
-    its classes. Of many bands the first three are shown, or the first one in gray."""
-    seen = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
-    pixels = seen.float().clamp(0, 255).permute(1, 2, 0).numpy()
-    return (pixels * (1 - strength) + colours[mask] * strength).round().astype(np.uint8)
 
 
 def _write_table(folder: Path, targets: list[str], names: list[str], files: list[str]) -> None:

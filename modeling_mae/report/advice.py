@@ -162,7 +162,7 @@ def evaluation_advice(run: RunFiles) -> list[Text]:
     if best is None:
         return advice
     folder = f"{_place(run)}/{best['name']}" if len(trained) > 1 else _place(run)
-    use = f"from transformers import pipeline\n\nclassify = pipeline('image-classification', {folder!r}, "
+    use = f"from transformers import pipeline\n\nclassify = pipeline({problem.hub_task!r}, {folder!r}, "
     use += "trust_remote_code=True)\nclassify('photograph.jpg')"
     return [*advice, Text("Use the best classifier:", use, "python"), _export(folder)]
 

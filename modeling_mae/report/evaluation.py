@@ -25,6 +25,7 @@ from .sections import (
 )
 
 
+WORST = "worst.png"  # the worst images, of a task that draws them
 MAX_CLASSES_SHOWN = 100  # more make a confusion matrix that nobody can read
 
 
@@ -60,6 +61,8 @@ def report_training(
     if len(data.class_names) <= MAX_CLASSES_SHOWN:
         parts += _each_label(results, data)
     save_charts(folder, parts)
+    if (folder / WORST).exists():
+        parts.append(Picture(WORST, "The images with the lowest mean IoU: image, truth, prediction, difference"))
     sections = [
         Section(f"Results on {data.images:,} images of {data.name}, split {data.split}", parts),
         use_section(identity.repo_id, data.problem.auto_class, data.problem.usage),

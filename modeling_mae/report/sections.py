@@ -135,6 +135,7 @@ def evaluation_sections(run: RunFiles) -> list[Section]:
         Section("What to do next", evaluation_advice(run), only="page"),
         Section("Curves", charts),
         Section("Classes", _classes(run)),
+        Section("Worst images", _worst_images(run)),
         Section("Settings", settings_parts(run.trainings)),
     ]
 
@@ -176,6 +177,16 @@ def _classes(run: RunFiles) -> list[Part]:
         parts.append(Text(f"{title[0].upper()}{title[1:]} of {best['name']} on the classes that it does worst on:"))
         parts.append(Table([[name, f"{100 * value:.1f} %"] for value, name in sorted(known)[:WORST]]))
     return parts
+
+
+def _worst_images(run: RunFiles) -> list[Part]:
+    """Those of each classifier, of a task that draws them."""
+    places = {row["name"]: _below(run.folder_of(row["name"]), "worst.png") for row in run.rows if "loss" in row}
+    return [
+        picture
+        for name, place in places.items()
+        for picture in _picture(run, place, f"Worst images of {name}", name, tall=True)
+    ]
 
 
 # --- what all share ---

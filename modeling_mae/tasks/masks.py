@@ -1,30 +1,30 @@
 """Masks: a class for each pixel of an image."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 
 from ..checkpoint import Checkpoint
 from ..configuration_mae import MAEConfig
 from ..data.find.sources import Source
 from ..data.read.header import read_header
 from ..data.read.masks import decode_mask
-from ..data.serve.images import Opening, open_images
+from ..data.serve.images import Images, Opening, open_images
 from ..data.serve.masked import IGNORED, MaskedImages, ScaledCrop
 from ..errors import UserError
 from ..modeling_mae import MAEPreTrainedModel
+from ..report.masks import compared_masks
 from ..report.problem import Problem
 from ..segmentation_mae import MAEForSemanticSegmentation
 from .evalnet import names_of
 from .protocol import Answers, Columns, Task, ViewSettings
-from .windows import logits_of
+from .windows import logits_of, model_device
 
 
 SEMANTIC_SEGMENTATION = "semantic_segmentation"  # transformers has no name for it
@@ -32,9 +32,9 @@ THREADS = 8  # that read masks before the training
 DEEP = 1 << 16  # larger numbers are colours
 MATRICES_LIMIT = 1 << 30  # bytes; 2,000 images of 150 classes take a sixth of it
 KEPT_LIMIT = 1 << 30  # bytes of masks that are kept in memory
+EXAMPLES = 8  # images of the worst ones
 MANY_INSTANCES = 8  # numbers in an ordinary image of masks that count things
 WEIGHT_BOUNDS = (0.1, 10.0)  # of the class weights, so that a class of a few pixels does not rule the training
-CLASSES_FILES = ("classes.json", "classes.txt")
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class Masks(Task):
                 "--mask_dir or --mask_column_name"
             )
         counts = list(_counted(source))
-        named = read_classes_file(source.folder)
+        named = source.mask_names
         present = sorted({value for each in counts for value in each})
         if self.settings.mask_values is None:
             _refuse_instances(source, counts, named)
@@ -223,7 +223,7 @@ class Masks(Task):
     def open_images(self, source: Source, labels: np.ndarray, names: list[str], opening: Opening) -> MaskedImages:
         # The numbers of the rows: an image that stands in for a bad one brings its own.
         images = open_images(source, opening, np.arange(len(source)))
-        numbering = Numbering(names, self.settings, read_classes_file(source.folder))
+        numbering = Numbering(names, self.settings, source.mask_names)
         masked = MaskedImages(images, MaskFiles(source, numbering, int(labels.sum())), torch.from_numpy(labels))
         shares = labels.sum(0) / max(1, labels.sum())
         described = ", ".join(f"{name} {share:.1%}" for name, share in zip(names, shares, strict=True))
@@ -311,6 +311,22 @@ class Masks(Task):
         results = metric.compute(predictions=confusion.reshape(len(confusion), -1), references=confusion.sum((1, 2)))
         return {"loss": float(columns["loss"].mean()), **results}
 
+    def examples(
+        self, model, transform: Callable[..., torch.Tensor], images: Images, columns: dict, names: list[str]
+    ) -> Figure:
+        from .metrics import iou_of
+
+        scores = np.nan_to_num(np.nanmean(iou_of(columns["confusion"].astype(np.int64)), 1))  # (images,)
+        rows = np.argsort(scores, kind="stable")[:EXAMPLES].tolist()
+        shown: list[tuple[torch.Tensor, np.ndarray, np.ndarray, str]] = []
+        for row in rows:
+            batch = images.batch(0, [row])
+            on_device = {key: value.to(model_device(model)) for key, value in batch.items()}
+            predicted = self.outputs(model, transform, on_device).argmax(1)[0].cpu().numpy()
+            title = f"image {row}, mean IoU {100 * scores[row]:.1f}"
+            shown.append((images.read(row), batch["masks"][0].numpy(), predicted, title))
+        return compared_masks(shown, names)
+
     def written(self, columns: dict[str, np.ndarray]) -> dict:
         """The IoU of each class in each image, NaN where neither mask nor prediction has it."""
         from .metrics import iou_of
@@ -337,34 +353,6 @@ def class_weights(labels: torch.Tensor) -> list[float]:
     median = shares[shares > 0].median()
     weights = torch.where(shares > 0, (median / shares).clamp(*WEIGHT_BOUNDS), 1.0)
     return weights.tolist()
-
-
-def read_classes_file(folder: str | None) -> dict[int, str]:
-    """{number in the masks: name} from classes.json or classes.txt in the folder, or in the one above; empty without.
-
-    Raises:
-        UserError: the file names no classes.
-    """
-    places = [Path(folder), Path(folder).parent] if folder else []
-    path = next((place / name for place in places for name in CLASSES_FILES if (place / name).is_file()), None)
-    if path is None:
-        return {}
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else text.split("\n")
-        if isinstance(content, list):
-            content = {i: name for i, name in enumerate(content) if str(name).strip()}
-        numbered = all(str(key).isdecimal() for key in content)
-        pairs = content.items() if numbered else [(number, name) for name, number in content.items()]
-        named = {int(number): str(name).strip() for number, name in pairs}
-        if not named or len({*named.values()}) < len(named):
-            raise ValueError("two classes have one name, or there is none")
-        return named
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f'{str(path)!r} names no classes ({str(error)[:100]}): write {{"0": "ground", ...}}, or in classes.txt '
-            "a name on each line"
-        ) from None
 
 
 def _counted(source: Source) -> Iterator[dict[int, int]]:

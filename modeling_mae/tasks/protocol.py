@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow
 import torch
+from matplotlib.figure import Figure
 
 from ..checkpoint import Checkpoint
 from ..configuration_mae import MAEConfig
@@ -168,6 +169,13 @@ class Task(ABC):
     @abstractmethod
     def results(self, columns: dict[str, np.ndarray], names: int) -> dict:
         """The figures of `problem`, from the columns of all images; `names` is their number."""
+
+    def examples(
+        self, model, transform: Callable[..., torch.Tensor], images: Images, columns: dict, names: list[str]
+    ) -> Figure | None:
+        """A picture of the images that the prepared `model` does worst on, by the `columns` of all; None without one.
+        Every process calls this."""
+        return None
 
     @abstractmethod
     def written(self, columns: dict[str, np.ndarray]) -> dict:

@@ -50,6 +50,10 @@ def model_size(model) -> tuple[int, int]:
     return getattr(model, "module", model).config.image_height_width
 
 
+def model_device(model) -> torch.device:
+    return next(model.parameters()).device
+
+
 @torch.no_grad()
 def logits_by_rows(model, read: Callable[[int, int], torch.Tensor], size: tuple[int, int]) -> Iterator[torch.Tensor]:
     """The logits ``(classes, rows, width)`` of an image of `size` (height, width), from the top to the bottom: the

@@ -78,7 +78,8 @@ def join(parts: list[Source], mix: list[float] | None) -> Source:
     dataset = (
         JoinedShards(parts) if all(isinstance(part.dataset, ShardedRows) for part in parts) else _concatenated(parts)
     )
-    return Source(dataset, IMAGE, None, " + ".join(names), left_out, parts=parts, shares=shares)
+    source = Source(dataset, IMAGE, None, " + ".join(names), left_out, parts=parts, shares=shares)
+    return replace(source, mask_column=parts[0].mask_column, mask_names=parts[0].mask_names)  # each reads its own
 
 
 def exact_shares(mix: Sequence[float]) -> tuple[Fraction, ...]:

@@ -1,7 +1,9 @@
 """Which mask belongs to which image: files by their names, tables by their columns."""
 
+import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -18,6 +20,7 @@ from .listing import MASK_SUFFIX, Listing, list_place
 
 MASK = "mask"  # the column of masks that are files
 COLUMNS = (MASK, "masks", "annotation", "annotations", "label", "labels", "segmentation", "ground_truth", "gt")
+CLASSES_FILES = ("classes.json", "classes.txt")
 ROWS_AT_ONCE = 100_000  # whose cells are looked at for a mask
 
 
@@ -113,3 +116,31 @@ def without_mask_reason(listing: Listing, reason: str) -> Listing:
     """The listing, whose masks are not left out."""
     counts = {key: count for key, count in listing.left_out.items() if key[1] != reason}
     return replace(listing, left_out=type(listing.left_out)(counts))
+
+
+def names_of_numbers(folder: str | None) -> dict[int, str]:
+    """{number in the masks: name} from classes.json or classes.txt in the folder, or in the one above; empty without.
+
+    Raises:
+        UserError: the file names no classes.
+    """
+    places = [Path(folder), Path(folder).parent] if folder else []
+    path = next((place / name for place in places for name in CLASSES_FILES if (place / name).is_file()), None)
+    if path is None:
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else text.split("\n")
+        if isinstance(content, list):
+            content = {i: name for i, name in enumerate(content) if str(name).strip()}
+        numbered = all(str(key).isdecimal() for key in content)
+        pairs = content.items() if numbered else [(number, name) for name, number in content.items()]
+        named = {int(number): str(name).strip() for number, name in pairs}
+        if not named or len({*named.values()}) < len(named):
+            raise ValueError("two classes have one name, or there is none")
+        return named
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f'{str(path)!r} names no classes ({str(error)[:100]}): write {{"0": "ground", ...}}, or in classes.txt '
+            "a name on each line"
+        ) from None

@@ -16,10 +16,19 @@ from ...errors import UserError
 from ..read.arrays import cell_of
 from ..stream.formats.parquet import ARRAYS
 from ..stream.shards import ShardedRows
+from . import scenes
 from .image_folder import image_folder
 from .listing import MASKS, Listing, list_place
 from .masks import COLUMNS as MASK_COLUMNS
-from .masks import mask_column, masks_beside, masks_in, rows_with_masks, with_mask_column, without_mask_reason
+from .masks import (
+    mask_column,
+    masks_beside,
+    masks_in,
+    names_of_numbers,
+    rows_with_masks,
+    with_mask_column,
+    without_mask_reason,
+)
 from .splits import NoSplit, all_splits, choose_split
 from .streams import only_split, stream_of_hub, stream_of_place
 from .tables import caches, checked_rows, holds_images, is_saved, load_parquet, load_saved
@@ -85,6 +94,7 @@ class Source:
     dataset_id: str | None = None  # on the Hub
     folder: str | None = None  # absolute; what the images' files lie in
     mask_column: str | None = None
+    mask_names: dict[int, str] = field(default_factory=dict)  # of the numbers in masks, where they have names
     parts: list["Source"] = field(default_factory=list)  # that were joined into this one
     shares: tuple[Fraction, ...] | None = None  # of the training that each part has, where these were given
 
@@ -169,6 +179,8 @@ def load_source(
     elif name in (None, "fashion_mnist"):
         name = "fashion_mnist"
         dataset, _ = _load_folder(list_place(BUNDLED), split, exact_split, settings)
+    elif name == scenes.NAME:
+        dataset = _load_scenes(split, exact_split, settings)
     else:
         dataset_id = NAMED.get(name, name)
         dataset = _load_from_hub(name, settings.dataset_config_name, split, settings.cache)
@@ -192,7 +204,8 @@ def load_source(
         dataset = dataset.select(np.linspace(0, len(dataset) - 1, max_samples).round().astype(int))
     if not len(dataset):
         raise UserError(f"{name}, split {split!r}, has no images: give another split or data set")
-    return Source(dataset, image_column, label_column, name, left_out, dataset_id, folder, masks)
+    names = scenes.CLASSES if name == scenes.NAME else names_of_numbers(folder) if settings.with_masks else {}
+    return Source(dataset, image_column, label_column, name, left_out, dataset_id, folder, masks, names)
 
 
 def still_encoded(dataset: datasets.Dataset, image_column: str) -> datasets.Dataset:
@@ -255,13 +268,22 @@ def _load_stream(settings: SourceSettings, split: str | None, max_samples: int |
     masks = None
     if settings.with_masks:
         masks = mask_column(rows.features, rows.image_column, settings.mask_column_name, str(name))
-    return Source(rows, rows.image_column, label_column, name, rows.left_out, dataset_id, mask_column=masks)
+    names = names_of_numbers(settings.place) if settings.with_masks and settings.train_dir else {}
+    left_out = rows.left_out
+    return Source(rows, rows.image_column, label_column, name, left_out, dataset_id, None, masks, names)
 
 
 def _list(data_dir: str) -> Listing:
     if data_dir == "":
         raise UserError("the folder of images '' is empty: give its path, or . for the current folder")
     return list_place(os.path.expanduser(data_dir))
+
+
+def _load_scenes(split: str | None, exact_split: bool, settings: SourceSettings) -> datasets.Dataset:
+    if split not in scenes.COUNTS:
+        raise NoSplit(f"{scenes.NAME} has no split {split!r}: it has {', '.join(scenes.COUNTS)}")
+    garments, _ = _load_folder(list_place(BUNDLED), split, exact_split, replace(settings, problem_type=None))
+    return scenes.scenes(still_encoded(garments, "image"), split)
 
 
 def _load_from_hub(
@@ -271,7 +293,7 @@ def _load_from_hub(
         raise UserError(f"dataset_name {dataset_name!r} is a folder here: give it as --train_dir")
     hub_id = NAMED.get(dataset_name, dataset_name)
     if "/" not in hub_id:
-        near = difflib.get_close_matches(dataset_name, [*NAMED, "fashion_mnist"], n=1)
+        near = difflib.get_close_matches(dataset_name, [*NAMED, "fashion_mnist", scenes.NAME], n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"give {', '.join(NAMED)}, fashion_mnist or a Hub id"
         raise UserError(f"dataset_name {dataset_name!r} is not known: {hint}")
     try:
