@@ -43,7 +43,7 @@ from modeling_mae.training.resizing import Resizing
 from modeling_mae.training.trials import Trial, TrialSettings, find_batch_size, fit_length
 
 from .arguments import PretrainArguments, PretrainRecipe
-from .evaluation import EVAL_CROP_FRACTION, EvalArguments, EvalRecipe, EvalTraining
+from .evaluation import EvalArguments, EvalRecipe, EvalTraining
 from .model import checkpoint_of, model_config, model_settings
 from .own_images import settle
 from .parsing import recipe_text
@@ -221,7 +221,7 @@ def decide_evaluation(options: EvalArguments, accelerator: Accelerator, before: 
         Processing.given(settings(ImageSettings, options)),
         keeps_crop=not options.do_train,
         keeps_white=tests_checkpoint,
-        crop_fraction=EVAL_CROP_FRACTION,
+        crop_fraction=options.whole_crop,
         say=say,
     )
     # Training decides on task and classes. A classifier that is only tested has its own.

@@ -251,6 +251,11 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         return self.problem_type == SEMANTIC_SEGMENTATION
 
     @property
+    def whole_crop(self) -> float:
+        """Part of the shorter side that evaluation keeps where nothing else is given."""
+        return 1.0 if self.with_masks else EVAL_CROP_FRACTION
+
+    @property
     def eval_batch(self) -> int:
         """Images that a process evaluates at a time."""
         return self.per_device_eval_batch_size or (MASKS_BATCH if self.with_masks else EVAL_BATCH)
@@ -293,8 +298,7 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
             paper |= ATTENTIVE_PROBING
         values = {name: value for name, value in paper.items() if getattr(self, name) is None} | for_linear
         values["config_overrides"] = paper["config_overrides"] + overrides
-        whole = 1.0 if self.with_masks else EVAL_CROP_FRACTION
-        values.setdefault("eval_crop_fraction", self.eval_crop_fraction or whole)
+        values.setdefault("eval_crop_fraction", self.eval_crop_fraction or self.whole_crop)
         values.setdefault("per_device_eval_batch_size", self.eval_batch)
         total: int = values.get("total_batch_size") or self.total_batch_size or 1
         if self.with_masks and (self.per_device_train_batch_size or total) > total:

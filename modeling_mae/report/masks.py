@@ -43,7 +43,8 @@ def compared_masks(shown: list[tuple[torch.Tensor, np.ndarray, np.ndarray, str]]
         axes.set_title(heading, size=9)
     for row, (image, truth, predicted, title) in zip(grid, shown, strict=True):
         seen, known = seen_by_people(image), truth < len(names)
-        wrong = np.where(((truth != predicted) & known)[..., None], MISSED, seen // 2 + 64)
+        gray = seen.mean(2, keepdims=True).astype(np.uint8) // 2 + 64  # so that nothing but errors is red
+        wrong = np.where(((truth != predicted) & known)[..., None], MISSED, gray)
         for axes, picture in zip(row, (seen, colours[truth], colours[predicted], wrong), strict=True):
             axes.imshow(picture, interpolation="nearest")
             axes.set(xticks=[], yticks=[])

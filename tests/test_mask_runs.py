@@ -1,0 +1,211 @@
+"""Semantic segmentation as a user does it: from a folder of images and masks to masks of new images."""
+
+import csv
+import io
+import json
+import shutil
+import tarfile
+from argparse import ArgumentParser
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_GRAY, TWO_PROCESSES, assert_same_run, copied, weights_and_history
+from PIL import Image
+from transformers import AutoModelForSemanticSegmentation, pipeline
+
+from modeling_mae import MAEConfig, MAEForPreTraining
+from modeling_mae.commands import predict as command
+from modeling_mae.data.serve.processor import image_processor
+from modeling_mae.errors import UserError
+
+
+SMALL = {**TINY_GRAY, "image_size": 16, "patch_size": 4, "num_hidden_layers": 2}
+
+
+def scene(generator) -> tuple[np.ndarray, np.ndarray]:
+    """A light and a dark square on gray ground. The rim of the image has no class."""
+    image, mask = np.full((24, 20), 120, np.uint8), np.zeros((24, 20), np.uint8)
+    for number, level in ((1, 230), (2, 20)):
+        top, left = generator.integers(0, (14, 10))
+        image[top : top + 10, left : left + 10], mask[top : top + 10, left : left + 10] = level, number
+    mask[:1] = 255
+    return image + generator.integers(0, 10, image.shape, dtype=np.uint8), mask
+
+
+def png(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """The same scenes as a folder, as parquet and as tar files, and a pre-trained checkpoint."""
+    top, generator = tmp_path_factory.mktemp("scenes"), np.random.default_rng(0)
+    kinds = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    for split, count in (("train", 40), ("test", 12)):
+        files = [tuple(map(png, scene(generator))) for _ in range(count)]
+        for number, pair in enumerate(files):
+            for part, data in zip(("images", "masks"), pair, strict=True):
+                path = top / "folder" / split / part / f"{number:03}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+        cells = {name: [{"bytes": pair[i], "path": None} for pair in files] for i, name in enumerate(kinds)}
+        (top / "table").mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(cells, features=kinds).to_parquet(top / "table" / f"{split}.parquet")
+        (top / "tars").mkdir(exist_ok=True)
+        with tarfile.open(top / "tars" / f"{split}-0.tar", "w") as tar:
+            for number, pair in enumerate(files):
+                for name, data in zip((f"{number:03}.png", f"{number:03}.mask.png"), pair, strict=True):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    (top / "folder" / "classes.txt").write_text("ground\nlight\ndark\n")
+    torch.manual_seed(0)
+    MAEForPreTraining(MAEConfig(**SMALL)).save_pretrained(top / "pretrained")
+    image_processor((16, 16), [0.45], [0.25], 1).save_pretrained(top / "pretrained")
+    return top
+
+
+def run(*words, fails=False, **options):
+    code, output = copied("run_eval.py", words, **options)
+    assert bool(code) == fails and "Traceback" not in output, output
+    return output
+
+
+def predict(*words):
+    parser = ArgumentParser()
+    command.add_arguments(parser)
+    command.run(parser.parse_args(list(map(str, words))))
+
+
+def words_for(place, kind, folder, *more):
+    return (
+        *("--model_name_or_path", place / "pretrained", "--train_dir", place / kind, "--output_dir", folder),
+        *("--problem_type", "semantic_segmentation", "--report_to", "none", "--total_batch_size", 8),
+        *("--per_device_train_batch_size", 2, "--warmup_epochs", 1, "--dataloader_num_workers", 0, *more),
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(place, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    words = ("--n_partial", 0, 2, "--knn", "true", "--num_train_epochs", 40, "--base_learning_rate", 0.1)
+    more = ("--segmentation_head", "multiscale", "--class_weights", "auto", "--dice_weight", 0.5)
+    output = run(*words_for(place, "folder", folder, *words, *more, "--eval_epochs", 20, "--save_predictions", "true"))
+    return folder, output
+
+
+def test_from_a_folder_to_the_report(trained):
+    folder, output = trained
+    assert "40 training images, 12 of folder (test) to evaluate on, 3 classes" in output
+    assert "pixels: ground" in output and "masks beside images" not in output
+    rows = {row["name"]: row for row in json.loads((folder / "results.json").read_text())}
+    assert all(
+        0 <= rows[name]["knn"]["20"] <= 1 for name in ("raw pixels", "untrained encoder", "pre-trained encoder")
+    )
+    best = rows["n_partial-2"]
+    assert best["mean_iou"] > 0.6 and rows["n_partial-0"]["mean_iou"] > 0.2
+    low, high = best["mean_iou_interval"]
+    assert low <= best["mean_iou"] <= high
+    # All pixels but those of the rim are counted.
+    assert sum(map(sum, best["confusion_matrix"])) == 12 * 23 * 20
+    card = (folder / "n_partial-2" / "README.md").read_text()
+    assert "pipeline_tag: image-segmentation" in card and "| light |" in card and "worst.png" in card
+    assert "AutoModelForSemanticSegmentation" in card
+    page = (folder / "report.html").read_text()
+    assert "Worst images" in page and "mean IoU" in page
+    config = json.loads((folder / "n_partial-2" / "config.json").read_text())
+    assert config["id2label"] == {"0": "ground", "1": "light", "2": "dark"}
+    assert config["segmentation_head"] == "multiscale" and len(config["class_weights"]) == 3
+    predictions = datasets.Dataset.from_parquet(str(folder / "n_partial-2" / "predictions.parquet"))
+    assert np.array(predictions["iou"][:]).shape == (12, 3)
+
+
+def test_masks_of_new_images(trained, place, tmp_path):
+    folder, out = trained[0] / "n_partial-2", tmp_path / "out"
+    new = tmp_path / "new" / "deep"
+    new.mkdir(parents=True)
+    for i in range(3):
+        shutil.copy(place / "folder" / "test" / "images" / f"{i:03}.png", new)
+    with Image.open(new / "000.png") as image:
+        image.resize((90, 70)).save(new / "large.png")
+    words = (folder, tmp_path / "new", out)
+    predict(*words)
+    names = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png"))
+    assert names == ["deep/000.png", "deep/001.png", "deep/002.png", "deep/large.png"]
+    with Image.open(out / "deep" / "large.png") as mask:
+        assert (mask.mode, mask.size) == ("P", (90, 70))
+    right = 0
+    for i in range(3):
+        mask = np.asarray(Image.open(out / "deep" / f"{i:03}.png"))
+        truth = np.asarray(Image.open(place / "folder" / "test" / "masks" / f"{i:03}.png"))
+        right += (mask == truth)[truth != 255].mean() / 3
+    assert right > 0.75
+    assert json.loads((out / "classes.json").read_text()) == {"0": "ground", "1": "light", "2": "dark"}
+    with (out / "masks.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == names
+    assert all(
+        sum(float(row[name]) for name in ("ground", "light", "dark")) == pytest.approx(1, abs=1e-5) for row in rows
+    )
+    # What is there already is not made again.
+    before = (out / "deep" / "001.png").stat().st_mtime_ns
+    (out / "deep" / "002.png").unlink()
+    predict(*words)
+    assert (out / "deep" / "001.png").stat().st_mtime_ns == before and (out / "deep" / "002.png").exists()
+    with pytest.raises(UserError, match="masks are pictures: give a folder"):
+        predict(folder, tmp_path / "new", tmp_path / "out.parquet")
+    # A pipeline of transformers says the same.
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder)
+    assert model.config.num_labels == 3
+    said = pipeline("image-segmentation", str(folder))(str(new / "001.png"))
+    shares = {each["label"]: np.asarray(each["mask"]).astype(bool).mean() for each in said}
+    row = next(row for row in rows if row["file"] == "deep/001.png")
+    for name in ("ground", "light", "dark"):
+        # The pipeline shows a model whole images, of any size; predict shows windows.
+        assert shares.get(name, 0) == pytest.approx(float(row[name]), abs=0.2)
+
+
+@pytest.mark.parametrize("kind", ["folder", "table", "tars"])
+def test_two_processes_stopped_and_gone_on_with_are_one(place, tmp_path, kind):
+    more = ("--streaming", "true") if kind == "tars" else ()
+    more = (*more, "--n_partial", 1, "--max_train_steps", 12, "--checkpointing_steps", 4)
+    run(*words_for(place, kind, tmp_path / "one", *more))
+    two = words_for(place, kind, tmp_path / "two", *more)
+    stopped = tuple(8 if word == 12 else word for word in two)
+    run(*stopped, **TWO_PROCESSES)
+    workers = tuple(2 if two[i - 1] == "--dataloader_num_workers" else word for i, word in enumerate(two))
+    run(*workers, "--resume_from_checkpoint", "auto")
+    (one, _), (other, _) = (weights_and_history(tmp_path / name) for name in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_stopped_and_gone_on_with_to_the_bit(place, tmp_path):
+    more = ("--n_partial", 2, "--checkpointing_steps", 3, "--max_train_steps")
+    run(*words_for(place, "folder", tmp_path / "one", *more, 9))
+    run(*words_for(place, "folder", tmp_path / "two", *more, 6))
+    run(*words_for(place, "folder", tmp_path / "two", *more, 9), "--resume_from_checkpoint", "auto",
+        "--dataloader_num_workers", 2)  # fmt: skip
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+def test_refused_in_one_line(place, tmp_path):
+    words = words_for(place, "folder", tmp_path / "run")
+    for more, said in (
+        (("--mixup", 0.8), "mixup 0.8 does not change masks with their images: give 0"),
+        (("--auto_augment", "rand-m9"), "does not change masks with their images: give none"),
+        (("--readouts", "all"), "give --knn true alone"),
+        (("--segmentation_head", "unet"), "segmentation_head 'unet' does not work: give linear, multiscale, upernet"),
+        (("--zoom", 2, 1), "zoom 2 1 does not work: give smallest, largest"),
+        (("--mask_dir", tmp_path / "no"), "does not exist"),
+        (("--validation_dir", place / "table"), "has the number"),
+    ):
+        output = run(*words, *more, fails=True)
+        assert said in output or more[0] == "--validation_dir", output
+    output = run("--model_name_or_path", place / "pretrained", "--mask_values", "binary", "--output_dir",
+                 tmp_path / "run", fails=True)  # fmt: skip
+    assert "mask_values 'binary' is for masks: add --problem_type semantic_segmentation" in output
