@@ -103,9 +103,8 @@ def test_from_a_folder_to_the_report(trained):
     assert "40 training images, 12 of folder (test) to evaluate on, 3 classes" in output
     assert "pixels: ground" in output and "masks beside images" not in output
     rows = {row["name"]: row for row in json.loads((folder / "results.json").read_text())}
-    assert all(
-        0 <= rows[name]["knn"]["20"] <= 1 for name in ("raw pixels", "untrained encoder", "pre-trained encoder")
-    )
+    for name in ("raw pixels", "untrained encoder", "pre-trained encoder"):
+        assert 0.2 < rows[name]["knn"]["20"] <= 1
     best = rows["n_partial-2"]
     assert best["mean_iou"] > 0.6 and rows["n_partial-0"]["mean_iou"] > 0.2
     low, high = best["mean_iou_interval"]
@@ -148,9 +147,8 @@ def test_masks_of_new_images(trained, place, tmp_path):
     with (out / "masks.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["file"] for row in rows] == names
-    assert all(
-        sum(float(row[name]) for name in ("ground", "light", "dark")) == pytest.approx(1, abs=1e-5) for row in rows
-    )
+    for row in rows:
+        assert sum(float(row[name]) for name in ("ground", "light", "dark")) == pytest.approx(1, abs=1e-5)
     # What is there already is not made again.
     before = (out / "deep" / "001.png").stat().st_mtime_ns
     (out / "deep" / "002.png").unlink()
@@ -200,12 +198,11 @@ def test_refused_in_one_line(place, tmp_path):
         (("--auto_augment", "rand-m9"), "does not change masks with their images: give none"),
         (("--readouts", "all"), "give --knn true alone"),
         (("--segmentation_head", "unet"), "segmentation_head 'unet' does not work: give linear, multiscale, upernet"),
-        (("--zoom", 2, 1), "zoom 2 1 does not work: give smallest, largest"),
+        (("--zoom", 2, 1), "zoom 2.0 1.0 does not work: give smallest, largest"),
         (("--mask_dir", tmp_path / "no"), "does not exist"),
-        (("--validation_dir", place / "table"), "has the number"),
     ):
         output = run(*words, *more, fails=True)
-        assert said in output or more[0] == "--validation_dir", output
+        assert said in output, output
     output = run("--model_name_or_path", place / "pretrained", "--mask_values", "binary", "--output_dir",
                  tmp_path / "run", fails=True)  # fmt: skip
     assert "mask_values 'binary' is for masks: add --problem_type semantic_segmentation" in output
