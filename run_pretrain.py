@@ -49,7 +49,7 @@ def main(options: PretrainArguments) -> None:
     folder = Path(options.output_dir)
     accelerator = launch.make_accelerator(folder, options.trackers)
     total, micro = options.total_batch_size, options.per_device_train_batch_size
-    if total and micro:  # an error here leaves the folder as it is
+    if total and micro:  # checked before the folder is changed
         split_batch(total, micro, accelerator.num_processes)
     if accelerator.is_main_process:
         claim_folder(folder, options.overwrite_output_dir)
@@ -57,7 +57,7 @@ def main(options: PretrainArguments) -> None:
     resume = local_checkpoint(accelerator, folder, options.resume_from_checkpoint)
     checkpoint = choose_checkpoint(accelerator, folder, resume)
     before = read_manifest(checkpoint)["made_with"] if checkpoint else {}
-    with accelerator.main_process_first():  # the others find what `datasets` has cached
+    with accelerator.main_process_first():  # the others then read from the cache of `datasets`
         source = load_training_source(settings(SourceSettings, options))
     decided = decide(options, source, accelerator, before)
     if accelerator.is_main_process:
@@ -88,7 +88,7 @@ def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub)
     run = open_run(accelerator, model, optimizer, view, schedule, settings(RunSettings, recipe), place, made_with)
     describe(decided, run, about.architecture)
 
-    # Pictures, and looks at the features
+    # Pictures, and measurements of the features
     pixel_values = transform(send_to_device(images.batch(0, images.spread(PICTURED)), accelerator.device))
     sheet = ReconstructionSheet(unwrapped, pixel_values, mean, std, recipe.seed)
     reader = Reader(accelerator, transform, EVAL_BATCH, launch.loading_workers(recipe.dataloader_num_workers))
@@ -113,7 +113,7 @@ def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub)
                 update.backward(model(pixel_values, noise=noise[micro_batch.rows]).loss)
             update.step()
 
-    # What the run leaves: the model first, whatever may fail after it
+    # What the run leaves: the model first, in case something later fails
     save_model(accelerator, model, place.folder)
     if accelerator.is_main_process:
         processor_of(images, mean, std).save_pretrained(place.folder)
@@ -132,7 +132,7 @@ def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub)
 
 
 def report(decided: Decided, run: Run, about: ModelFacts, looks: Looks, hub: Hub, faults: dict[str, int]) -> None:
-    """Writes what people look at beside the model. `faults` counts images, as `launch.count_faults`."""
+    """Writes pictures, card and page. `faults` are the counts of `launch.count_faults`."""
     recipe, sets, source, accelerator = decided.recipe, decided.sets, decided.sets.source, run.accelerator
     folder, count = run.place.folder, len(sets.images)
     machine = (accelerator.num_processes, accelerator.device.type, accelerator.mixed_precision)
@@ -149,7 +149,7 @@ def report(decided: Decided, run: Run, about: ModelFacts, looks: Looks, hub: Hub
 
 
 def describe(decided: Decided, run: Run, architecture: str) -> None:
-    """Prints what the run is, before its first update."""
+    """Prints a summary of the run, before its first update."""
     recipe, sets, schedule, accelerator = decided.recipe, decided.sets, run.schedule, run.accelerator
     images, sizes = sets.images, decided.resizing.describe(schedule.updates, run.progress.update)
     batch = launch.describe_batch(accelerator, recipe.total_batch_size, recipe.per_device_train_batch_size)

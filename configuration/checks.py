@@ -1,7 +1,7 @@
-"""Which arguments work. One check for each script, in the order of `--help`.
+"""Checks of the arguments: one function per script, in the order of `--help`.
 
-Each raises an ArgumentError of one line that names the value and the remedy. All are quick, need no network, and say
-the same on every process. They run before any long work.
+Each raises a one-line ArgumentError that names the value and the remedy. All are quick, need no network, and give the
+same result on every process. They run before any long work.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from .memory import check_batch, check_image_cache, check_repeats, check_trainin
 from .model import join, model_config, parse_overrides, suggest
 
 
-# Larger numbers are slips: counters and rates would overflow, or a machine would be filled with processes.
+# Larger numbers are typos: counters and rates would overflow, or the machine would fill with processes.
 MAX_EPOCHS = 1_000_000
 MAX_UPDATES = 10**12
 MAX_RATE = 1_000_000
@@ -22,7 +22,7 @@ def check_pretraining(args) -> None:
     """Raises an ArgumentError for `PretrainArguments` that cannot work."""
     check_texts(args)
     check_place(args)
-    if args.own_images:  # what is left open is settled, and checked, when the images are known
+    if args.own_images:  # `settle` chooses and checks the open settings once the images are known
         parse_overrides(args.config_overrides)
         check_data(args)
         check_optimizer(args)
@@ -39,7 +39,7 @@ def check_pretraining(args) -> None:
 
 
 def check_settings(args) -> None:
-    """Raises an ArgumentError for `PretrainArguments` whose model, data or optimizer cannot work; nothing is open."""
+    """Raises an ArgumentError for `PretrainArguments` without open settings that cannot work."""
     check_model(args, decoder=True)
     check_pooling(args)
     check_data(args)
@@ -49,7 +49,7 @@ def check_settings(args) -> None:
 
 
 def check_evaluation(args) -> None:
-    """Raises an ArgumentError for `EvalArguments` that cannot work, of any of its trainings."""
+    """Raises an ArgumentError for `EvalArguments` with which one of the trainings cannot work."""
     check_texts(args)
     check_place(args)
     check_checkpoint(args)
@@ -81,7 +81,7 @@ def check_evaluation(args) -> None:
 
 
 def check_texts(args) -> None:
-    """An empty text is a slip, as of a variable that is not set; as a folder it would be the working folder."""
+    """Refuses empty values. They come from unset shell variables; as a folder they would mean the working folder."""
     for name, value in vars(args).items():
         texts = value if name == "train_dir" and isinstance(value, list) else [value]
         if any(isinstance(text, str) and not text.strip() for text in texts):
@@ -89,8 +89,8 @@ def check_texts(args) -> None:
 
 
 def check_place(args) -> None:
-    """model_name_or_path may be a file, a folder or a Hub id. A Hub id is owner/name; where owner is a folder here, a
-    path was meant, and asking the Hub for it would take long."""
+    """model_name_or_path may be a file, a folder or a Hub id (owner/name). If owner is a folder here, the user meant a
+    path, and asking the Hub would take long."""
     exclude(args, "model_name_or_path", "config_name")
     name = args.model_name_or_path
     if name is not None and not Path(name).exists() and (Path(name).parent.is_dir() or name.count("/") != 1):
@@ -101,7 +101,7 @@ def check_place(args) -> None:
 
 
 def model_is_here(args) -> bool:
-    """A configuration on the Hub would need the network: it is checked when it is loaded."""
+    """Whether the configuration is on this machine. One on the Hub is checked when it is loaded."""
     return args.model_name_or_path is None or Path(args.model_name_or_path).exists()
 
 
@@ -124,7 +124,7 @@ def check_model(args, decoder: bool = False) -> None:
 
 
 def check_pooling(args) -> None:
-    """Nothing in pre-training trains the queries of an attention pooling, so its k-NN would tell nothing."""
+    """Pre-training does not train the queries of attention pooling, so its k-NN accuracy would mean nothing."""
     if model_is_here(args) and model_config(args).pooling == "attention":
         raise ArgumentError(
             "pooling='attention' is trained with labels, and pre-training has none: leave it to run_eval.py, here "
@@ -133,7 +133,7 @@ def check_pooling(args) -> None:
 
 
 def check_checkpoint(args) -> None:
-    """run_eval.py needs a checkpoint, but for training from scratch; and n_partial must fit its depth."""
+    """run_eval.py needs a checkpoint, except to train from scratch, and n_partial must fit the depth."""
     name = args.model_name_or_path
     if args.n_partial == []:
         raise ArgumentError("n_partial is empty: give 0, 0.5, 1, ... or the depth")
@@ -163,7 +163,7 @@ def check_problem_type(args) -> None:
 
 
 def check_blocks(n_partial: float | None, depth: int) -> None:
-    """Raises an ArgumentError where a model of `depth` blocks cannot tune `n_partial` of them."""
+    """Raises an ArgumentError if a model of `depth` blocks cannot tune `n_partial` of them."""
     if n_partial is not None and n_partial not in (0, 0.5, *range(1, depth + 1)):
         raise ArgumentError(
             f"n_partial {n_partial:g} does not work: give 0 (head only), 0.5 (the last block's MLP too) or 1 ... "
@@ -194,7 +194,7 @@ def check_data(args) -> None:
     require(args, "bands", lambda x: x >= 1, "numbers of bands, counted from 1")
     require(args, "crop_scale", lambda x: 0 < x <= 1, "two parts of the area in (0, 1], as in 0.2 1.0")
     if args.crop_scale is None:
-        pass  # it follows from the images
+        pass  # `settle` chooses it
     elif len(args.crop_scale) != 2 or args.crop_scale[0] > args.crop_scale[1]:
         raise ArgumentError(f"crop_scale {join(args.crop_scale)} does not work: give smallest, largest, as in 0.2 1.0")
     check_image_cache(args)
@@ -236,7 +236,7 @@ def check_optimizer(args) -> None:
 
 
 def check_augmentation(args) -> None:
-    """What run_eval.py's trainings have beside the optimizer's numbers; nothing is left open."""
+    """Checks what run_eval.py's trainings add to the optimizer's settings. None of it is open."""
     if args.optimizer not in ("lars", "sgd", "adamw"):
         raise ArgumentError(f"optimizer {args.optimizer!r} does not work: give lars, sgd or adamw")
     require(args, "layer_decay", lambda x: 0 < x <= 1, "a factor in (0, 1], the paper's is 0.75")
@@ -251,13 +251,13 @@ def check_augmentation(args) -> None:
         )
     if args.auto_augment != "none" and not args.auto_augment.startswith("rand-"):
         raise ArgumentError(
-            f"auto_augment {args.auto_augment!r} is no RandAugment in timm's words: give none, or for example "
+            f"auto_augment {args.auto_augment!r} is not a RandAugment policy of timm: give none, or for example "
             "rand-m9-mstd0.5-inc1"
         )
 
 
 def check_resizing(args) -> None:
-    parts = args.progressive_resizing  # as many as training/resizing.py has SCALES, or fewer
+    parts = args.progressive_resizing  # at most as many as SCALES in training/resizing.py
     require(args, "progressive_resizing", lambda x: 0 <= x < 1, "parts of the updates below 1, as in 0.5 0.3")
     if len(parts) > 2 or sum(parts) >= 1:
         raise ArgumentError(
@@ -292,7 +292,7 @@ def check_trackers(args) -> None:
 
 
 def check_output_dir(args) -> None:
-    """A run starts only where it overwrites neither another run nor the checkpoint that it starts from."""
+    """Refuses an output_dir in which the run would overwrite another run, or the checkpoint that it starts from."""
     resume = args.resume_from_checkpoint
     exclude(args, "overwrite_output_dir", "resume_from_checkpoint")
     if "://" in args.output_dir:
@@ -312,12 +312,12 @@ def check_output_dir(args) -> None:
         hint = f"give auto or one of {', '.join(checkpoints)}" if checkpoints else "there is none in output_dir"
         raise ArgumentError(f"resume_from_checkpoint {resume!r} is not a folder: {hint}")
     holds_a_run = checkpoints or any((folder / "model.safetensors").exists() for folder in folders)
-    # What is on the Hub and what is here may be of different runs.
+    # The checkpoint on the Hub and the files here may be from different runs.
     goes_on_here = resume is not None and not on_hub
     if holds_a_run and not goes_on_here and not args.overwrite_output_dir:
         raise ArgumentError(
             f"output_dir {args.output_dir!r} already holds a run: give another, --resume_from_checkpoint auto to go "
-            "on, or --overwrite_output_dir to start anew"
+            "on, or --overwrite_output_dir to start over"
         )
 
 

@@ -23,7 +23,8 @@ IGNORED = (".mae_run.*", "*/.mae_run.*", "checkpoint-*", ".partial-*", "*/checkp
 
 @dataclass(frozen=True)
 class HubSettings:
-    """`push_to_hub` is "no", "end" or "checkpoint". Without a `hub_model_id` the repository has the folder's name."""
+    """`push_to_hub` is "no", "end" or "checkpoint". Without a `hub_model_id` the repository is named like the
+    folder."""
 
     push_to_hub: str = "no"
     hub_model_id: str | None = None
@@ -33,9 +34,9 @@ class HubSettings:
 class Hub:
     """The repository of a run in `folder`.
 
-    With "checkpoint", each checkpoint is uploaded in the background too. The files beside it that match `beside`
-    (patterns) go with it: a run needs them to go on from there. With "no", and on other processes than the main one,
-    every method does nothing.
+    With "checkpoint", each checkpoint is uploaded in the background too, with the files of the folder that match
+    `beside` (patterns), which a run needs to go on from there. With "no", and on all but the main process, every
+    method does nothing.
     """
 
     def __init__(self, folder: Path, settings: HubSettings, main_process: bool, beside: tuple[str, ...] = LOG):
@@ -45,7 +46,7 @@ class Hub:
         self.api = HfApi()
         self.created = False
         self.upload: Future | None = None
-        self.skipped: dict[Path, Path] = {}  # of each run, the newest checkpoint that came while another was uploaded
+        self.skipped: dict[Path, Path] = {}  # for each run, the newest checkpoint written during another's upload
 
     def card_name(self, folder: Path) -> str:
         """What the model card in `folder` calls the model: the repository, or else the folder."""
@@ -56,7 +57,7 @@ class Hub:
         return self.repo_id if self.active and folder == self.folder else None
 
     def start(self) -> "Hub":
-        """Create the repository before any long work. When the Hub cannot be reached, say so and go on.
+        """Create the repository before any long work. If the Hub cannot be reached, print that and go on.
 
         Raises:
             UserError: the Hub refuses the token or the repository's name.
@@ -88,7 +89,7 @@ class Hub:
         staging = self.folder / ".partial-push"
         try:
             shutil.rmtree(staging, ignore_errors=True)
-            # The loop may remove the checkpoint, not this copy of it, before the upload ends.
+            # A copy, because the loop may remove the checkpoint before the upload ends.
             shutil.copytree(path, staging / name, copy_function=_link)
             for file in matching([file.name for file in path.parent.iterdir() if file.is_file()], self.beside):
                 copy = shutil.copy2 if file in LOG else _link  # the loop goes on writing to its log
@@ -99,7 +100,7 @@ class Hub:
         self.upload = self.api.run_as_future(self._upload, name, staging)
 
     def finish(self) -> None:
-        """Wait until the newest checkpoint of each run is on the Hub, or has failed to get there."""
+        """Wait until the newest checkpoint of each run is uploaded, or its upload has failed."""
         while self.upload:
             self.upload.result()
             self.upload = None
@@ -108,7 +109,7 @@ class Hub:
 
     @contextmanager
     def finishing_uploads(self, accelerator: Accelerator):
-        """For the time of training: when it is stopped, the last checkpoint arrives before any process ends."""
+        """Wraps the training. If it is stopped, the last checkpoint is uploaded before any process ends."""
         try:
             yield
         except TrainingStopped as stop:
@@ -118,8 +119,8 @@ class Hub:
             raise
 
     def push(self) -> bool:
-        """Upload the folder without its checkpoints, after what is still being uploaded. On a failure print the
-        command that pushes later and give False: everything trained is on disk."""
+        """Upload the folder without its checkpoints, after any running upload. On failure, print the command that
+        pushes later and return False: everything trained is on disk."""
         if not self.active:
             return True
         self.finish()
@@ -176,10 +177,10 @@ class Hub:
 
 
 def push_space(folder: Path, repo_id: str, *, private: bool) -> str:
-    """Upload `folder` as the Gradio Space `repo_id`. Gives its address.
+    """Upload `folder` as the Gradio Space `repo_id`. Returns its address.
 
     Raises:
-        UserError: the Hub refuses or does not answer; names the command that pushes later.
+        UserError: the Hub refuses or does not answer. The message names the command that pushes later.
     """
     _silence_client()
     api = HfApi()
@@ -202,13 +203,13 @@ def _later(folder: Path, words: list[str]) -> str:
 
 
 def _is_in_checkpoint(path: str, folder: str) -> bool:
-    """Whether the repository's file `path` lies in a checkpoint directly below `folder` (`.` is the repository)."""
+    """Whether the repository's file `path` is in a checkpoint directly below `folder` (`.` is the top)."""
     parents = [parent for parent in Path(path).parents if checkpoint_update(parent) is not None]
     return any(parent.parent.as_posix() == folder for parent in parents)
 
 
 def _silence_client() -> None:
-    """The client's messages and bars would break into what a training shows."""
+    """Silences the client, whose messages and bars would break into the training's output."""
     logging.set_verbosity_error()
     disable_progress_bars()
 
@@ -216,7 +217,7 @@ def _silence_client() -> None:
 def _link(source: str | Path, target: str | Path) -> None:
     try:
         os.link(source, target)
-    except OSError:  # not every file system can
+    except OSError:  # not all file systems have links
         shutil.copy2(source, target)
 
 

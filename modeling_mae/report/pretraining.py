@@ -1,4 +1,4 @@
-"""What pre-training leaves beside the model: its settings, log, curves, k-NN accuracies, card and page."""
+"""Writes the report of a pre-training: settings, log, curves, k-NN accuracies, card and page."""
 
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ def report_pretraining(
     looks: Looks,
 ) -> None:
     """Writes arguments.json, trainer_state.json, summary.json, loss.png, knn.json, README.md and report.html, and
-    prints the results. features.png is written where `log` has entries of `FeatureGrowth`, knn.json where there is a
-    k-NN evaluation. `arguments` are the settings of the run by name."""
+    prints the results. features.png is written if `log` has entries of `FeatureGrowth`, knn.json if k-NN was
+    evaluated. `arguments` are the run's settings by name."""
     write_training(output_dir, arguments, log)
     if looks.knn:
         write_json(output_dir / "knn.json", looks.knn)
@@ -57,7 +57,7 @@ def write_pretraining_card(run: RunFiles, identity: Identity, data: DataFacts) -
 def _print_results(run: RunFiles, data: DataFacts) -> None:
     folder = run.folder
     if data.skipped:
-        print(f"skipped    {data.skipped} of {data.images} images, which cannot be decoded")
+        print(f"skipped    {data.skipped} of {data.images} images, because they cannot be decoded")
     if data.incomplete:
         print(
             f"filled     {data.incomplete} of {data.images} images, whose missing values became the mean of their band"
