@@ -237,4 +237,4 @@ def test_classifier(reader: Reader, checkpoint: Checkpoint, tested: Tested, sets
 
 
 if __name__ == "__main__":
-    run_script(main, OPTIONS, mendable=(UserError, ArgumentError))
+    run_script(main, OPTIONS, user_errors=(UserError, ArgumentError))

@@ -169,4 +169,4 @@ def describe(decided: Decided, run: Run, architecture: str) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, OPTIONS, mendable=(UserError, ArgumentError))
+    run_script(main, OPTIONS, user_errors=(UserError, ArgumentError))

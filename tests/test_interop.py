@@ -620,7 +620,7 @@ def test_layouts_without_a_decoder_leave_it_behind(tmp_path):
 @torch.no_grad()
 def test_vitmae_takes_squares_and_vit_takes_any(tmp_path):
     ours = randomised(MAEForPreTraining(MAEConfig(**{**mae().to_dict(), "image_size": [16, 32]})))
-    with pytest.raises(UserError, match=r"image_size=\[16, 32\], patch_size=8: .*squares only; --to vit"):
+    with pytest.raises(UserError, match=r"image_size=\[16, 32\], patch_size=8: .*only carries squares; --to vit"):
         interop.to_transformers(ours)
     theirs = interop.to_transformers(ours.mae)
     images = IMAGES[:, :, :16]

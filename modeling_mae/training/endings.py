@@ -45,7 +45,7 @@ class OpenOutput:
 def run_script(
     main: Callable,
     arguments,
-    mendable: tuple[type[Exception], ...] = (UserError,),
+    user_errors: tuple[type[Exception], ...] = (UserError,),
     script: str | None = None,
     go_on: str = "go on with --resume_from_checkpoint auto",
 ) -> None:
@@ -63,18 +63,18 @@ def run_script(
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
         ignore_loading_workers()
-        _end_in_one_line(error, script, arguments, mendable, go_on)
+        _end_in_one_line(error, script, arguments, user_errors, go_on)
         raise
 
 
 def _end_in_one_line(
-    error: Exception, script: str, arguments, mendable: tuple[type[Exception], ...], go_on: str
+    error: Exception, script: str, arguments, user_errors: tuple[type[Exception], ...], go_on: str
 ) -> None:
     """End the process with one line if the error is for the user; else do nothing."""
     if isinstance(error, TrainingStopped):
         print(error, file=sys.stderr)
         sys.exit(error.code)
-    if isinstance(error, mendable):
+    if isinstance(error, user_errors):
         sys.exit(f"{script}: error: {one_line(error)}")
     if end := dead_worker(error):
         sys.exit(
