@@ -28,7 +28,7 @@ from modeling_mae.evaluation.nearest import nearest_images
 from modeling_mae.evaluation.reader import Reader
 from modeling_mae.hub.fetch import local_checkpoint
 from modeling_mae.hub.push import Hub, HubSettings
-from modeling_mae.report.facts import DataFacts, Identity, Looks, MachineFacts, ModelFacts, TrainingLog
+from modeling_mae.report.facts import DataFacts, FeatureFacts, Identity, MachineFacts, ModelFacts, TrainingLog
 from modeling_mae.report.neighbours import save_nearest
 from modeling_mae.report.pretraining import report_pretraining
 from modeling_mae.report.reconstruction import PICTURED, ReconstructionSheet
@@ -77,7 +77,7 @@ def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub)
 
     # Model, optimizer, length
     set_seed(recipe.seed)
-    model = MAEForPreTraining(config) if start is None else start.whole(config)
+    model = MAEForPreTraining(config) if start is None else start.for_pretraining(config)
     about = ModelFacts.of(config, sum(p.numel() for p in model.parameters()))
     optimizer = make_optimizer(model, settings(OptimizerSettings, recipe))
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -96,14 +96,14 @@ def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub)
 
     def after_epoch(epoch: int, update: int) -> None:
         if recipe.eval_every_epochs and (epoch % recipe.eval_every_epochs == 0 or update == schedule.updates):
-            growth.look(run.history, unwrapped, schedule.epoch(update), update)
+            growth.measure_and_log(run.history, unwrapped, schedule.epoch(update), update)
         if recipe.picture_epochs and epoch % recipe.picture_epochs == 0:
             path = place.folder / "pictures" / f"reconstruction-epoch-{epoch:04d}.png"
             launch.log_image(accelerator, "reconstruction", sheet.save(path, accelerator.is_main_process), update)
 
     launch.init_trackers(accelerator, dataclasses.asdict(recipe))
     if recipe.eval_every_epochs:
-        growth.look_at_baselines(run.history, config, recipe.seed)
+        growth.measure_baselines(run.history, config, recipe.seed)
     masks = Masks(config, recipe.seed, recipe.total_batch_size, accelerator.device)
     with hub.finishing_uploads(accelerator):
         for update in updates(run, resizing, after_epoch):
@@ -126,12 +126,14 @@ def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub)
     if not accelerator.is_main_process:
         return
     neighbours = save_nearest(place.folder / "neighbours.png", nearest, mean, std)
-    report(decided, run, about, Looks(K, knn, sheet.describe(recipe.bands), neighbours), hub, faults)
+    report(decided, run, about, FeatureFacts(K, knn, sheet.describe(recipe.bands), neighbours), hub, faults)
     if not hub.push():
         sys.exit(1)
 
 
-def report(decided: Decided, run: Run, about: ModelFacts, looks: Looks, hub: Hub, faults: dict[str, int]) -> None:
+def report(
+    decided: Decided, run: Run, about: ModelFacts, features: FeatureFacts, hub: Hub, faults: dict[str, int]
+) -> None:
     """Writes pictures, card and page. `faults` are the counts of `launch.count_faults`."""
     recipe, sets, source, accelerator = decided.recipe, decided.sets, decided.sets.source, run.accelerator
     folder, count = run.place.folder, len(sets.images)
@@ -144,7 +146,7 @@ def report(decided: Decided, run: Run, about: ModelFacts, looks: Looks, hub: Hub
         DataFacts(source.name, source.dataset_id or source.name, count, sets.eval_split, **faults),
         about,
         MachineFacts(run.seconds, *machine, run.share_waited),
-        looks,
+        features,
     )
 
 

@@ -130,13 +130,15 @@ class OptimizerArguments:
         None, "Length of the run in updates, instead of num_train_epochs.", decides="result"
     )
     total_batch_size: int | None = option(
-        4096, "Images an update, over all processes and accumulation steps.", decides="weights"
+        4096, "Images per update, over all processes and accumulation steps.", decides="weights"
     )
     per_device_train_batch_size: int | None = option(
         64, "Images at a time on each process. Accumulation follows from it.", decides="nothing"
     )
     base_learning_rate: float | None = option(
-        1.5e-4, "Learning rate of 256 images an update. It is multiplied by total_batch_size / 256.", decides="weights"
+        1.5e-4,
+        "Learning rate for 256 images per update. It is multiplied by total_batch_size / 256.",
+        decides="weights",
     )
     warmup_epochs: float | None = option(40.0, "Epochs over which the learning rate rises from 0.", decides="weights")
     weight_decay: float | None = option(
@@ -237,14 +239,14 @@ class PretrainArguments(RunArguments, OptimizerArguments, DataArguments, ModelAr
     )
     num_train_epochs: float | None = option(None, "Length of the run, in epochs. By default 800.", decides="result")
     total_batch_size: int | None = option(
-        None, "Images an update, over all processes and accumulation steps. By default 4096.", decides="weights"
+        None, "Images per update, over all processes and accumulation steps. By default 4096.", decides="weights"
     )
     per_device_train_batch_size: int | None = option(
         None, "Images at a time on each process. Accumulation follows from it. By default 64.", decides="nothing"
     )
     base_learning_rate: float | None = option(
         None,
-        "Learning rate of 256 images an update. It is multiplied by total_batch_size / 256. By default 1.5e-4.",
+        "Learning rate for 256 images per update. It is multiplied by total_batch_size / 256. By default 1.5e-4.",
         decides="weights",
     )
     warmup_epochs: float | None = option(

@@ -25,7 +25,7 @@ from modeling_mae.data.serve.processor import Processing, choose_processing
 from modeling_mae.data.serve.statistics import choose_mean_std
 from modeling_mae.evaluation import classifier
 from modeling_mae.evaluation.features import K
-from modeling_mae.evaluation.growth import images_of_a_look
+from modeling_mae.evaluation.growth import images_per_measurement
 from modeling_mae.evaluation.readouts import ReadoutSettings
 from modeling_mae.files import write_text
 from modeling_mae.readout import Readout
@@ -88,7 +88,7 @@ def decide(options: PretrainArguments, source: Source, accelerator: Accelerator,
     split_batch(recipe.total_batch_size, recipe.per_device_train_batch_size, processes)
     config, start = model_config(recipe), checkpoint_of(recipe)
     if start is not None:
-        say(start.told(trains_decoder=True), end="", flush=True)
+        say(start.notes_text(trains_decoder=True), end="", flush=True)
     resizing = Resizing(config.image_height_width, config.patch_height_width, tuple(recipe.progressive_resizing))
     check_masks(config, resizing)
     sets = _open_sets(recipe, config, source, accelerator, before)
@@ -172,10 +172,10 @@ def _by_trials(
         accelerator.gradient_accumulation_steps = split_batch(
             recipe.total_batch_size, recipe.per_device_train_batch_size, accelerator.num_processes
         )
-        look = images_of_a_look(images, sets.evaluation)
+        measured = images_per_measurement(images, sets.evaluation)
         trial_settings = settings(TrialSettings, recipe)
         pixels = transform.to(accelerator.device)
-        epochs, reason = fit_length(trial, view, partial(pixels), resizing.stages, trial_settings, look)
+        epochs, reason = fit_length(trial, view, partial(pixels), resizing.stages, trial_settings, measured)
         reasons.append(f"num_train_epochs={epochs:g}: {reason}")
         accelerator.print(f"chosen     {reasons[-1]}", flush=True)
         recipe = with_length(recipe, epochs)
@@ -214,7 +214,7 @@ def decide_evaluation(options: EvalArguments, accelerator: Accelerator, before: 
     readouts = settings(ReadoutSettings, options).chosen(config.num_hidden_layers)
     name, reads_features = options.model_name_or_path, options.reads_features
     tests_checkpoint = not options.do_train and classifier.is_tested(config, name, reads_features)
-    say(start.told() if start else "", classifier.describe_resizing(config, start), sep="", end="")
+    say(start.notes_text() if start else "", classifier.describe_resizing(config, start), sep="", end="")
     processing = choose_processing(
         start.processing if start else Processing(),
         Processing.given(settings(ImageSettings, options)),

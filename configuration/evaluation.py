@@ -131,9 +131,11 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
     )
     optimizer: str | None = option(None, "lars, sgd or adamw." + BY_BLOCKS, decides="weights")
     num_train_epochs: float | None = option(None, "Length of the run, in epochs." + BY_BLOCKS, decides="result")
-    total_batch_size: int | None = option(None, "Images an update, over all processes." + BY_BLOCKS, decides="weights")
+    total_batch_size: int | None = option(
+        None, "Images per update, over all processes." + BY_BLOCKS, decides="weights"
+    )
     base_learning_rate: float | None = option(
-        None, "Learning rate of 256 images an update." + BY_BLOCKS, decides="weights"
+        None, "Learning rate for 256 images per update." + BY_BLOCKS, decides="weights"
     )
     min_learning_rate: float | None = option(
         None, "Learning rate at the end of the cosine." + BY_BLOCKS, decides="weights"

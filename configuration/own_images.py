@@ -26,7 +26,7 @@ PAPER_SIZE, PAPER_GRID = 224, 14  # pixels and patches a side (arXiv 2111.06377)
 PATCHES = (2, 4, 8, 16)  # pixels a side
 LONG = 2  # images at least this many times as long as wide keep their shape
 HEAD_WIDTH, DECODER_DEPTH, DECODER_WIDTH = 64, 4, 128  # of the decoder; its width is at least 128
-UPDATES_AN_EPOCH = 20  # at least
+UPDATES_PER_EPOCH = 20  # at least
 BATCH_RANGE = (8, 1024)  # images per update
 IMAGES_AT_ONCE, MOST_AT_ONCE = 64, 256  # per process; the second with auto_batch_size, which may lower it
 EPOCHS_RANGE = (200, 2000)  # epochs: the most up to 10,000 images, the least from 100,000 on
@@ -61,7 +61,7 @@ def choose_model(height: int, width: int, channels: int, hidden_size: int, given
     rows, columns = (side // length for side, length in zip(sides, patch, strict=True))
     size = sides[0] if sides[0] == sides[1] else list(sides)
     files = f"the files have {width} x {height} pixels (median)"
-    why = f"{rows} x {columns} = {rows * columns} tokens an image, the paper's number is 196"
+    why = f"{rows} x {columns} = {rows * columns} tokens per image, the paper's number is 196"
     choices += [Choice({"image_size": size}, files), Choice({"patch_size": patch[0]}, why)]
 
     half = hidden_size // 2 // HEAD_WIDTH * HEAD_WIDTH
@@ -87,7 +87,7 @@ def choose_training(
     of the `processes` gets the same number of images per update, at most `most_at_once` at a time."""
     total = given.get("total_batch_size") or _total_batch(count, processes)
     updates = max(1, count // total)
-    why = f"updates an epoch of {count:,} images: {updates}; wanted are {UPDATES_AN_EPOCH} or more, of "
+    why = f"{updates} updates per epoch of {count:,} images; the aim is {UPDATES_PER_EPOCH} or more, of "
     why += f"{BATCH_RANGE[0]} to {BATCH_RANGE[1]} images each"
     choices = [Choice({"total_batch_size": total}, why)]
 
@@ -201,9 +201,9 @@ def _nearest_patch(height: int, width: int) -> int:
 
 
 def _total_batch(count: int, processes: int) -> int:
-    """Images per update: a power of two for each process, small enough for UPDATES_AN_EPOCH."""
+    """Images per update: a power of two for each process, small enough for UPDATES_PER_EPOCH."""
     smallest, largest = BATCH_RANGE
-    wanted = min(max(smallest, count // UPDATES_AN_EPOCH), largest, count)
+    wanted = min(max(smallest, count // UPDATES_PER_EPOCH), largest, count)
     each = max(1, wanted // processes)
     return processes * 2 ** (each.bit_length() - 1)
 

@@ -56,7 +56,7 @@ LAUNCHER = (
 # Options that recipe.yaml leaves out: they are about how one call starts, and must not be repeated.
 OF_ONE_CALL = ("overwrite_output_dir", "resume_from_checkpoint", "allow_changes", "plan")
 # Options of earlier versions, and what to do without them.
-GONE = {"decode_device": "the loading workers decode all files: leave it out"}
+REMOVED = {"decode_device": "the loading workers decode all files: leave it out"}
 T = TypeVar("T", bound="RunArguments")
 
 
@@ -89,8 +89,8 @@ class _Parser(HfArgumentParser):
     def unknown(self, name: str) -> str:
         """The error for an option or recipe key `name` that does not exist."""
         known = [field.name for cls in self.dataclass_types for field in dataclasses.fields(cls)]
-        if name in GONE:
-            return f"option {name!r} no longer exists: {GONE[name]}"
+        if name in REMOVED:
+            return f"option {name!r} no longer exists: {REMOVED[name]}"
         if name in LAUNCHER:
             return f"unknown option {name!r}: it is the launcher's, as in `accelerate launch --{name} ... {self.prog}`"
         if name in model_fields():

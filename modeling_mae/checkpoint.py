@@ -56,7 +56,7 @@ class Checkpoint:
         """The class of its model: MAEForPreTraining, EvalNet, or MAEModel if it only has an encoder."""
         return KINDS.get((self.config.architectures or [""])[0], MAEModel)
 
-    def told(self, trains_decoder: bool = False) -> str:
+    def notes_text(self, trains_decoder: bool = False) -> str:
         """The notes as lines for the user. With `trains_decoder`, also whether the decoder is newly initialised."""
         notes = self.notes
         if trains_decoder and self.kind is not MAEForPreTraining:
@@ -147,7 +147,7 @@ class Checkpoint:
         """The trained model as the class `kind`. Arguments and errors as for `classifier`."""
         return self._load(kind, config, ignore_mismatched_sizes=new_head)[0]
 
-    def whole(self, config: MAEConfig | None = None) -> MAEForPreTraining:
+    def for_pretraining(self, config: MAEConfig | None = None) -> MAEForPreTraining:
         """Encoder and decoder, newly initialised if the checkpoint has none. Arguments and errors as for `encoder`."""
         return self._load(MAEForPreTraining, config)[0]
 

@@ -214,7 +214,7 @@ def test_a_file_holds_what_the_function_gives(tmp_path, checkpoint, images, caps
     write_features_file(str(checkpoint), str(images), tmp_path / "a.parquet", pooling="cls", overwrite=True, **options)
     assert load_features(tmp_path / "a.parquet").about["pooling"] == "cls"
     for name in ("a.csv", "a", "no/../folder.parquet/x.npz"):
-        with pytest.raises(UserError, match="does not end in .parquet or .npy"):
+        with pytest.raises(UserError, match="must end in .parquet or .npy"):
             write_features_file(str(checkpoint), str(images), tmp_path / name, **options)
 
 

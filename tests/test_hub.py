@@ -288,8 +288,8 @@ def test_the_best_epoch_so_far_goes_with_a_classifiers_checkpoint(server, folder
 @pytest.mark.parametrize(
     "source, token, message",
     [
-        ("hub://me/nothing", "hf_good", "no such repository"),
-        ("hub://me/small@" + "1" * 40, "hf_good", "no revision"),
+        ("hub://me/nothing", "hf_good", "this repository does not exist"),
+        ("hub://me/small@" + "1" * 40, "hf_good", "does not exist: give another, or none"),
         ("hub://me/small", "hf_good", "--push_to_hub checkpoint"),
         ("hub://me/small", "unreachable", "does not answer"),
     ],

@@ -645,5 +645,5 @@ def test_poolings_of_timm_that_are_unknown_here_are_told(tmp_path, said):
     state, *_ = interop.load_tensors(tmp_path / "model.safetensors")
     save_file(state | {"attn_pool.latent": torch.zeros(1, 1, 64)}, tmp_path / "model.safetensors")
     MAEModel.from_pretrained(tmp_path)
-    assert "no pooling like global_pool='map'; give pooling" in said()
+    assert "no pooling like global_pool='map'; choose one with pooling=" in said()
     assert "left out: 1 tensors (attn_pool.latent ...)" in said()

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 
 from modeling_mae import MAEConfig, MAEForPreTraining
 from modeling_mae.data.serve.processor import image_processor
-from modeling_mae.training.sharded import settle_gradient_groups
+from modeling_mae.training.sharded import fix_gradient_buckets
 
 
 SHARDED = {
@@ -227,7 +227,7 @@ def test_gradients_are_grouped_for_good_before_the_first_update(settled):
     try:
         model = torch.nn.parallel.DistributedDataParallel(Crossed())
         if settled:
-            settle_gradient_groups(model)
+            fix_gradient_buckets(model)
             assert all(parameter.grad is None for parameter in model.parameters())
         model.register_comm_hook(None, note)
         for _ in range(3):

@@ -13,9 +13,9 @@ from modeling_mae.files import replacing, write_json
 from modeling_mae.report.evaluation import describe_training, report_evaluation, report_training, results_table
 from modeling_mae.report.facts import (
     DataFacts,
+    FeatureFacts,
     Identity,
     LabelledFacts,
-    Looks,
     MachineFacts,
     ModelFacts,
     TrainingLog,
@@ -73,7 +73,7 @@ def report_small_pretraining(folder, skipped=4, knn=KNN, split="test"):
         DataFacts("Pets", "me/pets", 1200, split, skipped),
         ModelFacts("Two blocks"),
         MachineFacts(90.0, 2, "cuda", "bf16"),
-        Looks(7, knn),
+        FeatureFacts(7, knn),
     )
 
 

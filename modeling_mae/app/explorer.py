@@ -44,7 +44,7 @@ class Explorer:
     def __init__(self, checkpoint: str):
         self.checkpoint = checkpoint
         opened = open_checkpoint(checkpoint)
-        print(opened.told(), end="")
+        print(opened.notes_text(), end="")
         self.model = opened.model().float()
         self.processing, self.guessed = _processing(opened)
         self.mean, self.std = self.processing.mean or [], self.processing.std or []

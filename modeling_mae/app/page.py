@@ -37,7 +37,7 @@ class Session:
     seed: int = 0  # of the drawn masks
 
 
-def telling(answer):
+def showing_errors(answer):
     """Times a handler of `Page`. On a UserError the page shows its message, and nothing else changes."""
 
     @functools.wraps(answer)
@@ -160,26 +160,26 @@ class Page:
         assert self.folder is not None  # only its own images call this
         return self.folder
 
-    @telling
+    @showing_errors
     def open_file(self, path: str, kind: str, ratio: float, block: int):
         with open(path, "rb") as file:
             data = file.read()
         return self._open(self.explorer.open(data, path.replace("\\", "/").split("/")[-1]), kind, ratio, block)
 
-    @telling
+    @showing_errors
     def open_sample(self, kind: str, ratio: float, block: int, event: gr.SelectData):
         return self._open(self._folder.look(self.sampled[event.index]), kind, ratio, block)
 
-    @telling
+    @showing_errors
     def open_neighbour(self, session: Session, kind: str, ratio: float, block: int, event: gr.SelectData):
         place, _ = self._folder.neighbours(opened(session).look, NEIGHBOURS)[event.index]
         return self._open(self._folder.look(place), kind, ratio, block)
 
-    @telling
+    @showing_errors
     def draw(self, session: Session | None, kind: str, ratio: float):
         return self._draw(opened(session), kind, ratio)
 
-    @telling
+    @showing_errors
     def draw_again(self, session: Session | None, kind: str, ratio: float):
         session = opened(session)
         session.seed += 1
@@ -187,20 +187,20 @@ class Page:
         changes, what = self._draw(session, drawn, ratio)
         return {**changes, self.kind: drawn}, what
 
-    @telling
+    @showing_errors
     def click_masked(self, session: Session | None, event: gr.SelectData):
         session = opened(session)
         session.mask = views.toggled(session.mask, self._patch(event))
         changes, what = self._masked(session)
         return {**changes, self.kind: CLICKED}, what
 
-    @telling
+    @showing_errors
     def click_original(self, session: Session | None, block: int, event: gr.SelectData):
         session = opened(session)
         session.patch = self._patch(event)
         return {self.session: session, **self._encoded(session, block)}, self._place(session.patch)
 
-    @telling
+    @showing_errors
     def choose_block(self, session: Session | None, block: int):
         return self._encoded(opened(session), block), f"block {block} of {self.explorer.depth}"
 

@@ -57,7 +57,7 @@ def convert(source: str, target: str | Path, to: str = "mae", dynamic_size: bool
     if to not in FORMATS:
         raise UserError(f"to={to!r} is not a format; choose from {', '.join(FORMATS)}")
     checkpoint = open_checkpoint(source, fields)
-    return checkpoint.told() + write_model(checkpoint.model(), checkpoint.processor, target, to, dynamic_size)
+    return checkpoint.notes_text() + write_model(checkpoint.model(), checkpoint.processor, target, to, dynamic_size)
 
 
 def parse_fields(texts: list[str]) -> dict:

@@ -125,7 +125,7 @@ def extract_features(
     """
     checkpoint, settings = str(checkpoint), ApplySettings(**options)
     extractor = Extractor.of(checkpoint, blocks, pooling)
-    print(extractor.checkpoint.told(), end="")
+    print(extractor.checkpoint.notes_text(), end="")
     inputs = settings.open(extractor.checkpoint, images)
     about = {"checkpoint": checkpoint, **extractor.read, "place": settings.described(images)}
     return extractor.features(inputs, settings, progress, about)
@@ -150,7 +150,7 @@ def write_features(
     accelerator = quiet_accelerator()
     target = output.prepared(("parquet", "npy"))
     extractor = Extractor.of(checkpoint, blocks, pooling)
-    accelerator.print(extractor.checkpoint.told(), end="")
+    accelerator.print(extractor.checkpoint.notes_text(), end="")
     inputs = settings.open(extractor.checkpoint, images, accelerator, say=accelerator.print)
     readout = extractor.readout
     accelerator.print(

@@ -48,17 +48,17 @@ class FeatureGrowth:
         self.train = _sample(train, TRAIN_SAMPLE)
         self.evaluation = _sample(evaluation, EVAL_SAMPLE) if evaluation is not None else None
 
-    def look(self, history: History, model: MAEForPreTraining, epoch: float, update: int) -> None:
+    def measure_and_log(self, history: History, model: MAEForPreTraining, epoch: float, update: int) -> None:
         """Measure the encoder of `model`, which may be sharded and in train mode. Print, log and store the values."""
         with whole_weights(model):
-            self._tell(history, self.measure(model.mae.eval()), epoch, update)
+            self._record(history, self.measure(model.mae.eval()), epoch, update)
 
-    def look_at_baselines(self, history: History, config: MAEConfig, seed: int) -> None:
+    def measure_baselines(self, history: History, config: MAEConfig, seed: int) -> None:
         """Measure the baselines, unless an earlier call did."""
         if not history.has("rank_untrained"):
-            self._tell(history, self.baselines(config, seed), 0.0, 0)
+            self._record(history, self.baselines(config, seed), 0.0, 0)
 
-    def _tell(self, history: History, values: dict[str, float], epoch: float, update: int) -> None:
+    def _record(self, history: History, values: dict[str, float], epoch: float, update: int) -> None:
         history.add({"step": update, "epoch": epoch, **values})
         self.accelerator.log(values, step=update)
         self.accelerator.print(f"features   epoch {epoch:g}  {describe_features(values)}", flush=True)
@@ -93,7 +93,7 @@ class FeatureGrowth:
         return values
 
 
-def images_of_a_look(train: Images, evaluation: Images | None) -> int:
+def images_per_measurement(train: Images, evaluation: Images | None) -> int:
     """The number of images whose features a measurement computes."""
     return min(len(train), TRAIN_SAMPLE) + (min(len(evaluation), EVAL_SAMPLE) if evaluation is not None else 0)
 

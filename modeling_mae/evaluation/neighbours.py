@@ -19,7 +19,7 @@ from .parts import FEATURES, KEY, features_array
 from .tables import ApplySettings
 
 
-ALIKE = 0.9  # cosine of evened features from which two images count as near-duplicates
+ALIKE = 0.9  # cosine of whitened features from which two images count as near-duplicates
 RIDGE = 3  # added to the variance of each direction, in median variances; with less, copies differ as much as images
 MOST_ROWS = 4096  # images used to find the directions, and so the largest number of directions
 
@@ -95,7 +95,7 @@ def near_duplicates(features: Features, threshold: float = ALIKE) -> tuple[np.nd
     """(positions, positions of the most similar earlier image, cosines), the most similar first.
 
     Lists every image with a cosine of at least `threshold` to an earlier one. Without these, no two images are so
-    alike. The cosines are between `evened` features. So they tell copies from images of the same kind, and the
+    alike. The cosines are between `whitened` features. So they tell copies from images of the same kind, and the
     threshold does not depend on the encoder.
 
     Raises:
@@ -107,14 +107,14 @@ def near_duplicates(features: Features, threshold: float = ALIKE) -> tuple[np.nd
     if not finite.all():
         name = features.files[int(finite.argmin())]
         raise UserError(f"the features of {name!r} are not finite numbers: compute them again in full precision")
-    bank = evened(_on_device(features.values))
+    bank = whitened(_on_device(features.values))
     cosines, earlier = (found[:, 0].cpu().numpy() for found in nearest(bank, bank, 1, only_earlier=True))
     alike = np.flatnonzero(cosines >= threshold)
     alike = alike[np.argsort(-cosines[alike], kind="stable")]
     return alike, earlier[alike], cosines[alike]
 
 
-def evened(values: torch.Tensor) -> torch.Tensor:
+def whitened(values: torch.Tensor) -> torch.Tensor:
     """``(images, width) -> (images, directions + 1)``: centred, with about the same variance in each principal
     direction of the set (whitening with a ridge). Then different images have cosines near 0, and only copies are near
     1. Without this, all features of an encoder may point in almost the same direction."""

@@ -55,7 +55,7 @@ def predict(checkpoint: str | Path, images: Place, *, progress: bool = False, **
         UserError: as `extract_features`, or the checkpoint has no classifier.
     """
     opened, settings = open_checkpoint(checkpoint), ApplySettings(**options)
-    print(opened.told(), end="")
+    print(opened.notes_text(), end="")
     predictor = Predictor(opened)
     job = predictor.job(settings.open(opened, images))
     return pandas.DataFrame(job.columns(settings, progress))
@@ -70,7 +70,7 @@ def write_predictions(checkpoint: str, images: Place, output: Output, settings: 
     accelerator = quiet_accelerator()
     target = output.prepared(("parquet", "csv"))
     opened = open_checkpoint(checkpoint)
-    accelerator.print(opened.told(), end="")
+    accelerator.print(opened.notes_text(), end="")
     predictor = Predictor(opened)
     inputs = settings.open(opened, images, accelerator, say=accelerator.print)
     accelerator.print(f"classifier {checkpoint}, {predictor.task.problem.count(len(predictor.names))}")

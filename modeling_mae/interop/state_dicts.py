@@ -66,23 +66,23 @@ def make_config(name: str, values: dict) -> MAEConfig:
         raise UserError(f"{name}: {one_line(error)}") from error
 
 
-def refuse_contradictions(name: str, told: dict, fields: dict) -> None:
-    """Refuses given `fields` of MAEConfig that contradict `told`, what the tensors of `name` show. A smaller depth is
+def refuse_contradictions(name: str, shown: dict, fields: dict) -> None:
+    """Refuses given `fields` of MAEConfig that contradict `shown`, what the tensors of `name` show. A smaller depth is
     allowed.
 
     Raises:
         UserError: the message names the first such field.
     """
     for field in TENSOR_FIELDS:
-        if field not in fields or field not in told:
+        if field not in fields or field not in shown:
             continue
-        given, own = fields[field], told[field]
+        given, own = fields[field], shown[field]
         if field == "patch_size":
             given, own = _pair(given, field), _pair(own, field)
         fewer = field.endswith("num_hidden_layers") and isinstance(given, int) and given < own
         if given != own and not fewer:
             raise UserError(
-                f"{name}: {field}={fields[field]!r} contradicts its tensors, which have {field}={told[field]!r}; "
+                f"{name}: {field}={fields[field]!r} contradicts its tensors, which have {field}={shown[field]!r}; "
                 f"leave {field} out"
             )
 

@@ -106,7 +106,7 @@ class MachineFacts:
 
 
 @dataclass(frozen=True)
-class Looks:
+class FeatureFacts:
     """The evaluation of a pre-trained model. `knn` is the k-NN accuracy in 0..1 of each kind of features, with `k`
     neighbours; empty if it was not evaluated. `picture` and `neighbours` describe reconstruction.png and
     neighbours.png, which exist already."""

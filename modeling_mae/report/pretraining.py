@@ -6,7 +6,7 @@ from typing import Any
 from ..files import write_json
 from .advice import judge_growth
 from .card import PAPER, Card, write_card
-from .facts import DataFacts, Identity, Looks, MachineFacts, ModelFacts, TrainingLog
+from .facts import DataFacts, FeatureFacts, Identity, MachineFacts, ModelFacts, TrainingLog
 from .figures import save_charts
 from .run import PRETRAINING, RunFiles, read_run, write_training
 from .run_page import lead, write_run_page
@@ -21,17 +21,17 @@ def report_pretraining(
     data: DataFacts,
     model: ModelFacts,
     machine: MachineFacts,
-    looks: Looks,
+    features: FeatureFacts,
 ) -> None:
     """Writes arguments.json, trainer_state.json, summary.json, loss.png, knn.json, README.md and report.html, and
     prints the results. features.png is written if `log` has entries of `FeatureGrowth`, knn.json if k-NN was
     evaluated. `arguments` are the run's settings by name."""
     write_training(output_dir, arguments, log)
-    if looks.knn:
-        write_json(output_dir / "knn.json", looks.knn)
+    if features.knn:
+        write_json(output_dir / "knn.json", features.knn)
     summary = {"kind": PRETRAINING, "name": identity.name, "repo_id": identity.repo_id, **data.summary}
-    summary |= {**vars(model), **vars(machine), "updates_per_epoch": log.updates_per_epoch, "k": looks.k}
-    summary |= {"picture": looks.picture, "neighbours": looks.neighbours}
+    summary |= {**vars(model), **vars(machine), "updates_per_epoch": log.updates_per_epoch, "k": features.k}
+    summary |= {"picture": features.picture, "neighbours": features.neighbours}
     write_json(output_dir / "summary.json", summary)
     run = read_run(output_dir)
     save_charts(output_dir, pretraining_charts(run))

@@ -61,7 +61,7 @@ def whole_weights(model: torch.nn.Module) -> Iterator[None]:
             model.reshard()
 
 
-def settle_gradient_groups(model: torch.nn.Module) -> None:
+def fix_gradient_buckets(model: torch.nn.Module) -> None:
     """Makes DDP choose its final groups of gradients before the first update.
 
     DDP adds gradients in groups (buckets), and regroups them after its first backward pass. With three or more

@@ -24,7 +24,7 @@ from .checkpoints import Checkpoints, Progress
 from .launch import loading_workers
 from .manifest import check_architecture, check_changes, read_manifest
 from .optim import Schedule
-from .sharded import original_class, settle_gradient_groups
+from .sharded import fix_gradient_buckets, original_class
 
 
 class History:
@@ -167,7 +167,7 @@ def open_run(
         changes += _new_length(checkpoint, schedule, progress.update)
         accelerator.print(*(f"changed    {change}\n" for change in changes), sep="", end="", flush=True)
         checkpoints.remove_after(progress.update)
-    settle_gradient_groups(model)
+    fix_gradient_buckets(model)
     history = History(place.folder / "history.jsonl", accelerator.is_main_process)
     history.rewind(progress.update)
     batches = batches_of(images, settings, range(progress.update, schedule.updates), accelerator)

@@ -21,7 +21,7 @@ from ..data.serve.images import Images
 from ..errors import UserError
 from ..modeling_mae import MAEForPreTraining
 from .optim import OptimizerSettings, make_optimizer
-from .sharded import settle_gradient_groups
+from .sharded import fix_gradient_buckets
 from .state import batches_of
 
 
@@ -121,11 +121,11 @@ class Trial:
         del self.model, self.optimizer
         self.accelerator.free_memory()
 
-    def seconds_an_update(self, batches: Iterable[dict], transform: Callable[[dict], torch.Tensor], most: float):
+    def seconds_per_update(self, batches: Iterable[dict], transform: Callable[[dict], torch.Tensor], most: float):
         """Seconds per update, including loading. `batches` are enough for `MOST_UPDATES`. `transform` returns the
         pixels ``(batch, channels, height, width)`` of a batch. The trial ends after `most` seconds."""
         accelerator, model, inner = self.accelerator, self.model, self.optimizer.optimizer
-        settle_gradient_groups(model)
+        fix_gradient_buckets(model)
         model.train()
         batches, device = iter(batches), accelerator.device
         moments, enough = [time.perf_counter()], False
@@ -155,12 +155,13 @@ def fit_length(
     transform: Callable[..., torch.Tensor],
     stages: list[tuple[float, tuple[int, int]]],
     settings: TrialSettings,
-    images_a_look: int,
+    images_per_measurement: int,
 ) -> tuple[float, str]:
     """(epochs of a run that may take `max_hours`, the reason as text). Times some updates.
 
     `stages` are those of `Resizing`: (share of the updates, size of their images). `transform(batch, size)` returns
-    the pixels. A measurement computes the features of `images_a_look` images. Each costs as much as a training image.
+    the pixels. A measurement computes the features of `images_per_measurement` images, each as costly as a training
+    image.
     """
     accelerator, times = trial.accelerator, []
     for number, (part, size) in enumerate(stages):
@@ -168,34 +169,33 @@ def fit_length(
         updates = range(number * MOST_UPDATES, (number + 1) * MOST_UPDATES)
         batches = batches_of(images, settings, updates, accelerator)
         most = TRIAL_SHARE * part * settings.max_hours * 3600
-        times.append(trial.seconds_an_update(batches, partial(transform, size=size), most))
+        times.append(trial.seconds_per_update(batches, partial(transform, size=size), most))
     seconds = sum(part * an_update for (part, _), an_update in zip(stages, times, strict=True))
-    an_epoch = seconds * max(1, len(images) // settings.total_batch_size)
-    a_look = times[-1] / settings.total_batch_size * images_a_look
+    per_epoch = seconds * max(1, len(images) // settings.total_batch_size)
+    per_measurement = times[-1] / settings.total_batch_size * images_per_measurement
     epochs = fit_epochs(
         settings.max_hours,
         settings.num_train_epochs,
-        an_epoch,
-        seconds_of_a_look=a_look,
-        epochs_between_looks=settings.eval_every_epochs,
-        other_seconds=2 * a_look * settings.knn,
+        per_epoch,
+        seconds_per_measurement=per_measurement,
+        epochs_between_measurements=settings.eval_every_epochs,
+        other_seconds=2 * per_measurement * settings.knn,
     )
-    return epochs, f"an epoch takes {an_epoch:.3g} s by trial updates, for max_hours {settings.max_hours:g}"
+    return epochs, f"an epoch takes {per_epoch:.3g} s by trial updates, for max_hours {settings.max_hours:g}"
 
 
 def fit_epochs(
     hours: float,
     wanted: float,
-    seconds_an_epoch: float,
+    seconds_per_epoch: float,
     *,
-    seconds_of_a_look: float = 0.0,
-    epochs_between_looks: int = 0,
+    seconds_per_measurement: float = 0.0,
+    epochs_between_measurements: int = 0,
     other_seconds: float = 0.0,
 ) -> float:
     """How many epochs fit into `hours`, in steps of 0.01 and at least 0.01, but at most `wanted`.
 
-    A measurement of the features takes `seconds_of_a_look`. There is one at the start, one at the end, and one every
-    `epochs_between_looks` (0: none at all).
+    The features are measured at the start, at the end, and every `epochs_between_measurements` (0: never).
 
     >>> fit_epochs(1, 800, 60)  # 57 of the 60 minutes are for epochs of a minute
     57.0
@@ -204,8 +204,8 @@ def fit_epochs(
     """
 
     def seconds(epochs: float) -> float:
-        looks = 1 + math.ceil(epochs / epochs_between_looks) if epochs_between_looks else 0
-        return epochs * seconds_an_epoch + looks * seconds_of_a_look + other_seconds
+        measurements = 1 + math.ceil(epochs / epochs_between_measurements) if epochs_between_measurements else 0
+        return epochs * seconds_per_epoch + measurements * seconds_per_measurement + other_seconds
 
     limit = hours * 3600 * (1 - SPARE)
     if seconds(wanted) <= limit:
