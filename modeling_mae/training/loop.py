@@ -283,7 +283,7 @@ def largest_of_processes(run: Run, number: float) -> float:
 
 def say_waiting(run: Run, waiting: Waiting) -> None:
     """Print how long the training waited for images, and what to do about it."""
-    share = largest_of_processes(run, waiting.total())
+    share = largest_of_processes(run, waiting.overall())
     workers = run.batches.num_workers
     # A process on a GPU needs one core, a process on the CPU needs all its threads.
     spare_cores = available_cores() - local_processes() * (workers + 1)

@@ -52,7 +52,7 @@ class Waiting:
         self.seconds, self.since = 0.0, now
         return share
 
-    def total(self) -> float:
+    def overall(self) -> float:
         """The share of the whole time up to the last reading."""
         return min(1.0, self.total / max(self.since - self.began, 1e-9))
 
