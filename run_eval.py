@@ -1,6 +1,6 @@
 """Evaluate an encoder: `accelerate launch run_eval.py [recipe.yaml] [--name value ...]`.
 
-Linear probing, partial and end-to-end fine-tuning, training from scratch, frozen features, or testing alone.
+Linear probing, partial and end-to-end fine-tuning, training from scratch, frozen features, or only a test.
 """
 
 from configuration import ArgumentError, EvalArguments, EvalTraining, checkpoint_of, model_config, parse_arguments

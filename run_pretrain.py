@@ -164,7 +164,7 @@ def describe(decided: Decided, run: Run, architecture: str) -> None:
         *([f"sizes      {sizes}"] if sizes else []),
         f"rate       {schedule.describe_rate()}, cosine to 0",
         f"precision  {accelerator.mixed_precision}, on {accelerator.device}",
-        *(["loss       1 is what predicting the mean of each patch gives"] if decided.config.norm_pix_loss else []),
+        *(["loss       predicting the mean of each patch gives 1"] if decided.config.norm_pix_loss else []),
         f"parallel   {launch.describe_parallelism(accelerator)}",
     ]
     accelerator.print(*lines, sep="\n", flush=True)

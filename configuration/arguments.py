@@ -175,7 +175,7 @@ class RunArguments:
         decides="nothing",
     )
     report_to: list[str] = option(
-        ["tensorboard"], "Accelerate's trackers (tensorboard wandb), all, or none.", decides="nothing"
+        ["tensorboard"], "Accelerate's trackers (as tensorboard wandb), all, or none.", decides="nothing"
     )
     push_to_hub: str = option(
         "no",

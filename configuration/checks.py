@@ -34,7 +34,7 @@ def check_pretraining(args) -> None:
     exclude(args, "max_hours", "max_train_steps")
     check_resizing(args)
     require(args, "eval_every_epochs", lambda x: x >= 0, "a number of epochs, 0 for none")
-    require(args, "picture_epochs", lambda x: x >= 0, "a number of epochs, 0 for none on the way")
+    require(args, "picture_epochs", lambda x: x >= 0, "a number of epochs, 0 for none")
     check_hub(args)
 
 
@@ -68,12 +68,12 @@ def check_evaluation(args) -> None:
         check_run(arguments)
     if len(runs) > 1 and args.resume_from_checkpoint not in (None, "auto"):
         raise ArgumentError(
-            f"resume_from_checkpoint {args.resume_from_checkpoint!r} is of one training, and there are {len(runs)}: "
-            "give auto, which goes on with each"
+            f"resume_from_checkpoint {args.resume_from_checkpoint!r} is of one training, but there are {len(runs)}: "
+            "give auto, which finds the checkpoint of each"
         )
     if len(runs) > 1 and args.push_to_hub == "checkpoint":
         raise ArgumentError(
-            f"push_to_hub 'checkpoint' is for one training, and there are {len(runs)}: give one n_partial, or "
+            f"push_to_hub 'checkpoint' is for one training, but there are {len(runs)}: give one n_partial, or "
             "--push_to_hub end"
         )
     check_output_dir(args)
@@ -106,7 +106,7 @@ def model_is_here(args) -> bool:
 
 
 def check_model(args, decoder: bool = False) -> None:
-    """`decoder`: the whole model is trained, with its decoder."""
+    """`decoder`: whether the decoder is trained too."""
     if model_is_here(args):
         config = model_config(args)
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
@@ -118,7 +118,7 @@ def check_model(args, decoder: bool = False) -> None:
         channels = config.num_channels
         if args.image_mean is not None and args.image_std is not None and len(args.image_mean) != channels:
             raise ArgumentError(
-                f"image_mean {join(args.image_mean)} has {len(args.image_mean)} numbers, the model has num_channels "
+                f"image_mean {join(args.image_mean)} has {len(args.image_mean)} numbers, but the model num_channels "
                 f"{channels}: give as many, or --config_overrides num_channels={len(args.image_mean)}"
             )
 
@@ -127,8 +127,8 @@ def check_pooling(args) -> None:
     """Pre-training does not train the queries of attention pooling, so its k-NN accuracy would mean nothing."""
     if model_is_here(args) and model_config(args).pooling == "attention":
         raise ArgumentError(
-            "pooling='attention' is trained with labels, and pre-training has none: leave it to run_eval.py, here "
-            "give --config_overrides pooling=mean"
+            "pooling='attention' is trained with labels, but pre-training has none: leave it to run_eval.py, and "
+            "give --config_overrides pooling=mean here"
         )
 
 
@@ -185,14 +185,14 @@ def check_data(args) -> None:
     mean, std = args.image_mean, args.image_std
     if (mean is None) != (std is None) or (mean is not None and len(mean) != len(std)):
         raise ArgumentError(
-            f"image_mean {join(mean)} and image_std {join(std)} do not fit: give one number a channel in each, or "
-            "neither to have them measured"
+            f"image_mean {join(mean)} and image_std {join(std)} do not fit: give one number per channel in each, or "
+            "neither to measure them"
         )
-    require(args, "image_mean", lambda x: True, "finite numbers, where white is 1")
-    require(args, "image_std", lambda x: x > 0, "numbers above 0, where white is 1")
-    require(args, "white_value", lambda x: x > 0, "the value of a white pixel, as 4095 of 12 bits")
+    require(args, "image_mean", lambda x: True, "finite numbers (white is 1)")
+    require(args, "image_std", lambda x: x > 0, "numbers above 0 (white is 1)")
+    require(args, "white_value", lambda x: x > 0, "the value of a white pixel, as 4095 for 12 bits")
     require(args, "bands", lambda x: x >= 1, "numbers of bands, counted from 1")
-    require(args, "crop_scale", lambda x: 0 < x <= 1, "two parts of the area in (0, 1], as in 0.2 1.0")
+    require(args, "crop_scale", lambda x: 0 < x <= 1, "two shares of the area in (0, 1], as in 0.2 1.0")
     if args.crop_scale is None:
         pass  # `settle` chooses it
     elif len(args.crop_scale) != 2 or args.crop_scale[0] > args.crop_scale[1]:
@@ -209,8 +209,8 @@ def check_mix(args) -> None:
     require(args, "mix", lambda x: x > 0, "shares above 0, as in 0.7 0.3")
     if args.mix is not None and (len(args.mix) != len(folders) or len(folders) < 2):
         raise ArgumentError(
-            f"mix {join(args.mix)} has {len(args.mix)} shares, train_dir has {len(folders)} folders: give a share for "
-            "each of two folders or more"
+            f"mix {join(args.mix)} has {len(args.mix)} shares, but train_dir has {len(folders)} folders: give a "
+            "share for each of two or more folders"
         )
 
 
@@ -258,11 +258,11 @@ def check_augmentation(args) -> None:
 
 def check_resizing(args) -> None:
     parts = args.progressive_resizing  # at most as many as SCALES in training/resizing.py
-    require(args, "progressive_resizing", lambda x: 0 <= x < 1, "parts of the updates below 1, as in 0.5 0.3")
+    require(args, "progressive_resizing", lambda x: 0 <= x < 1, "shares of the updates below 1, as in 0.5 0.3")
     if len(parts) > 2 or sum(parts) >= 1:
         raise ArgumentError(
-            f"progressive_resizing {join(parts)} does not work: give one part or two, below 1 together, since the "
-            "whole size comes last"
+            f"progressive_resizing {join(parts)} does not work: give one or two shares with a sum below 1, "
+            "because the full size comes last"
         )
 
 
@@ -281,7 +281,7 @@ def check_trackers(args) -> None:
     from accelerate.utils import LoggerType
 
     if len(args.report_to) > 1 and {"all", "none"} & set(args.report_to):
-        raise ArgumentError(f"report_to {join(args.report_to)} does not work: all and none stand alone")
+        raise ArgumentError(f"report_to {join(args.report_to)} does not work: give all or none without other names")
     for name in args.trackers:
         if name not in LoggerType.list():
             hint = suggest(name, LoggerType.list()) or f": those are {', '.join(LoggerType.list())}, none"
@@ -304,7 +304,7 @@ def check_output_dir(args) -> None:
     if resume is None and checkpoint in [path.resolve() for path in (Path(args.output_dir), *folders)]:
         raise ArgumentError(
             f"output_dir {args.output_dir!r} is where model_name_or_path {args.model_name_or_path!r} lies: give "
-            "another output_dir, so that the checkpoint stays as it is"
+            "another output_dir, so that the checkpoint is not overwritten"
         )
     checkpoints = sorted(str(path) for folder in folders for path in folder.glob("checkpoint-*"))
     on_hub = resume is not None and resume.startswith("hub://")

@@ -74,7 +74,7 @@ def decide(options: PretrainArguments, source: Source, accelerator: Accelerator,
     `before` are the settings of the checkpoint that the run goes on from, empty for a fresh start.
 
     Raises:
-        ArgumentError, UserError: what is given and what follows from it do not work together.
+        ArgumentError, UserError: the given settings and the choices do not work together.
     """
     say, processes, goes_on = accelerator.print, accelerator.num_processes, bool(before)
     chosen = dict(before.get("chosen", {}))
@@ -97,7 +97,7 @@ def decide(options: PretrainArguments, source: Source, accelerator: Accelerator,
     if recipe.auto_batch_size or (recipe.max_hours and not goes_on):
         recipe = _by_trials(recipe, config, sets, resizing, accelerator, goes_on, reasons)
     if recipe.max_hours and goes_on and "num_train_epochs" not in chosen:
-        say("note       max_hours only applies when a run begins: this one keeps its length")
+        say("note       max_hours only applies when a run begins: this run keeps its length")
     if recipe.max_hours:
         chosen |= {"num_train_epochs": recipe.num_train_epochs, "warmup_epochs": recipe.warmup_epochs}
     recipe = replace(recipe, own_images=False, max_hours=None, auto_batch_size=False)
@@ -188,7 +188,7 @@ class DecidedEvaluation:
     """An evaluation before its first update."""
 
     recipe: EvalRecipe  # what all trainings share
-    trainings: list[EvalTraining]  # each with a recipe of its own
+    trainings: list[EvalTraining]  # each with its own recipe
     start: Checkpoint | None  # where the weights come from; None: they are new
     config: MAEConfig
     sets: LabelledSets

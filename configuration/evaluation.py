@@ -147,7 +147,7 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         None, "Weight decay. Biases, norms and tokens are not decayed." + BY_BLOCKS, decides="weights"
     )
     layer_decay: float | None = option(
-        None, "Factor of the learning rate from a block to the one before." + BY_BLOCKS, decides="weights"
+        None, "Learning rate of a block, relative to the next block's." + BY_BLOCKS, decides="weights"
     )
     adam_beta2: float = option(0.999, "AdamW's decay of the mean of squared gradients.", decides="weights")
     auto_augment: str | None = option(
@@ -265,7 +265,7 @@ class EvalTraining:
 
     name: str  # n_partial-0, n_partial-0.5, ..., from-scratch
     folder: Path
-    n_partial: float | None  # blocks tuned; None: from scratch, all of them
+    n_partial: float | None  # number of tuned blocks; None: from scratch, all of them
     recipe: EvalRecipe
 
     @property
@@ -299,7 +299,7 @@ class EvalTraining:
         before = json.loads((self.folder / "arguments.json").read_text())
         now = json.loads(json.dumps(dataclasses.asdict(self.recipe)))
         names = [name for name in self.recipe.deciding("weights", "result") if before.get(name) != now[name]]
-        # If one call was given them and the other measured them, the checkpoint compares the numbers.
+        # Not compared here if one call was given them and the other measured them: the checkpoint has the numbers.
         measured = ("image_mean", "image_std", "white_value")
         names = [name for name in names if name not in measured or None not in (before.get(name), now[name])]
         if not names:
@@ -311,5 +311,5 @@ class EvalTraining:
                 "the same settings, --allow_changes true to go on from its last checkpoint with these, or "
                 "--overwrite_output_dir to start over"
             )
-        say(f"note       {self.name} was finished with other settings ({changes}): it goes on, for new results")
+        say(f"note       {self.name} was finished with other settings ({changes}): it goes on with the new ones")
         return None

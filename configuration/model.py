@@ -18,7 +18,7 @@ from .errors import ArgumentError
 from .memory import check_weights_fit
 
 
-FORM_OF_OUTPUTS = ("reshape_hidden_states",)  # fields that decide no weight
+FORM_OF_OUTPUTS = ("reshape_hidden_states",)  # fields that do not affect the weights
 PRESETS = Path(__file__).parent / "models"
 
 
@@ -33,7 +33,7 @@ def model_settings(config) -> dict[str, Any]:
 
 
 def join(values: list | None) -> str:
-    """The values of an option as they stand on the command line."""
+    """The values of an option as they are typed on the command line."""
     return "(not given)" if values is None else " ".join(map(str, values))
 
 
@@ -93,7 +93,7 @@ def _config_file(name: str) -> Path:
         if candidate.is_file():
             return candidate
     presets = sorted(file.stem for file in PRESETS.glob("*.json"))
-    hint = suggest(name, presets) or f", neither is it a preset: {', '.join(presets)}"
+    hint = suggest(name, presets) or f", nor a preset: {', '.join(presets)}"
     raise ArgumentError(f"config_name {name!r} is not a JSON file or a folder with a config.json{hint}")
 
 

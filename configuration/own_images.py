@@ -22,8 +22,8 @@ OPTIONS = (
     "base_learning_rate",
     "crop_scale",
 )
-PAPER_SIZE, PAPER_GRID = 224, 14  # pixels and patches a side (arXiv 2111.06377)
-PATCHES = (2, 4, 8, 16)  # pixels a side
+PAPER_SIZE, PAPER_GRID = 224, 14  # pixels and patches per side (arXiv 2111.06377)
+PATCHES = (2, 4, 8, 16)  # pixels per side
 LONG = 2  # images at least this many times as long as wide keep their shape
 HEAD_WIDTH, DECODER_DEPTH, DECODER_WIDTH = 64, 4, 128  # of the decoder; its width is at least 128
 UPDATES_PER_EPOCH = 20  # at least
@@ -101,14 +101,14 @@ def choose_training(
     else:
         lowest, highest = EPOCHS_RANGE
         epochs = given.get("num_train_epochs") or min(max(lowest, IMAGES_SEEN // count // 50 * 50), highest)
-        why = f"the fewer images, the more epochs pay: {highest} up to 10,000 images, {lowest} from 100,000 on"
+        why = f"few images need more epochs: {highest} up to 10,000 images, {lowest} from 100,000 on"
     choices.append(Choice({"num_train_epochs": epochs}, why))
-    choices.append(Choice({"warmup_epochs": epochs * WARMUP_SHARE}, "a twentieth of the epochs, as the paper's"))
+    choices.append(Choice({"warmup_epochs": epochs * WARMUP_SHARE}, "a twentieth of the epochs, as in the paper"))
 
     # The paper's rate at the paper's batch, scaled by the square root of the batch: the rule for Adam (arXiv
     # 2205.10287, Section 4). The linear rule would make the rates of small batches very low.
     rate = float(f"{PAPER_RATE * math.sqrt(PAPER_BATCH / total):.1e}")
-    why = f"a peak of {rate * total / 256:.1e}, the paper's by the square root of the batch"
+    why = f"a peak of {rate * total / 256:.1e}, the paper's, scaled by the square root of the batch"
     choices.append(Choice({"base_learning_rate": rate}, why))
 
     papers, largest = CROP_RANGE
@@ -137,7 +137,7 @@ def settle(args, facts: ImageFacts, processes: int, before: dict[str, Any]) -> t
     `before` are the chosen settings of the checkpoint that the run goes on from. The run keeps them.
 
     Raises:
-        ArgumentError: what is given and what follows from the images do not work together.
+        ArgumentError: the given settings and the choices do not work together.
     """
     options = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
     fields = _given_fields(args)

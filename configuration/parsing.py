@@ -83,7 +83,7 @@ class _Parser(HfArgumentParser):
         if unknown:
             self.error(self.unknown(unknown[0].split("=")[0].lstrip("-").replace("-", "_")))
         if rest:
-            self.error(f"unexpected {rest[0]!r}: a recipe comes first, everything else is --name value")
+            self.error(f"unexpected {rest[0]!r}: the recipe comes first, everything else is --name value")
         return arguments
 
     def unknown(self, name: str) -> str:

@@ -60,7 +60,7 @@ class Checkpoint:
         """The notes as lines for the user. With `trains_decoder`, also whether the decoder is newly initialised."""
         notes = self.notes
         if trains_decoder and self.kind is not MAEForPreTraining:
-            notes += ("it has no decoder: a new one starts at its initial values",)
+            notes += ("it has no decoder: the decoder is newly initialised",)
         return "".join(f"note       {self.name}: {note}\n" for note in notes)
 
     @functools.cached_property
@@ -68,7 +68,7 @@ class Checkpoint:
         """The image processor stored with the weights, or None.
 
         Raises:
-            UserError: it cannot be read, or it is code of its own.
+            UserError: it cannot be read, or it is custom code.
         """
         foreign = None if self.is_ours else self._read()
         if foreign is not None and foreign.processor is not None:
@@ -199,7 +199,7 @@ def open_checkpoint(name: str | Path, fields: dict[str, Any] | None = None, **hu
     path = Path(name)
     # Not a Hub id. Asking the Hub would take long, and its answer would mislead.
     if path.suffix in WEIGHT_FILES and not path.exists():
-        raise UserError(f"{name} does not exist; give a file, a folder with a config.json, or a Hub id")
+        raise UserError(f"{name} does not exist: give a file, a folder with a config.json, or a Hub id")
     refuse_missing(name)
     if path.name in SAVED_NAMES and (path.parent / CONFIG_NAME).is_file():
         name, path = str(path.parent), path.parent
@@ -297,7 +297,7 @@ def _misfit(load) -> str | None:
     tensor, own, wanted = min(info["mismatched_keys"])
     return (
         f"{tensor} is {_times(own)} in its file and {_times(wanted)} by its configuration: give fields that fit, or "
-        "mend its config.json"
+        "fix its config.json"
     )
 
 

@@ -32,18 +32,19 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
             image size only. ``attention``: learned queries attend to the patch tokens (see `MAEAttentionPooling`).
             Labels train the queries, so MAEForPreTraining has none.
         num_pooling_queries, num_pooling_heads: for ``attention``. Each query pools its own part of the width. With
-            several heads, each query also attends once for each part of the width that they split.
+            several heads, each query attends once per head, by that head's part of the tokens' width.
         head_norm: the norm before EvalNet's head. ``layer``: a LayerNorm after the pooling instead of the encoder's
-            final one, as the official code fine-tunes. With ``attention`` both stay, because it attends to normalised
-            tokens. ``batch``: a BatchNorm without affine parameters (linear probing, Section A.1). ``none``: no norm.
+            final one, as the official code fine-tunes. ``attention`` keeps both, because its queries attend to
+            normalised tokens. ``batch``: a BatchNorm without affine parameters (linear probing, Section A.1).
+            ``none``: no norm.
         head_initializer_range: the deviation of the initial weights of EvalNet's head. In the official code 2e-5 for
             fine-tuning and 0.01 for linear probing.
         drop_path_rate: the rate of the last encoder block in training. It grows linearly over the blocks from 0 (Table
             9).
         label_smoothing: smoothing of EvalNet's cross-entropy in training (Table 9). Other losses are not smoothed.
         problem_type: chooses EvalNet's loss as in transformers' heads: ``single_label_classification``,
-            ``multi_label_classification`` or ``regression``. Unset is the first. Its labels may also be probabilities
-            ``(batch, classes)`` from mixup.
+            ``multi_label_classification`` or ``regression``. By default the first, whose labels may also be
+            probabilities ``(batch, classes)`` from mixup.
         decoder_type: ``self`` is the paper's decoder: all patches attend to each other. ``cross`` is CrossMAE's (arXiv
             2401.14391): masked patches attend to the encoder's tokens alone.
         decoder_reads: what the cross decoder reads. ``blocks``: each of its blocks reads its own learned weighting of
@@ -59,7 +60,7 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
             1 + patches, width)`` as DPT and DepthAnything read them.
 
     Raises:
-        ValueError: for a combination that no model can have; the message names the values.
+        ValueError: the values do not work together. The message names them.
     """
 
     model_type = "mae"

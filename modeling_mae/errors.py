@@ -8,7 +8,7 @@ class UserError(ValueError):
 
 
 class TrainingStopped(Exception):
-    """Training ended before its last update. The message says where, why and how to go on; `code` is the exit
+    """Training ended before its last update. The message says where, why and how to go on. `code` is the exit
     status."""
 
     def __init__(self, message: str, code: int = 1):

@@ -13,7 +13,7 @@ MOST_MISSING = 0.5  # share of a band; an image that lacks more is bad
 
 
 def band_axis(shape: tuple[int, int, int], num_channels: int, bands: list[int] | None) -> int | None:
-    """The axis of an array that holds the bands, 0 or 2. None if both may.
+    """The axis of an array that holds the bands, 0 or 2. None if it could be both.
 
     It is the axis as long as `num_channels`, or the shorter one if `bands` are chosen. If neither fits, the last.
     """
@@ -73,7 +73,7 @@ def bands_first(array: np.ndarray, num_channels: int, bands: list[int] | None, l
     if layout == "channels_last":
         array = np.moveaxis(array, -1, 0)
     if bands and max(bands) > len(array):
-        raise ValueError(f"an image of {len(array)} bands has no band {max(bands)}, which this model sees")
+        raise ValueError(f"an image of {len(array)} bands has no band {max(bands)}, but this model needs it")
     return array[[band - 1 for band in bands]] if bands else array
 
 
@@ -95,8 +95,8 @@ class MAEImageProcessor(PilBackend):
     images and arrays are scaled by `white` and not rounded. NaN becomes its channel's mean.
 
     Raises:
-        ValueError: for an image whose channels are neither `num_channels` nor convertible to them, or whose values are
-            not between 0 and `white`.
+        ValueError: an image's channels are neither `num_channels` nor convertible to them, or its values are not
+            between 0 and `white`.
     """
 
     valid_kwargs = MAEImageProcessorKwargs

@@ -63,7 +63,7 @@ class MAEForPreTrainingOutput(ModelOutput):
 
 def take_rows(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """``tokens (batch, n, width)``, ``ids (batch, m)`` -> ``(batch, m, width)``."""
-    # Whole rows by index_select: the backward of an expanded gather adds element by element and is slow on CPUs.
+    # Whole rows by index_select, because the backward pass of an expanded gather is slow on CPUs.
     batch, n, width = tokens.shape
     flat = (ids + torch.arange(batch, device=ids.device)[:, None] * n).flatten()
     return tokens.reshape(batch * n, width).index_select(0, flat).view(batch, -1, width)
@@ -123,7 +123,7 @@ def attend(
     """Attention by the configured implementation, ``(batch, heads, tokens, head width)`` each. Returns ``(batch,
     queries, heads, head width)`` and, on request, the maps."""
     implementation = module.config._attn_implementation
-    # Fused kernels give no maps. On CPUs their backward in bfloat16 takes two thirds of the whole step.
+    # Fused kernels return no maps. On CPUs their backward pass in bfloat16 takes two thirds of the whole step.
     slow = implementation == "sdpa" and query.is_cpu and query.dtype == torch.bfloat16 and query.requires_grad
     if output_attentions or slow:
         implementation = "eager"
@@ -544,7 +544,7 @@ class MAEModel(MAEPreTrainedModel):
         batch, num_patches = patches.shape[:2]
         if bool_masked_pos is not None:
             if noise is not None or mask_ratio is not None:
-                raise ValueError("give bool_masked_pos alone: it already fixes what noise or mask_ratio would decide")
+                raise ValueError("give bool_masked_pos alone: it decides what noise or mask_ratio would decide")
             if bool_masked_pos.shape != (batch, num_patches):
                 raise ValueError(
                     f"bool_masked_pos of shape {tuple(bool_masked_pos.shape)} is not {(batch, num_patches)}"
@@ -717,7 +717,7 @@ class MAEForPreTraining(MAEPreTrainedModel):
         `return_loss` tells transformers' Trainer that the loss needs no labels.
 
         Raises:
-            ValueError: also for a `prediction_ratio` outside (0, 1].
+            ValueError: also if `prediction_ratio` is outside (0, 1].
         """
         if noise is None and bool_masked_pos is None and mask_ratio is None:
             mask_ratio = self.config.mask_ratio
@@ -786,7 +786,7 @@ class MAEForPreTraining(MAEPreTrainedModel):
         patch is predicted.
 
         Raises:
-            ValueError: `outputs` predict a part of the masked patches.
+            ValueError: `outputs` predict only a part of the masked patches.
         """
         outputs = self(pixel_values, **{"prediction_ratio": 1, **masking}) if outputs is None else outputs
         assert outputs.logits is not None and outputs.mask is not None
@@ -849,15 +849,14 @@ def loading_report() -> Iterator[list[str]]:
 
 
 class MAEHead(nn.Linear):
-    """The classifier. It has its own class because its weights are initialised differently from other linear
-    layers."""
+    """The classifier. It has its own class because its weights are initialised differently."""
 
 
 class EvalNet(MAEPreTrainedModel):
     """The encoder and a linear classifier: probing, partial and end-to-end fine-tuning (paper, Sections 4.3, A.1).
 
     `EvalNet.from_pretrained(<pre-trained or EvalNet checkpoint>, num_labels=...)` takes the encoder. Missing weights
-    are newly initialised. One line says so, or transformers' table if more than the classifier is missing. Pooling,
+    are newly initialised. One line reports it, or transformers' table if more than the classifier is missing. Pooling,
     norm, drop path and label smoothing are set in the config.
     """
 
@@ -994,7 +993,7 @@ class EvalNet(MAEPreTrainedModel):
         return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states, attentions=attentions)
 
     def check_size(self, pixel_values: torch.Tensor) -> None:
-        """Raises a ValueError if the head does not work for the size of ``pixel_values (batch, channels, height,
+        """Raises a ValueError unless the head works for this size of ``pixel_values (batch, channels, height,
         width)``."""
         if self.config.pooling == "flatten" and self.grid_of(pixel_values) != self.config.grid:
             raise ValueError(
@@ -1003,8 +1002,7 @@ class EvalNet(MAEPreTrainedModel):
             )
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The loss ``()`` of ``logits (batch, classes)`` in float32, chosen by `config.problem_type` as in
-        transformers.
+        """The loss ``()`` of ``logits (batch, classes)`` in float32, by `config.problem_type` as in transformers.
 
         ``single_label_classification``: cross-entropy, in training smoothed by `config.label_smoothing`. Labels are
         class numbers ``(batch,)``, or probabilities ``(batch, classes)`` as mixup makes them.
@@ -1012,7 +1010,7 @@ class EvalNet(MAEPreTrainedModel):
         ``(batch, classes)``. ``regression``: mean squared error. Labels are ``(batch, targets)``; for one target also
         ``(batch,)``.
 
-        Unset is ``single_label_classification``, except that a head with one output and float labels is
+        The default is ``single_label_classification``, except that a head with one output and float labels is
         ``regression``, as in transformers. transformers reads other floats as several labels. Here they are mixup's
         probabilities, so set `problem_type` for several labels.
 

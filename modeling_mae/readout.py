@@ -1,7 +1,7 @@
 """Reads features from an encoder, and finds the images with the nearest features.
 
-"The features of block b" mean the same in `--readouts`, `--feature_layers`, `mae features --block`, the app and the
-Python functions: the tokens after block b under the encoder's own final norm, then pooled.
+"The features of block b" means the same in `--readouts`, `--feature_layers`, `mae features --block`, the app and the
+Python functions: the tokens after block b, then the encoder's final norm, then pooled.
 
 Every block's tokens pass the encoder's final norm. So the last block gives the encoder's output, the other blocks have
 the same scale, and `MAEBackbone` returns the same for each stage. `mae features` writes exactly the features that a
@@ -52,8 +52,7 @@ class Readout:
         return 4 * len(self.blocks) * parts.get(self.pooling, 1) * config.hidden_size
 
     def of(self, features: dict[tuple[int, str], np.ndarray]) -> np.ndarray:
-        """The features ``(images, width)``, or ``(images, patches, width)`` for attention, from the output of
-        `read`."""
+        """``(images, width)``, or ``(images, patches, width)`` for attention, from the output of `read`."""
         parts = [features[key] for key in self.keys]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
@@ -90,8 +89,8 @@ def read(
 
 
 def pooled_output(outputs: MAEModelOutput) -> torch.Tensor:
-    """The encoder's pooled features ``(batch, width)``. The mean of the patches replaces an untrained attention
-    pooling."""
+    """The encoder's pooled features ``(batch, width)``; the mean of the patches if its attention pooling is
+    untrained."""
     if outputs.pooler_output is not None:
         return outputs.pooler_output
     assert outputs.last_hidden_state is not None

@@ -8,11 +8,10 @@ T = TypeVar("T")
 
 
 def settings(kind: type[T], options: object) -> T:
-    """The dataclass `kind`, filled with the attributes of `options` that are named like its fields, else with its
-    defaults.
+    """The dataclass `kind`, its fields filled from the attributes of `options` with the same names, else by default.
 
     Raises:
-        TypeError: a field has no default, and `options` no such attribute.
+        TypeError: a field has neither a default nor an attribute of `options`.
     """
     values = {field.name: getattr(options, field.name, MISSING) for field in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in values.items() if value is not MISSING})

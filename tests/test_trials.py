@@ -85,7 +85,7 @@ def test_another_error_is_not_taken_for_full_memory():
 def test_on_a_cpu_nothing_is_tried(capsys):
     accelerator = SimpleNamespace(device=torch.device("cpu"), print=print)
     assert find_batch_size(accelerator, torch.nn.Linear(3, 2), 96, 48) == 48
-    assert "only on a GPU: it stays at 48 images at a time" in capsys.readouterr().out
+    assert "only works on a GPU: 48 images at a time stay" in capsys.readouterr().out
 
 
 class TimedModel(torch.nn.Module):

@@ -35,7 +35,7 @@ class Look:
 
 
 class Explorer:
-    """A checkpoint: pre-trained, a classifier, or an encoder alone; ours or another project's.
+    """A checkpoint: pre-trained, a classifier, or an encoder alone, of this or another project.
 
     Raises:
         UserError: there is no such checkpoint, or it cannot be read.
@@ -116,19 +116,18 @@ class Explorer:
         hidden = int(mask.sum())
         if hidden in (0, len(mask)):
             remedy = "click a patch to hide it" if hidden == 0 else "click a patch to show it"
-            raise UserError(f"{hidden} of {len(mask)} patches are hidden, and some must be visible: {remedy}")
+            raise UserError(f"{hidden} of {len(mask)} patches are hidden, but not all or none may be: {remedy}")
         outputs = self.model(look.pixel_values, bool_masked_pos=mask[None])
         reconstruction = self.model.reconstruct(look.pixel_values, outputs)
         return self.pictures(look.pixel_values, reconstruction)[1], float(outputs.loss)
 
     def attention(self, look: Look, token: int, block: int) -> torch.Tensor:
-        """How much a token attends to each token in block 1 ... depth, ``(1 + patches,)``. Token 0 is the class
-        token."""
+        """How much a token attends to each token in block 1 ... depth, ``(1 + patches,)``. Token 0: class token."""
         return views.attention_of(cast(MAELayer, self.encoder.layers[block - 1]), look.stages[block - 1], token)
 
     @torch.inference_mode()
     def patch_features(self, look: Look, block: int) -> torch.Tensor:
-        """The patches ``(patches, width)`` after block 1 ... depth, under the encoder's final norm."""
+        """The patch tokens ``(patches, width)`` after block 1 ... depth and the encoder's final norm."""
         return block_tokens(self.encoder, look.stages[block])[0, 1:]
 
     @torch.inference_mode()
@@ -157,8 +156,8 @@ def _processing(checkpoint: Checkpoint) -> tuple[Processing, bool]:
         return processing, False
     if channels != 3:
         raise UserError(
-            f"checkpoint {checkpoint.name!r} has no image processor, and no usual mean and deviation of {channels} "
-            "channels: save one beside it (modeling_mae.data.serve.processor.image_processor)"
+            f"checkpoint {checkpoint.name!r} has no image processor, and ImageNet's mean and deviation do not fit "
+            f"{channels} channels: save one with it (modeling_mae.data.serve.processor.image_processor)"
         )
     return Processing(list(IMAGENET_MEAN), list(IMAGENET_STD), 1.0, WHITE), True
 
@@ -199,7 +198,7 @@ class Folder:
             features.append(explorer.features(images))
             # Kept, because opening eight large files for every answer would take seconds.
             pictures += [views.small(explorer.pictures(image[None])[0]) for image in explorer.normalised(images)]
-        # The next image stands in for one that cannot be read.
+        # The next image has replaced one that cannot be read.
         readable = (~self.images.skipped[rows]).nonzero()[:, 0].tolist()
         self.rows, self.pictures = [rows[i] for i in readable], [pictures[i] for i in readable]
         self.bank = torch.cat(features)[readable]  # (images, width)

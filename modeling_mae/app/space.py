@@ -75,7 +75,7 @@ def make_space(
     except HFValidationError:
         space = ""
     if "/" not in space:
-        raise UserError("--to_space needs the name of a Space, as in me/demo: your name on the Hub, and the Space's")
+        raise UserError("--to_space needs the name of a Space, as me/demo: your name on the Hub, and the Space's name")
     folder = folder or Path(space.split("/")[1])
     _claim(folder)
     explorer = Explorer(checkpoint)  # also for one on the Hub, so that errors show up here and not in the Space

@@ -24,14 +24,14 @@ def add_image_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--image_column_name", metavar="NAME", help="the column of images, if there are several")
     parser.add_argument("--label_column_name", metavar="NAME", help="the column to keep as label")
     parser.add_argument("--streaming", action="store_true", help="read parquet files as a stream, without a copy")
-    parser.add_argument("--cache_dir", metavar="FOLDER", help="where `datasets` keeps what it prepares")
+    parser.add_argument("--cache_dir", metavar="FOLDER", help="folder for the cache of `datasets`")
     parser.add_argument(
         "--on_bad_image",
         choices=("error", "skip"),
         default="error",
         help="skip: name, count and leave out unreadable images",
     )
-    parser.add_argument("--batch_size", type=int, metavar="N", help="images at once; fewer need less memory")
+    parser.add_argument("--batch_size", type=int, metavar="N", help="images at a time; fewer need less memory")
     parser.add_argument(
         "--dataloader_num_workers", type=int, metavar="N", help="processes that read images (default: one per core)"
     )

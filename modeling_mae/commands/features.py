@@ -12,7 +12,7 @@ def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
     )
     parser.add_argument("checkpoint", help=CHECKPOINT)
     parser.add_argument("source", help=SOURCE)
-    parser.add_argument("output", metavar="OUT.parquet", help="or OUT.npy, with OUT.csv beside it")
+    parser.add_argument("output", metavar="OUT.parquet", help="or OUT.npy, which also writes OUT.csv")
     parser.add_argument(
         "--block",
         type=int,

@@ -101,7 +101,7 @@ def extract_features(
     progress: bool = False,
     **options,
 ) -> Features:
-    """The features of all `images`, in memory. `mae features` writes them to a file, and can go on after a kill.
+    """The features of all `images`, in memory. `mae features` writes them to a file and survives a kill.
 
     Each image is resized, cropped and normalised as the checkpoint's image processor does. The model runs on the GPU
     if there is one, in the precision of Accelerate's settings.

@@ -18,7 +18,7 @@ from ..tasks.evalnet import EvalNetTask
 from .reader import FrozenSet, Reader
 
 
-EVAL_BATCH = 256  # images; without gradients it takes less memory than a training batch of usual size
+EVAL_BATCH = 256  # images; without gradients, they take less memory than a usual training batch
 K = 20  # neighbours of the k-NN accuracy that tables and cards show
 KS = (10, K, 100, 200)
 TEMPERATURE = 0.07  # temperature of the k-NN votes (Wu et al., arXiv 1805.01978)
@@ -148,7 +148,7 @@ def knn_metrics(
     one class per image, the accuracy in 0..1.
 
     The k training images with the largest cosine similarity s vote for their class with weight exp(s / temperature).
-    For several labels or numbers, the weights are those of a mean.
+    For several labels or numbers, their labels are averaged with these weights.
 
     Raises:
         ValueError: there are fewer training images than the largest k.

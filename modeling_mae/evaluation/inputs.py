@@ -54,8 +54,7 @@ def open_inputs(
     white: float | None = None,
     say: Callable[[str], None] = print,
 ) -> Inputs:
-    """The images of `source`, prepared for `checkpoint` as in run_eval.py: its crop, mean and deviation, white and
-    bands.
+    """The images of `source`, prepared for `checkpoint` as in run_eval.py: crop, mean, deviation, white and bands.
 
     `white` is the value of white in the files; None takes the processor's. If the encoder is for 8-bit images and the
     images are deeper, their white is found from a sample.
@@ -76,12 +75,12 @@ def open_inputs(
     if processing.mean is None or processing.std is None:
         raise UserError(
             f"checkpoint {checkpoint.name!r} has no image processor, which says how images are normalised: save the "
-            "one that the model was trained with beside it, by its save_pretrained"
+            "one of its training with it (save_pretrained)"
         )
     if len(processing.mean) != config.num_channels:
         raise UserError(
             f"checkpoint {checkpoint.name!r} has an image processor for {len(processing.mean)} channels and a model "
-            f"for {config.num_channels}: save the one that the model was trained with beside it"
+            f"for {config.num_channels}: save the one of its training with it"
         )
     size = config.image_height_width
     settings = processing.applied(ImageSettings(on_bad_image=on_bad_image))
@@ -127,7 +126,7 @@ def columns_of(
         batch = {key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()}
         with torch.inference_mode(), accelerator.autocast():
             values = compute(inputs.transform(batch))
-        # The worker marked the skipped images before it returned the batch, in which others replace them.
+        # The worker has marked the skipped images. Others replace them in the batch.
         good = np.flatnonzero(~inputs.images.skipped[rows.start : rows.stop].numpy())
         columns: dict[str, Any] = {"row": list(rows), "file": names.files(rows.start, rows.stop)}
         labels = names.labels(rows.start, rows.stop)
@@ -141,7 +140,7 @@ class ProgressBar:
     """Shows how many of this process's images are done: in a terminal a bar, elsewhere a line now and then."""
 
     def __init__(self, total: int, show: bool, processes: int = 1):
-        self.total, self.show, self.of_all = total, show, f" (of one of {processes} processes)" * (processes > 1)
+        self.total, self.show, self.of_all = total, show, f" (one of {processes} processes)" * (processes > 1)
         self.done, self.began = 0, time.monotonic()
         self.last_line = self.began
         is_bar = show and sys.stderr.isatty()

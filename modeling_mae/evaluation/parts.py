@@ -20,7 +20,7 @@ from ..training.run_folder import LOCK, MARK, lock_folder
 
 MOST_PARTS = 1000  # a kill loses at most one part per process
 ROW_GROUP = 8192  # rows that a reader of the merged file loads at once
-KEY = b"modeling_mae"  # key of a parquet file's metadata, which holds as JSON how it was made
+KEY = b"modeling_mae"  # metadata key of a parquet file: as JSON, how it was made
 FEATURES = "features"  # the column that becomes the array of a .npy file
 
 
@@ -72,7 +72,7 @@ class Parts:
                 raise UserError(f"{str(self.folder)!r} cannot be written ({error.strerror}): give another") from error
         self.accelerator.wait_for_everyone()
         missing = sorted({*range(len(self.parts))} - {*self.done()})
-        self.accelerator.wait_for_everyone()  # no process writes before all have looked
+        self.accelerator.wait_for_everyone()  # no process writes before all have read the settings
         return missing[self.accelerator.process_index :: self.accelerator.num_processes]
 
     def _check_settings(self) -> None:
@@ -173,7 +173,7 @@ def write_npy(target: Path, parts: Parts, about: dict) -> None:
     name."""
     shape = (parts.num_rows(), pyarrow.parquet.read_schema(parts.path(0)).field(FEATURES).type.list_size)
     with replacing(target) as partial:
-        with partial.open("wb") as file:  # table by table: the whole array may not fit into memory
+        with partial.open("wb") as file:  # table by table, because the whole array may not fit into memory
             header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False}
             np.lib.format.write_array_header_1_0(file, {**header, "shape": shape})
             for table in parts.tables():

@@ -15,7 +15,7 @@ from .tables import ApplySettings, Job, Output, absolute, quiet_accelerator, wri
 
 
 class Predictor:
-    """The trained model of a checkpoint, which predicts images.
+    """The trained model of a checkpoint, applied to images.
 
     Raises:
         UserError: the checkpoint was trained for no task, or as `Checkpoint.trained`.
@@ -47,8 +47,8 @@ def predict(checkpoint: str | Path, images: Place, *, progress: bool = False, **
     Arguments as for `extract_features`. The checkpoint is a classifier, as run_eval.py writes it.
 
     Returns:
-        A row for each image: `row`, `file` (its path in the folder, or its number), `label` where the images have
-        labels, and the columns of the task's `answers`: for one class per image `prediction`, `confidence`, and the
+        A row for each image: `row`, `file` (its path in the folder, or its number), `label` if the images have labels,
+            and the columns of the task's `answers`: for one class per image `prediction`, `confidence`, and the
         next likeliest classes up to `prediction_5`, `confidence_5`.
 
     Raises:

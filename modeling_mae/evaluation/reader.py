@@ -29,8 +29,7 @@ class FrozenSet:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads images for a model: on all processes of `accelerator`, normalised by `transform`, `batch_size` at a
-    time."""
+    """Reads images for a model on all processes, normalised by `transform`, `batch_size` at a time."""
 
     accelerator: Accelerator
     transform: Callable[[dict], torch.Tensor]

@@ -66,7 +66,7 @@ class ApplySettings:
         white: float | None = None,
         say: Callable[[str], None] = print,
     ) -> Inputs:
-        """The images as `checkpoint` sees them. With `accelerator`, one process opens them first.
+        """The images as `checkpoint` sees them. With `accelerator`, one process opens them before the others.
 
         Raises:
             UserError: as `open_place` and `open_inputs`.
@@ -136,7 +136,7 @@ class Output:
                 f"folder {str(target.parent)!r} cannot be made ({error.strerror}): give another"
             ) from error
         if target.is_dir() or not os.access(target.parent, os.W_OK):
-            raise UserError(f"{str(target)!r} cannot be written: give the path of a file in a folder of yours")
+            raise UserError(f"{str(target)!r} cannot be written: give a path in a folder that you can write to")
         return target
 
 
@@ -182,7 +182,7 @@ def write_rows(
         **job.decides,
     }
     parts = Parts(accelerator, target, made_with, batches_of_parts(len(inputs), settings.batch_size))
-    # If there are parts too, a run with --overwrite was stopped, perhaps at its last step.
+    # Parts next to the file mean that a run with --overwrite was stopped, perhaps at its last step.
     if target.exists() and not overwrite and not parts.begun:
         refuse_other_file(target, made_with)
         say(f"finished   {target} was there already, made with the same settings")

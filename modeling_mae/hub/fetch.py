@@ -53,7 +53,7 @@ def local_checkpoint(
 
 def download_checkpoint(source: str, folder: Path, beside: tuple[str, ...] = LOG) -> Path:
     """Download the newest checkpoint of `source` (`hub://owner/name[@revision]`) into `folder`, and the files that
-    match `beside` (patterns) where `folder` lacks them.
+    match the patterns `beside`, unless `folder` has them.
 
     Raises:
         UserError: no such repository or revision, no checkpoint in it, or no answer from the Hub.

@@ -34,8 +34,8 @@ class HubSettings:
 class Hub:
     """The repository of a run in `folder`.
 
-    With "checkpoint", each checkpoint is uploaded in the background too, with the files of the folder that match
-    `beside` (patterns), which a run needs to go on from there. With "no", and on all but the main process, every
+    With "checkpoint", each checkpoint is also uploaded in the background, with the folder's files that match the
+    patterns `beside`. A run needs them to go on from the checkpoint. With "no", and on all but the main process, every
     method does nothing.
     """
 
@@ -74,7 +74,7 @@ class Hub:
                     f"hub_model_id {self.repo_id!r} cannot be pushed to ({reason(error)}): run `hf auth login` with "
                     "a token that may write there, or give another --hub_model_id"
                 ) from None
-            _say(f"the Hub does not answer ({reason(error)}): the run goes on, and pushing is tried again later")
+            _say(f"the Hub does not answer ({reason(error)}): the run goes on, and tries to push later")
         return self
 
     def checkpoint(self, path: Path) -> None:
@@ -95,7 +95,7 @@ class Hub:
                 copy = shutil.copy2 if file in LOG else _link  # the loop goes on writing to its log
                 copy(path.parent / file, (staging / name).parent / file)
         except OSError as error:
-            _say(f"{path} is not on the Hub ({reason(error)}): the next one is tried")
+            _say(f"{path} was not uploaded ({reason(error)}): the next one will be tried")
             return
         self.upload = self.api.run_as_future(self._upload, name, staging)
 
@@ -159,7 +159,7 @@ class Hub:
         try:
             retried(lambda: self._commit(name, staging))
         except Exception as error:
-            _say(f"{self.folder / name} is not on the Hub ({reason(error)}): the run goes on, the next one is tried")
+            _say(f"{self.folder / name} was not uploaded ({reason(error)}): the next one will be tried")
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
@@ -199,7 +199,7 @@ def push_space(folder: Path, repo_id: str, *, private: bool) -> str:
 
 
 def _later(folder: Path, words: list[str]) -> str:
-    return f"all is in {folder}; push it later with `{shlex.join(['hf', 'upload', *words])}`"
+    return f"everything is in {folder}; push it later with `{shlex.join(['hf', 'upload', *words])}`"
 
 
 def _is_in_checkpoint(path: str, folder: str) -> bool:

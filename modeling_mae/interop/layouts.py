@@ -95,7 +95,7 @@ class Carries:
 
 # These poolings have no weights of their own.
 ENCODER_POOLING = Carries(
-    ("mean", "cls", "flatten"), "--set pooling=mean leaves the pooling's weights behind, --to mae keeps them"
+    ("mean", "cls", "flatten"), "--set pooling=mean drops the pooling's weights, --to mae keeps them"
 )
 # What each written layout can express. All other values are refused, so a new decoder or pooling is refused until it
 # is entered here. A layout does not check fields that it lacks here: ViTModel and timm have no decoder and drop it.

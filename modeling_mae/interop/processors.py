@@ -14,7 +14,7 @@ GRAY_NOTE = (
 
 
 def transformers_processor(processor, num_channels: int) -> tuple[Any, str | None]:
-    """(transformers' own processor that does the same as `processor`, a note for the user); either may be None.
+    """(transformers' own processor equivalent to `processor`, a note for the user). Either may be None.
 
     Ours is for images that are not RGB. transformers' processors take gray images unchanged. None of them reliably
     takes another number of channels.

@@ -101,7 +101,7 @@ def read_json(source, file: str, hub_options: dict) -> dict | None:
         return None
     if Path(path).stat().st_size > MAX_JSON:
         raise UserError(
-            f"{source}: its {file} has more than {MAX_JSON >> 20} MiB, which is not a configuration of a model"
+            f"{source}: its {file} has more than {MAX_JSON >> 20} MiB, too much for a configuration of a model"
         )
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -113,7 +113,7 @@ def read_json(source, file: str, hub_options: dict) -> dict | None:
 
 
 def check_content(source, content: dict) -> None:
-    """Checks what transformers takes from a config.json without checks: class, precision and class names.
+    """Checks what transformers takes unchecked from a config.json: class, precision and class names.
 
     Raises:
         UserError: the message names the first bad entry.
@@ -230,12 +230,12 @@ def load_tensors(path: Path, prefix: str | None = None) -> tuple[dict[str, torch
             blocked = re.search(r"(?:Unsupported global: GLOBAL|GLOBAL) (\S+)", reason)
             detail = f"it wants to run {blocked[1]}" if blocked else reason[:160]
             raise UserError(
-                f"{path} is refused: {detail}. If you trust it, load it with torch and save its state dict alone"
+                f"{path} is refused: {detail}. If you trust it, load it with torch and save only its state dict"
             ) from error
     arguments = content.get("args", {}) if isinstance(content, dict) else {}
     groups = dict(_groups(content))
     if not groups:
-        raise UserError(f"{path} holds no state dict: save the state dict alone with torch.save")
+        raise UserError(f"{path} holds no state dict: save only the state dict with torch.save")
     state = choose_weights(groups, prefix, str(path), notes)
     return state, vars(arguments) if isinstance(arguments, argparse.Namespace) else {}, notes
 

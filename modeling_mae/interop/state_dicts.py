@@ -67,7 +67,7 @@ def make_config(name: str, values: dict) -> MAEConfig:
 
 
 def refuse_contradictions(name: str, shown: dict, fields: dict) -> None:
-    """Refuses given `fields` of MAEConfig that contradict `shown`, what the tensors of `name` show. A smaller depth is
+    """Refuses given `fields` of MAEConfig that contradict the fields `shown` by the tensors. A smaller depth is
     allowed.
 
     Raises:
@@ -99,7 +99,7 @@ def choose_weights(
     Args:
         groups: tensors by their place in the file, as ``model.``. The top of the file is the empty text.
         prefix: place and beginning of the names, as ``teacher.backbone.``; None finds it.
-        name: of the file, for messages.
+        name: the file's name for messages.
 
     Raises:
         UserError: no tensor's name begins with `prefix`.
@@ -111,9 +111,7 @@ def choose_weights(
             inside = dotted.removeprefix(place)
             if dotted.startswith(place) and any(key.startswith(inside) for key in group):
                 return {key.removeprefix(inside): value for key, value in group.items() if key.startswith(inside)}
-        raise UserError(
-            f"{name}: no tensor's name begins with prefix={prefix!r}; it begins with {_first_names(whole)}"
-        )
+        raise UserError(f"{name}: no tensor's name begins with prefix={prefix!r}; the first are {_first_names(whole)}")
     found = {}
     for place, group in groups.items():
         for match in filter(None, map(PATCHES.match, group)):
@@ -153,7 +151,7 @@ def _in_official_layout(
             fields = {**fields, "layer_norm_eps": 1e-12}
             notes.append("the layer norms' epsilon is not in the file: assuming layer_norm_eps=1e-12, as transformers")
     if any(key.endswith("embeddings.patch_embeddings.weight") for key in state):
-        raise UserError(f"{name}: these are weights of this project alone; give the folder that has their config.json")
+        raise UserError(f"{name}: weights of this project without their config.json; give the folder that has it")
     if "patch_embed.proj.weight" not in state or "blocks.0.attn.qkv.weight" not in state:
         raise UserError(
             f"{name}: neither an official MAE, timm, CrossMAE, transformers nor MAE-code state dict; it begins with "
@@ -217,7 +215,7 @@ def _from_mae_code(state, saved_arguments: dict, fields: dict, name: str, notes:
     if attention_width != width:
         raise UserError(
             f"{name}: its attention is {attention_width} wide in a model of width {width}, but ours has one width; "
-            "give a checkpoint whose vit_heads times 64 is its width"
+            "give a checkpoint with vit_heads x 64 = width"
         )
     if heads * 64 != width:
         raise UserError(

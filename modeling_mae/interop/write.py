@@ -63,7 +63,7 @@ def write_model(
         UserError: the format cannot express the model, or the target cannot be written.
     """
     if dynamic_size and to not in ("onnx", "torch"):
-        raise UserError(f"--dynamic_size true is for --to onnx and --to torch; --to {to} takes any size as it is")
+        raise UserError(f"--dynamic_size true is for --to onnx and --to torch; --to {to} takes any size without it")
     target = Path(target)
     if to in ("onnx", "torch"):
         return f"written    {target}{export(model, target, to, processor, dynamic_size)}"
@@ -85,7 +85,7 @@ def save(model: transformers.PreTrainedModel, processor, folder: Path) -> None:
     """``save_pretrained`` of `model`, and of `processor` if there is one.
 
     Raises:
-        UserError: when `folder` cannot be written.
+        UserError: `folder` cannot be written.
     """
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)  # if it is a file, save_pretrained returns without an error
@@ -196,7 +196,7 @@ def _timm_transform(processor) -> dict:
         "interpolation": TIMM_FILTERS.get(int(resample), "bicubic"),
         # timm resizes to size / crop_pct, rounded down, so this aims a little above the edge.
         "crop_pct": processor.crop_size["height"] / (edge + 0.01) if crops else 1.0,
-        "crop_mode": "center" if crops else "squash",  # squash: the whole image, whatever its shape
+        "crop_mode": "center" if crops else "squash",  # squash: the whole image, of any shape
         "mean": list(mean),
         "std": list(std),
     }

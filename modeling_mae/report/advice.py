@@ -13,7 +13,7 @@ from .settings import folder_names, setting_text
 
 
 FEW_UPDATES = 20  # updates per epoch that a small set should have
-WAITS = 0.2  # share of the time; if waiting takes more, the report gives advice
+WAITS = 0.2  # share of the time; above it, the report gives advice about waiting
 DATA_OPTIONS = (
     *("dataset_name", "dataset_config_name", "train_dir", "mix", "validation_dir", "train_split", "eval_split"),
     *("image_column_name", "streaming"),
@@ -212,7 +212,7 @@ def _confusions(row: dict[str, Any], run: RunFiles) -> Iterator[Text]:
         )
 
 
-# --- what both share ---
+# --- shared by both ---
 
 
 def _place(run: RunFiles) -> str:

@@ -141,9 +141,9 @@ def report_evaluation(
         write_overview_card(run, identity, folders)
     page = write_run_page(output_dir)
     if data.skipped:
-        print(f"skipped    {data.skipped} images that cannot be decoded")
+        print(f"skipped    {data.skipped} images: they cannot be decoded")
     if data.incomplete:
-        print(f"filled     missing values of {data.incomplete} images with the mean of their band")
+        print(f"filled     {data.incomplete} images: missing values became the mean of their band")
     print(f"\n{table}\n\nresults    {output_dir / 'results.json'}\nreport     {page}")
 
 

@@ -17,7 +17,7 @@ class Base:
 
     def __str__(self) -> str:
         where = f"[{self.source}](https://huggingface.co/{self.source})" if self.on_hub else f"`{self.source}`"
-        licence = f"Their licence is {self.license}." if self.license else "Their licence is not known here."
+        licence = f"Their licence is {self.license}." if self.license else "Their licence is unknown."
         return f"The training began with the weights of {where}. {licence}"
 
 

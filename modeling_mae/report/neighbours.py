@@ -22,7 +22,7 @@ TITLED_WIDTH = 1.2  # width of an image with a title, in inches
 
 @dataclass(frozen=True)
 class NeighbourRows:
-    """Rows of an image and the images that are like it, the nearest first.
+    """Rows of images, each followed by the images that are like it, the nearest first.
 
     Images are normalised. `same_class` marks neighbours that get a frame. Each row of `titles` has the titles of the
     image and of its neighbours. With None, one line is written above all rows.
@@ -100,4 +100,4 @@ def describe_neighbours(queries: int, compared: int, same_class: torch.Tensor | 
     )
     if same_class is None:
         return sentence
-    return f"{sentence} A green frame: the same class, as {int(same_class.sum())} of {same_class.numel()} have."
+    return f"{sentence} A green frame marks the same class: {int(same_class.sum())} of {same_class.numel()} have it."

@@ -17,8 +17,8 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """The first cell of a row is its title. `numbers` are aligned right. `marked` are the (row, column) to highlight,
-    counted from 0, with the titles in column 0. `typed`: the other cells are values as a user types them."""
+    """The first cell of a row is its title. `numbers` are aligned right. `marked` are the cells (row, column) to
+    highlight, counted from 0; column 0 has the titles. `typed`: the other cells are values as a user types them."""
 
     rows: list[list[str]]
     head: list[str] = field(default_factory=list)

@@ -57,11 +57,9 @@ def write_pretraining_card(run: RunFiles, identity: Identity, data: DataFacts) -
 def _print_results(run: RunFiles, data: DataFacts) -> None:
     folder = run.folder
     if data.skipped:
-        print(f"skipped    {data.skipped} of {data.images} images, because they cannot be decoded")
+        print(f"skipped    {data.skipped} of {data.images} images: they cannot be decoded")
     if data.incomplete:
-        print(
-            f"filled     {data.incomplete} of {data.images} images, whose missing values became the mean of their band"
-        )
+        print(f"filled     {data.incomplete} of {data.images} images: missing values became the mean of their band")
     for features, accuracy in run.knn.items():
         print(f"k-NN accuracy, {features:18} {100 * accuracy:5.1f} %")
     print(f"pictures   {folder / 'reconstruction.png'}  {folder / 'loss.png'}")

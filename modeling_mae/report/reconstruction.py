@@ -78,7 +78,7 @@ def reconstruction_grid(
     grid: tuple[int, int],
     gap: int = 2,
 ) -> torch.Tensor:
-    """Puts images side by side: original, masked, reconstruction, one image a row.
+    """Puts images side by side: original, masked, reconstruction, one image per row.
 
     `mean` and `std` undo the normalisation, and colours are those of `visible_colours`. `grid` is the number of rows
     and columns of patches. `gap` is the width of the white lines between images. Returns ``(height, width, 3)`` uint8.
@@ -117,7 +117,7 @@ def visible_colours(
 def describe_picture(images: int, config: MAEConfig, seed: int) -> str:
     """Describes how a `ReconstructionSheet` of this many images was made."""
     words = (
-        f"{images} training images, evenly spaced and without random crops, one a row: the image, the image with "
+        f"{images} training images, evenly spaced and without random crops, one per row: the image, the image with "
         f"{100 * config.mask_ratio:g} % of its patches hidden (gray), and the model's reconstruction. Masks are "
         f"{MASKS[config.mask_type]}, drawn from the seed {seed}. Visible patches of the reconstruction are "
         "the image's own."

@@ -77,7 +77,7 @@ def pretraining_figures(run: RunFiles) -> dict[str, str]:
 
 
 def run_figures(run: RunFiles) -> dict[str, str]:
-    """Time and machine of a run, and the faults of its images, as {title: text}."""
+    """Time and machine of a run, and faults of its images, as {title: text}."""
     summary, figures = run.summary, {}
     if "seconds" in summary:
         figures["time"] = f"{summary['seconds'] / 60:.1f} minutes on {summary['processes']} x {summary['device_type']}"
@@ -120,7 +120,7 @@ def evaluation_sections(run: RunFiles) -> list[Section]:
     cells = results_cells(run.rows, k=run.summary.get("k", 20), problem=problem)
     if len(cells[0]) > 1:
         results.append(Table(cells[1:], cells[0], numbers=True))
-        results += [Text("Figures but the number of images are in %.")] if problem.is_share else []
+        results += [Text("All figures except the number of images are in %.")] if problem.is_share else []
     results += [_two_columns(figures)] if (figures := run_figures(run)) else []
     partial = partial_chart(run)
     curves = [

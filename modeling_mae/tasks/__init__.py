@@ -1,5 +1,5 @@
-"""The tasks that are learnt from labels: one class per image, several classes, or numbers. A task is a file here and a
-line in `TASKS`. `protocol.py` has its interface."""
+"""The tasks: one class per image, several classes, or numbers. A task is a file here and a line in `TASKS`.
+`protocol.py` has its interface."""
 
 from ..configuration_mae import MAEConfig
 from ..data.find.sources import Source

@@ -160,7 +160,7 @@ class Classes(EvalNetTask):
     def predictions(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.argmax(1)
 
-    # --- predictions for people ---
+    # --- readable predictions ---
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.softmax(-1)

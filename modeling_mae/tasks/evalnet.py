@@ -17,7 +17,7 @@ from .protocol import Task
 
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = PROBLEM_TYPES
 LINEAR_PENALTY = 10.0  # penalty of scikit-learn's linear models on standardised features; C is its inverse
-LOGISTIC_ITERATIONS = 300  # enough for a comparison, because all features get as many
+LOGISTIC_ITERATIONS = 300  # enough for a comparison, because all features get the same number
 
 
 class EvalNetTask(Task):
@@ -75,8 +75,7 @@ class EvalNetTask(Task):
         labels: torch.Tensor,
         say: Callable[[str], None],
     ) -> EvalNet:
-        """The head is newly initialised if the task or the classes differ, even if the number of classes is the
-        same."""
+        """The head is newly initialised if the task or the classes differ, even if their number is the same."""
         from ..training.batch_norm import share_statistics  # late: the app has no training libraries
 
         trained = checkpoint is not None and EvalNet.__name__ in (config.architectures or [])

@@ -77,7 +77,7 @@ class Numbers(EvalNetTask):
         names = [str(column)] if lengths == [1] else [f"{column} {i}" for i in range(lengths[0])]
         if known_names is not None and len(names) != len(known_names):
             raise UserError(
-                f"{place} has {len(names)} targets, there are {len(known_names)} "
+                f"{place} has {len(names)} targets, but there are {len(known_names)} "
                 f"({', '.join(known_names[:5])}): evaluate on the trained targets"
             )
         return targets, known_names or names
@@ -132,7 +132,7 @@ class Numbers(EvalNetTask):
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return F.mse_loss(logits, labels)
 
-    # --- predictions for people ---
+    # --- readable predictions ---
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
         return logits

@@ -56,7 +56,7 @@ class Task(ABC):
         """Whether the labels of `source`, which is not joined, look like this task's.
 
         Raises:
-            UserError: there is no column of labels, or there are several.
+            UserError: no label column, or several.
         """
 
     @abstractmethod
@@ -114,8 +114,7 @@ class Task(ABC):
 
     @abstractmethod
     def notes(self, labels: torch.Tensor, label_fraction: float, mixes: bool, label_smoothing: float) -> list[str]:
-        """Notes for the user on what these settings do for training `labels` of this task. `mixes`: mixup or cutmix is
-        on."""
+        """Notes for the user on what these settings do with training `labels`. `mixes`: mixup or cutmix is on."""
 
     @abstractmethod
     def new_model(
@@ -130,7 +129,7 @@ class Task(ABC):
         """A model for labels with these `names` that trains `n_partial` blocks (None: all). It has the encoder of
         `checkpoint`, or starts from scratch if that is None. `labels` ``(images, ...)`` are the training labels.
 
-        The model's `forward` takes `pixel_values` and `labels` and gives `loss` and `logits`.
+        The model's `forward` takes `pixel_values` and `labels` and returns `loss` and `logits`.
         """
 
     # --- evaluation ---
@@ -155,7 +154,7 @@ class Task(ABC):
     def written(self, columns: dict[str, np.ndarray]) -> dict:
         """The columns of predictions.parquet, one row for each image."""
 
-    # --- predictions for people ---
+    # --- readable predictions ---
 
     @abstractmethod
     def answers(self, names: list[str]) -> Answers:

@@ -1,4 +1,4 @@
-"""Shared by all tasks that read labels: the label column, matching class names, and images without a label."""
+"""Reads labels for all tasks: the label column, matching class names, and images without a label."""
 
 import datasets
 

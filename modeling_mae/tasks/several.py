@@ -128,7 +128,7 @@ class SeveralClasses(EvalNetTask):
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return F.binary_cross_entropy_with_logits(logits, labels)
 
-    # --- predictions for people ---
+    # --- readable predictions ---
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.sigmoid()
@@ -171,7 +171,7 @@ def _matrix_of_vectors(
     (length,) = lengths
     if known_names is not None and length != len(known_names):
         raise UserError(
-            f"{reading.described(source)} has {length} numbers per image, there are {len(known_names)} classes: "
+            f"{reading.described(source)} has {length} numbers per image, but there are {len(known_names)} classes: "
             "evaluate on labels of the trained classes"
         )
     matrix = np.asarray(lists, dtype=np.float32)  # (images, classes)

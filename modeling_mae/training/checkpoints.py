@@ -83,7 +83,7 @@ class Checkpoints:
         return target
 
     def _check_space(self) -> None:
-        # Checked before, because torch aborts the process if the disk fills up while it writes.
+        # Checked first, because torch aborts the process if the disk fills up while it writes.
         newest = self.newest()
         files = newest.iterdir() if newest and self.accelerator.is_main_process else []
         needed = sum(path.stat().st_size for path in files)

@@ -38,7 +38,7 @@ def make_accelerator(folder: Path, trackers: list[str]) -> Accelerator:
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != accelerator.num_processes:
         raise UserError(
-            f"the launcher has started {started} processes, but each sees {accelerator.num_processes} in all: "
+            f"the launcher has started {started} processes, but each only sees {accelerator.num_processes}: "
             "on CPUs, set ACCELERATE_USE_CPU=true before `accelerate launch`"
         )
     compiler = accelerator.state.dynamo_plugin
@@ -73,7 +73,7 @@ def describe_parallelism(accelerator: Accelerator) -> str:
             f"{cores // local_processes()} ...`"
         )
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and accelerator.distributed_type != DistributedType.FSDP:
-        line += f"\nnote       FSDP was asked for, and Accelerate runs {kind}: it shards models on accelerators only"
+        line += f"\nnote       FSDP was requested, but Accelerate runs {kind}: it only shards models on accelerators"
     return line
 
 

@@ -87,7 +87,7 @@ class Display:
 class MicroBatch:
     """The images of an update that one process sees at a time."""
 
-    images: dict  # of this process, on its device
+    images: dict  # this process's, on its device
     number: int  # 0, 1, ... over all processes
     rows: slice  # the images' places in the total batch
 
@@ -141,8 +141,8 @@ def updates(
     says which size the images of an update have.
 
     Raises:
-        TrainingStopped: after a signal, or without the images of an update, with a checkpoint written; or when the
-            loss or the weights are not finite, without one.
+        TrainingStopped: a signal came or an update has no images (a checkpoint is written), or the loss or the weights
+            are not finite (none is written).
     """
     progress, schedule = run.progress, run.schedule
     work = partial(resizing.work, updates=schedule.updates)
@@ -273,7 +273,7 @@ def log_entry(run: Run, display: Display, update: Update, waiting: Waiting) -> N
     speed = display.show(entry)
     values = {key: entry[key] for key in ("loss", "learning_rate", "waiting")}
     values |= {"images_per_second": speed}
-    values["gradient_norm"] = float(update.gradient_norm or 0.0)  # the device is waited for already
+    values["gradient_norm"] = float(update.gradient_norm or 0.0)  # read_losses has waited already
     run.accelerator.log(values, step=progress.update)
 
 
@@ -291,7 +291,7 @@ def say_waiting(run: Run, waiting: Waiting) -> None:
 
 
 def check_finite(run: Run) -> None:
-    # Weights can be not finite after a finite loss. They must not become the newest checkpoint.
+    # After a finite loss, weights may still not be finite. They must not become the newest checkpoint.
     norms = torch.stack(torch._foreach_norm(local_tensors(run.model)))
     if run.accelerator.reduce((~torch.isfinite(norms)).sum(), "sum"):
         update = run.progress.update

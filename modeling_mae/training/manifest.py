@@ -22,8 +22,8 @@ PICKLES = re.compile(r"optimizer\.bin|random_states_\d+\.pkl|scaler\.pt|pytorch_
 FILES = re.compile(rf"model[\w.-]*\.safetensors|model\.safetensors\.index\.json|{PROGRESS}|{MANIFEST}")
 
 
-# Settings that may change when a run goes on. The weights stay those of an uninterrupted run, or for another length
-# `open_run` prints what changes. `chosen` repeats other settings.
+# Settings that may change when a run goes on. They do not change the weights, except for the length: then `open_run`
+# prints what changes. `chosen` repeats other settings.
 MAY_CHANGE = {"processes", "versions", "schedule", "chosen"}
 
 
@@ -138,7 +138,7 @@ def check_architecture(checkpoint: Path, shapes: dict[str, tuple[int, ...]]) -> 
             if shape != shapes.get(key):
                 here = f"{shapes[key]} here" if key in shapes else "not in this model"
                 raise UserError(
-                    f"checkpoint {str(checkpoint)!r} is of another architecture ({key} is {shape} there, {here}): "
+                    f"checkpoint {str(checkpoint)!r} has another architecture ({key} is {shape} there, {here}): "
                     "give the recipe and config_overrides that it was trained with"
                 )
 

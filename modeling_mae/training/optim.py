@@ -22,7 +22,7 @@ RATE_BATCH = 256  # base learning rates are for 256 images per update (Section A
 
 @dataclass(frozen=True)
 class LengthSettings:
-    """The length of a run and its learning rate, as a recipe gives them."""
+    """The length of a run and its learning rate, as in a recipe."""
 
     total_batch_size: int  # images per update
     num_train_epochs: float
@@ -85,8 +85,8 @@ class Schedule:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
-    """Groups of the trained parameters. Matrices get weight decay. Biases, norms, tokens and positions (`plain`) do
-    not.
+    """Groups of the trained parameters. Only matrices get weight decay, not biases, norms, tokens and positions
+    (`plain`).
 
     With `layer_decay` (BEiT, arXiv 2106.08254; Table 9) each group has the `lr_scale` of its depth: decay^(depth + 1)
     for embeddings, decay^(depth - i) for block i, 1 for everything after the blocks.

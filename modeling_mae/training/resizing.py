@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 
-SCALES = (1 / 2, 3 / 4)  # shares of the images' sides, one after the other
+SCALES = (1 / 2, 3 / 4)  # shares of the images' full height and width, one after the other
 # The first updates see full-size images, so that a GPU runs out of memory at once and not after days. The second is
 # needed because the optimizer's state exists only then.
 WHOLE_AT_START = 2

@@ -1,5 +1,4 @@
-"""Claims the folder that a run writes into: it must be new, empty or a run's, and no other run may be writing
-there."""
+"""Claims the folder of a run: it must be new, empty or a run's, and no other run may be writing there."""
 
 import json
 import os
@@ -75,12 +74,12 @@ def claim_folder(folder: Path, overwrite: bool) -> None:
             names = ", ".join(sorted(path.name for path in written) or sorted(present)[:5])
             raise UserError(
                 f"output_dir {str(folder)!r} holds files that no run wrote ({names}): give a new or empty folder"
-                + ("" if written else ", or --overwrite_output_dir, which leaves them as they are")
+                + ("" if written else ", or --overwrite_output_dir, which keeps these files")
             )
         links = [path.name for path in (*written, folder / MARK) if path.is_symlink()]
         if links and (not overwrite or MARK in links):
             raise UserError(
-                f"output_dir {str(folder)!r} holds a link ({links[0]}), and a run would write where it leads: remove "
+                f"output_dir {str(folder)!r} holds a link ({links[0]}), and the run would write to its target: remove "
                 "it, or give another folder"
             )
         lock_folder(folder)

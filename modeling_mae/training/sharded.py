@@ -49,7 +49,7 @@ def share_buffers(accelerator: Accelerator, model: torch.nn.Module) -> None:
 
 @contextmanager
 def whole_weights(model: torch.nn.Module) -> Iterator[None]:
-    """Gathers the weights that FSDP gathers only when the whole model is called, so that a part of it can be called.
+    """Gathers the weights that FSDP only gathers in a call of the whole model, so that a part of it can be called.
 
     Blocks gather their own weights. The other weights, such as the final norm's, belong to the whole model."""
     if isinstance(model, FSDPModule):

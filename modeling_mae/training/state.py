@@ -140,7 +140,7 @@ def open_run(
     place: Place,
     made_with: dict,
 ) -> Run:
-    """Open a training: fresh, or going on from the checkpoint of its `place`.
+    """Open a training: a fresh one, or one that goes on from the checkpoint of its `place`.
 
     `model` and `optimizer` are prepared already. `made_with` are the settings that decide the weights. They are saved
     in each checkpoint. Going on with other settings needs `allow_changes`.
@@ -202,7 +202,7 @@ def _load_state(accelerator: Accelerator, model: torch.nn.Module, checkpoint: Pa
 
 
 def _new_length(checkpoint: Path, schedule: Schedule, update: int) -> list[str]:
-    """A line about the learning rate of a longer or shorter run. None if the length is the same.
+    """A line about the learning rate of a longer or shorter run. Empty if the length is the same.
 
     Raises:
         UserError: the run would end before the checkpoint.

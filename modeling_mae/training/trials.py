@@ -27,7 +27,7 @@ from .state import batches_of
 
 MOST_UPDATES, LEAST_UPDATES = 100, 3  # per trial; only the later half is timed, when loading is steady
 MOST_SECONDS, TRIAL_SHARE = 60, 0.02  # a trial ends after this, or after this share of max_hours
-SPARE = 0.05  # share of the time kept for pictures, checkpoints and surprises
+SPARE = 0.05  # share of the time reserved for pictures, checkpoints and delays
 NONE_FITS = -1  # tried after the last batch size; Accelerate would not try 0
 ADAM_MOMENTS = 2  # tensors that AdamW keeps per parameter
 
@@ -48,7 +48,7 @@ def find_batch_size(
         UserError: not even one image fits, or the model is sharded.
     """
     if accelerator.device.type == "cpu":
-        accelerator.print(f"note       auto_batch_size looks only on a GPU: it stays at {start} images at a time")
+        accelerator.print(f"note       auto_batch_size only works on a GPU: {start} images at a time stay")
         return start
     if accelerator.distributed_type == DistributedType.FSDP:
         raise UserError("auto_batch_size does not work with FSDP, whose processes cannot run alone: leave it out")
@@ -181,7 +181,7 @@ def fit_length(
         epochs_between_measurements=settings.eval_every_epochs,
         other_seconds=2 * per_measurement * settings.knn,
     )
-    return epochs, f"an epoch takes {per_epoch:.3g} s by trial updates, for max_hours {settings.max_hours:g}"
+    return epochs, f"an epoch takes {per_epoch:.3g} s (timed on trial updates), max_hours is {settings.max_hours:g}"
 
 
 def fit_epochs(

@@ -11,8 +11,8 @@ WORTH_ADVICE = 0.1  # share of the time
 class Waiting:
     """A clock around each call that may wait for images: ``with waiting: ...``.
 
-    On a GPU, only the time in which it is idle counts: from the end of its work until the process has the next batch.
-    While the process waits, the GPU may still be busy.
+    On a GPU, only the time in which it is idle counts, from the end of its work until the process has the next batch:
+    the GPU may still be busy while the process waits.
     """
 
     def __init__(self, device: torch.device):
