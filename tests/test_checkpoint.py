@@ -217,7 +217,7 @@ def test_a_weights_file_beside_its_configuration_is_its_folder(tmp_path):
     opened = open_checkpoint(tmp_path / "model.safetensors")
     assert opened.is_ours and opened.kind is MAEForPreTraining
     (tmp_path / "config.json").unlink()
-    with pytest.raises(UserError, match="weights of this project alone; give the folder"):
+    with pytest.raises(UserError, match="weights of this project without their config.json; give the folder"):
         open_checkpoint(tmp_path / "model.safetensors")
 
 

@@ -148,7 +148,7 @@ def test_the_command_line_replaces_another_source_in_the_recipe():
         (["--mask_ratio", "0.5"], "--config_overrides mask_ratio"),
         (["--mixed_precision", "bf16"], "accelerate launch --mixed_precision"),
         (["--xyzzy"], "--help"),
-        (["demo", "more.yaml"], "a recipe comes first"),
+        (["demo", "more.yaml"], "the recipe comes first"),
         (["demoo"], "'demo'"),
         (["pretrain_imagenet_bas.yaml"], "'pretrain_imagenet_base'"),
         (["elsewhere/demo.yaml"], "'elsewhere/demo.yaml' not found"),
@@ -212,7 +212,7 @@ def test_only_one_process_of_a_machine_speaks(capsys, monkeypatch):
         ),
         ("--progressive_resizing -0.1", ["progressive_resizing -0.1"]),
         ("--progressive_resizing 0.7 0.4", ["progressive_resizing 0.7 0.4", "below 1 together"]),
-        ("--progressive_resizing 0.2 0.2 0.2", ["progressive_resizing 0.2 0.2 0.2", "one part or two"]),
+        ("--progressive_resizing 0.2 0.2 0.2", ["progressive_resizing 0.2 0.2 0.2", "one or two shares"]),
         ("--crop_scale 0 1", ["crop_scale 0.0"]),
         ("--crop_scale 0.5 1.5", ["crop_scale 1.5"]),
         ("--crop_scale 0.9 0.5", ["crop_scale 0.9 0.5"]),
@@ -500,7 +500,7 @@ def test_what_several_trainings_cannot_do(capsys):
     several = ["--n_partial", "0", "1"]
     Path("checkpoint-5").mkdir()
     line = refused_eval(capsys, *several, "--resume_from_checkpoint", "checkpoint-5")
-    assert "is of one training, and there are 2: give auto" in line
+    assert "is of one training, but there are 2: give auto" in line
     assert "push_to_hub 'checkpoint' is for one training" in refused_eval(capsys, *several, "--push_to_hub=checkpoint")
     assert "n_partial 5 does not work" in refused_eval(capsys, "--n_partial", "5")
     assert "n_partial 0.7 does not work" in refused_eval(capsys, "--n_partial", "0.7")

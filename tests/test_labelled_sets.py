@@ -81,7 +81,7 @@ def test_given_class_names_win(tmp_path):
     assert sets.train.labels.tolist() == [1, 1, 1, 0, 0, 0] and sets.evaluation.labels.tolist() == [2, 2, 2, 0, 0, 0]
     assert said == [
         "note       1 of 3 classes have no training image: a",
-        "note       1 of 3 classes have no evaluation image: b; means over the classes leave them out",
+        "note       1 of 3 classes have no evaluation image: b; means over classes leave them out",
     ]
 
 
