@@ -35,12 +35,12 @@ class Hub:
     """The repository of a run in `folder`.
 
     With "checkpoint", each checkpoint is also uploaded in the background, with the folder's files that match the
-    patterns `beside`. A run needs them to go on from the checkpoint. With "no", and on all but the main process, every
+    patterns `companions`. A run needs them to go on from the checkpoint. With "no", and on all but the main process, every
     method does nothing.
     """
 
-    def __init__(self, folder: Path, settings: HubSettings, main_process: bool, beside: tuple[str, ...] = LOG):
-        self.folder, self.settings, self.beside = folder, settings, beside
+    def __init__(self, folder: Path, settings: HubSettings, main_process: bool, companions: tuple[str, ...] = LOG):
+        self.folder, self.settings, self.companions = folder, settings, companions
         self.repo_id = settings.hub_model_id or folder.resolve().name
         self.active = main_process and settings.push_to_hub != "no"
         self.api = HfApi()
@@ -91,7 +91,7 @@ class Hub:
             shutil.rmtree(staging, ignore_errors=True)
             # A copy, because the loop may remove the checkpoint before the upload ends.
             shutil.copytree(path, staging / name, copy_function=_link)
-            for file in matching([file.name for file in path.parent.iterdir() if file.is_file()], self.beside):
+            for file in matching([file.name for file in path.parent.iterdir() if file.is_file()], self.companions):
                 copy = shutil.copy2 if file in LOG else _link  # the loop goes on writing to its log
                 copy(path.parent / file, (staging / name).parent / file)
         except OSError as error:

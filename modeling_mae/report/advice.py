@@ -64,7 +64,7 @@ def pretraining_advice(run: RunFiles) -> list[Text]:
     """What to do after a pre-training, the most urgent first."""
     checkpoint, shared = _place(run), bool(run.summary.get("repo_id"))
     data = _data_words(run.training.arguments, shared)
-    advice = [*_troubles(run), *_troubles_with_images(run), _length_of_pretraining(run)]
+    advice = [*_problems(run), *_problems_with_images(run), _length_of_pretraining(run)]
     if not data and run.training.arguments.get("output_dir", "").endswith("runs/demo"):
         advice.append(Text("Evaluate, with the demo's own recipe:", _launch("run_eval.py", "demo_eval")))
     else:
@@ -81,7 +81,7 @@ features = model(**processor(image, return_tensors='pt')).pooler_output  # (1, w
     return [*advice, Text("Use the encoder, without masking:", use, "python"), _export(checkpoint)]
 
 
-def _troubles(run: RunFiles) -> Iterator[Text]:
+def _problems(run: RunFiles) -> Iterator[Text]:
     """Problems of a pre-training."""
     losses = run.training.losses
     warmup, epochs = run.training.arguments.get("warmup_epochs") or 0, losses[-1]["epoch"] if losses else 0
@@ -109,7 +109,7 @@ def _troubles(run: RunFiles) -> Iterator[Text]:
         )
 
 
-def _troubles_with_images(run: RunFiles) -> Iterator[Text]:
+def _problems_with_images(run: RunFiles) -> Iterator[Text]:
     if run.summary.get("skipped"):
         yield Text(
             f"{run.summary['skipped']:,} images could not be decoded and were left out. The lines that begin with "
@@ -153,7 +153,7 @@ def _fine_tuning(run: RunFiles, checkpoint: str, data: list[str]) -> Text:
 def evaluation_advice(run: RunFiles) -> list[Text]:
     """What to do after an evaluation."""
     problem, trained = run.problem, [row for row in run.rows if "n_partial" in row]
-    advice = [*_troubles_with_images(run)]
+    advice = [*_problems_with_images(run)]
     for row in trained:
         advice += _length_of_training(row, run.trainings[row["name"]], problem, run.summary.get("images"))
     advice += _gain_of_pretraining(trained, problem)
