@@ -37,7 +37,7 @@ def hub_source(resume: str | None) -> tuple[str, str | None] | None:
 
 
 def local_checkpoint(
-    accelerator: Accelerator, folder: Path, resume: str | None, companions: tuple[str, ...] = LOG
+    accelerator: Accelerator, folder: Path, resume: str | None, extra_files: tuple[str, ...] = LOG
 ) -> str | None:
     """`resume` as a local checkpoint. The main process downloads one on the Hub into `folder`. Other values are
     returned unchanged.
@@ -47,13 +47,13 @@ def local_checkpoint(
     """
     if resume is None or hub_source(resume) is None:
         return resume
-    path = [str(download_checkpoint(resume, folder, companions)) if accelerator.is_main_process else None]
+    path = [str(download_checkpoint(resume, folder, extra_files)) if accelerator.is_main_process else None]
     return broadcast_object_list(path)[0]
 
 
-def download_checkpoint(source: str, folder: Path, companions: tuple[str, ...] = LOG) -> Path:
+def download_checkpoint(source: str, folder: Path, extra_files: tuple[str, ...] = LOG) -> Path:
     """Download the newest checkpoint of `source` (`hub://owner/name[@revision]`) into `folder`, and the files that
-    match the patterns `companions`, unless `folder` has them.
+    match the patterns `extra_files`, unless `folder` has them.
 
     Raises:
         UserError: no such repository or revision, no checkpoint in it, or no answer from the Hub.
@@ -71,7 +71,7 @@ def download_checkpoint(source: str, folder: Path, companions: tuple[str, ...] =
             return None
         name = checkpoint_name(max(updates))
         shutil.rmtree(partial, ignore_errors=True)
-        patterns = [f"{name}/*", *matching([path for path in files if "/" not in path], companions)]
+        patterns = [f"{name}/*", *matching([path for path in files if "/" not in path], extra_files)]
         api.snapshot_download(repo_id, revision=commit, allow_patterns=patterns, local_dir=partial)
         return name
 

@@ -34,13 +34,13 @@ class HubSettings:
 class Hub:
     """The repository of a run in `folder`.
 
-    With "checkpoint", each checkpoint is also uploaded in the background, with the folder's files that match the
-    patterns `companions`. A run needs them to go on from the checkpoint. With "no", and on all but the main process, every
-    method does nothing.
+    With "checkpoint", each checkpoint is also uploaded in the background, with the files that match the patterns
+    `extra_files`, which a run needs to go on from there. With "no", and on all but the main process, every method does
+    nothing.
     """
 
-    def __init__(self, folder: Path, settings: HubSettings, main_process: bool, companions: tuple[str, ...] = LOG):
-        self.folder, self.settings, self.companions = folder, settings, companions
+    def __init__(self, folder: Path, settings: HubSettings, main_process: bool, extra_files: tuple[str, ...] = LOG):
+        self.folder, self.settings, self.extra_files = folder, settings, extra_files
         self.repo_id = settings.hub_model_id or folder.resolve().name
         self.active = main_process and settings.push_to_hub != "no"
         self.api = HfApi()
@@ -91,7 +91,7 @@ class Hub:
             shutil.rmtree(staging, ignore_errors=True)
             # A copy, because the loop may remove the checkpoint before the upload ends.
             shutil.copytree(path, staging / name, copy_function=_link)
-            for file in matching([file.name for file in path.parent.iterdir() if file.is_file()], self.companions):
+            for file in matching([file.name for file in path.parent.iterdir() if file.is_file()], self.extra_files):
                 copy = shutil.copy2 if file in LOG else _link  # the loop goes on writing to its log
                 copy(path.parent / file, (staging / name).parent / file)
         except OSError as error:
