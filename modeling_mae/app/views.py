@@ -11,8 +11,8 @@ from ..masking_mae import mask_noise, visible_count
 from ..modeling_mae import MAELayer
 
 
-LONGER_SIDE = 448  # about; pixels of an enlarged picture
-SMALL_SIDE = 112  # about; pixels of a picture in a gallery
+LONGER_SIDE = 448  # pixels of an enlarged picture, approximately
+SMALL_SIDE = 112  # pixels of a picture in a gallery, approximately
 HIDDEN = 128  # the gray of hidden patches
 MARK = (255, 64, 32)  # the colour of the frame around a chosen patch
 HEAT = "inferno"  # a colour map of matplotlib

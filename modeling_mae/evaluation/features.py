@@ -78,10 +78,10 @@ def frozen_table(
     for title, model in encoders.items():
         if isinstance(model, MAEModel):
             model = accelerator.prepare_model(model, evaluation_mode=True).eval()
-        figures = frozen_figures(reader, features_of(model), train, evaluation, settings)
-        rows.append({"name": title, **figures})
+        metrics = frozen_metrics(reader, features_of(model), train, evaluation, settings)
+        rows.append({"name": title, **metrics})
         unit = " %" if problem.is_share else ""
-        shown = "  ".join(f"k={k} {problem.shown(value)}{unit}" for k, value in figures.get("knn", {}).items())
+        shown = "  ".join(f"k={k} {problem.shown(value)}{unit}" for k, value in metrics.get("knn", {}).items())
         accelerator.print(f"k-NN       {title}: {shown}", flush=True)
     accelerator.wait_for_everyone()
     return rows
@@ -110,7 +110,7 @@ def features_of(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     return encode
 
 
-def frozen_figures(
+def frozen_metrics(
     reader: Reader,
     encode: Callable[[torch.Tensor], torch.Tensor],
     train: Images,
@@ -127,13 +127,13 @@ def judge(reader: Reader, train: FrozenSet, test: FrozenSet, settings: JudgeSett
     """Evaluates labelled features ``(images, width)``: `knn` {k: metric}, and the linear model's metric."""
     labels, task = train.known_labels, settings.task
     ks = tuple(k for k in settings.ks if k <= len(train))
-    figures: dict[str, Any] = {"knn": knn_metrics(train, test, ks, task, reader.accelerator.device)}
+    metrics: dict[str, Any] = {"knn": knn_metrics(train, test, ks, task, reader.accelerator.device)}
     classes = int(labels.max()) + 1 if labels.ndim == 1 else labels.shape[1]
     if settings.linear and train.features.size * classes > LOGISTIC_LIMIT:
         reader.accelerator.print(f"note       no logistic regression: {len(train):,} images would take hours to fit")
     elif settings.linear:
-        figures[task.linear_name] = linear_metric(train, test, task)
-    return figures
+        metrics[task.linear_name] = linear_metric(train, test, task)
+    return metrics
 
 
 def knn_metrics(

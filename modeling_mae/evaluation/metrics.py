@@ -18,4 +18,4 @@ def predict_with(reader: Reader, task: Task, columns: Columns, model, images: Im
 
     model.eval()
     share_buffers(reader.accelerator, model)
-    return reader.over(images, compute)
+    return reader.map(images, compute)

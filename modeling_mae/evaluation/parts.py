@@ -49,7 +49,7 @@ class Parts:
         return self.settings_file.exists() and not self._changes()
 
     def _changes(self) -> str:
-        return different(json.loads(self.settings_file.read_text()), self.settings)
+        return differences(json.loads(self.settings_file.read_text()), self.settings)
 
     def open(self, overwrite: bool) -> list[int]:
         """Numbers of the parts that this process must compute, dealt out in turn. With `overwrite`, parts with other
@@ -110,7 +110,7 @@ class Parts:
             self.folder.rmdir()
 
 
-def different(old: dict, new: dict) -> str:
+def differences(old: dict, new: dict) -> str:
     """`pooling 'mean' (now 'cls')` for each setting that differs, or an empty text."""
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     return ", ".join(f"{key} {old.get(key)!r} (now {new.get(key)!r})" for key in keys)

@@ -37,7 +37,7 @@ class Reader:
     num_workers: int  # loading workers of each process
 
     @torch.no_grad()
-    def over(self, images: Images, compute: Callable[[dict], dict]) -> dict:
+    def map(self, images: Images, compute: Callable[[dict], dict]) -> dict:
         """`compute(batch)` for all `images`, dealt to the processes: arrays ``(images, ...)`` in order, on every
         process.
 
@@ -69,5 +69,5 @@ class Reader:
             labels = {key: batch[key] for key in ("labels",) if key in batch}
             return {"features": encode(self.transform(batch)).float(), **labels}
 
-        arrays = self.over(images, compute)
+        arrays = self.map(images, compute)
         return FrozenSet(arrays["features"], arrays.get("labels"))

@@ -80,7 +80,7 @@ def readout_table(
         features = read(model, reader.transform(batch), keys)
         return {**{key: value.float() for key, value in features.items()}, "labels": batch["labels"]}
 
-    sets = [reader.over(images, compute) for images in (train, evaluation)]
+    sets = [reader.map(images, compute) for images in (train, evaluation)]
     rows = []
     for readout in kept:
         row: dict = {"name": str(readout), "feature_layers": list(readout.blocks), "feature_pooling": readout.pooling}

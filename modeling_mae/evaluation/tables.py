@@ -20,7 +20,7 @@ from ..data.find.row_names import RowNames
 from ..errors import UserError
 from ..training.launch import loading_workers, make_accelerator
 from .inputs import Inputs, ProgressBar, columns_of, describe_crop, names_checksum, open_inputs, weights_checksum
-from .parts import WRITERS, Parts, batches_of_parts, different, finished_settings, table_of
+from .parts import WRITERS, Parts, batches_of_parts, differences, finished_settings, table_of
 
 
 BATCH = 64  # images at a time; a ViT-L without gradients then fits into 8 GiB
@@ -227,6 +227,6 @@ def refuse_other_file(target: Path, settings: dict) -> None:
         UserError: the finished file `target` was not made with these settings.
     """
     before = finished_settings(target)
-    changes = "unknown settings" if before is None else different(before, settings)
+    changes = "unknown settings" if before is None else differences(before, settings)
     if changes:
         raise UserError(f"{str(target)!r} exists, made with {changes}: give another name, or --overwrite")

@@ -145,7 +145,7 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{str(path)!r} cannot be read ({error}): fix or remove it") from None
 
 
-def refuse(path: Path, what: str) -> UserError:
+def invalid_file(path: Path, what: str) -> UserError:
     return UserError(f"{str(path)!r} is not a file of a run ({what}): fix or remove it")
 
 
@@ -156,11 +156,11 @@ def check(path: Path, content: Any, kinds: dict[str, Kind], *, needed: tuple[str
         UserError: a value has another kind, or one that is `needed` is missing. The message names it.
     """
     if not isinstance(content, dict):
-        raise refuse(path, f"a {type(content).__name__} instead of names and values")
+        raise invalid_file(path, f"a {type(content).__name__} instead of names and values")
     for name in needed:
         if name not in content:
-            raise refuse(path, f"{name} is missing")
+            raise invalid_file(path, f"{name} is missing")
     for name, kind in kinds.items():
         if name in content and not kind(content[name]):
-            raise refuse(path, f"{name} cannot be {str(content[name])[:40]!r}")
+            raise invalid_file(path, f"{name} cannot be {str(content[name])[:40]!r}")
     return content

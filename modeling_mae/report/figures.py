@@ -22,7 +22,7 @@ NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes `figure` to `path` as PNG."""
-    _take_names_as_they_are(figure)
+    _without_formulas(figure)
     with replacing(path) as partial:
         figure.savefig(partial, format="png")
     # A figure has reference cycles, so only the garbage collector frees it. Python runs the collector too rarely for
@@ -39,7 +39,7 @@ def save_charts(folder: Path, parts: Sequence[Part]) -> None:
 
 def chart_uri(figure: Figure) -> str:
     """`figure` as a data URI of an SVG, readable on dark and on light pages."""
-    _take_names_as_they_are(figure)
+    _without_formulas(figure)
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata=NO_METADATA)
     gc.collect()
@@ -56,7 +56,7 @@ def picture_uri(path: Path) -> str:
     return _uri("image/png", path.read_bytes())
 
 
-def _take_names_as_they_are(figure: Figure) -> None:
+def _without_formulas(figure: Figure) -> None:
     """Turns formulas off, because the name of a class or a run may hold $ or _{."""
     for text in figure.findobj(Text):
         text.set_parse_math(False)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import write_json
-from .checked import SETTINGS, SUMMARY, check, entry_kinds, mapped, plain, read_json, refuse, row_kinds, share
+from .checked import SETTINGS, SUMMARY, check, entry_kinds, invalid_file, mapped, plain, read_json, row_kinds, share
 from .facts import TrainingLog
 from .problem import Problem, problem_named
 
@@ -103,7 +103,7 @@ def read_run(folder: Path) -> RunFiles:
     kind = EVALUATION if is_evaluation else PRETRAINING
     knn = read_json(folder / "knn.json") or {}
     if not mapped(share)(knn):
-        raise refuse(folder / "knn.json", "it should hold accuracies")
+        raise invalid_file(folder / "knn.json", "it should hold accuracies")
     return RunFiles(folder, kind, summary, {folder.resolve().name: training}, knn=knn)
 
 
@@ -125,19 +125,19 @@ def _training(folder: Path) -> Training:
         path = folder / "history.jsonl"
         log = _history(path)
     if not isinstance(log, list):
-        raise refuse(path, "log_history should be a list")
+        raise invalid_file(path, "log_history should be a list")
     for entry in log:
         check(path, entry, entry_kinds(), needed=("step", "epoch"))
     first, *later = Training({}, log).growth or [{}]
     if any("rank" not in entry for entry in later):
-        raise refuse(path, "rank is missing")
+        raise invalid_file(path, "rank is missing")
     if "knn_images" not in first and any("knn" in entry for entry in (first, *later)):
-        raise refuse(path, "knn_images is missing")
+        raise invalid_file(path, "knn_images is missing")
     settings = folder / "arguments.json"
     arguments = read_json(settings)
     arguments = check(settings, {} if arguments is None else arguments, SETTINGS)
     if not mapped(plain)(arguments):
-        raise refuse(settings, "a setting is neither a value nor a list of values")
+        raise invalid_file(settings, "a setting is neither a value nor a list of values")
     return Training(arguments, log)
 
 
@@ -157,13 +157,13 @@ def _history(path: Path) -> list[Any]:
 
 def _rows(path: Path, rows: Any, metric: str) -> list[dict[str, Any]]:
     if not isinstance(rows, list):
-        raise refuse(path, "it should hold a list")
+        raise invalid_file(path, "it should hold a list")
     for row in rows:
         check(path, row, row_kinds(), needed=("name",))
         if "n_partial" in row:
             check(path, row, {metric: lambda value: value is not None}, needed=(metric,))
             if Path(row["name"]).name != row["name"]:
-                raise refuse(path, f"{row['name'][:40]!r} cannot name a folder")
+                raise invalid_file(path, f"{row['name'][:40]!r} cannot name a folder")
         if "confusion_matrix" in row:
             check(path, row, {"accuracy": lambda value: value is not None}, needed=("accuracy",))
     return [_with_numbers(row) for row in rows]

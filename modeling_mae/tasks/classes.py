@@ -137,7 +137,7 @@ class Classes(EvalNetTask):
 
     # --- frozen features ---
 
-    def figures(self, predictions: np.ndarray, labels: np.ndarray) -> dict:
+    def metrics(self, predictions: np.ndarray, labels: np.ndarray) -> dict:
         """Accuracy in 0..1 of class numbers ``(images,)``."""
         return {"accuracy": float((predictions == labels).mean())}
 

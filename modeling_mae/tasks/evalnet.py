@@ -25,14 +25,14 @@ class EvalNetTask(Task):
 
     model_class = EvalNet
     linear_name: str  # the key of the `linear` model's metric in a row of results
-    predicted: str  # the column that `figures` takes
+    predicted: str  # the column that `metrics` takes
 
     @abstractmethod
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
         """Readable scores of logits ``(..., n)``: probabilities, or the logits themselves."""
 
     @abstractmethod
-    def figures(self, predictions: np.ndarray, labels: np.ndarray) -> dict:
+    def metrics(self, predictions: np.ndarray, labels: np.ndarray) -> dict:
         """The metrics of `problem`, without the loss, for predictions and labels ``(images, n)``."""
 
     @abstractmethod
@@ -100,11 +100,11 @@ class EvalNetTask(Task):
         return output.logits.float()
 
     def results(self, columns: dict[str, np.ndarray], names: int) -> dict:
-        return {"loss": float(columns["loss"].mean()), **self.figures(columns[self.predicted], columns["label"])}
+        return {"loss": float(columns["loss"].mean()), **self.metrics(columns[self.predicted], columns["label"])}
 
     def score(self, predictions: np.ndarray, labels: np.ndarray) -> float:
         """The metric of `problem` for predictions and labels ``(images, ...)``."""
-        return self.figures(predictions, labels)[self.problem.metric]
+        return self.metrics(predictions, labels)[self.problem.metric]
 
     def vote(self, weights: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Predictions ``(queries, ...)`` from the neighbours' labels ``(queries, k, ...)`` and `weights` ``(queries,

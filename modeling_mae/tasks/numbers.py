@@ -105,7 +105,7 @@ class Numbers(EvalNetTask):
         (squared error)."""
         return {"label": labels, "prediction": logits, "loss": (logits - labels).square().mean(1)}
 
-    def figures(self, predictions: np.ndarray, labels: np.ndarray) -> dict:
+    def metrics(self, predictions: np.ndarray, labels: np.ndarray) -> dict:
         """The metrics of `RegressionMetric` for predictions ``(images, targets)``."""
         from .metrics import RegressionMetric
 

@@ -97,7 +97,7 @@ class SeveralClasses(EvalNetTask):
         loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
         return {"label": labels, "scores": self.scores(logits), "loss": loss}
 
-    def figures(self, predictions: np.ndarray, labels: np.ndarray) -> dict:
+    def metrics(self, predictions: np.ndarray, labels: np.ndarray) -> dict:
         """The metrics of `MultiLabelMetric` for scores ``(images, classes)``."""
         from .metrics import MultiLabelMetric
 
