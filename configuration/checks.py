@@ -49,7 +49,7 @@ def check_settings(args) -> None:
 
 
 def check_evaluation(args) -> None:
-    """Raises an ArgumentError for `EvalArguments` with which one of the trainings cannot work."""
+    """Raises an ArgumentError if a training of `EvalArguments` cannot work."""
     check_texts(args)
     check_place(args)
     check_checkpoint(args)
@@ -303,13 +303,13 @@ def check_output_dir(args) -> None:
     checkpoint = Path(args.model_name_or_path).resolve() if args.model_name_or_path else None
     if resume is None and checkpoint in [path.resolve() for path in (Path(args.output_dir), *folders)]:
         raise ArgumentError(
-            f"output_dir {args.output_dir!r} is where model_name_or_path {args.model_name_or_path!r} lies: give "
+            f"output_dir {args.output_dir!r} holds model_name_or_path {args.model_name_or_path!r}: give "
             "another output_dir, so that the checkpoint is not overwritten"
         )
     checkpoints = sorted(str(path) for folder in folders for path in folder.glob("checkpoint-*"))
     on_hub = resume is not None and resume.startswith("hub://")
     if resume not in (None, "auto") and not on_hub and not Path(resume).is_dir():
-        hint = f"give auto or one of {', '.join(checkpoints)}" if checkpoints else "there is none in output_dir"
+        hint = f"give auto or one of {', '.join(checkpoints)}" if checkpoints else "output_dir has none"
         raise ArgumentError(f"resume_from_checkpoint {resume!r} is not a folder: {hint}")
     holds_a_run = checkpoints or any((folder / "model.safetensors").exists() for folder in folders)
     # The checkpoint on the Hub and the files here may be from different runs.

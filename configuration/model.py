@@ -101,7 +101,7 @@ def checkpoint_of(args):
     """The `Checkpoint` named by `model_name_or_path`, with `config_overrides` applied. None for a new model.
 
     Raises:
-        ArgumentError: there is no such checkpoint, or the overrides do not fit it.
+        ArgumentError: the checkpoint does not exist, or the overrides do not fit it.
     """
     from modeling_mae.checkpoint import open_checkpoint
     from modeling_mae.errors import UserError

@@ -106,7 +106,7 @@ def find_recipe(name: str | os.PathLike) -> Path:
         if candidate.is_file() and (candidate is path or len(path.parts) == 1):
             return candidate
     recipes = sorted(file.stem for file in RECIPES.glob("*.yaml"))
-    hint = suggest(path.stem, recipes) or f": those of the repository are {', '.join(recipes)}"
+    hint = suggest(path.stem, recipes) or f": the repository has {', '.join(recipes)}"
     raise FileNotFoundError(f"recipe {str(name)!r} not found{hint}")
 
 

@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def _choose(words: list[str]) -> str:
-    """The subcommand that the first word names. Ends the process if there is no such subcommand."""
+    """The subcommand that the first word names. Ends the process if it does not exist."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name.ljust(width)}  {command.help}" for name, command in COMMANDS.items()]
     parser = argparse.ArgumentParser(

@@ -193,7 +193,7 @@ def open_checkpoint(name: str | Path, fields: dict[str, Any] | None = None, **hu
         hub_options: see HUB_OPTIONS.
 
     Raises:
-        UserError: there is no such checkpoint, it cannot be read, or the fields do not fit it.
+        UserError: the checkpoint does not exist or cannot be read, or the fields do not fit it.
     """
     name, fields = str(name), dict(fields or {})
     path = Path(name)

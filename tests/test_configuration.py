@@ -266,10 +266,10 @@ def test_a_run_that_is_there_is_not_overwritten_unasked(capsys):
     # not even when asked, where it is the checkpoint to begin with
     MAEConfig().save_pretrained("run")
     words = ["--model_name_or_path", "run", "--output_dir", "./run", "--overwrite_output_dir", "true"]
-    assert "is where model_name_or_path 'run' lies" in refused(capsys, *words)
+    assert "holds model_name_or_path 'run'" in refused(capsys, *words)
     with pytest.raises(SystemExit):
         parse_arguments(EvalArguments, [*words[:-2], "--do_train", "false"])
-    assert "is where model_name_or_path 'run' lies" in capsys.readouterr().err
+    assert "holds model_name_or_path 'run'" in capsys.readouterr().err
     Path("file").touch()
     assert "is a file" in refused(capsys, "--output_dir", "file")
 

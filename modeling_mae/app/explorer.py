@@ -38,7 +38,7 @@ class Explorer:
     """A checkpoint: pre-trained, a classifier, or an encoder alone, of this or another project.
 
     Raises:
-        UserError: there is no such checkpoint, or it cannot be read.
+        UserError: the checkpoint does not exist, or it cannot be read.
     """
 
     def __init__(self, checkpoint: str):

@@ -105,8 +105,8 @@ def show_duplicates(arguments: Namespace, features: "Features") -> None:
 def draw(
     arguments: Namespace, features: "Features", asked: tuple["Features", Any], positions: Any, cosines: Any
 ) -> None:
-    """Draws a row for each image of `asked`, which is (its features, the given images or None for those of
-    `features`): the image, then those of `features` at `positions` ``(images, k)``."""
+    """Draws a row per query: its image, then the images of `features` at `positions` ``(queries, k)``. `asked` is (the
+    queries' features, the given images; None for images of `features`)."""
     from ..checkpoint import open_checkpoint
     from ..evaluation.neighbours import images_of, pixels_of
     from ..evaluation.tables import ApplySettings

@@ -49,7 +49,7 @@ class Extractor:
     def of(cls, checkpoint: str, blocks: Sequence[int] | None, pooling: str | None) -> "Extractor":
         """
         Raises:
-            UserError: there is no such checkpoint, or its encoder has no such block or pooling.
+            UserError: the checkpoint does not exist, or its encoder has no such block or pooling.
         """
         opened = open_checkpoint(checkpoint)
         encoder = frozen_encoder(opened)

@@ -52,7 +52,7 @@ def probe_metric(
 ) -> float:
     """The metric of a probe on `test`: for one class per image, the accuracy in 0..1.
 
-    It is trained by AdamW on the features of `train` as they are, `EPOCHS` epochs or `FEWEST_UPDATES`. `config` is the
+    AdamW trains it on the features of `train` for `EPOCHS` epochs, but at least `FEWEST_UPDATES`. `config` is the
     encoder's. Features are ``(images, width)``, or ``(images, patches, width)`` for an attentive probe."""
     labels, task = torch.from_numpy(train.known_labels), settings.task
     outputs = int(max(labels.max(), test.known_labels.max())) + 1 if labels.ndim == 1 else labels.shape[1]

@@ -126,7 +126,7 @@ class Hub:
         self.finish()
         try:
             url = retried(self._push)
-        except Exception as error:  # whatever the network and its client come up with
+        except Exception as error:  # any error of the network and its client
             excluded = [word for pattern in IGNORED for word in ("--exclude", pattern)]
             words = [self.repo_id, str(self.folder), *["--private"] * self.settings.hub_private_repo, *excluded]
             _say(f"not pushed ({reason(error)}): {_later(self.folder, words)}")
@@ -193,7 +193,7 @@ def push_space(folder: Path, repo_id: str, *, private: bool) -> str:
 
     try:
         return retried(push)
-    except Exception as error:  # whatever the network and its client come up with
+    except Exception as error:  # any error of the network and its client
         words = [repo_id, str(folder), ".", "--repo-type", "space", *["--private"] * private]
         raise UserError(f"{repo_id!r} is not pushed ({reason(error)}): {_later(folder, words)}") from None
 

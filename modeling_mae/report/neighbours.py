@@ -95,8 +95,8 @@ def describe_neighbours(queries: int, compared: int, same_class: torch.Tensor | 
     images. The queries are training images too, or evaluation images with `from_evaluation`."""
     kind, others = ("images to evaluate on", "") if from_evaluation else ("training images", "other ")
     sentence = (
-        f"{queries} {kind}, evenly spaced, and those of {compared:,} {others}training images whose features are most "
-        "similar (cosine of the encoder's pooled features)."
+        f"{queries} {kind}, evenly spaced, and the nearest of {compared:,} {others}training images (cosine of the "
+        "encoder's pooled features)."
     )
     if same_class is None:
         return sentence

@@ -80,7 +80,7 @@ def reconstruction_grid(
 ) -> torch.Tensor:
     """Puts images side by side: original, masked, reconstruction, one image per row.
 
-    `mean` and `std` undo the normalisation, and colours are those of `visible_colours`. `grid` is the number of rows
+    `mean` and `std` undo the normalisation, and `visible_colours` chooses the colours. `grid` is the number of rows
     and columns of patches. `gap` is the width of the white lines between images. Returns ``(height, width, 3)`` uint8.
     """
     original, reconstructed = visible_colours(pixel_values, reconstruction, mean=mean, std=std)

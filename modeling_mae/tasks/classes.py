@@ -186,7 +186,7 @@ class Classes(EvalNetTask):
 
 
 def _one_class(source: Source, known_names: list[str]) -> np.ndarray:
-    """The class numbers of images that all lie in one folder.
+    """The class numbers of images that are all in one folder.
 
     Raises:
         UserError: the folder's name is not a class.

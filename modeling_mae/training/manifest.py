@@ -86,7 +86,7 @@ def find_fault(checkpoint: Path) -> str | None:
         return f"its {MANIFEST} cannot be read"
     present = {path.name: path for path in checkpoint.iterdir()}
     for name in sorted(present):
-        # The manifest may be a stranger's too, so only these files are loaded, whatever it lists.
+        # The manifest may come from a stranger too, so no other files are loaded, even if it lists them.
         if not PICKLES.fullmatch(name) and not FILES.fullmatch(name):
             return f"it holds {name}, which no run writes and which might run code"
     for name, (size, checksum) in expected.items():
@@ -118,7 +118,7 @@ def _fault_of_weights(present: dict[str, Path]) -> str | None:
         if name.endswith(".safetensors"):
             try:
                 with safe_open(path, framework="pt") as file:
-                    for key in file.keys():  # noqa: SIM118  # it is no dict
+                    for key in file.keys():  # noqa: SIM118  # not a dict
                         tensor = file.get_tensor(key)
                         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                             return f"its weights are not finite ({key} in {name})"
@@ -133,7 +133,7 @@ def check_architecture(checkpoint: Path, shapes: dict[str, tuple[int, ...]]) -> 
     if not path.exists():
         return  # written in shards: loading finds the fault
     with safe_open(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118  # it is no dict
+        for key in file.keys():  # noqa: SIM118  # not a dict
             shape = tuple(file.get_slice(key).get_shape())
             if shape != shapes.get(key):
                 here = f"{shapes[key]} here" if key in shapes else "not in this model"
