@@ -79,16 +79,16 @@ def training_curve(log: Log, problem: Problem) -> Figure:
     return figure
 
 
-def runs_curve(series: Mapping[str, Points], title: str, *, skips_beginning: bool = False) -> Figure:
+def runs_curve(series: Mapping[str, Points], title: str, *, zoomed: bool = False) -> Figure:
     """Curves of several runs in one chart: `series` is {run: [(epoch, value), ...]}.
 
-    With `skips_beginning`, the value axis leaves out values that only the beginning reaches."""
+    With `zoomed`, the value axis leaves out values that only the beginning reaches."""
     figure, axes = _axes(title, (8, 4.5))
     for number, (name, points) in enumerate(series.items()):
         style = LINE_STYLES[number // COLOURS % len(LINE_STYLES)]  # another style when the colours repeat
         label = name if not name.startswith("_") else f" {name}"  # matplotlib leaves out names that begin so
         _plot(axes, points, color=f"C{number}", linestyle=style, label=label)
-    if skips_beginning:
+    if zoomed:
         axes.set_ylim(*_without_beginning(list(series.values())))
     axes.legend(framealpha=0, fontsize="small")
     return figure

@@ -115,10 +115,10 @@ def _charts(runs: dict[str, RunFiles]) -> list[Picture]:
     """A chart for each quantity that a run has logged."""
     pretrained, trained = _trainings(runs, PRETRAINING), _trainings(runs, EVALUATION)
     charts = [
-        _chart(pretrained, "loss", "loss on masked patches", skips_beginning=True),
+        _chart(pretrained, "loss", "loss on masked patches", zoomed=True),
         _chart(pretrained, "knn", "k-NN accuracy (%)", scale=100),
         _chart(pretrained, "rank", "effective rank"),
-        _chart(trained, "loss", "training loss", skips_beginning=True),
+        _chart(trained, "loss", "training loss", zoomed=True),
     ]
     for problem in PROBLEMS.values():
         unit, scale = (" (%)", 100) if problem.is_share else ("", 1)
@@ -136,18 +136,14 @@ def _trainings(runs: dict[str, RunFiles], kind: str) -> dict[str, Training]:
 
 
 def _chart(
-    trainings: dict[str, Training], key: str, title: str, scale: float = 1, skips_beginning: bool = False
+    trainings: dict[str, Training], key: str, title: str, scale: float = 1, zoomed: bool = False
 ) -> Picture | None:
     series = {
         name: [(entry["epoch"], scale * entry[key]) for entry in training.log if key in entry]
         for name, training in trainings.items()
     }
     series = {name: points for name, points in series.items() if points}
-    return (
-        Picture("", f"{title} of each run", chart=runs_curve(series, title, skips_beginning=skips_beginning))
-        if series
-        else None
-    )
+    return Picture("", f"{title} of each run", chart=runs_curve(series, title, zoomed=zoomed)) if series else None
 
 
 # --- pictures ---
