@@ -211,7 +211,7 @@ def test_only_one_process_of_a_machine_speaks(capsys, monkeypatch):
             ["per_device_train_batch_size 4", "--per_device_train_batch_size 8"],
         ),
         ("--progressive_resizing -0.1", ["progressive_resizing -0.1"]),
-        ("--progressive_resizing 0.7 0.4", ["progressive_resizing 0.7 0.4", "below 1 together"]),
+        ("--progressive_resizing 0.7 0.4", ["progressive_resizing 0.7 0.4", "a sum below 1"]),
         ("--progressive_resizing 0.2 0.2 0.2", ["progressive_resizing 0.2 0.2 0.2", "one or two shares"]),
         ("--crop_scale 0 1", ["crop_scale 0.0"]),
         ("--crop_scale 0.5 1.5", ["crop_scale 1.5"]),

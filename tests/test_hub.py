@@ -246,7 +246,7 @@ def test_a_checkpoint_that_cannot_be_uploaded_is_told_once(server, folder, capfd
         hub.checkpoint(folder / f"checkpoint-{update}")
         hub.finish()
     said = capfd.readouterr().err
-    assert "checkpoint-7 is not on the Hub" in said and "500" in said and said.count("\n") == 1
+    assert "checkpoint-7 was not uploaded" in said and "500" in said and said.count("\n") == 1
     assert {name.split("/")[0] for name in checkpoints_in(server.repos["me/small"].commits[-1])} == {"checkpoint-14"}
     assert not (folder / ".partial-push").exists()
 
