@@ -16,13 +16,14 @@ from .own_images import OPTIONS
 Decides = Literal["weights", "result", "nothing"]
 
 
-def option(default: Any, help: str, *, decides: Decides, **kwargs) -> Any:
+def option(default: Any, help: str, *, decides: Decides, added: bool = False, **kwargs) -> Any:
     """A dataclass field with its line for --help; a list is copied for each instance.
 
     `decides` says what depends on the option. weights: a resumed run must have the same value. result: an evaluation's
-    results do, or the checkpoint records it in another form (data, model, mean, length). nothing: neither.
+    results do, or the checkpoint records it in another form (data, model, mean, length). nothing: neither. `added`:
+    version 0.1 does not have the option, and behaves like its default.
     """
-    metadata = {"help": help, "decides": decides, **kwargs}
+    metadata = {"help": help, "decides": decides, "added": added, **kwargs}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -211,11 +212,17 @@ class RunArguments:
     def deciding_weights(self) -> dict[str, Any]:
         """The options that decide the weights. Only with the same values does a run go on exactly."""
         values = {name: getattr(self, name) for name in self.deciding("weights")}
-        # Checkpoints older than this option do not have it, so its default is left out.
-        parts = values.pop("progressive_resizing", [])
+        parts = values.get("progressive_resizing", [])
         while parts and parts[-1] == 0:
-            parts = parts[:-1]
-        return {**values, "progressive_resizing": parts} if parts else values
+            values["progressive_resizing"] = parts = parts[:-1]
+        added = self.added()  # older checkpoints do not have them
+        return {name: value for name, value in values.items() if name not in added or value != added[name]}
+
+    @classmethod
+    def added(cls) -> dict[str, Any]:
+        """The options that version 0.1 does not have, with the values that it behaves like."""
+        defaults = cls()
+        return {field.name: getattr(defaults, field.name) for field in fields(cls) if field.metadata["added"]}
 
     def run_folders(self) -> list[Path]:
         """The folders that hold model and checkpoints of the run, or of each of its trainings."""
@@ -288,6 +295,7 @@ class PretrainArguments(RunArguments, OptimizerArguments, DataArguments, ModelAr
         "Share of the updates with images of half the height and width, then with three quarters, rounded to whole "
         "patches: 0.5 0.3. The other updates see full-size images. By default (and with 0) all do, as in the paper.",
         decides="weights",
+        added=True,
     )
     knn: bool = option(
         False,

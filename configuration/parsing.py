@@ -65,8 +65,8 @@ class _Parser(HfArgumentParser):
 
     origin = ""  # "demo.yaml: " while the recipe's words are parsed
 
-    def add_argument(self, *names, decides: str | None = None, **kwargs):
-        # HfArgumentParser passes all of a field's metadata. `decides` is not for argparse.
+    def add_argument(self, *names, decides: str | None = None, added: bool = False, **kwargs):
+        # HfArgumentParser passes all of a field's metadata. These two are not for argparse.
         return super().add_argument(*names, **kwargs)
 
     def error(self, message: str) -> NoReturn:

@@ -47,7 +47,8 @@ class MAEModelOutput(ModelOutput):
 class MAEForPreTrainingOutput(ModelOutput):
     """Output of pre-training: ``loss ()`` in float32, ``logits (batch, predicted, patch values)`` in raster order,
     ``mask`` and ``ids_restore`` as in `MAEModelOutput`. ``predicted_ids (batch, predicted)`` says which patches are
-    predicted. It is None if all are, including the visible ones. Hidden states and attentions are the encoder's."""
+    predicted. It is None if all are, including the visible ones. Hidden states and attentions, on request, are the
+    encoder's."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None

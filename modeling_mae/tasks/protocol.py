@@ -53,7 +53,8 @@ class Task(ABC):
 
     @abstractmethod
     def recognises(self, source: Source) -> bool:
-        """Whether the labels of `source`, which is not joined, look like this task's.
+        """Whether the labels of `source`, which is not joined, look like this task's. False if the task is only chosen
+        by --problem_type.
 
         Raises:
             UserError: no label column, or several.
@@ -98,7 +99,8 @@ class Task(ABC):
         return []
 
     def open_images(self, source: Source, labels: np.ndarray, opening: Opening) -> Images:
-        """The images of `source` with the `labels` that `read` returned for it."""
+        """The images of `source` with the `labels` that `read` returned for it. Labels that follow from the pixels are
+        computed here from `Images.read`, and set by `Images.with_labels`."""
         return open_images(source, opening, labels)
 
     def labels_of(self, batch: dict, size: tuple[int, int]) -> torch.Tensor:
