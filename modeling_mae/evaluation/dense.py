@@ -28,7 +28,7 @@ def tokens_of(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     return encode
 
 
-def dense_figures(
+def dense_metrics(
     reader: Reader,
     encode: Callable[[torch.Tensor], torch.Tensor],
     train: MaskedImages,
@@ -73,7 +73,7 @@ def _patches(
     def compute(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         return {"tokens": encode(reader.transform(batch)).float(), "masks": batch["masks"]}
 
-    arrays = reader.over(view, compute)
+    arrays = reader.map(view, compute)
     return torch.from_numpy(arrays["tokens"]), torch.from_numpy(arrays["masks"])
 
 

@@ -24,7 +24,7 @@ from ..tasks.protocol import distinct
 from ..tasks.windows import logits_by_rows
 from ..training.run_folder import lock_folder
 from .inputs import Inputs, ProgressBar, names_checksum, weights_checksum
-from .parts import different
+from .parts import differences
 from .tables import ApplySettings, local_path, quiet_accelerator
 
 
@@ -55,7 +55,7 @@ def write_masks(checkpoint: str, images: Place, output: MaskOutput, settings: Ap
     """
     accelerator = quiet_accelerator()
     opened = open_checkpoint(checkpoint)
-    accelerator.print(opened.told(), end="")
+    accelerator.print(opened.notes_text(), end="")
     inputs = settings.open(opened, images, accelerator, say=accelerator.print)
     model = opened.trained(MAEForSemanticSegmentation).eval()
     names = names_of(opened.config)
@@ -93,7 +93,7 @@ def _claim(output: MaskOutput, made_with: dict, names: list[str]) -> None:
             raise UserError(f"folder {str(folder)!r} holds other files: give another, or --overwrite")
         lock_folder(folder)
         before = json.loads(path.read_text()) if path.exists() else made_with
-        changes = different(before, made_with)
+        changes = differences(before, made_with)
         if changes and not output.overwrite:
             raise UserError(f"{str(folder)!r} holds masks of {changes}: give another folder, or --overwrite")
         if changes:
