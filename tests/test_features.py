@@ -47,7 +47,7 @@ def test_a_near_neighbour_outvotes_two_far_ones():
 
 
 def test_too_many_neighbours():
-    with pytest.raises(ValueError, match="k=20 neighbours of 3 training images"):
+    with pytest.raises(ValueError, match="k=20 neighbours, but only 3 training images"):
         knn_metrics(*(frozen(torch.randn(count, 2), torch.zeros(count).long()) for count in (3, 1)), ks=(20,))
 
 

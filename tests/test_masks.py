@@ -19,7 +19,7 @@ from modeling_mae.data.serve.images import Opening
 from modeling_mae.data.serve.masked import IGNORED, ScaledCrop, crop_pair
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.mask_prediction import mask_files
-from modeling_mae.report.masks import palette
+from modeling_mae.tasks.mask_pictures import palette
 from modeling_mae.tasks.masks import Masks, MaskSettings, class_weights
 from modeling_mae.tasks.windows import logits_by_rows, logits_of, starts_of
 
@@ -153,6 +153,10 @@ def source_of(folder: Path, masks: list[np.ndarray], image: np.ndarray | None = 
     for i, mask in enumerate(masks):
         write(folder / "images" / f"{i}.png", np.full((*mask.shape, 3), 9, np.uint8) if image is None else image)
         write(folder / "masks" / f"{i}.png", mask)
+    return source_again(folder)
+
+
+def source_again(folder: Path):
     return load_source(SourceSettings(train_dir=str(folder), problem_type="semantic_segmentation"), None)
 
 
@@ -166,11 +170,11 @@ def test_classes_and_their_pixels_by_hand(tmp_path):
     labels, names = Masks(MaskSettings(ignore_index=0)).read(source)
     assert (names, labels.tolist()) == (["4", "7", "255"], [[3, 0, 1], [0, 1, 0]])
     (tmp_path / "classes.json").write_text(json.dumps({"0": "ground", "4": "tree", "7": "car", "255": "sky"}))
-    labels, names = Masks().read(source)
+    labels, names = Masks().read(source_again(tmp_path))
     assert (names, labels.tolist()) == (["ground", "tree", "car", "sky"], [[2, 3, 0, 1], [5, 0, 1, 0]])
     (tmp_path / "classes.json").unlink()
     (tmp_path / "classes.txt").write_text("ground\na\nb\nc\ntree\nd\ne\ncar\n")
-    assert Masks().read(source)[1] == ["ground", "a", "b", "c", "tree", "d", "e", "car"]
+    assert Masks().read(source_again(tmp_path))[1] == ["ground", "a", "b", "c", "tree", "d", "e", "car"]
 
 
 def test_black_and_white_masks_have_two_classes(tmp_path):

@@ -17,9 +17,9 @@ from ..data.find.places import Place
 from ..data.find.row_names import RowNames
 from ..errors import UserError
 from ..files import replacing, write_csv, write_json
-from ..report.masks import overlay, palette
 from ..segmentation_mae import MAEForSemanticSegmentation
 from ..tasks.evalnet import names_of
+from ..tasks.mask_pictures import overlay, palette
 from ..tasks.protocol import distinct
 from ..tasks.windows import logits_by_rows
 from ..training.run_folder import lock_folder

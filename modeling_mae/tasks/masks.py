@@ -19,10 +19,10 @@ from ..data.serve.images import Images, Opening, open_images
 from ..data.serve.masked import IGNORED, MaskedImages, ScaledCrop
 from ..errors import UserError
 from ..modeling_mae import MAEPreTrainedModel
-from ..report.masks import compared_masks
 from ..report.problem import Problem
 from ..segmentation_mae import MAEForSemanticSegmentation
 from .evalnet import names_of
+from .mask_pictures import compared_masks
 from .protocol import Answers, Columns, Task, ViewSettings
 from .windows import logits_of, model_device
 
