@@ -47,6 +47,7 @@ class Listing:
     folders_left_out: list[tuple[str, str]] = field(default_factory=list)  # (path, reason)
     folders: list[str] = field(default_factory=list)  # at the top, also those without images
     splits: list[str] = field(default_factory=list)
+    elsewhere: int = 0  # images in other splits
     file: str = ""  # the only one that was asked for
 
     @property

@@ -73,6 +73,7 @@ class Source:
     folder: str | None = None  # absolute; what the images' files lie in
     parts: list["Source"] = field(default_factory=list)  # that were joined into this one
     shares: tuple[Fraction, ...] | None = None  # of the training that each part has, where these were given
+    elsewhere: int = 0  # images of the folder that are in other splits
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -124,11 +125,11 @@ def load_source(
         listing = listing or _list(settings.place)
     if settings.streaming or (listing is not None and listing.only_tars):
         return _load_stream(settings, split, max_samples)
-    dataset_id, name, folder, left_out = None, settings.dataset_name, None, ""
+    dataset_id, name, folder, left_out, elsewhere = None, settings.dataset_name, None, "", 0
     if listing is not None:
         name, folder = listing.name, listing.folder
         dataset, listing = _load_folder(listing, split, exact_split, settings.cache)
-        left_out = str(listing)
+        left_out, elsewhere = str(listing), listing.elsewhere
     elif name in (None, "fashion_mnist"):
         name = "fashion_mnist"
         dataset, _ = _load_folder(list_place(BUNDLED), split, exact_split, settings.cache)
@@ -148,7 +149,7 @@ def load_source(
         dataset = dataset.select(np.linspace(0, len(dataset) - 1, max_samples).round().astype(int))
     if not len(dataset):
         raise UserError(f"{name}, split {split!r}, has no images: give another split or data set")
-    return Source(dataset, image_column, label_column, name, left_out, dataset_id, folder)
+    return Source(dataset, image_column, label_column, name, left_out, dataset_id, folder, elsewhere=elsewhere)
 
 
 def still_encoded(dataset: datasets.Dataset, image_column: str) -> datasets.Dataset:
@@ -206,7 +207,7 @@ def _load_stream(settings: SourceSettings, split: str | None, max_samples: int |
         name = "fashion_mnist" if settings.train_dir is None else Path(place).name
         rows = stream_of_place(place, split, find_column, settings.cache)
     label_column = find_label_column(rows.features, settings.label_column_name)
-    return Source(rows, rows.image_column, label_column, name, rows.left_out, dataset_id)
+    return Source(rows, rows.image_column, label_column, name, rows.left_out, dataset_id, elsewhere=rows.elsewhere)
 
 
 def _list(data_dir: str) -> Listing:

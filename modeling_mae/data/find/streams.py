@@ -198,11 +198,13 @@ def _opened(
     split: str | None = None,
 ) -> ShardedRows:
     """The rows of these shards of the place `listing`. Of tar files those in which `split` is a folder."""
+    elsewhere = 0
+    listing.leave_out(sum(not sum(shard.counts) for shard in shards), "without images")
     if any(isinstance(shard.members, Members) for shard in shards):
         inside = _members(shards, listing.folder, split)
         for (_, reason), count in inside.left_out.items():
             listing.leave_out(count, reason)
-        shards = _with_members(shards, inside)
+        shards, elsewhere = _with_members(shards, inside), inside.elsewhere
     left_out = str(listing)
     if not any(sum(shard.counts) for shard in shards):
         found = f" ({left_out})" if left_out else ""
@@ -212,5 +214,5 @@ def _opened(
     except ShardError as error:
         raise UserError(f"{error}: mend it") from error
     rows = ShardedRows(shards, features, find_column(features), cache)
-    rows.left_out = left_out
+    rows.left_out, rows.elsewhere = left_out, elsewhere
     return rows
