@@ -98,11 +98,9 @@ def test_rows_may_name_files_of_the_folder_only(tmp_path):
     for outside in ("../secret.png", str(tmp_path / "secret.png"), "sub/../../secret.png", f"{folder}/../secret.png"):
         for cell in (outside, {"bytes": None, "path": outside}):
             pandas.DataFrame({"image": [cell] * 2}).to_parquet(file)
-            with pytest.raises(
-                UserError, match=r"row 0 of 'table.parquet' names .*secret.png', which lies outside .*set'"
-            ):
+            with pytest.raises(UserError, match=r"row 0 of 'table.parquet' names .*secret.png' outside this folder"):
                 load(file, **cache)
-            with pytest.raises(UserError, match="lies outside"):
+            with pytest.raises(UserError, match="outside this folder"):
                 open_place(file)
             with pytest.raises(BadImage, match="has no bytes: a stream holds the images themselves"):
                 open_images(load(file, streaming=True, **cache), (8, 8), 3)
@@ -112,7 +110,7 @@ def test_rows_may_name_files_of_the_folder_only(tmp_path):
     (tmp_path / "typed").mkdir()
     table = pa.table({"image": [{"bytes": None, "path": "/etc/hostname"}]}, typed.features.arrow_schema)
     pyarrow.parquet.write_table(table, tmp_path / "typed" / "a.parquet")
-    with pytest.raises(UserError, match="row 0 of 'typed' names '/etc/hostname', which lies outside"):
+    with pytest.raises(UserError, match="row 0 of 'typed' names '/etc/hostname' outside this folder"):
         load(tmp_path / "typed", **cache)
 
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from ...errors import UserError
 from ..read.endings import ARCHIVES, MASK_ENDING, ending_of, image_endings, why_hidden, why_no_image
-from .layout import common_names, lies_in, masks_among, split_of
+from .layout import class_names, lies_in, masks_among, split_of
 
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -112,7 +112,7 @@ class Listing:
         """The names of the classes, and the number of each image's class ``(images,)``: the nearest folder that is no
         split. None unless all images lie equally deep, in folders of several names."""
         top = os.path.basename(self.folder)
-        parents = [name or top for name in common_names(self.image_folders, set(self.splits))]
+        parents = [name or top for name in class_names(self.image_folders, set(self.splits))]
         names = sorted(set(parents))
         if len(names) < 2 or len({folder.count("/") + bool(folder) for folder in self.image_folders}) > 1:
             return None

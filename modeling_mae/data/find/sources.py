@@ -239,7 +239,7 @@ def _load_folder(
     listing: Listing, split: str | None, exact: bool, cache_dir: str | None
 ) -> tuple[datasets.Dataset, Listing]:
     """The data set of a split, and the listing of its files with what is left out."""
-    if is_saved(listing.folder) and not listing.images:
+    if is_saved(listing):
         return load_saved(listing.folder, split), Listing(listing.folder)
     if not listing.parquet and not listing.images:
         nothing = str(listing) or ("only metadata" if listing.metadata else "empty")

@@ -1,6 +1,7 @@
 """A stream of shards: which ones a folder, a URL pattern or a Hub id has, and which of them are of a split."""
 
 import glob
+import itertools
 import os
 import re
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from ..stream.formats.tar import Members
 from ..stream.shard_cache import ShardCache, ShardError, attempt, file_system, is_remote
 from ..stream.shard_index import index_shards
 from ..stream.shards import ShardedRows, read_features
-from .listing import Listing, list_place, text_array
+from .listing import Listing, list_place
 from .splits import NoSplit, all_splits, choose_shards, choose_split, refuse_undivided
 
 
@@ -59,33 +60,33 @@ def _listed(place: str) -> Listing:
     return Listing(common or "/", parquet=[path for path in paths if path not in {*tars}], tars=tars)
 
 
-def _members(shards: list[Shard], place: str, split: str | None) -> Listing:
-    """The images of `split` in tar files: as in a folder none is a mask, and folders are splits or classes.
+def _chosen_members(shards: list[Shard], place: str, split: str | None) -> tuple[list[Shard], Listing]:
+    """The shards with their images of `split`, and the listing of these: as in a folder none is a mask, and folders
+    are splits or, if no image has a label, classes.
 
     Raises:
         NoSplit, UserError: as `choose_split`.
     """
-    names = [shard.members.names for shard in shards if isinstance(shard.members, Members)]
-    listing = Listing(place, pa.concat_arrays([text_array([]), *(pc.cast(part, pa.large_string()) for part in names)]))
+    members = [shard.members if isinstance(shard.members, Members) else Members([]) for shard in shards]
+    names = pa.concat_arrays([part.names for part in members]).cast(pa.large_binary()).cast(pa.large_string())
+    listing = Listing(place, names)
     for shard in shards:
         listing.left_out.update({(folder, reason): count for folder, reason, count in shard.left_out})
     listing = listing.without_masks()
-    return all_splits(listing) if split is None else choose_split(listing, split)
-
-
-def _with_members(shards: list[Shard], listing: Listing) -> list[Shard]:
-    """The shards with the members in `listing` alone. If none has a label, their folders are their classes."""
-    members = [shard.members.select(listing.images) if isinstance(shard.members, Members) else [] for shard in shards]
-    labelled = any(part.labels.null_count < len(part) for part in members if isinstance(part, Members))
-    classes = None if labelled else listing.classes()
+    listing = all_splits(listing) if split is None else choose_split(listing, split)
+    if len(listing.images) < len(names):
+        kept = pc.is_in(names, listing.images)
+        starts = itertools.accumulate(map(len, members), initial=0)
+        members = [part.select(kept[start : start + len(part)]) for start, part in zip(starts, members, strict=False)]
+    classes = listing.classes() if all(part.labels.null_count == len(part) for part in members) else None
     if classes is not None:
-        names, numbers = classes
-        labels, start = pa.array([name.encode() for name in names], pa.binary()).take(pa.array(numbers)), 0
-        for part in members:
-            if isinstance(part, Members):
-                part.labels = labels[start : start + len(part)]
-                start += len(part)
-    return [replace(shard, members=part, counts=[len(part)]) for shard, part in zip(shards, members, strict=True)]
+        words = pa.array([name.encode() for name in classes[0]], pa.binary()).take(pa.array(classes[1]))
+        starts = itertools.accumulate(map(len, members), initial=0)
+        members = [
+            part.labelled(words[start : start + len(part)]) for start, part in zip(starts, members, strict=False)
+        ]
+    counted = [replace(shard, members=part, counts=[len(part)]) for shard, part in zip(shards, members, strict=True)]
+    return counted, listing
 
 
 def stream_of_hub(
@@ -201,10 +202,10 @@ def _opened(
     elsewhere = 0
     listing.leave_out(sum(not sum(shard.counts) for shard in shards), "without images")
     if any(isinstance(shard.members, Members) for shard in shards):
-        inside = _members(shards, listing.folder, split)
+        shards, inside = _chosen_members(shards, listing.folder, split)
+        elsewhere = inside.elsewhere
         for (_, reason), count in inside.left_out.items():
             listing.leave_out(count, reason)
-        shards, elsewhere = _with_members(shards, inside), inside.elsewhere
     left_out = str(listing)
     if not any(sum(shard.counts) for shard in shards):
         found = f" ({left_out})" if left_out else ""
