@@ -149,7 +149,7 @@ def test_files_in_place_of_folders(tmp_path):
     for name in ("set.zip", "set.tar.gz"):
         with pytest.raises(UserError, match=f"{name}' is packed: unpack it and give the folder"):
             load(tmp_path / name)
-    with pytest.raises(UserError, match="list.txt' is neither an image nor a parquet or tar file"):
+    with pytest.raises(UserError, match="list.txt' is neither an image nor a .parquet or .tar file"):
         load(tmp_path / "list.txt")
     with pytest.raises(UserError, match="a stream or tar file"):
         load_source(train_dir=str(tmp_path / "a.parquet"), streaming=True, max_samples=2, **cache)

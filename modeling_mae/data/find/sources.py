@@ -123,7 +123,7 @@ def load_source(
     """
     if settings.train_dir is not None and not settings.streaming:
         listing = listing or _list(settings.place)
-    if settings.streaming or (listing is not None and listing.only_tars):
+    if settings.streaming or (listing is not None and listing.only_streamed):
         return _load_stream(settings, split, max_samples)
     dataset_id, name, folder, left_out, elsewhere = None, settings.dataset_name, None, "", 0
     if listing is not None:
@@ -246,12 +246,12 @@ def _load_folder(
         raise UserError(f"folder {listing.folder!r} has no images ({nothing}): give one with image or parquet files")
     if listing.parquet and (not listing.images or holds_images(listing)):
         dataset = load_parquet(listing, split, cache_dir)
-        listing.leave_out(len(listing.images) + len(listing.metadata) + len(listing.tars), "beside parquet files")
+        listing.leave_out(len(listing.images) + len(listing.metadata) + len(listing.streamed), "beside parquet files")
         return dataset, replace(listing, images=listing.images[:0])
     listing = listing.without_masks()
     part = all_splits(listing) if split is None else choose_split(listing, split, exact)
     part.leave_out(len(part.parquet), ".parquet (no column of images)")
-    part.leave_out(len(part.tars), ".tar (beside images)")
+    part.leave_out(len(part.streamed), "shards beside images")
     return image_folder(part), part
 
 

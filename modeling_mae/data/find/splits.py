@@ -1,4 +1,4 @@
-"""Which part of a listing is a split: by the folders of images, or by the names of parquet and tar files."""
+"""Which part of a listing is a split: by the folders of images, or by the names of shards."""
 
 import os
 import re
@@ -111,7 +111,7 @@ def _refuse_beside(listing: Listing, splits: list[str], known: set[str]) -> None
 
 
 def choose_shards(listing: Listing, split: str) -> list[str] | None:
-    """The parquet and tar files whose path names `split`. None where no path names any split.
+    """The shards whose path names `split`. None where no path names any split.
 
     Raises:
         NoSplit: the paths name other splits.

@@ -42,7 +42,7 @@ def stream_of_place(
         raise UserError(f"{place!r} has no shards ({found}): a stream takes {' or '.join(ENDINGS)} files")
     listing.leave_out(len(listing.images) + len(listing.metadata), "beside shards")
     named = None if split is None else choose_shards(listing, split)
-    if named is None and split is not None and (listing.parquet or not listing.tars):
+    if named is None and split is not None and (listing.parquet or not listing.streamed):
         refuse_undivided(listing, split)
     cache = _cache(cache_dir)
     shards = _indexed([f"{listing.folder}/{path}" for path in named or listing.shards], place, cache)
@@ -56,8 +56,8 @@ def _listed(place: str) -> Listing:
     folders = [os.path.dirname(shard) + "/" for shard in shards]  # some are URLs, which commonpath would not keep
     common = os.path.commonprefix(folders).rpartition("/")[0]  # noqa: RUF071
     paths = [shard[len(common) + 1 :] for shard in shards]
-    tars = [path for path in paths if path.endswith(".tar")]
-    return Listing(common or "/", parquet=[path for path in paths if path not in {*tars}], tars=tars)
+    parquet = [path for path in paths if path.endswith(".parquet")]
+    return Listing(common or "/", parquet=parquet, streamed=[path for path in paths if path not in {*parquet}])
 
 
 def _chosen_members(shards: list[Shard], place: str, split: str | None) -> tuple[list[Shard], Listing]:
@@ -68,7 +68,7 @@ def _chosen_members(shards: list[Shard], place: str, split: str | None) -> tuple
         NoSplit, UserError: as `choose_split`.
     """
     members = [shard.members if isinstance(shard.members, Members) else Members([]) for shard in shards]
-    names = pa.concat_arrays([part.names for part in members]).cast(pa.large_binary()).cast(pa.large_string())
+    names = pa.concat_arrays([part.names.cast(pa.large_binary()).cast(pa.large_string()) for part in members])
     listing = Listing(place, names)
     for shard in shards:
         listing.left_out.update({(folder, reason): count for folder, reason, count in shard.left_out})
@@ -76,17 +76,19 @@ def _chosen_members(shards: list[Shard], place: str, split: str | None) -> tuple
     listing = all_splits(listing) if split is None else choose_split(listing, split)
     if len(listing.images) < len(names):
         kept = pc.is_in(names, listing.images)
-        starts = itertools.accumulate(map(len, members), initial=0)
-        members = [part.select(kept[start : start + len(part)]) for start, part in zip(starts, members, strict=False)]
+        members = [part.select(here) for part, here in zip(members, _cut(kept, members), strict=True)]
     classes = listing.classes() if all(part.labels.null_count == len(part) for part in members) else None
     if classes is not None:
         words = pa.array([name.encode() for name in classes[0]], pa.binary()).take(pa.array(classes[1]))
-        starts = itertools.accumulate(map(len, members), initial=0)
-        members = [
-            part.labelled(words[start : start + len(part)]) for start, part in zip(starts, members, strict=False)
-        ]
+        members = [part.labelled(here) for part, here in zip(members, _cut(words, members), strict=True)]
     counted = [replace(shard, members=part, counts=[len(part)]) for shard, part in zip(shards, members, strict=True)]
     return counted, listing
+
+
+def _cut(values: pa.Array, members: list[Members]) -> list[pa.Array]:
+    """The values of each shard's members."""
+    ends = itertools.accumulate(map(len, members))
+    return [values[end - len(part) : end] for part, end in zip(members, ends, strict=True)]
 
 
 def stream_of_hub(
@@ -100,7 +102,7 @@ def stream_of_hub(
 
     Raises:
         NoSplit: the data set has no such split.
-        UserError: it cannot be found, or does not consist of parquet or tar files.
+        UserError: it cannot be found, or does not consist of shards.
     """
     try:
         builder = datasets.load_dataset_builder(hub_id, config, cache_dir=cache_dir)
@@ -133,7 +135,7 @@ def only_split(hub_id: str, splits: list[str]) -> str:
 
 
 def list_shards(place: str) -> list[str]:
-    """The sorted parquet and tar files of a pattern with braces and wildcards, or of a URL.
+    """The sorted shards of a pattern with braces and wildcards, or of a URL.
 
     Raises:
         UserError: the place does not exist or cannot be listed.
@@ -184,8 +186,9 @@ def _cache(cache_dir: str | None) -> ShardCache:
 
 
 def _indexed(urls: list[str], place: str, cache: ShardCache) -> list[Shard]:
-    if len({os.path.splitext(url)[1].lower() for url in urls}) > 1:
-        raise UserError(f"{place!r} has both parquet and tar files: give a folder or pattern of one kind")
+    endings = sorted({os.path.splitext(url)[1].lower() for url in urls})
+    if len(endings) > 1:
+        raise UserError(f"{place!r} has {' and '.join(endings)} files: give a folder or pattern of one kind")
     return index_shards(urls, cache)
 
 
@@ -206,6 +209,8 @@ def _opened(
         elsewhere = inside.elsewhere
         for (_, reason), count in inside.left_out.items():
             listing.leave_out(count, reason)
+    elif split is not None:
+        refuse_undivided(listing, split)
     left_out = str(listing)
     if not any(sum(shard.counts) for shard in shards):
         found = f" ({left_out})" if left_out else ""

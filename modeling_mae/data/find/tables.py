@@ -53,7 +53,7 @@ def load_parquet(listing: Listing, split: str | None, cache_dir: str | None) -> 
         NoSplit: no file is of this split.
         UserError: the files cannot be read.
     """
-    listing = replace(listing, tars=[])
+    listing = replace(listing, streamed=[])
     chosen = choose_shards(listing, split) if split else None
     if split and chosen is None:
         refuse_undivided(listing, split)
