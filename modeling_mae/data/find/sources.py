@@ -178,7 +178,7 @@ def load_eval_split(
     for candidate in candidates:
         try:
             source = load_source(settings, candidate, max_samples=max_samples, exact_split=exact, listing=listing)
-            return source, candidate
+            return replace(source, elsewhere=0), candidate  # other splits are told of the training images
         except NoSplit as error:
             missing = error
     if split and missing:

@@ -39,7 +39,10 @@ def stream_of_place(
     listing = _listed(place)
     if not listing.shards:
         found = str(listing) or f"{len(listing.images):,} images"
-        raise UserError(f"{place!r} has no shards ({found}): a stream takes {' or '.join(ENDINGS)} files")
+        raise UserError(
+            f"{place!r} has no shards ({found}): a stream takes {' or '.join(ENDINGS)} "
+            "files, so go without --streaming"
+        )
     listing.leave_out(len(listing.images) + len(listing.metadata), "beside shards")
     named = None if split is None else choose_shards(listing, split)
     if named is None and split is not None and (listing.parquet or not listing.streamed):
