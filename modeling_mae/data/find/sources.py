@@ -192,7 +192,7 @@ def load_eval_split(
 def _load_stream(settings: SourceSettings, split: str | None, max_samples: int | None) -> Source:
     if max_samples is not None:
         raise UserError(
-            f"{max_samples} samples cannot be taken of a stream or tar file, which is read whole: give fewer shards, or "
+            f"{max_samples} samples cannot be taken of a stream or tar file, which is read whole: give fewer, or "
             "unpack it"
         )
 
