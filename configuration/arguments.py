@@ -59,8 +59,8 @@ class DataArguments:
     dataset_config_name: str | None = option(None, "Configuration (subset) of the Hub data set.", decides="result")
     train_dir: list[str] | None = option(  # a single folder is a str
         None,
-        "Local folder of images (at any depth) or of parquet files. With streaming: a folder or URL pattern of "
-        "parquet or tar files. Several are joined. Replaces dataset_name.",
+        "Local folder of images (at any depth), of parquet or of tar files, or one file. With streaming: a folder or "
+        "URL pattern of parquet or tar files. Several are joined. Replaces dataset_name.",
         decides="result",
     )
     mix: list[float] | None = option(

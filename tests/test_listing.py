@@ -198,6 +198,57 @@ def test_splits_may_be_links(tmp_path):
     assert load(tmp_path / "set").class_names == ["a", "b"]
 
 
+def test_links_to_class_folders_are_followed(tmp_path):
+    """A subset of a data set made of links, beside folders of its own, and links to single files."""
+    put(
+        tmp_path / "whole", "train/n01/0.png", "train/n01/1.png", "train/n02/2.png", "train/n03/3.png", "val/n01/4.png"
+    )
+    folder = put(tmp_path / "subset", "train/own/5.png")
+    (folder / "val").mkdir()
+    for place in ("train/n01", "train/n02", "val/n01"):
+        (folder / place).symlink_to(tmp_path / "whole" / place)
+    (folder / "train" / "own" / "6.png").symlink_to(tmp_path / "whole/train/n03/3.png")
+    source = load(folder)
+    assert names(source) == ["0.png", "1.png", "2.png", "5.png", "6.png"] and source.class_names == [
+        "n01",
+        "n02",
+        "own",
+    ]
+    assert source.dataset["label"][:] == [0, 0, 1, 2, 2] and not source.left_out
+    assert names(load_eval_source(train_dir=str(folder))[0]) == ["4.png"]
+
+
+def test_circles_of_links_end(tmp_path):
+    folder, other = put(tmp_path / "set", "cat/0.png", "dog/1.png"), put(tmp_path / "other", "2.png")
+    (folder / "cat" / "here").symlink_to(".")
+    (folder / "dog" / "above").symlink_to("../..")
+    (folder / "cat2").symlink_to("cat")  # its images are there already
+    (folder / "owl").symlink_to(other)
+    (other / "back").symlink_to(folder)
+    (folder / "one.png").symlink_to("two.png")
+    (folder / "two.png").symlink_to("one.png")
+    (folder / ".kept").mkdir()
+    put(folder / ".kept", "3.png")
+    (folder / "fox").symlink_to(".kept")  # listed nowhere else
+    source = load(folder)
+    assert names(source) == ["0.png", "1.png", "3.png", "2.png"] and source.class_names == ["cat", "dog", "fox", "owl"]
+    assert list_place(folder).folders_left_out == [
+        ("cat/here", "a link in a circle"),
+        ("cat2", "a link to what is listed anyway"),
+        ("dog/above", "a link in a circle"),
+        ("owl/back", "a link in a circle"),
+    ]
+    assert "2 dangling" in source.left_out and "1 hidden" in source.left_out
+
+
+def test_metadata_from_windows(tmp_path):
+    folder = put(tmp_path, "sub/0.png", "sub/1.png", "2.png")
+    (folder / "metadata.csv").write_text("file_name,label\n.\\sub\\0.png,1\nsub\\1.png,2\n./2.png,3\n")
+    source = load(folder)
+    assert paths(source) == [str(folder / name) for name in ("sub/0.png", "sub/1.png", "2.png")]
+    assert source.dataset["label"][:] == [1, 2, 3]
+
+
 def test_paths_with_wildcards(tmp_path, monkeypatch):
     folder = put(tmp_path / "run (1) [old] *?", "a::b.png", "[x].png")
     assert names(load(folder)) == ["[x].png", "a::b.png"]

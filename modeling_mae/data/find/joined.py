@@ -74,11 +74,12 @@ def join(parts: list[Source], mix: list[float] | None) -> Source:
     if mix is not None:
         shares = exact_shares(mix)
         names = [f"{name} ({float(share):.3g})" for name, share in zip(names, shares, strict=True)]
+    elsewhere = sum(part.elsewhere for part in parts)
     left_out = "; ".join(f"{part.name}: {part.left_out}" for part in parts if part.left_out)
     dataset = (
         JoinedShards(parts) if all(isinstance(part.dataset, ShardedRows) for part in parts) else _concatenated(parts)
     )
-    source = Source(dataset, IMAGE, None, " + ".join(names), left_out, parts=parts, shares=shares)
+    source = Source(dataset, IMAGE, None, " + ".join(names), left_out, parts=parts, shares=shares, elsewhere=elsewhere)
     return replace(source, mask_column=parts[0].mask_column, mask_names=parts[0].mask_names)  # each reads its own
 
 

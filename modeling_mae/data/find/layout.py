@@ -122,7 +122,7 @@ def _images_of(name: str, siblings: dict[str, str]) -> str | None:
     return next((others[other] for other in [*named, *truth]), None)
 
 
-def common_names(folders: Collection[str], splits: Container[str]) -> list[str]:
+def class_names(folders: Collection[str], splits: Container[str]) -> list[str]:
     """For each folder the class of its images: the name of the nearest that is no split; empty if there is none."""
     return [
         next((name_of(place) for place in reversed(above(folder)) if place not in splits), "") for folder in folders

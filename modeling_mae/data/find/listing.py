@@ -20,7 +20,8 @@ import pyarrow.compute as pc
 
 from ...errors import UserError
 from ..read.endings import ARCHIVES, MASK_ENDING, MASK_WORDS, ending_of, image_endings, why_hidden, why_no_image
-from .layout import common_names, lies_in, masks_among, split_of
+from ..stream.formats import FORMATS
+from .layout import class_names, lies_in, masks_among, split_of
 
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -44,11 +45,12 @@ class Listing:
     images: pa.LargeStringArray = field(default_factory=lambda: text_array([]))  # there may be millions
     metadata: list[str] = field(default_factory=list)
     parquet: list[str] = field(default_factory=list)
-    tars: list[str] = field(default_factory=list)
+    streamed: list[str] = field(default_factory=list)  # files of images, as .tar, that are read as a stream alone
     left_out: Counter[tuple[str, str]] = field(default_factory=Counter)  # number of files by (folder, reason)
     folders_left_out: list[tuple[str, str]] = field(default_factory=list)  # (path, reason)
     folders: list[str] = field(default_factory=list)  # at the top, also those without images
     splits: list[str] = field(default_factory=list)
+    elsewhere: int = 0  # images in other splits
     file: str = ""  # the only one that was asked for
 
     @property
@@ -57,12 +59,12 @@ class Listing:
         return self.file or os.path.basename(self.folder)
 
     @property
-    def only_tars(self) -> bool:
-        return bool(self.tars) and not len(self.images) and not self.parquet
+    def only_streamed(self) -> bool:
+        return bool(self.streamed) and not len(self.images) and not self.parquet
 
     @property
     def shards(self) -> list[str]:
-        return sorted(self.parquet + self.tars)
+        return sorted(self.parquet + self.streamed)
 
     @cached_property
     def parents(self) -> pa.DictionaryArray:
@@ -82,13 +84,13 @@ class Listing:
 
         kept = np.array([keep(folder) for folder in self.image_folders], bool)
         images = self.images.filter(pa.array(kept[self.parents.indices.to_numpy()]))
-        metadata, parquet, tars = (
+        metadata, parquet, streamed = (
             [path for path in paths if keep(os.path.dirname(path))]
-            for paths in (self.metadata, self.parquet, self.tars)
+            for paths in (self.metadata, self.parquet, self.streamed)
         )
         left_out = Counter({(folder, why): count for (folder, why), count in self.left_out.items() if keep(folder)})
         folders_left_out = [(path, reason) for path, reason in self.folders_left_out if keep(path)]
-        return Listing(self.folder, images, metadata, parquet, tars, left_out, folders_left_out, self.folders)
+        return Listing(self.folder, images, metadata, parquet, streamed, left_out, folders_left_out, self.folders)
 
     def mask_files(self) -> list[str]:
         """The files that are masks of others. Metadata name masks themselves."""
@@ -121,7 +123,7 @@ class Listing:
         """The names of the classes, and the number of each image's class ``(images,)``: the nearest folder that is no
         split. None unless all images lie equally deep, in folders of several names."""
         top = os.path.basename(self.folder)
-        parents = [name or top for name in common_names(self.image_folders, set(self.splits))]
+        parents = [name or top for name in class_names(self.image_folders, set(self.splits))]
         names = sorted(set(parents))
         if len(names) < 2 or len({folder.count("/") + bool(folder) for folder in self.image_folders}) > 1:
             return None
@@ -150,7 +152,7 @@ class Listing:
 
 
 def list_place(place: str | os.PathLike) -> Listing:
-    """All files below a folder; of a file that is an image, a parquet file or a tar file, this file alone.
+    """All files below a folder; of a file that is an image or holds images, this file alone.
 
     Raises:
         UserError: there is no such folder, or it may not be read; names the nearest that exists. Or a file of another
@@ -172,16 +174,16 @@ def list_place(place: str | os.PathLike) -> Listing:
 def _list_file(file: Path, endings: frozenset[str]) -> Listing:
     above, name = os.path.split(os.path.abspath(file))
     ending = ending_of(name)
-    if ending == ".tar":
-        return Listing(above, tars=[name], file=name)
     if ending == ".parquet":
         return Listing(above, parquet=[name], file=name)
+    if ending in FORMATS:
+        return Listing(above, streamed=[name], file=name)
     if ending in endings:
         return Listing(above, text_array([name]), file=name)
     if ending in ARCHIVES:
         raise UserError(f"{str(file)!r} is packed: unpack it and give the folder (a plain .tar is read as it is)")
     raise UserError(
-        f"{str(file)!r} is neither an image nor a parquet or tar file: give such a file, or a folder of images"
+        f"{str(file)!r} is neither an image nor a {' or '.join(FORMATS)} file: give such a file, or a folder of images"
     )
 
 
@@ -216,7 +218,7 @@ class _Walk:
         self._pack()
         images = pa.concat_arrays(self.chunks)
         found.images = images.take(pc.sort_indices(images))
-        for paths in (found.metadata, found.parquet, found.tars, found.folders, found.folders_left_out):
+        for paths in (found.metadata, found.parquet, found.streamed, found.folders, found.folders_left_out):
             paths.sort()
         return found
 
@@ -279,8 +281,8 @@ class _Walk:
             self.images.append(path)
         elif ending == ".parquet":
             self.found.parquet.append(path)
-        elif ending == ".tar":
-            self.found.tars.append(path)
+        elif ending in FORMATS:
+            self.found.streamed.append(path)
         else:
             self.found.left_out[folder, why_no_image(ending)] += 1
 

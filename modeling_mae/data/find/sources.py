@@ -97,6 +97,7 @@ class Source:
     mask_names: dict[int, str] = field(default_factory=dict)  # of the numbers in masks, where they have names
     parts: list["Source"] = field(default_factory=list)  # that were joined into this one
     shares: tuple[Fraction, ...] | None = None  # of the training that each part has, where these were given
+    elsewhere: int = 0  # images of the folder that are in other splits
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -169,13 +170,13 @@ def load_source(
     """
     if settings.train_dir is not None and not settings.streaming:
         listing = listing or _list(settings.place)
-    if settings.streaming or (listing is not None and listing.only_tars):
+    if settings.streaming or (listing is not None and listing.only_streamed):
         return _load_stream(settings, split, max_samples)
-    dataset_id, name, folder, left_out = None, settings.dataset_name, None, ""
+    dataset_id, name, folder, left_out, elsewhere = None, settings.dataset_name, None, "", 0
     if listing is not None:
         name, folder = listing.name, listing.folder
         dataset, listing = _load_folder(listing, split, exact_split, settings)
-        left_out = str(listing)
+        left_out, elsewhere = str(listing), listing.elsewhere
     elif name in (None, "fashion_mnist"):
         name = "fashion_mnist"
         dataset, _ = _load_folder(list_place(BUNDLED), split, exact_split, settings)
@@ -205,7 +206,8 @@ def load_source(
     if not len(dataset):
         raise UserError(f"{name}, split {split!r}, has no images: give another split or data set")
     names = scenes.CLASSES if name == scenes.NAME else names_of_numbers(folder) if settings.with_masks else {}
-    return Source(dataset, image_column, label_column, name, left_out, dataset_id, folder, masks, names)
+    source = Source(dataset, image_column, label_column, name, left_out, dataset_id, folder, masks, names)
+    return replace(source, elsewhere=elsewhere)
 
 
 def still_encoded(dataset: datasets.Dataset, image_column: str) -> datasets.Dataset:
@@ -234,7 +236,7 @@ def load_eval_split(
     for candidate in candidates:
         try:
             source = load_source(settings, candidate, max_samples=max_samples, exact_split=exact, listing=listing)
-            return source, candidate
+            return replace(source, elsewhere=0), candidate  # other splits are told of the training images
         except NoSplit as error:
             missing = error
     if split and missing:
@@ -248,7 +250,8 @@ def load_eval_split(
 def _load_stream(settings: SourceSettings, split: str | None, max_samples: int | None) -> Source:
     if max_samples is not None:
         raise UserError(
-            f"{max_samples} samples cannot be taken of a stream or tar file, which is read whole: give fewer"
+            f"{max_samples} samples cannot be taken of a stream or tar file, which is read whole: give fewer, or "
+            "unpack it"
         )
 
     def find_column(features: datasets.Features) -> str:
@@ -269,8 +272,8 @@ def _load_stream(settings: SourceSettings, split: str | None, max_samples: int |
     if settings.with_masks:
         masks = mask_column(rows.features, rows.image_column, settings.mask_column_name, str(name))
     names = names_of_numbers(settings.place) if settings.with_masks and settings.train_dir else {}
-    left_out = rows.left_out
-    return Source(rows, rows.image_column, label_column, name, left_out, dataset_id, None, masks, names)
+    source = Source(rows, rows.image_column, label_column, name, rows.left_out, dataset_id, None, masks, names)
+    return replace(source, elsewhere=rows.elsewhere)
 
 
 def _list(data_dir: str) -> Listing:
@@ -309,19 +312,19 @@ def _load_folder(
     listing: Listing, split: str | None, exact: bool, settings: SourceSettings
 ) -> tuple[datasets.Dataset, Listing]:
     """The data set of a split, and the listing of its files with what is left out."""
-    if is_saved(listing.folder) and not listing.images:
+    if is_saved(listing):
         return load_saved(listing.folder, split), Listing(listing.folder)
     if not listing.parquet and not listing.images:
         nothing = str(listing) or ("only metadata" if listing.metadata else "empty")
         raise UserError(f"folder {listing.folder!r} has no images ({nothing}): give one with image or parquet files")
     if listing.parquet and (not listing.images or holds_images(listing)):
         dataset = load_parquet(listing, split, settings.cache)
-        listing.leave_out(len(listing.images) + len(listing.metadata) + len(listing.tars), "beside parquet files")
+        listing.leave_out(len(listing.images) + len(listing.metadata) + len(listing.streamed), "beside parquet files")
         return dataset, replace(listing, images=listing.images[:0])
     images = listing.without_masks()
     part = all_splits(images) if split is None else choose_split(images, split, exact)
     part.leave_out(len(part.parquet), ".parquet (no column of images)")
-    part.leave_out(len(part.tars), ".tar (beside images)")
+    part.leave_out(len(part.streamed), "shards beside images")
     if not settings.with_masks or part.metadata:
         return image_folder(part), part
     part = without_mask_reason(part, MASKS)

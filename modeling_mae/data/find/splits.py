@@ -1,4 +1,4 @@
-"""Which part of a listing is a split: by the folders of images, or by the names of parquet and tar files."""
+"""Which part of a listing is a split: by the folders of images, or by the names of shards."""
 
 import os
 import re
@@ -51,12 +51,13 @@ def choose_split(listing: Listing, split: str, exact: bool = False) -> Listing:
         _refuse_beside(listing, spelled, {*splits})
     if not chosen:
         raise NoSplit(
-            f"folder {listing.folder!r} has no split {split!r}, only {_some(spelled)}: give another with the images"
+            f"folder {listing.folder!r} has no split {split!r}, only {_some(spelled)}: give another with the images, "
+            f"as {os.path.join(listing.folder, spelled[0])!r}"
         )
     _refuse_several(listing, chosen, wanted)
     others = {*spelled} - {*chosen}
     part = listing.part(others, inside=False) if spelled else listing.part(chosen, inside=True)
-    part.splits = chosen
+    part.splits, part.elsewhere = chosen, len(listing.images) - len(part.images)
     return part
 
 
@@ -110,7 +111,7 @@ def _refuse_beside(listing: Listing, splits: list[str], known: set[str]) -> None
 
 
 def choose_shards(listing: Listing, split: str) -> list[str] | None:
-    """The parquet and tar files whose path names `split`. None where no path names any split.
+    """The shards whose path names `split`. None where no path names any split.
 
     Raises:
         NoSplit: the paths name other splits.
@@ -131,7 +132,9 @@ def refuse_undivided(listing: Listing, split: str) -> None:
 
 def _lacks(listing: Listing, split: str) -> NoSplit:
     found = ", ".join(listing.shards[:5])
-    return NoSplit(f"folder {listing.folder!r} has no file of split {split!r}: it has {found}; give another split")
+    return NoSplit(
+        f"folder {listing.folder!r} has no file of split {split!r}: it has {found}; give another split, or rename"
+    )
 
 
 def _split_of_path(path: str, split: str) -> str | None:

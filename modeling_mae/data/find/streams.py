@@ -1,6 +1,7 @@
 """A stream of shards: which ones a folder, a URL pattern or a Hub id has, and which of them are of a split."""
 
 import glob
+import itertools
 import os
 import re
 from collections.abc import Callable
@@ -44,26 +45,18 @@ def stream_of_place(
     listing = _listed(place)
     if not listing.shards:
         found = str(listing) or f"{len(listing.images):,} images"
-        raise UserError(f"{place!r} has no shards ({found}): a stream takes {' or '.join(ENDINGS)} files")
+        raise UserError(
+            f"{place!r} has no shards ({found}): a stream takes {' or '.join(ENDINGS)} "
+            "files, so go without --streaming"
+        )
     listing.leave_out(len(listing.images) + len(listing.metadata), "beside shards")
     named = None if split is None else choose_shards(listing, split)
-    if named is None and split is not None and (listing.parquet or not listing.tars):
+    if named is None and split is not None and (listing.parquet or not listing.streamed):
         refuse_undivided(listing, split)
     cache = _cache(cache_dir)
     shards = _indexed([f"{listing.folder}/{path}" for path in named or listing.shards], place, cache)
-    listing = replace(listing, folder=place)
-    shards = _chosen(shards, listing, split if named is None else None, only_masked)
-    return _opened(shards, listing, find_column, cache)
-
-
-def _chosen(shards: list[Shard], listing: Listing, split: str | None, only_masked: bool = False) -> list[Shard]:
-    """The shards; of tar files with the images of `split` alone. What is left out is counted in `listing`."""
-    if not any(isinstance(shard.members, Members) for shard in shards):
-        return shards
-    inside, masks = _members(shards, listing.folder, split, only_masked)
-    for (_, reason), count in inside.left_out.items():
-        listing.leave_out(count, reason)
-    return _with_members(shards, inside, masks)
+    split = split if named is None else None
+    return _opened(shards, replace(listing, folder=place), find_column, cache, split=split, only_masked=only_masked)
 
 
 def _listed(place: str) -> Listing:
@@ -73,57 +66,62 @@ def _listed(place: str) -> Listing:
     folders = [os.path.dirname(shard) + "/" for shard in shards]  # some are URLs, which commonpath would not keep
     common = os.path.commonprefix(folders).rpartition("/")[0]  # noqa: RUF071
     paths = [shard[len(common) + 1 :] for shard in shards]
-    tars = [path for path in paths if path.endswith(".tar")]
-    return Listing(common or "/", parquet=[path for path in paths if path not in {*tars}], tars=tars)
+    parquet = [path for path in paths if path.endswith(".parquet")]
+    return Listing(common or "/", parquet=parquet, streamed=[path for path in paths if path not in {*parquet}])
 
 
-def _members(
+def _chosen_members(
     shards: list[Shard], place: str, split: str | None, only_masked: bool
-) -> tuple[Listing, dict[str, Member]]:
-    """The images of `split` in tar files: as in a folder none is a mask, and folders are splits or classes. With
-    `only_masked` also the mask of each by the image's name; the others are left out.
+) -> tuple[list[Shard], Listing]:
+    """The shards with their images of `split`, and the listing of these: as in a folder none is a mask, and folders
+    are splits or, if no image has a label, classes. With `only_masked` also the masks of the images that have one.
 
     Raises:
         NoSplit, UserError: as `choose_split`.
     """
-    names = [shard.members.names for shard in shards if isinstance(shard.members, Members)]
-    listing = Listing(place, pa.concat_arrays([text_array([]), *(pc.cast(part, pa.large_string()) for part in names)]))
+    members = [shard.members if isinstance(shard.members, Members) else Members([]) for shard in shards]
+    names = pa.concat_arrays([part.names.cast(pa.large_binary()).cast(pa.large_string()) for part in members])
+    listing = Listing(place, names)
     for shard in shards:
         listing.left_out.update({(folder, reason): count for folder, reason, count in shard.left_out})
-    images = listing.without_masks()
-    images = all_splits(images) if split is None else choose_split(images, split)
-    if not only_masked:
-        return images, {}
-    paths, chosen, found = masks_beside(listing), {*images.images.to_pylist()}, dict[str, Member]()
-    for shard in shards:
-        files = {member[0]: member for member in shard.members}
-        for path in chosen & files.keys():
-            mask = files.get(paths.get(os.path.splitext(path)[0], ""))
-            if mask is not None:
-                found[path] = mask
-    images = without_mask_reason(images, MASKS)
-    images.leave_out(len(chosen) - len(found), "without a mask")
-    kept = images.images.filter(pc.is_in(images.images, text_array(list(found))))
-    return replace(images, images=kept), found
-
-
-def _with_members(shards: list[Shard], listing: Listing, masks: dict[str, Member]) -> list[Shard]:
-    """The shards with the members in `listing` alone, and their `masks` by name. If none has a label, their folders
-    are their classes."""
-    members = [shard.members.select(listing.images) if isinstance(shard.members, Members) else [] for shard in shards]
-    labelled = any(part.labels.null_count < len(part) for part in members if isinstance(part, Members))
-    classes = None if labelled else listing.classes()
+    whole, masks = listing, dict[str, Member]()
+    listing = listing.without_masks()
+    listing = all_splits(listing) if split is None else choose_split(listing, split)
+    if only_masked:
+        masks = _members_of_masks(members, masks_beside(whole))
+        masked = pc.is_in(listing.images, text_array(list(masks)))
+        listing = without_mask_reason(replace(listing, images=listing.images.filter(masked)), MASKS)
+        listing.leave_out(len(masked) - len(listing.images), "without a mask")
+    if len(listing.images) < len(names):
+        kept = pc.is_in(names, listing.images)
+        members = [part.select(here) for part, here in zip(members, _cut(kept, members), strict=True)]
+    classes = listing.classes() if all(part.labels.null_count == len(part) for part in members) else None
     if classes is not None:
-        names, numbers = classes
-        labels, start = pa.array([name.encode() for name in names], pa.binary()).take(pa.array(numbers)), 0
-        for part in members:
-            if isinstance(part, Members):
-                part.labels = labels[start : start + len(part)]
-                start += len(part)
-    return [
+        words = pa.array([name.encode() for name in classes[0]], pa.binary()).take(pa.array(classes[1]))
+        members = [part.labelled(here) for part, here in zip(members, _cut(words, members), strict=True)]
+    counted = [
         replace(shard, members=part, counts=[len(part)], masks=[masks[name] for name, *_ in part] if masks else [])
         for shard, part in zip(shards, members, strict=True)
     ]
+    return counted, listing
+
+
+def _members_of_masks(members: list[Members], masks: dict[str, str]) -> dict[str, Member]:
+    """The mask of each image by its name, if it is in the same shard. `masks` are those of `masks_beside`."""
+    found = {}
+    for part in members:
+        files = {member[0]: member for member in part}
+        for name in files:
+            mask = files.get(masks.get(os.path.splitext(name)[0], ""))
+            if mask is not None:
+                found[name] = mask
+    return found
+
+
+def _cut(values: pa.Array, members: list[Members]) -> list[pa.Array]:
+    """The values of each shard's members."""
+    ends = itertools.accumulate(map(len, members))
+    return [values[end - len(part) : end] for part, end in zip(members, ends, strict=True)]
 
 
 def stream_of_hub(
@@ -134,11 +132,11 @@ def stream_of_hub(
     cache_dir: str | None,
     only_masked: bool = False,
 ) -> ShardedRows:
-    """The shards of `split` of a data set on the Hub, as `datasets` finds them. The rest as of `stream_of_place`.
+    """The shards of `split` of a data set on the Hub, as `datasets` finds them. The rest as for `stream_of_place`.
 
     Raises:
         NoSplit: the data set has no such split.
-        UserError: it cannot be found, or does not consist of parquet or tar files.
+        UserError: it cannot be found, or does not consist of shards.
     """
     try:
         builder = datasets.load_dataset_builder(hub_id, config, cache_dir=cache_dir)
@@ -156,9 +154,8 @@ def stream_of_hub(
             "without --streaming"
         )
     cache = _cache(cache_dir)
-    listing = Listing(hub_id)
-    shards = _chosen(_indexed(urls, hub_id, cache), listing, None, only_masked)
-    return _opened(shards, listing, find_column, cache, builder.info.features)
+    shards, features = _indexed(urls, hub_id, cache), builder.info.features
+    return _opened(shards, Listing(hub_id), find_column, cache, features=features, only_masked=only_masked)
 
 
 def only_split(hub_id: str, splits: list[str]) -> str:
@@ -173,7 +170,7 @@ def only_split(hub_id: str, splits: list[str]) -> str:
 
 
 def list_shards(place: str) -> list[str]:
-    """The sorted parquet and tar files of a pattern with braces and wildcards, or of a URL.
+    """The sorted shards of a pattern with braces and wildcards, or of a URL.
 
     Raises:
         UserError: the place does not exist or cannot be listed.
@@ -235,9 +232,21 @@ def _opened(
     listing: Listing,
     find_column: Callable,
     cache: ShardCache,
+    *,
     features: datasets.Features | None = None,
+    split: str | None = None,
+    only_masked: bool = False,
 ) -> ShardedRows:
-    """The rows of these shards of the place `listing`."""
+    """The rows of these shards of the place `listing`. Of tar files those in which `split` is a folder."""
+    elsewhere = 0
+    listing.leave_out(sum(not sum(shard.counts) for shard in shards), "without images")
+    if any(isinstance(shard.members, Members) for shard in shards):
+        shards, inside = _chosen_members(shards, listing.folder, split, only_masked)
+        elsewhere = inside.elsewhere
+        for (_, reason), count in inside.left_out.items():
+            listing.leave_out(count, reason)
+    elif split is not None:
+        refuse_undivided(listing, split)
     left_out = str(listing)
     if not any(sum(shard.counts) for shard in shards):
         found = f" ({left_out})" if left_out else ""
@@ -247,5 +256,5 @@ def _opened(
     except ShardError as error:
         raise UserError(f"{error}: mend it") from error
     rows = ShardedRows(shards, features, find_column(features), cache)
-    rows.left_out = left_out
+    rows.left_out, rows.elsewhere = left_out, elsewhere
     return rows

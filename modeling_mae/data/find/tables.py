@@ -2,6 +2,7 @@
 
 import glob
 import os
+from dataclasses import replace
 
 import datasets
 import huggingface_hub
@@ -17,7 +18,10 @@ from .listing import Listing
 from .splits import NoSplit, choose_shards, refuse_undivided
 
 
-SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # what `save_to_disk` writes of one set, of several splits
+SAVED = (
+    {"state.json", "dataset_info.json"},
+    {"dataset_dict.json"},
+)  # by `save_to_disk`: of one set, of several splits
 
 
 def is_image(kind: object) -> bool:
@@ -49,6 +53,7 @@ def load_parquet(listing: Listing, split: str | None, cache_dir: str | None) -> 
         NoSplit: no file is of this split.
         UserError: the files cannot be read.
     """
+    listing = replace(listing, streamed=[])
     chosen = choose_shards(listing, split) if split else None
     if split and chosen is None:
         refuse_undivided(listing, split)
@@ -68,16 +73,18 @@ def load_parquet(listing: Listing, split: str | None, cache_dir: str | None) -> 
     return table
 
 
-def is_saved(folder: str) -> bool:
-    return any(os.path.isfile(os.path.join(folder, name)) for name in (SAVED, SAVED_SPLITS))
+def is_saved(listing: Listing) -> bool:
+    """Whether `save_to_disk` wrote the folder, and there is nothing else in it."""
+    others = listing.file or len(listing.images) or listing.shards
+    return not others and any(files <= {*os.listdir(listing.folder)} for files in SAVED)
 
 
 def load_saved(folder: str, split: str | None) -> datasets.Dataset:
-    """What `save_to_disk` wrote into the folder: its `split`, or the only one. A set without splits is for training.
+    """What `save_to_disk` wrote into the folder: its `split`; for None all. A set without splits is for training.
 
     Raises:
         NoSplit: there is no such split.
-        UserError: the folder cannot be read, or has several splits and None is asked for.
+        UserError: the folder cannot be read.
     """
     try:
         saved = datasets.load_from_disk(folder)
@@ -118,7 +125,7 @@ def checked_rows(dataset: datasets.Dataset, column: str, folders: list[str], nam
     for row in np.flatnonzero(named).tolist():
         if paths[row] and not any(paths[row].startswith(f"{folder.rstrip('/')}/") for folder in folders):
             raise UserError(
-                f"row {row} of {name!r} names {written[row]!r}, which lies outside {folders[0]!r}: put the images "
+                f"row {row} of {name!r} names {written[row]!r} outside this folder, {folders[0]!r}: put the images "
                 "there, or the table into a folder above them, and give the file of the table"
             )
     if paths != written:

@@ -271,7 +271,8 @@ def open_images(source: Source, opening: Opening, labels: np.ndarray | None = No
     if any(kind != "8 bits" for _, kind, _ in ranges):
         files.dtype = torch.float32
     scale = describe_scale(files.white) if files.dtype != torch.uint8 else ""
-    remarks = [scale, describe_stacks(stacks), source.left_out]
+    elsewhere = f"{source.elsewhere:,} images in other splits" if source.elsewhere else ""
+    remarks = [scale, describe_stacks(stacks), source.left_out, elsewhere]
     files.remarks = "".join(f"; {remark}" for remark in remarks if remark)
     return files if isinstance(files, StreamedImages) else _kept_in_memory(files, opening.memory)
 

@@ -24,6 +24,7 @@ class ShardedRows:
     """Stands where a `datasets.Dataset` stands in a `Source`: length, features, a row by number, a column by name."""
 
     left_out: str = ""  # what is not among the images, for people
+    elsewhere: int = 0  # images in other splits of the same files
 
     def __init__(self, shards: list[Shard], features: datasets.Features, image_column: str, cache: ShardCache):
         self.shards, self.features, self.image_column, self.cache = shards, features, image_column, cache

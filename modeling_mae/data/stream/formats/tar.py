@@ -6,12 +6,11 @@ import os
 import posixpath
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import datasets
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ...read.endings import ending_of, image_endings, why_left_out, why_no_image
 from ...read.faults import BadImage
@@ -27,8 +26,8 @@ class Members(Sequence[Member]):
     """The images of a tar file in Arrow columns, because reading a Python object writes its reference count: each
     loading worker would slowly copy the whole list."""
 
-    def __init__(self, members: Iterable[Member]):
-        names, offsets, sizes, labels = zip(*members, strict=True)
+    def __init__(self, members: Sequence[Member]):
+        names, offsets, sizes, labels = zip(*members, strict=True) if members else ((), (), (), ())
         texts = (pa.array([_bytes_of(text) for text in column], pa.binary()) for column in (names, labels))
         numbers = (pa.array(column, pa.int64()) for column in (offsets, sizes))
         self.names, self.labels, self.offsets, self.sizes = *texts, *numbers
@@ -36,12 +35,17 @@ class Members(Sequence[Member]):
     def __len__(self) -> int:
         return len(self.names)
 
-    def select(self, names: pa.LargeStringArray) -> "Members":
-        """The members of these names."""
+    def select(self, kept: pa.BooleanArray) -> "Members":
+        """Those of the members that are `kept` ``(members,)``."""
         chosen = copy.copy(self)
-        mask = pc.is_in(self.names, names.cast(pa.binary()))
         for column in ("names", "offsets", "sizes", "labels"):
-            setattr(chosen, column, getattr(self, column).filter(mask))
+            setattr(chosen, column, getattr(self, column).filter(kept))
+        return chosen
+
+    def labelled(self, labels: pa.BinaryArray) -> "Members":
+        """The same members with these labels ``(members,)``."""
+        chosen = copy.copy(self)
+        chosen.labels = labels
         return chosen
 
     def __getitem__(self, row):
