@@ -106,6 +106,11 @@ class DataArguments:
         "What to do about a file that cannot be decoded. skip puts the next good image in its place.",
         decides="result",
     )
+    max_image_pixels: int = option(
+        180_000_000,
+        "Height x width of the largest image that is read. A larger file is a bad image. Raise it if memory allows.",
+        decides="result",
+    )
     scaled_decoding: bool = option(
         True,
         "Decode large JPEG files at 1/2, 1/4 or 1/8 size, several times faster, where their crop stays at least as "

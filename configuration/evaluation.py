@@ -301,6 +301,7 @@ class EvalTraining:
             )
         before = json.loads((self.folder / "arguments.json").read_text())
         now = json.loads(json.dumps(dataclasses.asdict(self.recipe)))
+        before.setdefault("max_image_pixels", self.recipe.max_image_pixels)  # version 0.1 had no such option
         names = [name for name in self.recipe.deciding("weights", "result") if before.get(name) != now[name]]
         # Where one call has them given and the other measured, the checkpoint compares the numbers.
         measured = ("image_mean", "image_std", "white_value")

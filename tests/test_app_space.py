@@ -89,7 +89,7 @@ def test_a_checkpoint_of_the_hub_is_named(tmp_path):
     space_module.write_app(tmp_path, "me/demo", "you/mae", "you/mae", None, 10)
     card = card_of((tmp_path / "README.md").read_text())
     assert card["models"] == ["you/mae"]
-    assert "serve('you/mae', None, 10, title='you/mae')" in (tmp_path / "app.py").read_text()
+    assert "serve('you/mae', None, 10, title='you/mae', hosts=['*'])" in (tmp_path / "app.py").read_text()
 
 
 def test_what_does_not_work_is_one_line(server, checkpoint, tmp_path):
@@ -125,7 +125,7 @@ def test_no_other_file_goes_into_a_space(checkpoint, tmp_path, monkeypatch):
     for name, (value, message) in {
         "secret": ({"bytes": None, "path": str(secret)}, "outside this folder"),
         "outside": ({"bytes": None, "path": str(outside)}, "outside this folder"),
-        "text": ({"bytes": secret.read_bytes(), "path": "0.png"}, "0.png is not an image"),
+        "text": ({"bytes": secret.read_bytes(), "path": "0.png"}, "0.png is not a readable image .*: leave it out"),
     }.items():
         (tmp_path / name).mkdir()
         rows = datasets.Dataset.from_list([{"image": {"bytes": picture, "path": "a.png"}}, {"image": value}])

@@ -50,13 +50,13 @@ def open_inputs(
     checkpoint: Checkpoint,
     source: Source,
     *,
-    on_bad_image: str = "error",
+    settings: ImageSettings = ImageSettings(),
     white: float | None = None,
     say: Callable[[str], None] = print,
 ) -> Inputs:
     """The images of `source` as run_eval.py shows them to `checkpoint`: its crop, mean and deviation, white and bands.
 
-    `white` is the value in the files that is white; None takes the processor's. An encoder of ordinary images may be
+    `settings` say what is done about bad and large files. `white` is the value in the files that is white; None takes the processor's. An encoder of ordinary images may be
     given deeper ones: then their white is found from a sample.
 
     Raises:
@@ -83,8 +83,7 @@ def open_inputs(
             f"for {config.num_channels}: save the one that the model was trained with beside it"
         )
     size = config.image_height_width
-    settings = processing.applied(ImageSettings(on_bad_image=on_bad_image))
-    images = open_images(source, Opening(size, config.num_channels, settings))
+    images = open_images(source, Opening(size, config.num_channels, processing.applied(settings)))
     transform = BatchTransform(processing.mean, processing.std, size)
     return Inputs(source, images, transform, replace(processing, white=images.white))
 
