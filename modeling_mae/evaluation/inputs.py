@@ -50,14 +50,14 @@ def open_inputs(
     checkpoint: Checkpoint,
     source: Source,
     *,
-    settings: ImageSettings = ImageSettings(),
+    settings: ImageSettings | None = None,
     white: float | None = None,
     say: Callable[[str], None] = print,
 ) -> Inputs:
     """The images of `source` as run_eval.py shows them to `checkpoint`: its crop, mean and deviation, white and bands.
 
-    `settings` say what is done about bad and large files. `white` is the value in the files that is white; None takes the processor's. An encoder of ordinary images may be
-    given deeper ones: then their white is found from a sample.
+    `settings` say what is done about bad and large files. `white` is the value in the files that is white; None takes
+    the processor's. An encoder of ordinary images may be given deeper ones: then a sample tells their white.
 
     Raises:
         UserError: the checkpoint has no image processor, or the images do not fit it.
@@ -83,7 +83,7 @@ def open_inputs(
             f"for {config.num_channels}: save the one that the model was trained with beside it"
         )
     size = config.image_height_width
-    images = open_images(source, Opening(size, config.num_channels, processing.applied(settings)))
+    images = open_images(source, Opening(size, config.num_channels, processing.applied(settings or ImageSettings())))
     transform = BatchTransform(processing.mean, processing.std, size)
     return Inputs(source, images, transform, replace(processing, white=images.white))
 

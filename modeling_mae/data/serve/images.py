@@ -25,6 +25,7 @@ from .image_set import Images
 from .lanes import LaneOrder
 from .mixture import Mixture
 from .order import UpdateOrder
+from .worker import mapped, shared_or
 
 
 SHAPE_SAMPLE = 16  # images that tell whether all have the same shape
@@ -111,8 +112,8 @@ class FileImages(Images):
         self.source, self.num_channels, self.settings = source, opening.num_channels, settings
         self.on_bad_image = settings.on_bad_image
         self.white, self.bands, self.mixture = settings.white_value or WHITE, settings.bands, Mixture.of(source)
-        for flags in (self.skipped, self.incomplete):
-            flags.share_memory_()  # loading workers write into them
+        # Loading workers write into them.
+        self.skipped, self.incomplete = (shared_or(mapped, flags) for flags in (self.skipped, self.incomplete))
 
     def read(self, index: int) -> torch.Tensor:
         return self.read_whole(index)[0]
