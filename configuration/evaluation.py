@@ -294,12 +294,17 @@ class EvalTraining:
         """
         if not self.results_file.exists():
             return None
-        row = json.loads(self.results_file.read_text())
+        from modeling_mae.checked import check, mapped, plain, read_json, refuse, text
+
+        row = check(self.results_file, read_json(self.results_file), {"name": text}, needed=("name",))
         if row["name"] != self.name:
             raise ArgumentError(
                 f"{self.folder} holds the results of {row['name']}, not of {self.name}: give another --output_dir"
             )
-        before = json.loads((self.folder / "arguments.json").read_text())
+        arguments = self.folder / "arguments.json"
+        before = read_json(arguments)
+        if not mapped(plain)(before):
+            raise refuse(arguments, "a setting is neither a value nor a list of values")
         now = json.loads(json.dumps(dataclasses.asdict(self.recipe)))
         before.setdefault("max_image_pixels", self.recipe.max_image_pixels)  # version 0.1 had no such option
         names = [name for name in self.recipe.deciding("weights", "result") if before.get(name) != now[name]]

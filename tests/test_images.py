@@ -1,3 +1,4 @@
+import multiprocessing.queues
 import sys
 from pathlib import Path
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..checked import check, mapped, parse, plain, read_json, refuse, share
 from ..errors import UserError
 from ..files import write_json
-from .checked import SETTINGS, SUMMARY, check, entry_kinds, mapped, plain, read_json, refuse, row_kinds, share
+from .checked import SETTINGS, SUMMARY, entry_kinds, row_kinds
 from .facts import TrainingLog
 from .problem import Problem, problem_named
 
@@ -147,11 +148,13 @@ def _history(path: Path) -> list[Any]:
     entries = []
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
-            entries.append(json.loads(line))
-    except (OSError, RecursionError, UnicodeDecodeError) as error:
+            entries.append(parse(line))
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{str(path)!r} cannot be read ({error}): mend or remove it") from None
-    except ValueError:
-        pass  # the last line is being written
+    except ValueError as error:
+        if not isinstance(error, json.JSONDecodeError):
+            raise UserError(f"{str(path)!r} cannot be read ({error}): mend or remove it") from None
+        # the last line is being written
     return entries
 
 

@@ -1,4 +1,4 @@
-"""Loading workers: what they do before their first batch, how they hand batches over, and how long one is waited for."""
+"""Loading workers: their start, how they hand batches over, and how long one is waited for."""
 
 import errno
 import mmap
@@ -80,7 +80,7 @@ def mapped(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class WatchedLoader(DataLoader):
-    """A loader that says which worker has delivered nothing for minutes, and gives up on it when the run is to stop."""
+    """A loader that names a worker which delivers nothing for minutes, and gives up on it when the run is to stop."""
 
     def __init__(self, dataset, num_workers: int, **options):
         timeout = LOOK_SECONDS if num_workers else 0

@@ -1,6 +1,5 @@
 """Tar files of images and their label files, as webdataset writes them. A unit is a whole file."""
 
-import json
 import os
 import tarfile
 from collections.abc import Callable, Iterable, Sequence
@@ -8,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import datasets
 import pyarrow as pa
 
+from ....checked import parse
 from ...read.faults import BadImage
 from ..shard_cache import ShardCache, local_file
 from .format import Member, Shard
@@ -112,7 +112,7 @@ def _label(data: bytes, ending: str) -> str | None:
     if ending != "json":
         return text or None
     try:
-        content = json.loads(text)
+        content = parse(text)
     except ValueError:
         return None
     label = next((content[key] for key in ("label", "cls") if key in content), None) if type(content) is dict else None
