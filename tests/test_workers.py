@@ -79,6 +79,7 @@ def test_a_silent_worker_is_named_and_a_signal_ends_the_waiting(monkeypatch, cap
 
     def stop_for_ever(i):
         if i == 2:
+            time.sleep(0.5)  # the batch before is on its way
             os.kill(os.getpid(), 19)  # SIGSTOP: it lives, and does nothing
 
     loader = iter(WatchedLoader(Batches(stop_for_ever), 2))

@@ -4,6 +4,7 @@ import errno
 import mmap
 import multiprocessing.queues
 import os
+import signal
 import sys
 import threading
 import time
@@ -129,6 +130,8 @@ class WatchedLoader(DataLoader):
             worker = batches._workers[number]
             silent = f"loading worker {number} (process {worker.pid}) has delivered nothing for {now - began:.0f} s"
             if stop_asked.is_set() and now - began > STOP_SECONDS:
+                if hasattr(signal, "SIGCHLD"):
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # their end is no error
                 for process in batches._workers:
                     process.kill()  # one that is held up would not end by itself
                 raise UserError(f"{silent}, and the run is asked to stop")
