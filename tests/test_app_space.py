@@ -74,6 +74,13 @@ def test_a_space_is_pushed_and_is_complete(server, checkpoint, tmp_path, capsys)
     assert all((theirs.model.state_dict()[key] == value).all() for key, value in ours.model.state_dict().items())
 
 
+def test_all_images_of_a_small_folder_go_into_the_space(tmp_path):
+    for i in range(10):
+        Image.fromarray(random_pixels(i)).save(tmp_path / f"{i}.png")
+    assert space_module._copy_images(str(tmp_path), tmp_path / "copied", 1000) == 10
+    assert sorted(path.name for path in (tmp_path / "copied").iterdir()) == [f"{i:06d}-{i}.png" for i in range(10)]
+
+
 def test_without_a_token_the_command_is_printed(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(space_module, "get_token", lambda: None)
     monkeypatch.chdir(tmp_path)

@@ -14,10 +14,10 @@ from modeling_mae.checked import MAX_BYTES, made_of
 from modeling_mae.data.stream.formats import Shard
 from modeling_mae.errors import UserError
 from modeling_mae.report.run import read_run
+from modeling_mae.tasks import TASKS
 from modeling_mae.training.checkpoints import Progress
 from modeling_mae.training.manifest import find_fault, made_with_before, read_manifest
 from modeling_mae.training.run_folder import LOCK, MARK, lock_folder
-from modeling_mae.tasks import TASKS
 from modeling_mae.training.state import History
 
 

@@ -25,7 +25,9 @@ def check_size(data: bytes | None, path: str | None, most: int) -> None:
     pixels, least_bytes = _promised(data, path)
     Image.MAX_IMAGE_PIXELS = most  # Pillow's own check sees pictures inside of files, as in icons
     if pixels > most:
-        raise BadImage(f"{name_of(path)} has {pixels:,} pixels, more than --max_image_pixels {most:,}: give more")
+        raise BadImage(
+            f"{name_of(path)} has {pixels:,} pixels, more than --max_image_pixels {most:,} (larger, it is read)"
+        )
     size = os.path.getsize(str(path)) if data is None else len(data)
     if least_bytes > size:
         raise BadImage(f"{name_of(path)} promises {pixels:,} pixels, which {size:,} bytes cannot hold: it is cut off")
