@@ -126,11 +126,11 @@ def read_json(path: Path) -> Any:
             raise ValueError(f"{path.stat().st_size:,} bytes")
         return parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{str(path)!r} cannot be read ({error}): mend or remove it") from None
+        raise UserError(f"{str(path)!r} cannot be read ({error}): fix or remove it") from None
 
 
-def refuse(path: Path | str, what: str) -> UserError:
-    return UserError(f"{str(path)!r} is not a file of a run ({what}): mend or remove it")
+def invalid_file(path: Path | str, what: str) -> UserError:
+    return UserError(f"{str(path)!r} is not a file of a run ({what}): fix or remove it")
 
 
 def check(path: Path | str, content: Any, kinds: dict[str, Kind], *, needed: Iterable[str] = ()) -> dict[str, Any]:
@@ -140,15 +140,15 @@ def check(path: Path | str, content: Any, kinds: dict[str, Kind], *, needed: Ite
         UserError: they are not, or one of those `needed` is missing; names it.
     """
     if not isinstance(content, dict):
-        raise refuse(path, f"a {type(content).__name__} in place of names and values")
+        raise invalid_file(path, f"a {type(content).__name__} instead of names and values")
     for name in needed:
         if name not in content:
-            raise refuse(path, f"{name} is missing")
+            raise invalid_file(path, f"{name} is missing")
     for name, kind in kinds.items():
         if name in content and not kind(content[name]):
             value = content[name]
             shown = f"a {type(value).__name__}" if isinstance(value, (list, dict)) else repr(str(value)[:40])
-            raise refuse(path, f"{name} cannot be {shown}")
+            raise invalid_file(path, f"{name} cannot be {shown}")
     return content
 
 
@@ -163,5 +163,5 @@ def made_of(cls: type[T], path: Path | str, content: Any) -> T:
     needed = [field.name for field in fields if field.default is missing and field.default_factory is missing]
     values = check(path, content, {field.name: kind_of(hints[field.name]) for field in fields}, needed=needed)
     for name in values.keys() - {field.name for field in fields}:
-        raise refuse(path, f"{name[:40]} is not known")
+        raise invalid_file(path, f"{name[:40]} is not known")
     return cls(**values)

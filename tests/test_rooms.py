@@ -100,12 +100,12 @@ def test_the_arrows_have_no_circle():
         reachable(room, (room,))
 
 
-def test_configuration_knows_of_the_package_only_what_says_which_models_there_are():
+def test_configuration_knows_of_the_package_only_what_says_which_models_and_tasks_there_are():
     for file in (ROOT / "configuration").glob("*.py"):
         if file.name == "decide.py":  # the scripts import it by name, after they have read the command line
             continue
         modules = {module for module in imported_modules(file) if module.split(".")[0] == "modeling_mae"}
-        names = ("checked", "configuration_mae", "checkpoint", "errors")
+        names = ("checked", "configuration_mae", "checkpoint", "tasks", "errors")
         known = tuple(f"modeling_mae.{name}." for name in names)
         assert all(module.startswith(known) for module in modules), file
         # Never at the top of a file: importing the package loads torch, and --help would take seconds.

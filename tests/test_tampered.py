@@ -95,13 +95,12 @@ TAMPERED = [
     ("recipe.yaml", DEEP),
     ("recipe.yaml", HUGE),
     ("recipe.yaml", "- 1"),
-    ("recipe.yaml", "seed: [[1]]"),
     ("recipe.yaml", "seed: 2020-01-01"),
     ("recipe.yaml", "train_dir: &a [*a]"),
     ("recipe.yaml", "a: &a {<<: *a}"),
     ("recipe.yaml", "a: &a [1, 1]\nb: [*a, *a]"),
     ("recipe.yaml", "seed: " + "9" * 5000),
-    ("recipe.yaml", "config_overrides: {patch_size: [[4]]}"),
+    ("recipe.yaml", "config_overrides: {patch_size: [2020-01-01]}"),
     ("recipe.yaml", "seed: !!python/object/apply:os.getcwd []"),
 ]
 

@@ -36,7 +36,7 @@ SETTINGS: dict[str, Kind] = {
     "output_dir": text,
     "warmup_epochs": optional(number),
 }
-ENTRY: dict[str, Kind] = {
+ENTRY: dict[str, Kind] = {  # what the report reads of an entry; others may stand beside it
     "step": count,
     **dict.fromkeys(("epoch", "loss", "learning_rate", "rank", "rank_untrained"), number),
     **dict.fromkeys(("knn", "knn_untrained", "knn_raw_pixels"), share),
@@ -54,12 +54,12 @@ ROW: dict[str, Kind] = {
 
 
 def entry_kinds() -> dict[str, Kind]:
-    """Those of an entry of the log, with the metric of each task."""
+    """The kinds in a log entry, with the metric of each task."""
     return ENTRY | {f"eval_{problem.metric}": share if problem.is_share else figure for problem in PROBLEMS.values()}
 
 
 def row_kinds() -> dict[str, Kind]:
-    """Those of a row of results, with the figures of each task."""
+    """The kinds in a row of results, with the metrics of each task."""
     kinds = dict(ROW)
     for problem in PROBLEMS.values():
         kinds |= dict.fromkeys((*problem.columns, *problem.imbalanced_columns, *problem.titles), optional(figure))

@@ -26,7 +26,7 @@ def check_size(data: bytes | None, path: str | None, most: int) -> None:
     Image.MAX_IMAGE_PIXELS = most  # Pillow's own check sees pictures inside of files, as in icons
     if pixels > most:
         raise BadImage(
-            f"{name_of(path)} has {pixels:,} pixels, more than --max_image_pixels {most:,} (larger, it is read)"
+            f"{name_of(path)} has {pixels:,} pixels, more than --max_image_pixels {most:,} (raise it if memory allows)"
         )
     size = os.path.getsize(str(path)) if data is None else len(data)
     if least_bytes > size:

@@ -80,16 +80,47 @@ def mapped(tensor: torch.Tensor) -> torch.Tensor:
     return torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel()).view(tensor.shape)
 
 
+class _Watch(threading.Thread):
+    """Names a worker that delivers nothing for minutes, and ends all of them when the run is to stop.
+
+    A thread, because the process itself may wait inside of a call: for the rest of a batch, from a worker that is held
+    up while it hands one over.
+    """
+
+    def __init__(self, workers: list):
+        super().__init__(daemon=True)
+        self.workers, self.count = workers, 0  # batches that were delivered
+        self.since: float | None = None  # when the process began to wait for the next
+        self.given_up: str | None = None  # why the workers were ended
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        told = 0.0
+        while not self.ended.wait(LOOK_SECONDS):
+            since, now = self.since, time.monotonic()
+            if since is None:
+                continue
+            number = self.count % len(self.workers)  # batches are dealt to the workers in turn
+            who = f"loading worker {number} (process {self.workers[number].pid})"
+            silent = f"{who} has delivered nothing for {now - since:.0f} s"
+            if stop_asked.is_set() and now - since > STOP_SECONDS:
+                self.given_up = f"{silent}, and the run is asked to stop"
+                for worker in self.workers:
+                    worker.kill()  # one that is held up would not end by itself
+                return
+            if now - max(since, told) >= NEWS_SECONDS:
+                told = now
+                print(f"waiting    {silent}: a slow or dead disk or network, or a very large file", flush=True)
+
+
 class WatchedLoader(DataLoader):
-    """A loader that names a worker which delivers nothing for minutes, and gives up on it when the run is to stop."""
+    """A loader whose workers are watched while a batch is awaited."""
 
     def __init__(self, dataset, num_workers: int, **options):
-        timeout = LOOK_SECONDS if num_workers else 0
         super().__init__(
             dataset,
             batch_size=None,  # the sampler, or the data set, makes the batches
             num_workers=num_workers,
-            timeout=timeout,
             collate_fn=handed_over,
             worker_init_fn=prepare_worker,
             generator=torch.Generator(),  # of its own: the global one must stand where a checkpoint left it
@@ -106,35 +137,26 @@ class WatchedLoader(DataLoader):
                 "/dev/shm is full, where loading workers need some room: give more (docker run --shm-size=1g), or "
                 "--dataloader_num_workers 0"
             ) from error
-        return self._watched(batches)  # a generator would start the workers only with the first batch
+        # A generator would start the workers only with the first batch.
+        return self._watched(batches) if self.num_workers else batches
 
     def _watched(self, batches: Any) -> Iterator[Any]:
-        count = 0
-        while True:
-            try:
-                yield self._next(batches, count)
-            except StopIteration:
-                return
-            count += 1
-
-    def _next(self, batches: Any, count: int) -> Any:
-        began = told = time.monotonic()
-        while True:
-            try:
-                return next(batches)
-            except RuntimeError as error:
-                if not str(error).startswith("DataLoader timed out"):
-                    raise
-            now = time.monotonic()
-            number = count % self.num_workers  # batches are dealt to the workers in turn
-            worker = batches._workers[number]
-            silent = f"loading worker {number} (process {worker.pid}) has delivered nothing for {now - began:.0f} s"
-            if stop_asked.is_set() and now - began > STOP_SECONDS:
-                if hasattr(signal, "SIGCHLD"):
-                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # their end is no error
-                for process in batches._workers:
-                    process.kill()  # one that is held up would not end by itself
-                raise UserError(f"{silent}, and the run is asked to stop")
-            if now - told >= NEWS_SECONDS:
-                told = now
-                print(f"waiting    {silent}: a slow or dead disk or network, or a very large file", flush=True)
+        watch = _Watch(batches._workers)
+        watch.start()
+        try:
+            while True:
+                watch.since = time.monotonic()
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+                watch.since, watch.count = None, watch.count + 1
+                yield batch
+        except Exception as error:
+            if watch.given_up is None:
+                raise
+            if hasattr(signal, "SIGCHLD"):
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # that the others end is no error
+            raise UserError(watch.given_up) from error
+        finally:
+            watch.ended.set()
