@@ -43,7 +43,7 @@ def prepare_worker(worker: int) -> None:
 
     sys.excepthook = without_lost_connections  # of the thread that hands over memory
     # Python's own prints a traceback, and goes on without the batch.
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore[attr-defined,method-assign]
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore[attr-defined]
 
 
 class _Copied:
