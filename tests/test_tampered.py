@@ -25,7 +25,10 @@ assert TASKS  # importing them tells the report what figures there are
 DEEP = "[" * 10**5 + "]" * 10**5
 HUGE = object()  # a file of more bytes than any run writes
 ENTRY = {"step": 1, "epoch": 0.5, "loss": 1.0, "learning_rate": 0.1}
-MANIFEST = {"files": {"progress.json": {"bytes": 2, "sha256": "ab"}}, "made_with": {"mean": [0.5], "white": 255}}
+MANIFEST = {
+    "files": {"progress.json": {"bytes": 2, "sha256": "ab"}},
+    "made_with": {"mean": [0.5], "white": 255, "chosen": {"crop_scale": [[0.2, 1.0], "the paper's"]}},
+}
 PROGRESS = {"update": 1, "epoch": 0, "best": None, "losses": [0.5]}
 
 

@@ -31,7 +31,7 @@ MADE_WITH: dict[str, Kind] = {
     "mean": optional(listed(number)),
     "std": optional(listed(number)),
     "white": optional(number),
-    "chosen": mapped(text),
+    "chosen": mapped(anything),
     "schedule": mapped(anything),
 }
 
