@@ -118,6 +118,12 @@ class DataArguments:
         "What to do if a file cannot be decoded. skip uses the next good image instead.",
         decides="result",
     )
+    max_image_pixels: int = option(
+        180_000_000,
+        "Height x width of the largest image that is read. A larger file is a bad image. Raise it if memory allows.",
+        decides="result",
+        added=True,
+    )
     scaled_decoding: bool = option(
         True,
         "Decode large JPEG files at 1/2, 1/4 or 1/8 size if the crop stays at least as large as the model's images: "

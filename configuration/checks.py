@@ -224,6 +224,7 @@ def check_data(args) -> None:
     require(args, "image_mean", lambda x: True, "finite numbers (white is 1)")
     require(args, "image_std", lambda x: x > 0, "numbers above 0 (white is 1)")
     require(args, "white_value", lambda x: x > 0, "the value of a white pixel, as 4095 for 12 bits")
+    require(args, "max_image_pixels", lambda x: x >= 1, "the pixels of the largest image, as 180000000")
     require(args, "bands", lambda x: x >= 1, "numbers of bands, counted from 1")
     require(args, "crop_scale", lambda x: 0 < x <= 1, "two shares of the area in (0, 1], as in 0.2 1.0")
     if args.crop_scale is None:

@@ -386,12 +386,18 @@ class EvalTraining:
         """
         if not self.results_file.exists():
             return None
-        row = json.loads(self.results_file.read_text())
+        from modeling_mae.checked import check, invalid_file, mapped, plain, read_json, text
+
+        row = check(self.results_file, read_json(self.results_file), {"name": text}, needed=("name",))
         if row["name"] != self.name:
             raise ArgumentError(
                 f"{self.folder} holds the results of {row['name']}, not of {self.name}: give another --output_dir"
             )
-        before = self.recipe.added() | json.loads((self.folder / "arguments.json").read_text())
+        arguments = self.folder / "arguments.json"
+        before = read_json(arguments)
+        if not mapped(plain)(before):
+            raise invalid_file(arguments, "a setting is neither a value nor a list of values")
+        before = self.recipe.added() | before
         now = json.loads(json.dumps(dataclasses.asdict(self.recipe)))
         names = [name for name in self.recipe.deciding("weights", "result") if before.get(name) != now[name]]
         # Not compared here if one call was given them and the other measured them: the checkpoint has the numbers.

@@ -7,7 +7,6 @@ wide, 8 blocks, 16 heads (arXiv 2111.06377, Section 4.1 and Appendix A.1). The p
 
 import dataclasses
 import difflib
-import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from .memory import check_weights_fit
 FORM_OF_OUTPUTS = ("reshape_hidden_states",)
 SEGMENTATION = ("segmentation_head", "semantic_loss_ignore_index", "class_weights", "dice_weight")
 SEMANTIC_SEGMENTATION = "semantic_segmentation"  # a problem_type
+DEEPEST = 10  # lists and mappings inside of each other in a recipe
 PRESETS = Path(__file__).parent / "models"
 
 
@@ -66,6 +66,21 @@ def parse_overrides(overrides: list[str]) -> dict[str, Any]:
     return parse_pairs(overrides, "config_overrides", model_fields, "the model's fields", "mask_ratio=0.75")
 
 
+def load_yaml(text: str) -> Any:
+    """What YAML says. ValueError: nobody can read it, or it holds *aliases, which may lead in a circle."""
+    depth = 0
+    try:
+        for event in yaml.parse(text):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("*aliases are not read: write the value itself")
+            if depth > DEEPEST:
+                raise ValueError("nested too deeply")
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+
+
 def parse_pairs(pairs: list[str], option: str, known_keys, kind: str, example: str) -> dict[str, Any]:
     """`key=value` texts as a dict. Values are read as YAML, or as a number if YAML would read text, as in 1e-6.
 
@@ -81,9 +96,9 @@ def parse_pairs(pairs: list[str], option: str, known_keys, kind: str, example: s
             hint = suggest(key, keys) or f", which are: {', '.join(keys)}"
             raise ArgumentError(f"{option} {text!r}: {key!r} is not one of {kind}{hint}")
         try:
-            values[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ArgumentError(f"{option} {text!r}: cannot read the value {value!r}") from None
+            values[key] = load_yaml(value)
+        except ValueError:
+            raise ArgumentError(f"{option} {text[:99]!r}: cannot read the value {value[:99]!r}") from None
         if isinstance(values[key], str):
             with suppress(ValueError):  # not a number but a name, as in mask_type=block
                 values[key] = float(value)
@@ -130,7 +145,9 @@ def model_config(args):
     """
     from huggingface_hub.errors import StrictDataclassError
 
+    from modeling_mae.checked import check, read_json, text
     from modeling_mae.configuration_mae import MAEConfig
+    from modeling_mae.errors import UserError
 
     checkpoint = checkpoint_of(args)
     if checkpoint is not None:
@@ -141,9 +158,9 @@ def model_config(args):
     if args.config_name is not None:
         file = _config_file(args.config_name)
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ArgumentError(f"config_name {args.config_name!r}: {file} is not JSON: {error}") from None
+            values = check(file, read_json(file.resolve()), {"model_type": text})
+        except UserError as error:
+            raise ArgumentError(f"config_name {args.config_name!r}: {error}") from None
         kind = values.pop("model_type", MAEConfig.model_type)
         if kind != MAEConfig.model_type:
             raise ArgumentError(f"config_name {args.config_name!r}: {file} describes a {kind!r} model, not an MAE")

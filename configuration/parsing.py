@@ -16,7 +16,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from .errors import ArgumentError
-from .model import model_fields, parse_overrides, suggest
+from .model import load_yaml, model_fields, parse_overrides, suggest
 
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ LAUNCHER = (
     "num_processes",
     "use_fsdp",
 )
+LARGEST_RECIPE = 2**20  # bytes
+PLAIN = (str, bool, int, float, type(None))  # the types of a recipe's values
 # Options that recipe.yaml leaves out: they are about how one call starts, and must not be repeated.
 OF_ONE_CALL = ("overwrite_output_dir", "resume_from_checkpoint", "allow_changes", "plan")
 # Options of earlier versions, and what to do without them.
@@ -112,15 +114,25 @@ def find_recipe(name: str | os.PathLike) -> Path:
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """The mapping in a YAML or JSON file, empty for an empty file. Raises a ValueError for anything else."""
+    if path.stat().st_size > LARGEST_RECIPE:
+        raise ValueError(f"{path.stat().st_size:,} bytes are no recipe")
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        recipe = load_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"not readable as YAML: {error}") from None
     if recipe is None:
         return {}
     if not isinstance(recipe, dict):
         raise ValueError(f"expected lines of `name: value`, got a {type(recipe).__name__}")
+    for key, value in recipe.items():
+        if not _plain(value):
+            raise ValueError(f"{str(key)[:40]}: expected texts, numbers, true or false, or lists of them")
     return {str(key): value for key, value in recipe.items()}
+
+
+def _plain(value: Any) -> bool:
+    items = value if isinstance(value, list) else value.values() if isinstance(value, dict) else None
+    return isinstance(value, PLAIN) if items is None else all(map(_plain, items))
 
 
 def _text(value: Any) -> str:

@@ -74,6 +74,13 @@ def test_a_space_is_pushed_and_is_complete(server, checkpoint, tmp_path, capsys)
     assert all((theirs.model.state_dict()[key] == value).all() for key, value in ours.model.state_dict().items())
 
 
+def test_all_images_of_a_small_folder_go_into_the_space(tmp_path):
+    for i in range(10):
+        Image.fromarray(random_pixels(i)).save(tmp_path / f"{i}.png")
+    assert space_module._copy_images(str(tmp_path), tmp_path / "copied", 1000) == 10
+    assert sorted(path.name for path in (tmp_path / "copied").iterdir()) == [f"{i:06d}-{i}.png" for i in range(10)]
+
+
 def test_without_a_token_the_command_is_printed(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(space_module, "get_token", lambda: None)
     monkeypatch.chdir(tmp_path)
@@ -89,7 +96,7 @@ def test_a_checkpoint_of_the_hub_is_named(tmp_path):
     space_module.write_app(tmp_path, "me/demo", "you/mae", "you/mae", None, 10)
     card = card_of((tmp_path / "README.md").read_text())
     assert card["models"] == ["you/mae"]
-    assert "serve('you/mae', None, 10, title='you/mae')" in (tmp_path / "app.py").read_text()
+    assert "serve('you/mae', None, 10, title='you/mae', hosts=['*'])" in (tmp_path / "app.py").read_text()
 
 
 def test_what_does_not_work_is_one_line(server, checkpoint, tmp_path):
@@ -125,7 +132,7 @@ def test_no_other_file_goes_into_a_space(checkpoint, tmp_path, monkeypatch):
     for name, (value, message) in {
         "secret": ({"bytes": None, "path": str(secret)}, "outside this folder"),
         "outside": ({"bytes": None, "path": str(outside)}, "outside this folder"),
-        "text": ({"bytes": secret.read_bytes(), "path": "0.png"}, "0.png is not an image"),
+        "text": ({"bytes": secret.read_bytes(), "path": "0.png"}, "0.png is not a readable image .*: leave it out"),
     }.items():
         (tmp_path / name).mkdir()
         rows = datasets.Dataset.from_list([{"image": {"bytes": picture, "path": "a.png"}}, {"image": value}])

@@ -1,3 +1,4 @@
+import multiprocessing.queues
 import sys
 from pathlib import Path
 
@@ -271,6 +272,7 @@ def test_a_late_file_of_decimals_among_8_bits_is_bad(tmp_path, monkeypatch):
 def test_a_loading_worker_prints_no_lost_connections(monkeypatch):
     printed = []
     monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: printed.append(kind))
+    monkeypatch.setattr(multiprocessing.queues.Queue, "_on_queue_feeder_error", None)  # so that it is put back
     prepare_worker(0)
     for kind in (ConnectionResetError, EOFError, KeyError):
         sys.excepthook(kind, kind(), None)

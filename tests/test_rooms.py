@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "modeling_mae"
 # With every checkpoint.
 TRAVELLING = ("configuration_mae", "masking_mae", "modeling_mae", "segmentation_mae", "image_processing_mae")
-SHARED = ("errors", "files", "settings")  # small and without state: words that all rooms use
+SHARED = ("checked", "errors", "files", "settings")  # small and without state: words that all rooms use
 # For each room the others that it may import. What travels to the Hub knows no room at all.
 ARROWS = {
     "data": {"data.find", "data.serve", *SHARED},  # sets with labels
@@ -22,7 +22,7 @@ ARROWS = {
     "tasks": {"data", "training", "report", "checkpoint", *SHARED, *TRAVELLING},
     "evaluation": {"data", "training", "tasks", "checkpoint", "readout", *SHARED, *TRAVELLING},
     "report": {*SHARED, "configuration_mae", "masking_mae"},
-    "interop": {"errors", *TRAVELLING},
+    "interop": {"checked", "errors", *TRAVELLING},
     "checkpoint": {"data", "interop", "errors", *TRAVELLING},
     "hub": {"training", "errors"},
     "commands": {"data", "tasks", "training", "evaluation", "report", "checkpoint", "interop", *SHARED, *TRAVELLING},
@@ -30,6 +30,7 @@ ARROWS = {
     "registration": {"interop", *TRAVELLING},
     "app": {"data", "tasks", "report", "checkpoint", "interop", "hub", "readout", *SHARED, *TRAVELLING},
     "readout": {"errors", "configuration_mae", "modeling_mae"},
+    "checked": {"errors"},
     "errors": set(),
     "files": set(),
     "settings": set(),
@@ -105,7 +106,8 @@ def test_configuration_knows_of_the_package_only_what_says_which_models_and_task
         if file.name == "decide.py":  # the scripts import it by name, after they have read the command line
             continue
         modules = {module for module in imported_modules(file) if module.split(".")[0] == "modeling_mae"}
-        known = tuple(f"modeling_mae.{name}." for name in ("configuration_mae", "checkpoint", "tasks", "errors"))
+        names = ("checked", "configuration_mae", "checkpoint", "tasks", "errors")
+        known = tuple(f"modeling_mae.{name}." for name in names)
         assert all(module.startswith(known) for module in modules), file
         # Never at the top of a file: importing the package loads torch, and --help would take seconds.
         at_the_top = {module.split(".")[0] for module in imported_modules(file, ast.parse(file.read_text()).body)}

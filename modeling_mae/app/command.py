@@ -1,7 +1,7 @@
 """The command `mae app`: its options, and what it runs."""
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ..errors import UserError
@@ -23,6 +23,15 @@ def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
         default=MOST_IMAGES,
         help="use at most this many images of the folder, evenly spaced (default %(default)s)",
     )
+    parser.add_argument(
+        "--max_image_pixels", type=int, metavar="N", help="pixels of the largest image to read (default: 180 million)"
+    )
+    parser.add_argument(
+        "--host",
+        nargs="+",
+        metavar="NAME",
+        help="other names by which a browser reaches the page, as behind a proxy; '*' is any",
+    )
     parser.add_argument("--port", type=int, help="port of the page (default: a free one, from 7860 on)")
     parser.add_argument(
         "--to_space",
@@ -42,8 +51,10 @@ def run(arguments: Namespace) -> None:
     Raises:
         UserError: an option does not work, or Gradio is missing.
     """
-    if arguments.max_images < 1:
-        raise UserError(f"--max_images {arguments.max_images} must be at least 1")
+    for name in ("max_images", "max_image_pixels"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value} must be at least 1")
     if arguments.port is not None and not 0 < arguments.port <= LAST_PORT:
         raise UserError(f"--port {arguments.port} does not work: give 1 ... {LAST_PORT}, or leave it out")
     if arguments.to_space:
@@ -58,7 +69,14 @@ def run(arguments: Namespace) -> None:
             private=arguments.private,
         )
         return
-    serve(arguments.checkpoint, arguments.images, arguments.max_images, arguments.port)
+    serve(
+        arguments.checkpoint,
+        arguments.images,
+        arguments.max_images,
+        arguments.port,
+        max_image_pixels=arguments.max_image_pixels,
+        hosts=arguments.host or [],
+    )
 
 
 def serve(
@@ -67,8 +85,11 @@ def serve(
     most: int = MOST_IMAGES,
     port: int | None = None,
     title: str | None = None,
+    max_image_pixels: int | None = None,
+    hosts: Sequence[str] = (),
 ) -> None:
-    """Serve the page of a checkpoint until Ctrl-C. A Space runs this too. `title` is shown above the page.
+    """Serve the page of a checkpoint until Ctrl-C. A Space runs this too. `title` is shown above the page. It answers
+    to the names of this machine and to `hosts`.
 
     Raises:
         UserError: the checkpoint, the folder or the port does not work, or Gradio is missing.
@@ -80,11 +101,12 @@ def serve(
         if error.name != "gradio":
             raise
         raise UserError("the app needs Gradio, which is not installed: pip install gradio") from None
+    from ..data.read.limits import MOST_PIXELS
     from .explorer import Explorer, Folder
 
-    explorer = Explorer(checkpoint)
+    explorer = Explorer(checkpoint, MOST_PIXELS if max_image_pixels is None else max_image_pixels)
     folder = Folder(explorer, images, most, progress) if images else None
-    launch(Page(explorer, folder, title), port)
+    launch(Page(explorer, folder, title), port, hosts)
 
 
 def progress(batches: list) -> Iterable:

@@ -10,6 +10,7 @@ import torch
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..data.read.bit_depth import WHITE
 from ..data.read.decode import decode
+from ..data.read.limits import MOST_PIXELS
 from ..data.serve.crops import CenterCrop, crop_and_resize
 from ..data.serve.processor import Processing, image_processor
 from ..errors import UserError
@@ -41,8 +42,8 @@ class Explorer:
         UserError: the checkpoint does not exist, or it cannot be read.
     """
 
-    def __init__(self, checkpoint: str):
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: str, max_image_pixels: int = MOST_PIXELS):
+        self.checkpoint, self.max_image_pixels = checkpoint, max_image_pixels
         opened = open_checkpoint(checkpoint)
         print(opened.notes_text(), end="")
         self.model = opened.model().float()
@@ -76,7 +77,8 @@ class Explorer:
         Raises:
             UserError: the file is not an image, or it does not have the model's channels.
         """
-        image = decode(data, name, self.config.num_channels, self.processing.white, bands=self.processing.bands)
+        white, bands = self.processing.white, self.processing.bands
+        image = decode(data, name, self.config.num_channels, white, bands, self.max_image_pixels)
         crop = CenterCrop(self.size, self.processing.crop_fraction or 1.0)
         boxes, _ = crop(0, [0], *image.shape[1:])
         return self.look(crop_and_resize(image[None], boxes, None, self.size), name)
@@ -189,7 +191,8 @@ class Folder:
         self.explorer = explorer
         self.source = source = load_source(SourceSettings(train_dir=folder))
         self.total = len(source)
-        settings = explorer.processing.applied(ImageSettings(on_bad_image="skip"))
+        reading = ImageSettings(on_bad_image="skip", max_image_pixels=explorer.max_image_pixels)
+        settings = explorer.processing.applied(reading)
         self.images = open_images(source, Opening(explorer.size, explorer.config.num_channels, settings))
         rows = self.images.spread(most)
         features, pictures = [], []

@@ -1,6 +1,16 @@
 """How the page looks, and how it is served."""
 
+import ipaddress
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from urllib.parse import urlsplit
+
 import gradio as gr
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import UserError
 from .page import Page
@@ -32,8 +42,34 @@ STYLE = """
 """
 
 
-def launch(page: Page, port: int | None = None, wait: bool = True) -> str:
-    """Serve the page and return its address. With `wait`, serve until Ctrl-C.
+class OwnHosts:
+    """Answers only requests to an address, to this machine, or to one of `hosts`; "*" is any name.
+
+    A stranger's page can have its own name lead here (DNS rebinding). Its requests still bear that name.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Sequence[str]):
+        self.app, self.names = app, {"localhost", socket.gethostname().lower(), *map(str.lower, hosts)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or self.answers(Headers(scope=scope).get("host", "")):
+            await self.app(scope, receive, send)
+        else:
+            refusal = PlainTextResponse("This page has another name: start it with --host and this one.\n", 403)
+            await refusal(scope, receive, send)
+
+    def answers(self, host: str) -> bool:
+        with suppress(ValueError):
+            name = urlsplit(f"//{host}").hostname or ""
+            if name in self.names or "*" in self.names:
+                return True
+            ipaddress.ip_address(name)
+            return True
+        return False
+
+
+def launch(page: Page, port: int | None = None, hosts: Sequence[str] = (), wait: bool = True) -> str:
+    """Serve the page and return its address. With `wait`, serve until Ctrl-C. `hosts` as in `OwnHosts`.
 
     Raises:
         UserError: the port is taken.
@@ -50,6 +86,7 @@ def launch(page: Page, port: int | None = None, wait: bool = True) -> str:
             max_file_size=LARGEST_FILE,
             state_session_capacity=SESSIONS,
             footer_links=[],
+            app_kwargs={"middleware": [Middleware(OwnHosts, hosts=hosts)]},
             theme=theme,
             css=STYLE,
         )

@@ -40,7 +40,7 @@ APP = '''"""The page of this Space, written by `mae app --to_space`."""
 from modeling_mae.app.command import serve
 
 
-serve({checkpoint!r}, {images!r}, {most}, title={title!r})
+serve({checkpoint!r}, {images!r}, {most}, title={title!r}, hosts=['*'])  # the Hub's proxy checks names
 '''
 CARD = """---
 title: {title}
@@ -171,8 +171,14 @@ def _rewritten(name: str, data: bytes) -> tuple[str, bytes]:
     Raises:
         UserError: the bytes are not an image.
     """
+    from ..data.read.faults import BadImage
     from ..data.read.header import read_header
+    from ..data.read.limits import MOST_PIXELS, check_size
 
+    try:
+        check_size(data, name, MOST_PIXELS)
+    except BadImage as error:
+        raise UserError(f"{error}: leave it out") from error
     try:
         image = Image.open(io.BytesIO(data))
         if image.mode in PLAIN_MODES and getattr(image, "n_frames", 1) == 1:

@@ -31,6 +31,9 @@ def add_image_arguments(parser: ArgumentParser) -> None:
         default="error",
         help="skip: name, count and leave out unreadable images",
     )
+    parser.add_argument(
+        "--max_image_pixels", type=int, metavar="N", help="pixels of the largest image to read (default: 180 million)"
+    )
     parser.add_argument("--batch_size", type=int, metavar="N", help="images at a time; fewer need less memory")
     parser.add_argument(
         "--dataloader_num_workers", type=int, metavar="N", help="processes that read images (default: one per core)"
@@ -39,6 +42,7 @@ def add_image_arguments(parser: ArgumentParser) -> None:
 
 def apply_settings(arguments: Namespace) -> "ApplySettings":
     """The values of the arguments of `add_image_arguments`."""
+    from ..data.read.limits import MOST_PIXELS
     from ..evaluation.tables import BATCH, ApplySettings
 
     return ApplySettings(
@@ -49,6 +53,7 @@ def apply_settings(arguments: Namespace) -> "ApplySettings":
         streaming=arguments.streaming,
         cache_dir=arguments.cache_dir,
         on_bad_image=arguments.on_bad_image,
+        max_image_pixels=MOST_PIXELS if arguments.max_image_pixels is None else arguments.max_image_pixels,
         batch_size=BATCH if arguments.batch_size is None else arguments.batch_size,
         num_workers=arguments.dataloader_num_workers,
     )

@@ -50,14 +50,14 @@ def open_inputs(
     checkpoint: Checkpoint,
     source: Source,
     *,
-    on_bad_image: str = "error",
+    settings: ImageSettings | None = None,
     white: float | None = None,
     say: Callable[[str], None] = print,
 ) -> Inputs:
     """The images of `source`, prepared for `checkpoint` as in run_eval.py: crop, mean, deviation, white and bands.
 
-    `white` is the value of white in the files; None takes the processor's. If the encoder is for 8-bit images and the
-    images are deeper, their white is found from a sample.
+    `settings` say what is done about bad and large files. `white` is the value of white in the files; None takes the
+    processor's. If the encoder is for 8-bit images and the images are deeper, their white is found from a sample.
 
     Raises:
         UserError: the checkpoint has no image processor, or the images do not fit it.
@@ -83,8 +83,7 @@ def open_inputs(
             f"for {config.num_channels}: save the one of its training with it"
         )
     size = config.image_height_width
-    settings = processing.applied(ImageSettings(on_bad_image=on_bad_image))
-    images = open_images(source, Opening(size, config.num_channels, settings))
+    images = open_images(source, Opening(size, config.num_channels, processing.applied(settings or ImageSettings())))
     transform = BatchTransform(processing.mean, processing.std, size)
     return Inputs(source, images, transform, replace(processing, white=images.white))
 

@@ -1,6 +1,5 @@
 """Finds similar images by the cosine of their features: nearest neighbours and near-duplicates."""
 
-import json
 import os
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pyarrow.parquet
 import torch
 import torch.nn.functional as F
 
+from ..checked import Kind, anything, check, mapped, optional, parse, text
 from ..checkpoint import open_checkpoint
 from ..data.find.places import Place
 from ..errors import UserError
@@ -24,6 +24,9 @@ RIDGE = 3  # added to the variance of each direction, in median variances; with 
 MOST_ROWS = 4096  # images used to find the directions, and so the largest number of directions
 
 
+ABOUT: dict[str, Kind] = {"place": optional(mapped(anything)), "checkpoint": text, "settings": mapped(anything)}
+
+
 def load_features(path: str | Path) -> Features:
     """The features in a parquet file of `mae features`.
 
@@ -33,7 +36,7 @@ def load_features(path: str | Path) -> Features:
     path = os.path.expanduser(path)
     try:
         table = pyarrow.parquet.read_table(path)
-        about = json.loads((table.schema.metadata or {})[KEY])
+        about = check(path, parse((table.schema.metadata or {})[KEY]), ABOUT)
         columns = {name: table.column(name).to_pylist() for name in ("file", "row")}
         labels = table.column("label").to_pylist() if "label" in table.column_names else None
         return Features(features_array(table), columns["file"], columns["row"], labels, about)

@@ -13,6 +13,7 @@ import pyarrow.parquet
 from accelerate import Accelerator
 
 from .. import files
+from ..checked import anything, check, mapped, parse, read_json
 from ..errors import UserError
 from ..files import replacing, write_json
 from ..training.run_folder import LOCK, MARK, lock_folder
@@ -49,7 +50,7 @@ class Parts:
         return self.settings_file.exists() and not self._changes()
 
     def _changes(self) -> str:
-        return differences(json.loads(self.settings_file.read_text()), self.settings)
+        return differences(check(self.settings_file, read_json(self.settings_file), {}), self.settings)
 
     def open(self, overwrite: bool) -> list[int]:
         """Numbers of the parts that this process must compute, dealt out in turn. With `overwrite`, parts with other
@@ -120,8 +121,9 @@ def finished_settings(target: Path) -> dict | None:
     """The settings that a finished parquet file was made with, or None for other files."""
     try:
         metadata = pyarrow.parquet.read_schema(target).metadata or {}
-        return json.loads(metadata[KEY])["settings"]
-    except (OSError, ValueError, KeyError, TypeError):
+        about = check(str(target), parse(metadata[KEY]), {"settings": mapped(anything)}, needed=("settings",))
+        return about["settings"]
+    except (OSError, ValueError, KeyError):
         return None
 
 

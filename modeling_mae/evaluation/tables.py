@@ -17,7 +17,10 @@ from accelerate import Accelerator
 from ..checkpoint import Checkpoint
 from ..data.find.places import Place, described, open_place
 from ..data.find.row_names import RowNames
+from ..data.read.limits import MOST_PIXELS
+from ..data.serve.images import ImageSettings
 from ..errors import UserError
+from ..settings import settings as settings_of
 from ..training.launch import loading_workers, make_accelerator
 from .inputs import Inputs, ProgressBar, columns_of, describe_crop, names_checksum, open_inputs, weights_checksum
 from .parts import WRITERS, Parts, batches_of_parts, differences, finished_settings, table_of
@@ -32,7 +35,7 @@ class ApplySettings:
     """Which images a checkpoint is applied to, and how they are read.
 
     Raises:
-        UserError: the batch size is below 1.
+        UserError: the batch size or the number of pixels is below 1.
     """
 
     split: str | None = None  # by default all images of a path
@@ -42,12 +45,14 @@ class ApplySettings:
     streaming: bool = False
     cache_dir: str | None = None
     on_bad_image: str = "error"  # or skip: name unreadable images and leave them out
+    max_image_pixels: int = MOST_PIXELS  # larger files are bad images
     batch_size: int = BATCH  # images at a time
     num_workers: int | None = None  # processes that read images; by default one for each core, 0 for none
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise UserError(f"batch_size {self.batch_size} is not at least 1")
+        for name in ("batch_size", "max_image_pixels"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} {getattr(self, name)} is not at least 1")
 
     @property
     def place(self) -> dict[str, Any]:
@@ -73,7 +78,7 @@ class ApplySettings:
         """
         with nullcontext() if accelerator is None else accelerator.main_process_first():
             source = open_place(images, **self.place)
-        return open_inputs(checkpoint, source, on_bad_image=self.on_bad_image, white=white, say=say)
+        return open_inputs(checkpoint, source, settings=settings_of(ImageSettings, self), white=white, say=say)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import pathlib
 import pickle
 import re
@@ -19,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, PreTrainedConfig
 from transformers.utils import CONFIG_NAME, cached_file
 
+from ..checked import parse
 from ..configuration_mae import MAEConfig
 from ..errors import UserError, not_found
 from .layouts import TIMM_POOLINGS, official_from_vit, shared_fields
@@ -104,8 +104,8 @@ def read_json(source, file: str, hub_options: dict) -> dict | None:
             f"{source}: its {file} has more than {MAX_JSON >> 20} MiB, too much for a configuration of a model"
         )
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        content = parse(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
         raise UserError(f"{source}: its {file} is not JSON: {one_line(error)[:200]}") from error
     if not isinstance(content, dict):
         raise UserError(f"{source}: its {file} holds a {type(content).__name__}, not an object with fields")

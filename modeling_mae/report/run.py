@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..checked import check, invalid_file, mapped, parse, plain, read_json, share
 from ..errors import UserError
 from ..files import write_json
-from .checked import SETTINGS, SUMMARY, check, entry_kinds, invalid_file, mapped, plain, read_json, row_kinds, share
+from .checked import SETTINGS, SUMMARY, entry_kinds, row_kinds
 from .facts import TrainingLog
 from .problem import Problem, problem_named
 
@@ -147,11 +148,11 @@ def _history(path: Path) -> list[Any]:
     entries = []
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
-            entries.append(json.loads(line))
-    except (OSError, RecursionError, UnicodeDecodeError) as error:
-        raise UserError(f"{str(path)!r} cannot be read ({error}): fix or remove it") from None
-    except ValueError:
+            entries.append(parse(line))
+    except json.JSONDecodeError:
         pass  # the last line is being written
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(path)!r} cannot be read ({error}): fix or remove it") from None
     return entries
 
 

@@ -1,7 +1,6 @@
 """Writes checkpoints, completely or not at all, and chooses the one to go on from."""
 
 import errno
-import json
 import os
 import shutil
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
+from ..checked import made_of, read_json
 from ..errors import TrainingStopped, UserError
 from ..files import is_full, share, write_json
 from .manifest import PROGRESS, checkpoint_name, checkpoint_update, checkpoints_in, find_fault, write_manifest
@@ -30,8 +30,8 @@ class Progress:
         write_json(folder / PROGRESS, vars(self))
 
     def load(self, folder: Path) -> None:
-        values = json.loads((folder / PROGRESS).read_text())
-        vars(self).update({name: values[name] for name in vars(self)})
+        path = folder / PROGRESS
+        vars(self).update(vars(made_of(Progress, path, read_json(path))))
 
 
 class Checkpoints:

@@ -207,7 +207,7 @@ class BatchSource:
         for buffer, before in zip(self.run.model.buffers(), self.buffers, strict=True):
             buffer.copy_(before)
         checkpoint = save_checkpoint(self.run, self.unread) if self.run.progress.update else None
-        raise stopped_without_images(self.run, batch, checkpoint)
+        raise stopped_without_images(self.run, batch, checkpoint, self.stop.signal)
 
 
 def next_batch(run: Run, batches: Iterator[dict], stop: StopRequest, waiting: Waiting) -> dict | str:
@@ -305,10 +305,11 @@ def not_finite(run: Run, reason: str, update: int) -> TrainingStopped:
     )
 
 
-def stopped_without_images(run: Run, reason: str, checkpoint: Path | None) -> TrainingStopped:
+def stopped_without_images(run: Run, reason: str, checkpoint: Path | None, signal_number: int) -> TrainingStopped:
     done = run.progress.update
     go_on = f"--resume_from_checkpoint auto goes on from {checkpoint}" if checkpoint else "start again"
-    return TrainingStopped(f"stopped after update {done} of {run.schedule.updates}: {reason}. Then {go_on}")
+    text = f"stopped after update {done} of {run.schedule.updates}: {reason}. Then {go_on}"
+    return TrainingStopped(text, code=128 + signal_number if signal_number else 1)
 
 
 def stopped_by_signal(run: Run, signal_number: int, checkpoint: Path) -> TrainingStopped:

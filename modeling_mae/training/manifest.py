@@ -4,11 +4,13 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils.other import load
 from safetensors import SafetensorError, safe_open
 
+from ..checked import Kind, anything, check, count, listed, mapped, number, optional, read_json, text
 from ..errors import UserError
 from ..files import write_json
 
@@ -16,15 +18,22 @@ from ..files import write_json
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
 WEIGHTS = "model.safetensors"
-CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,15})")
 # Accelerate reads these with `weights_only`: tensors and plain values, no code.
-PICKLES = re.compile(r"optimizer\.bin|random_states_\d+\.pkl|scaler\.pt|pytorch_model_fsdp\.bin")
+PICKLES = re.compile(r"optimizer\.bin|random_states_[0-9]+\.pkl|scaler\.pt|pytorch_model_fsdp\.bin")
 FILES = re.compile(rf"model[\w.-]*\.safetensors|model\.safetensors\.index\.json|{PROGRESS}|{MANIFEST}")
 
 
 # Settings that may change when a run goes on. They do not change the weights, except for the length: then `open_run`
 # prints what changes. `chosen` repeats other settings.
 MAY_CHANGE = {"processes", "versions", "schedule", "chosen"}
+MADE_WITH: dict[str, Kind] = {
+    "mean": optional(listed(number)),
+    "std": optional(listed(number)),
+    "white": optional(number),
+    "chosen": mapped(anything),
+    "schedule": mapped(anything),
+}
 
 
 def checkpoint_name(update: int) -> str:
@@ -49,8 +58,18 @@ def write_manifest(folder: Path, made_with: dict) -> None:
     write_json(folder / MANIFEST, {"files": files, "made_with": made_with})
 
 
-def read_manifest(checkpoint: Path) -> dict:
-    return json.loads((checkpoint / MANIFEST).read_text())
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint.
+
+    Raises:
+        UserError: there is none, or it does not hold what `write_manifest` writes.
+    """
+    path = checkpoint / MANIFEST
+    manifest = check(path, read_json(path), {}, needed=("files", "made_with"))
+    for name, entry in check(path, manifest["files"], {}).items():
+        check(f"{path}: {name[:40]}", entry, {"bytes": count, "sha256": text}, needed=("bytes", "sha256"))
+    check(path, manifest["made_with"], MADE_WITH)
+    return manifest
 
 
 def made_with_before(folders: list[Path], resume: str | None) -> dict:
@@ -62,7 +81,7 @@ def made_with_before(folders: list[Path], resume: str | None) -> dict:
     for path in paths:
         try:
             return read_manifest(path)["made_with"]
-        except (OSError, ValueError, KeyError):
+        except UserError:
             continue  # choose_checkpoint says what is wrong with it
     return {}
 
@@ -81,9 +100,9 @@ def find_fault(checkpoint: Path) -> str | None:
         return f"it has no {MANIFEST}: it is not complete, or an older version wrote it"
     try:
         files = read_manifest(checkpoint)["files"]
-        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"its {MANIFEST} cannot be read"
+    except UserError as error:
+        return f"its {MANIFEST} cannot be read: {error}"
+    expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
     present = {path.name: path for path in checkpoint.iterdir()}
     for name in sorted(present):
         # The manifest may come from a stranger too, so no other files are loaded, even if it lists them.

@@ -1,6 +1,5 @@
 """Claims the folder of a run: it must be new, empty or a run's, and no other run may be writing there."""
 
-import json
 import os
 import shutil
 import socket
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
+from ..checked import check, read_json
 from ..errors import UserError
 from ..files import write_json
 from .manifest import checkpoints_in
@@ -42,7 +42,7 @@ def lock_folder(folder: Path) -> None:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        holder = json.loads(mark.read_text()) if mark.exists() else {}
+        holder = check(mark, read_json(mark) or {}, {})
         raise UserError(
             f"output_dir {str(folder)!r} is in use by process {holder.get('process')} on {holder.get('host')}, since "
             f"{holder.get('since')}: wait for that run, stop it, or give another folder"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from ..data.serve.worker import stop_asked
 from .launch import started_by_launcher
 
 
@@ -34,6 +35,7 @@ class StopRequest:
         return self
 
     def __exit__(self, *_):
+        stop_asked.clear()
         for signal_number, handler in self.previous_handlers.items():
             signal.signal(signal_number, handler)
 
@@ -42,6 +44,7 @@ class StopRequest:
         if self.signal and signal_number == signal.SIGINT and time.monotonic() - self.noted_at > 1:
             raise KeyboardInterrupt
         if not self.signal:
+            stop_asked.set()
             self.signal, self.noted_at = signal_number, time.monotonic()
 
     @staticmethod

@@ -16,13 +16,14 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 
+from ..checked import check, count, invalid_file, made_of, number, parse
 from ..data.serve.images import Images
 from ..data.serve.order import split_batch
 from ..errors import TrainingStopped, UserError
 from ..files import is_full, share, write_text
 from .checkpoints import Checkpoints, Progress
 from .launch import loading_workers
-from .manifest import check_architecture, check_changes, read_manifest
+from .manifest import MANIFEST, check_architecture, check_changes, read_manifest
 from .optim import Schedule
 from .sharded import fix_gradient_buckets, original_class
 
@@ -52,9 +53,13 @@ class History:
         entries = []
         for line in self.path.read_text().splitlines() if self.path.exists() else []:
             try:
-                entries.append(json.loads(line))
+                entries.append(check(self.path, parse(line), {"step": count, "epoch": number}, needed=("step",)))
             except json.JSONDecodeError:
                 break  # a kill cut this line off, so it is later than any checkpoint
+            except UserError:
+                raise
+            except ValueError as error:
+                raise invalid_file(self.path, str(error)) from None
         return entries
 
 
@@ -212,7 +217,7 @@ def _new_length(checkpoint: Path, schedule: Schedule, update: int) -> list[str]:
             f"checkpoint {str(checkpoint)!r} is at update {update}, but the run has only {schedule.updates}: give "
             "more --num_train_epochs or --max_train_steps"
         )
-    before = Schedule(**read_manifest(checkpoint)["made_with"]["schedule"])
+    before = made_of(Schedule, checkpoint / MANIFEST, read_manifest(checkpoint)["made_with"].get("schedule"))
     if before.updates == schedule.updates:
         return []
     return [

@@ -20,6 +20,7 @@ from .arrays import bands_first, plain_numbers, read_array
 from .bit_depth import WHITE, check_8_bits, deep_values, kind_and_highest, scaled
 from .faults import BadImage, name_of, reading
 from .header import is_deep, plain_jpeg_size, read_header
+from .limits import MOST_PIXELS, check_size
 from .reduced import ReducedJpeg, Reduction, picture_tensor, reduce_jpeg
 
 
@@ -55,16 +56,22 @@ class Rules:
     bands: list[int] | None = None
     enough_pixels: int | None = None
     reduction: Reduction | None = None
+    max_image_pixels: int = MOST_PIXELS
 
 
 Decoded = tuple[torch.Tensor | ReducedJpeg, torch.Tensor | None]
 
 
 def decode(
-    data: bytes | None, path: str | None, num_channels: int, white: float | None = None, bands: list[int] | None = None
+    data: bytes | None,
+    path: str | None,
+    num_channels: int,
+    white: float | None = None,
+    bands: list[int] | None = None,
+    max_image_pixels: int = MOST_PIXELS,
 ) -> torch.Tensor:
     """The whole image that `decode_present` gives, without what was missing."""
-    image, _ = decode_present(data, path, Rules(num_channels, white, bands))
+    image, _ = decode_present(data, path, Rules(num_channels, white, bands, max_image_pixels=max_image_pixels))
     assert isinstance(image, torch.Tensor)
     return image
 
@@ -82,6 +89,7 @@ def decode_present(data: bytes | None, path: str | None, rules: Rules) -> Decode
     with reading(path):
         if data is None and path is not None and not path.lower().endswith(".npy"):  # of which perhaps a part is read
             data = _read(path)
+        check_size(data, path, rules.max_image_pixels)
         array = read_array(data, path)
         if array is not None:
             return _from_array(*array, rules, name_of(path))
@@ -129,7 +137,11 @@ def _from_array(values: np.ndarray, axis: int | None, missing: float | None, rul
 
 
 def look_at(
-    data: bytes | None, path: str | None, num_channels: int, bands: list[int] | None = None
+    data: bytes | None,
+    path: str | None,
+    num_channels: int,
+    bands: list[int] | None = None,
+    max_image_pixels: int = MOST_PIXELS,
 ) -> tuple[tuple[str, str, float], bool]:
     """What `open_images` wants to know of a file: (name, kind of values, highest value) of what `decode` gives, as
     `common_white` takes them; and whether it is a stack of pages.
@@ -139,6 +151,7 @@ def look_at(
     """
     name, header = name_of(path), read_header(data, path)
     with reading(path):
+        check_size(data, path, max_image_pixels)
         if header.is_array and (array := read_array(data, path)) is not None:
             values, axis, missing = array
             values = bands_first(values, axis, num_channels, bands, name)

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import logging
+import math
 import zipfile
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -15,6 +16,7 @@ from .faults import BadImage, name_of, reading
 
 NUMPY = b"\x93NUMPY"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+DEFLATE = 1032  # bytes that one byte of zlib can become at most
 MOST_BANDS = 1000  # pages of a TIFF that can be bands; more are a stack
 NODATA_TAG = 42113  # GDAL's: the value, as text, of pixels without one
 GRAY = {"1", "L", "LA", "La", "I", "F"}  # Pillow's modes of one channel, beside those of 16 bits
@@ -40,6 +42,7 @@ class Header:
     is_array: bool  # of numbers, which Pillow does not read
     deep: bool = False  # a picture of more than 8 bits a channel
     stack: bool = False  # a TIFF with pages as large as the first, the one that is read; smaller ones are previews
+    least_bytes: int = 0  # that the file must have to hold the values; 0 where the header does not tell
 
     @property
     def pixels(self) -> int:
@@ -80,13 +83,16 @@ def read_header(data: bytes | None, path: str | None) -> Header:
     Raises:
         BadImage: it cannot be read, or it holds no single picture or array.
     """
+    Image.MAX_IMAGE_PIXELS = None  # a header takes no memory: `check_size` refuses what is too large
     with reading(path), opened(data, path) as file:
         kind, stack = kind_of(data, path), False
         if kind == "npy":
-            return array_header("NPY", _numpy_shape(file), None, path)
+            shape, needed = _numpy_shape(file)
+            return array_header("NPY", shape, None, path, least_bytes=needed)
         if kind == "npz":
             with zipfile.ZipFile(file) as archive, archive.open(only_array(archive.namelist(), path)) as member:
-                return array_header("NPZ", _numpy_shape(member), None, path)
+                shape, needed = _numpy_shape(member)
+                return array_header("NPZ", shape, None, path, least_bytes=needed // DEFLATE)
         if kind == "dicom":
             about = read_dicom(file, path, header_only=True)
             samples = int(about.get("SamplesPerPixel") or 1)
@@ -108,22 +114,27 @@ def read_header(data: bytes | None, path: str | None) -> Header:
             return Header(str(picture.format), height, width, channels, False, is_deep(picture), stack)
 
 
-def array_header(format: str, shape: tuple[int, ...], axis: int | None, path: str | None, stack=False) -> Header:
+def array_header(
+    format: str, shape: tuple[int, ...], axis: int | None, path: str | None, stack=False, least_bytes=0
+) -> Header:
     """The header of an array whose bands are in `axis`; None: in its shortest one."""
     if len(shape) not in (2, 3) or not all(shape):
         sides = "x".join(map(str, shape))
-        raise BadImage(f"{name_of(path)} has the shape {sides}: save height x width, with bands first or last")
+        remedy = ": save height x width, with bands first or last" if all(shape) else ", no pixels: remove it"
+        raise BadImage(f"{name_of(path)} has the shape {sides}{remedy}")
     if len(shape) == 2:
-        return Header(format, *shape, 1, True, stack=stack)
+        return Header(format, *shape, 1, True, stack=stack, least_bytes=least_bytes)
     axis = int(np.argmin(shape)) if axis is None else axis
     height, width = (n for i, n in enumerate(shape) if i != axis)
-    return Header(format, height, width, shape[axis], True, stack=stack)
+    return Header(format, height, width, shape[axis], True, stack=stack, least_bytes=least_bytes)
 
 
-def _numpy_shape(file: Any) -> tuple[int, ...]:
+def _numpy_shape(file: Any) -> tuple[tuple[int, ...], int]:
+    """The shape, and how many bytes its values take."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(file)[0]
+    shape, _, kind = read(file)
+    return shape, math.prod(shape) * kind.itemsize
 
 
 def only_array(names: list[str], path: str | None) -> str:

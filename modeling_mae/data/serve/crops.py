@@ -11,6 +11,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from .worker import mapped, shared_or
+
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)  # width to height of a random crop: the RandomResizedCrop of every published MAE
 Epochs = int | Sequence[int] | np.ndarray  # one for all images, or one for each
@@ -111,7 +113,7 @@ class OnlyCrop:
 
     def __init__(self, crop: "FlippingCrop", mirrored: bool):
         self.crop, self.mirrored = crop, mirrored
-        self.had_choice = torch.zeros(1, dtype=torch.bool).share_memory_()
+        self.had_choice = shared_or(mapped, torch.zeros(1, dtype=torch.bool))
 
     def __call__(
         self, epoch: Epochs, indices: Indices, height: Sides, width: Sides, repeats: Sides = 0

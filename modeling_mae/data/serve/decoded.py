@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ...errors import UserError
 from ..read.arrays import cell_of
-from .worker import prepare_worker
+from .worker import WatchedLoader
 
 
 ENTRY = 5  # int64 of each image: place, channels, height, width, whole
@@ -211,14 +211,8 @@ def fill(pixels: torch.Tensor, files, num_workers: int) -> torch.Tensor | None:
         UserError: a file is bad, and bad images are errors.
     """
     num_workers = num_workers if sys.platform == "linux" else 0  # elsewhere, workers would get copies of the pixels
-    loader = DataLoader(
-        Pieces(pixels, files),
-        batch_size=None,
-        num_workers=num_workers,
-        worker_init_fn=prepare_worker,
-        multiprocessing_context="fork" if num_workers else None,
-        generator=torch.Generator(),  # of its own: the global one must stand where it stood
-    )
+    forked = "fork" if num_workers else None
+    loader = WatchedLoader(Pieces(pixels, files), num_workers, multiprocessing_context=forked)
     stand_ins = torch.arange(len(files))
     for unread in loader:
         if unread is None:

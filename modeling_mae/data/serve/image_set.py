@@ -13,7 +13,7 @@ from ..read.bit_depth import WHITE
 from .crops import CenterCrop, Crop, finish_crop
 from .mixture import Mixture
 from .order import MicroBatches, Order, UpdateOrder, distinct_images
-from .worker import prepare_worker
+from .worker import WatchedLoader
 
 
 PREFETCHED_BATCHES = 4  # of each loading worker
@@ -128,16 +128,9 @@ class Images(Dataset, ABC):
     def loader(self, batches: Sampler | Iterable[tuple[int, list[int]]], num_workers: int) -> DataLoader:
         """The given batches, each (epoch, indices), in order."""
         workers = num_workers if self.can_fail else 0
-        return DataLoader(
-            self,
-            batch_size=None,  # the sampler makes the batches
-            sampler=batches,
-            num_workers=workers,
-            worker_init_fn=prepare_worker,
-            pin_memory=torch.cuda.is_available(),
-            prefetch_factor=PREFETCHED_BATCHES if workers else None,
-            generator=torch.Generator(),  # of its own: the global one must stand where a checkpoint left it
-        )
+        prefetched = PREFETCHED_BATCHES if workers else None
+        pinned = torch.cuda.is_available()
+        return WatchedLoader(self, workers, sampler=batches, pin_memory=pinned, prefetch_factor=prefetched)
 
     def order(self, total_batch_size: int, seed: int) -> UpdateOrder:
         if self.mixture is not None:

@@ -16,6 +16,7 @@ from ..read.arrays import cell_of, describe_stacks
 from ..read.bit_depth import WHITE, common_white, describe_scale
 from ..read.decode import Rules, decode_present, look_at
 from ..read.faults import BadImage, name_of
+from ..read.limits import MOST_PIXELS
 from ..read.reduced import ReducedJpeg, Reduction
 from ..stream.shards import ShardedRows
 from .crops import repeats_of
@@ -24,6 +25,7 @@ from .image_set import Images
 from .lanes import LaneOrder
 from .mixture import Mixture
 from .order import UpdateOrder
+from .worker import mapped, shared_or
 
 
 SHAPE_SAMPLE = 16  # images that tell whether all have the same shape
@@ -45,6 +47,7 @@ class ImageSettings:
     image_mean: list[float] | None = None  # for white 1; None measures it on a sample
     image_std: list[float] | None = None
     eval_crop_fraction: float | None = None  # of the largest central box; None takes all of it
+    max_image_pixels: int = MOST_PIXELS  # of a file; larger ones are bad images
 
     @property
     def crop_fraction(self) -> float:
@@ -109,8 +112,8 @@ class FileImages(Images):
         self.source, self.num_channels, self.settings = source, opening.num_channels, settings
         self.on_bad_image = settings.on_bad_image
         self.white, self.bands, self.mixture = settings.white_value or WHITE, settings.bands, Mixture.of(source)
-        for flags in (self.skipped, self.incomplete):
-            flags.share_memory_()  # loading workers write into them
+        # Loading workers write into them.
+        self.skipped, self.incomplete = (shared_or(mapped, flags) for flags in (self.skipped, self.incomplete))
 
     def read(self, index: int) -> torch.Tensor:
         return self.read_whole(index)[0]
@@ -169,7 +172,8 @@ class FileImages(Images):
         reduction: Reduction | None = None,
     ):
         """As `decode_present`, under the rules of this set."""
-        rules = Rules(self.num_channels, self.white, self.bands, enough_pixels, reduction)
+        most = self.settings.max_image_pixels
+        rules = Rules(self.num_channels, self.white, self.bands, enough_pixels, reduction, most)
         image, gone = decode_present(data, path, rules)
         if not torch.is_tensor(image):
             return image, gone
@@ -264,8 +268,9 @@ def open_images(source: Source, opening: Opening, labels: np.ndarray | None = No
         raise UserError(f"bands {settings.bands} are {count}, the model takes {channels} channels: set num_channels")
     images_class = StreamedImages if isinstance(source.dataset, ShardedRows) else FileImages
     files = images_class(source, opening, None if labels is None else torch.from_numpy(labels))
-    looks = files.try_files(files.spread(FILE_SAMPLE), partial(look_at, num_channels=channels, bands=settings.bands))
-    ranges, stacks = [look[0] for look in looks], [look[1] for look in looks]
+    look = partial(look_at, num_channels=channels, bands=settings.bands, max_image_pixels=settings.max_image_pixels)
+    looks = files.try_files(files.spread(FILE_SAMPLE), look)
+    ranges, stacks = [seen[0] for seen in looks], [seen[1] for seen in looks]
     if settings.white_value is None:
         files.white = common_white(ranges)
     if any(kind != "8 bits" for _, kind, _ in ranges):

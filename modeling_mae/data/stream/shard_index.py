@@ -7,6 +7,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
+from ...checked import made_of, read_json
 from ...errors import UserError
 from ..read.endings import image_endings
 from .formats import Shard, format_of
@@ -48,11 +49,11 @@ def _counted(url: str, cache: ShardCache) -> Shard:
     counted = f"{url} {sorted(image_endings())}"  # which of a tar file's members are images
     kept = folder / f"{hashlib.sha256(counted.encode()).hexdigest()}.json"
     try:
-        shard = Shard(**json.loads(kept.read_text()))
+        shard = made_of(Shard, kept, read_json(kept))
         if (shard.size, shard.stamp) == (size, stamp):
             return shard
-    except (OSError, ValueError, TypeError):
-        pass  # not counted yet
+    except UserError:
+        pass  # not counted yet, or the file is damaged
     shard = Shard(url, size, stamp)
     attempt(lambda: format_of(shard).count(shard, cache), url)
     folder.mkdir(parents=True, exist_ok=True)

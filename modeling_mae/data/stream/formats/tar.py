@@ -1,7 +1,6 @@
 """Tar files of images and their label files, as webdataset writes them. A unit is a whole file."""
 
 import copy
-import json
 import os
 import posixpath
 import tarfile
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 import datasets
 import pyarrow as pa
 
+from ....checked import parse
 from ...read.endings import ending_of, image_endings, why_left_out, why_no_image
 from ...read.faults import BadImage
 from ..shard_cache import ShardCache, local_file
@@ -165,7 +165,7 @@ def _label(data: bytes, ending: str) -> str | None:
     if ending != ".json":
         return text or None
     try:
-        content = json.loads(text)
+        content = parse(text)
     except ValueError:
         return None
     label = next((content[key] for key in ("label", "cls") if key in content), None) if type(content) is dict else None
