@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from PIL import Image, features
 
 from ...errors import UserError
-from ..read.header import has_pydicom
+from ..read.dicom import has_pydicom
 
 
 SPELLINGS = {
