@@ -59,7 +59,12 @@ def test_what_is_given_wins_and_is_told():
 
 @pytest.mark.parametrize(
     ("values", "white"),
-    [(RAMP * 65, 4095), (RAMP * 1040, 65535), ((RAMP / 63).astype(np.float32), 1), (RAMP.astype(np.int32) * 65 - 999, 1)],
+    [
+        (RAMP * 65, 4095),
+        (RAMP * 1040, 65535),
+        ((RAMP / 63).astype(np.float32), 1),
+        (RAMP.astype(np.int32) * 65 - 999, 1),
+    ],
 )
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pipelines_see_what_the_training_saw(tmp_path, values, white, channels):

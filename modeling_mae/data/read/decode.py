@@ -10,16 +10,17 @@ import warnings
 from contextlib import suppress
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.io import ImageReadMode, decode_image
 
 from .arrays import read_array
 from .bit_depth import WHITE, check_8_bits, kind_and_highest
-from .deep import bits_of, deep_picture, plain_picture
+from .deep import bits_of, deep_jpeg, deep_picture, plain_picture
 from .faults import name_of, reading
 from .header import orientation_of, plain_jpeg_size, read_header
 from .meaning import Rules, chosen_bands, image_of, not_a_picture_of, numbers_of, on_white
 from .reduced import ReducedJpeg, Reduction, picture_tensor, reduce_jpeg
+from .stored import Stored
 
 
 try:
@@ -30,6 +31,8 @@ except ImportError:
 
 # The decoder only reads the bytes. A writable copy of every file would cost a thirtieth of the decoding.
 warnings.filterwarnings("ignore", message="The given buffer is not writable")
+# What is odd about a file that they read.
+warnings.filterwarnings("ignore", module=r"(PIL|pydicom|tifffile)\.")
 
 SMALL = 1 << 20  # pixels up to which reading the header costs a part of the decoding that matters
 
@@ -77,7 +80,10 @@ def _from_picture(data: bytes, rules: Rules, name: str) -> Decoded:
     if channels not in (1, 3):
         raise not_a_picture_of(channels, name)
     check_8_bits(rules.white, name)
-    image = _decode_jpeg(data, channels, rules.enough_pixels, None if rules.bands else rules.reduction)
+    try:
+        image = _decode_jpeg(data, channels, rules.enough_pixels, None if rules.bands else rules.reduction)
+    except UnidentifiedImageError:
+        return image_of(deep_jpeg(data), rules, name)
     if isinstance(image, ReducedJpeg):
         return image, None
     if rules.bands:
@@ -101,12 +107,19 @@ def look_at(
         stored = read_array(data, path)
         if stored is None:
             data = _read(str(path)) if data is None else data
-            with Image.open(io.BytesIO(data)) as picture:
-                stored = deep_picture(picture, data, orientation_of(picture))
+            stored = _deep(data)
         values = numbers_of(stored, Rules(num_channels, bands=bands), name).values
         kind, highest = kind_and_highest(values)
         declared = stored.most if kind == "whole numbers" else None
         return (name, kind, max(highest, declared or highest)), header.stack
+
+
+def _deep(data: bytes) -> Stored:
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            return deep_picture(picture, data, orientation_of(picture))
+    except UnidentifiedImageError:
+        return deep_jpeg(data)
 
 
 def _decode_jpeg(
@@ -144,11 +157,16 @@ def _decode_whole_jpeg(data: bytes, num_channels: int, may_be_turned: bool) -> t
 def _decode_with_pil(data: bytes, rules: Rules, name: str) -> Decoded:
     with Image.open(io.BytesIO(data)) as opened:
         if bits_of(opened) > 8:
-            return image_of(deep_picture(opened, data, orientation_of(opened)), rules, name)
+            return image_of(_deep(data), rules, name)
         if rules.bands or rules.num_channels not in (1, 3):
             return image_of(plain_picture(opened), rules, name)
         check_8_bits(rules.white, name)
-        opened.load()
+        try:
+            opened.load()
+        except OSError:
+            if opened.format != "JPEG2000":
+                raise
+            return image_of(_deep(data), rules, name)  # OpenJPEG reads more than Pillow makes of it
         ImageOps.exif_transpose(opened, in_place=True)  # a copy of a small picture costs a tenth of its decoding
         image: Image.Image = opened
     if "A" in image.getbands() or "transparency" in image.info:

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .stored import Stored, gray_or_rgb
 
@@ -56,6 +56,16 @@ def deep_picture(picture: Image.Image, data: bytes, orientation: int) -> Stored:
     if (header := NETPBM.match(data)) is not None:
         return _netpbm(header, data)
     return gray_or_rgb(np.asarray(ImageOps.exif_transpose(picture)))
+
+
+def deep_jpeg(data: bytes) -> Stored:
+    """A JPEG file of 12 or 16 bits, which Pillow does not open. Exception: it is another file, or damaged."""
+    import imagecodecs
+
+    if data[:2] != b"\xff\xd8":
+        raise UnidentifiedImageError("cannot identify image file")
+    values = imagecodecs.jpeg_decode(data)
+    return gray_or_rgb(values, most=4095 if values.dtype.itemsize > 1 and values.max() < 4096 else None)
 
 
 def plain_picture(picture: Image.Image) -> Stored:

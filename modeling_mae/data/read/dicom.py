@@ -10,7 +10,9 @@ from .stored import Stored, promised
 
 
 PALETTE = "PALETTE COLOR"
+PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 FIRST_ELEMENTS = (b"\2\0\0\0", b"\x08\0\0\0", b"\x08\0\1\0", b"\x08\0\5\0", b"\x08\0\x08\0", b"\x08\0\x16\0")
+BIG_ENDIAN = tuple(first[1::-1] + first[:1:-1] for first in FIRST_ELEMENTS)
 LONGEST = 64  # bytes of the first element of a file without a preamble
 
 
@@ -25,7 +27,7 @@ def is_dicom(start: bytes) -> bool:
         return True
     length = int.from_bytes(start[4:8], "little")
     explicit = start[4:6] in (b"UL", b"UI", b"CS", b"OB")
-    return start[:4] in FIRST_ELEMENTS and (explicit or (0 < length <= LONGEST and length % 2 == 0))
+    return start[:4] in FIRST_ELEMENTS + BIG_ENDIAN and (explicit or (0 < length <= LONGEST and length % 2 == 0))
 
 
 def _opened(file: BinaryIO, path: str | None, header_only: bool) -> Any:
@@ -34,7 +36,8 @@ def _opened(file: BinaryIO, path: str | None, header_only: bool) -> Any:
     import pydicom
 
     about = pydicom.dcmread(file, stop_before_pixels=header_only, force=True)
-    if "Rows" not in about or "Columns" not in about:
+    pixels = header_only or any(name in about for name in PIXELS)
+    if "Rows" not in about or "Columns" not in about or not pixels:
         raise BadImage(f"{name_of(path)} is DICOM without a picture: remove it")
     frames = int(about.get("NumberOfFrames") or 1)
     if frames > 1:
@@ -65,7 +68,8 @@ def read_dicom(file: BinaryIO, path: str | None) -> Stored:
         about.file_meta.TransferSyntaxUID = _syntax_of(about)
     values = pixels.pixel_array(about)
     if about.get("PhotometricInterpretation") == PALETTE:
-        return Stored(pixels.apply_color_lut(values, about), 2, "rgb")
+        colours = pixels.apply_color_lut(values, about)
+        return Stored((colours >> 8 * (colours.itemsize - 1)).astype(np.uint8), 2, "rgb")
     if values.ndim == 3:
         return Stored(values, 2, "rgb")
     missing = _padding(values, about)

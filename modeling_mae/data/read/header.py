@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from .deep import bits_of
+from .deep import bits_of, deep_jpeg
 from .dicom import described_dicom, is_dicom
 from .faults import BadImage, name_of, reading
 from .stored import Stored, promised
@@ -99,7 +99,12 @@ def read_header(data: bytes | None, path: str | None) -> Header:
 
             with tifffile.TiffFile(file) as tiff:
                 return _header_of("TIFF", described_tiff(tiff, path)[1], path, is_stack(tiff))
-        with Image.open(file) as picture:
+        try:
+            picture = Image.open(file)
+        except UnidentifiedImageError:
+            file.seek(0)
+            return _header_of("JPEG", deep_jpeg(file.read()), path)
+        with picture:
             gray = picture.mode in GRAY or picture.mode.startswith("I;")
             turned = orientation_of(picture) >= TURNED
             height, width = picture.size if turned else picture.size[::-1]
@@ -163,7 +168,7 @@ def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
         marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
         if marker in FRAME_MARKERS:
             height, width = (int.from_bytes(data[start : start + 2], "big") for start in (place + 5, place + 7))
-            return (height, width) if data[place + 9] in (1, 3) else None
+            return (height, width) if data[place + 4] == 8 and data[place + 9] in (1, 3) else None
         if marker == EXIF_MARKER or marker not in SEGMENT_MARKERS:
             return None
         place += 2 + length

@@ -64,7 +64,8 @@ def read_tiff(file: BinaryIO, path: str | None) -> Stored:
         pages, stored = described_tiff(tiff, path)
         page = tiff.pages[0]
         fault: Exception | None = None
-        if int(page.photometric) != YCBCR or int(page.compression) in COLOURS_ONCE_DECODED:
+        decoded = int(page.compression) in COLOURS_ONCE_DECODED and int(page.planarconfig) == 1
+        if int(page.photometric) != YCBCR or decoded:
             try:
                 return replace(stored, values=pages.asarray(maxworkers=1))
             except Exception as error:  # Pillow knows some compressions that tifffile does not
