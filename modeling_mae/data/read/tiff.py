@@ -64,7 +64,7 @@ def read_tiff(file: BinaryIO, path: str | None) -> Stored:
         pages, stored = described_tiff(tiff, path)
         page = tiff.pages[0]
         fault: Exception | None = None
-        decoded = int(page.compression) in COLOURS_ONCE_DECODED and int(page.planarconfig) == 1
+        decoded = int(page.compression) in COLOURS_ONCE_DECODED and page.planarconfig == 1
         if int(page.photometric) != YCBCR or decoded:
             try:
                 return replace(stored, values=pages.asarray(maxworkers=1))
