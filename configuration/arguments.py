@@ -16,14 +16,14 @@ from .own_images import OPTIONS
 Decides = Literal["weights", "result", "nothing"]
 
 
-def option(default: Any, help: str, *, decides: Decides, **kwargs) -> Any:
+def option(default: Any, help: str, *, decides: Decides, added: bool = False, **kwargs) -> Any:
     """A dataclass field with its line for --help; a list is copied for each instance.
 
     `decides` says what depends on the option. weights: a resumed run must have the same. result: the results of an
     evaluation depend on it, or the checkpoint keeps its content in another form (data, model, mean, length). nothing:
-    neither.
+    neither. `added`: version 0.1 does not have the option, and does what the default does.
     """
-    metadata = {"help": help, "decides": decides, **kwargs}
+    metadata = {"help": help, "decides": decides, "added": added, **kwargs}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -212,11 +212,17 @@ class RunArguments:
     def deciding_weights(self) -> dict[str, Any]:
         """The options that decide the weights: a run goes on exactly only with the same."""
         values = {name: getattr(self, name) for name in self.deciding("weights")}
-        # Older checkpoints do not name what is as it was before.
-        parts = values.pop("progressive_resizing", [])
+        parts = values.get("progressive_resizing", [])
         while parts and parts[-1] == 0:
-            parts = parts[:-1]
-        return {**values, "progressive_resizing": parts} if parts else values
+            values["progressive_resizing"] = parts = parts[:-1]
+        added = self.added()  # older checkpoints do not name them
+        return {name: value for name, value in values.items() if name not in added or value != added[name]}
+
+    @classmethod
+    def added(cls) -> dict[str, Any]:
+        """The options that version 0.1 does not have, with what their absence means."""
+        defaults = cls()
+        return {field.name: getattr(defaults, field.name) for field in fields(cls) if field.metadata["added"]}
 
     def run_folders(self) -> list[Path]:
         """Where the run, or each of its trainings, keeps model and checkpoints."""
@@ -289,6 +295,7 @@ class PretrainArguments(RunArguments, OptimizerArguments, DataArguments, ModelAr
         "Part of the updates that see images with half of the height and width, and then with three quarters, rounded "
         "to whole patches, as 0.5 0.3. The rest sees the whole size. By default, and with 0, all do: the paper's way.",
         decides="weights",
+        added=True,
     )
     knn: bool = option(
         False,

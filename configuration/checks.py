@@ -155,10 +155,10 @@ def check_checkpoint(args) -> None:
 
 
 def check_problem_type(args) -> None:
-    from modeling_mae.configuration_mae import PROBLEM_TYPES
+    from modeling_mae.tasks import TASKS
 
-    if args.problem_type not in (None, *PROBLEM_TYPES):
-        hint = suggest(args.problem_type, PROBLEM_TYPES) or f": give {', '.join(PROBLEM_TYPES)}"
+    if args.problem_type not in (None, *TASKS):
+        hint = suggest(args.problem_type, TASKS) or f": give {', '.join(TASKS)}"
         raise ArgumentError(f"problem_type {args.problem_type!r} does not work{hint}")
 
 

@@ -299,7 +299,7 @@ class EvalTraining:
             raise ArgumentError(
                 f"{self.folder} holds the results of {row['name']}, not of {self.name}: give another --output_dir"
             )
-        before = json.loads((self.folder / "arguments.json").read_text())
+        before = self.recipe.added() | json.loads((self.folder / "arguments.json").read_text())
         now = json.loads(json.dumps(dataclasses.asdict(self.recipe)))
         names = [name for name in self.recipe.deciding("weights", "result") if before.get(name) != now[name]]
         # Where one call has them given and the other measured, the checkpoint compares the numbers.

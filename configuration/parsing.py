@@ -65,8 +65,8 @@ class _Parser(HfArgumentParser):
 
     origin = ""  # "demo.yaml: " while the recipe's words are parsed
 
-    def add_argument(self, *names, decides: str | None = None, **kwargs):
-        # HfArgumentParser hands on all that a field says of itself. What an option decides is not for the parser.
+    def add_argument(self, *names, decides: str | None = None, added: bool = False, **kwargs):
+        # HfArgumentParser hands on all that a field says of itself. These two are not for the parser.
         return super().add_argument(*names, **kwargs)
 
     def error(self, message: str) -> NoReturn:

@@ -47,7 +47,8 @@ class MAEModelOutput(ModelOutput):
 class MAEForPreTrainingOutput(ModelOutput):
     """Output of pre-training: ``loss ()`` in float32, ``logits (batch, predicted, patch values)`` in raster order,
     ``mask`` and ``ids_restore`` as in `MAEModelOutput`. ``predicted_ids (batch, predicted)`` says which patches are
-    predicted. It is missing where all are, the visible ones too. Hidden states and attentions are the encoder's."""
+    predicted. It is missing where all are, the visible ones too. Hidden states and attentions are the encoder's, where
+    asked for."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None

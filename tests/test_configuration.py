@@ -352,6 +352,18 @@ def test_every_option_says_what_it_decides(script):
         option(1, "An option that does not say it.")
 
 
+def test_an_option_that_was_added_is_at_its_default_as_it_was_without():
+    @dataclasses.dataclass(frozen=True)
+    class Later(PretrainArguments):
+        noise: float = option(0.0, "A new option.", decides="weights", added=True)
+
+    assert Later().added() == {**PretrainArguments().added(), "noise": 0.0}
+    assert Later().deciding_weights() == PretrainArguments().deciding_weights()
+    assert Later(noise=0.5).deciding_weights() == {**PretrainArguments().deciding_weights(), "noise": 0.5}
+    later = parse_arguments(Later, ["--noise", "0.5"])
+    assert later.noise == 0.5 and "noise: 0.5" in recipe_text(later)
+
+
 def test_a_recipe_that_is_saved_gives_the_same_options(tmp_path):
     words = "--train_dir a b --mix 3 1 --image_mean 0.1 0.25 0.3 --image_std 0.1 0.2 1e-3 --base_learning_rate 1e-5"
     words += " --config_overrides image_size=[32,64] mask_type=block norm_pix_loss=false mask_ratio=0.5 mask_ratio=0.8"

@@ -95,7 +95,7 @@ SETTINGS: dict[str, Kind] = {
     "output_dir": text,
     "warmup_epochs": optional(number),
 }
-ENTRY: dict[str, Kind] = {
+ENTRY: dict[str, Kind] = {  # what the report reads of an entry; others may stand beside it
     "step": count,
     **dict.fromkeys(("epoch", "loss", "learning_rate", "rank", "rank_untrained"), number),
     **dict.fromkeys(("knn", "knn_untrained", "knn_raw_pixels"), share),

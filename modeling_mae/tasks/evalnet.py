@@ -63,7 +63,8 @@ class EvalNetTask(Task):
         return notes
 
     def config_value(self, names: list[str]) -> Any:
-        """`problem_type` in the configuration of a model for these names."""
+        """`problem_type` in the configuration of a model for these names: one of transformers' words. It decides the
+        model's loss. A task with another name returns the word of the task by which its checkpoints are used."""
         return self.name
 
     def new_model(
@@ -79,7 +80,9 @@ class EvalNetTask(Task):
         from ..training.batch_norm import share_statistics  # late: the app has no libraries of the training
 
         trained = checkpoint is not None and EvalNet.__name__ in (config.architectures or [])
-        same = names_of(config) == names and (config.problem_type or SINGLE_LABEL) == self.name
+        # By what the checkpoint says: a task may share its model's problem with another task.
+        before, now = (value or SINGLE_LABEL for value in (config.problem_type, self.config_value(names)))
+        same = names_of(config) == names and before == now
         config.id2label = dict(enumerate(names))
         config.label2id = {name: i for i, name in config.id2label.items()}
         config.problem_type = self.config_value(names)

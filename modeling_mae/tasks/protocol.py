@@ -53,7 +53,8 @@ class Task(ABC):
 
     @abstractmethod
     def recognises(self, source: Source) -> bool:
-        """Whether the labels of `source`, which is not joined, look like this task's.
+        """Whether the labels of `source`, which is not joined, look like this task's. False where only its name,
+        given as --problem_type, asks for it.
 
         Raises:
             UserError: there is no column of labels, or there are several.
@@ -98,7 +99,8 @@ class Task(ABC):
         return []
 
     def open_images(self, source: Source, labels: np.ndarray, opening: Opening) -> Images:
-        """The images of `source` with what `read` has given for it."""
+        """The images of `source` with what `read` has given for it. Labels that follow from the pixels are computed
+        here, as `Images.read` gives them, and set by `Images.with_labels`."""
         return open_images(source, opening, labels)
 
     def labels_of(self, batch: dict, size: tuple[int, int]) -> torch.Tensor:
