@@ -76,7 +76,7 @@ def image_of(stored: Stored, rules: Rules, name: str) -> tuple[torch.Tensor, tor
         if len(values) > rules.num_channels:
             values = np.tensordot(LUMINANCE, values, 1)[None]
     shape = (rules.num_channels, *values.shape[1:])
-    image = torch.from_numpy(np.array(np.broadcast_to(values, shape)))
+    image = torch.from_numpy(np.require(np.broadcast_to(values, shape), requirements=["C", "W"]))
     if numbers.gone is None:
         return image, None
     gone = numbers.gone if len(numbers.gone) == rules.num_channels else numbers.gone.any(0, keepdims=True)
