@@ -89,7 +89,8 @@ def viewed(path: str) -> np.ndarray:
         return 255 - shown if inverted else shown
     if shown.dtype.kind == "f" and (values.dtype.kind == "i" or not np.array_equal(shown, values)):
         return shown * 255
-    return shown / (255 if values.dtype.itemsize == 1 else 65535) * 255
+    bits = {1: 8, 2: 16}.get(values.dtype.itemsize) or 2 * -(-int(values.max()).bit_length() // 2)
+    return shown / ((1 << bits) - 1) * 255
 
 
 def reference(path: str, format: str) -> np.ndarray:
