@@ -108,7 +108,7 @@ def test_labels_that_are_images_follow_the_flip():
     model = task.new_model(MAEConfig(**TINY_GRAY), None, names, 0, torch.from_numpy(labels), print)
     results, _ = evaluate_classifier(Reader(Accelerator(cpu=True), transform, 4, 0), model, sets)
     assert results["accuracy"] == pytest.approx(1 - 4 / (9 * 64))
-    with pytest.raises(UserError, match="frozen features cannot be compared"):
+    with pytest.raises(UserError, match="frozen features cannot be evaluated"):
         _ = sets.frozen_task
 
 
@@ -169,7 +169,7 @@ def test_the_task_of_a_checkpoint():
 def test_every_output_has_a_name():
     assert names_of(MAEConfig(**TINY_GRAY, id2label={0: "cat", 1: 7})) == ["cat", "7"]
     for bad in ({0: "cat", 2: "dog"}, {0: "cat", 1: None}):
-        with pytest.raises(UserError, match="id2label has None as the name of class 1: mend"):
+        with pytest.raises(UserError, match="id2label has None as the name of class 1: fix"):
             names_of(MAEConfig(**TINY_GRAY, id2label=bad))
 
 
