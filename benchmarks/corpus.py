@@ -99,8 +99,14 @@ def reference(path: str, format: str) -> np.ndarray:
         return viewed(path)
     if format == "TIFF" and (values := numbers_of_tiff(path)) is not None:
         return values
-    with Image.open(path) as image:
-        return pictured(image)
+    try:
+        with Image.open(path) as image:
+            return pictured(image)
+    except Exception:
+        if format != "TIFF":
+            raise
+        values = tifffile.imread(path)
+        return values * (255 / np.iinfo(values.dtype).max if values.dtype.kind == "u" else 255.0)
 
 
 def numbers_of_tiff(path: str) -> np.ndarray | None:
