@@ -105,7 +105,7 @@ def reference(path: str, format: str) -> np.ndarray:
     except Exception:
         if format != "TIFF":
             raise
-        values = tifffile.imread(path)
+        values = tifffile.imread(path, key=0)
         return values * (255 / np.iinfo(values.dtype).max if values.dtype.kind == "u" else 255.0)
 
 
