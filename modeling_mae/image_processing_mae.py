@@ -3,13 +3,14 @@
 from typing import ClassVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import ImagesKwargs, PilBackend
 from transformers.image_utils import SizeDict
 
 
 EIGHT_BITS = 255
 MOST_MISSING = 0.5  # share of a band; an image that lacks more is bad
+HUGE = float(np.finfo(np.float32).max) / 2  # many programs write the lowest number of the type where they have none
 
 
 def band_axis(shape: tuple[int, int, int], num_channels: int, bands: list[int] | None) -> int | None:
@@ -24,20 +25,44 @@ def band_axis(shape: tuple[int, int, int], num_channels: int, bands: list[int] |
     return 0 if fits[0] else 2
 
 
-def scaled(values: np.ndarray, white: float) -> np.ndarray:
-    """Scales values to float32 with white at 255, without rounding. ValueError for values that training refuses."""
+def picture_values(image: Image.Image, num_channels: int, bands: list[int] | None) -> np.ndarray:
+    """``(height, width)`` or ``(height, width, bands)`` of a PIL image, as in training: upright, palettes as
+    colours, and transparency on white unless its band is asked for."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        return np.asarray(image)
+    if "transparency" in image.info or image.mode in ("PA", "RGBa"):
+        image = image.convert("RGBA")
+    elif image.mode in ("1", "La"):
+        image = image.convert("L" if image.mode == "1" else "LA")
+    elif image.mode not in ("L", "LA", "RGBA"):
+        image = image.convert("RGB")
+    if bands:
+        return np.asarray(image.convert("RGB") if image.mode == "L" and max(bands) > 1 else image)
+    if len(image.getbands()) != num_channels and num_channels in (1, 3):
+        if "A" in image.getbands():
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("L" if num_channels == 1 else "RGB")
+    return np.asarray(image)
+
+
+def scaled(values: np.ndarray, white: float, limited: bool) -> np.ndarray:
+    """Scales values to float32 with white at 255, without rounding; NaN where nothing was measured. ValueError for
+    values that training refuses, as those above white if it is `limited`."""
     if values.dtype == np.uint8 and white != EIGHT_BITS:
         raise ValueError(
             f"an image of 8 bits per channel, but white is {white:g} for this model: give an array of the full "
             "values, or white=255"
         )
-    is_whole = values.dtype.kind in "iu" and white != 1  # if white is 1, values stay as they are
-    if np.isinf(values).any() or (is_whole and (values.min() < 0 or values.max() > white)):
+    if np.isinf(values).any() or (limited and values.dtype.kind == "u" and values.max() > white):
         raise ValueError(
             f"an image with values from {values.min():g} to {values.max():g}, but 0 is black and {white:g} is white "
             "for this model: give white=..."
         )
-    return (values.astype(np.float64) * (EIGHT_BITS / white)).astype(np.float32)
+    values = values.astype(np.float64)
+    values[np.abs(values) > HUGE] = np.nan
+    return (values * (EIGHT_BITS / white)).astype(np.float32)
 
 
 def filled(array: np.ndarray, bands: list[int] | None = None) -> np.ndarray:
@@ -77,6 +102,15 @@ def bands_first(array: np.ndarray, num_channels: int, bands: list[int] | None, l
     return array[[band - 1 for band in bands]] if bands else array
 
 
+def with_channel(images, layout: str | None):
+    """The images, where arrays and tensors ``(height, width)`` have a channel."""
+    if isinstance(images, (list, tuple)):
+        return [with_channel(image, layout) for image in images]
+    if getattr(images, "ndim", 0) == 2:
+        return images[..., None] if layout == "channels_last" else images[None]
+    return images
+
+
 class MAEImageProcessorKwargs(ImagesKwargs, total=False):
     """`num_channels`: how many channels the model takes. `white`: the pixel value of white, None for the largest value
     of the file's type. `bands`: which bands of an array the model sees, counted from 1. `crop_fraction`: the share of
@@ -95,8 +129,8 @@ class MAEImageProcessor(PilBackend):
     images and arrays are scaled by `white` and not rounded. NaN becomes its channel's mean.
 
     Raises:
-        ValueError: an image's channels are neither `num_channels` nor convertible to them, or its values are not
-            between 0 and `white`.
+        ValueError: an image's channels are neither `num_channels` nor convertible to them, or it has 8 bits and the
+            model's images do not, or the values of a picture are above `white`.
     """
 
     valid_kwargs = MAEImageProcessorKwargs
@@ -115,17 +149,14 @@ class MAEImageProcessor(PilBackend):
     def process_image(
         self, image, *args, num_channels=1, white: float | None = None, bands=None, input_data_format=None, **kwargs
     ) -> np.ndarray:
-        unscaled_white = None if white == EIGHT_BITS else white
-        is_picture = hasattr(image, "getbands")
-        if is_picture and (num_channels in (1, 3) or bands):
-            if image.mode.startswith(("I", "F")):  # PIL would clip them to 255
-                image = scaled(np.asarray(image), white or (65535 if image.mode.startswith("I") else 1))
-                unscaled_white = None
-            else:
-                image = np.asarray(image.convert("L" if num_channels == 1 and not bands else "RGB"))
-        array = np.asarray(image)
-        if unscaled_white is not None:
-            array = scaled(array, unscaled_white)
+        is_picture = isinstance(image, Image.Image)
+        array = picture_values(image, num_channels, bands) if is_picture else np.asarray(image)
+        if is_picture and array.dtype != np.uint8:
+            white = white or (65535 if image.mode.startswith("I") else 1)
+        elif white == EIGHT_BITS:
+            white = None
+        if white is not None:
+            array = scaled(array, white, is_picture and image.format != "TIFF")
         array = bands_first(array, num_channels, bands, "channels_last" if is_picture else input_data_format)
         if array.dtype.kind == "f":
             array = filled(array, bands)
@@ -137,6 +168,9 @@ class MAEImageProcessor(PilBackend):
         if len(array) != num_channels:
             raise ValueError(f"an image of shape {np.shape(image)} does not have the model's {num_channels} channels")
         return array
+
+    def preprocess(self, images, *args, **kwargs):
+        return super().preprocess(with_channel(images, kwargs.get("input_data_format")), *args, **kwargs)
 
     def resize(
         self,

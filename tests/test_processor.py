@@ -59,7 +59,12 @@ def test_what_is_given_wins_and_is_told():
 
 @pytest.mark.parametrize(
     ("values", "white"),
-    [(RAMP * 65, 4095), (RAMP * 1040, 65535), ((RAMP / 63).astype(np.float32), 1), (RAMP.astype(np.int32) * 65, 4095)],
+    [
+        (RAMP * 65, 4095),
+        (RAMP * 1040, 65535),
+        ((RAMP / 63).astype(np.float32), 1),
+        (RAMP.astype(np.int32) * 65 - 999, 1),
+    ],
 )
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pipelines_see_what_the_training_saw(tmp_path, values, white, channels):
@@ -82,7 +87,6 @@ def test_pipelines_refuse_what_the_training_refuses():
     deep = image_processor((8, 8), [0.5], [0.5], 1, white=4095)
     for image, message in (
         (Image.fromarray(RAMP * 1000), "values from 0 to 63000, but 0 is black and 4095 is white"),
-        (Image.fromarray(RAMP.astype(np.int32) - 5), "values from -5 to 58"),
         (Image.fromarray(np.full((8, 8), np.nan, np.float32)), r"more than half of band 1 missing \(100%\)"),
         (Image.fromarray(RAMP.astype(np.uint8)), "8 bits per channel, but white is 4095"),
         (RAMP.astype(np.uint8)[None], "8 bits per channel, but white is 4095"),

@@ -8,20 +8,20 @@ import io
 import math
 import warnings
 from contextlib import suppress
-from dataclasses import dataclass
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.io import ImageReadMode, decode_image
 
-from ...image_processing_mae import MOST_MISSING
-from .arrays import bands_first, plain_numbers, read_array
-from .bit_depth import WHITE, check_8_bits, deep_values, kind_and_highest, scaled
-from .faults import BadImage, name_of, reading
-from .header import is_deep, plain_jpeg_size, read_header
+from .arrays import read_array
+from .bit_depth import WHITE, check_8_bits, kind_and_highest
+from .deep import bits_of, deep_jpeg, deep_picture, plain_picture
+from .faults import name_of, reading
+from .header import orientation_of, plain_jpeg_size, read_header
 from .limits import MOST_PIXELS, check_size
+from .meaning import Rules, chosen_bands, image_of, not_a_picture_of, numbers_of, on_white
 from .reduced import ReducedJpeg, Reduction, picture_tensor, reduce_jpeg
+from .stored import Stored
 
 
 try:
@@ -32,31 +32,10 @@ except ImportError:
 
 # The decoder only reads the bytes. A writable copy of every file would cost a thirtieth of the decoding.
 warnings.filterwarnings("ignore", message="The given buffer is not writable")
+# What is odd about a file that they read.
+warnings.filterwarnings("ignore", module=r"(PIL|pydicom|tifffile)\.")
 
-LUMINANCE = torch.tensor([0.299, 0.587, 0.114])  # ITU-R 601, as PIL's "L"
 SMALL = 1 << 20  # pixels up to which reading the header costs a part of the decoding that matters
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How files become tensors of `num_channels`.
-
-    Of pictures 1 channel is luminance, 3 are RGB. Arrays have any number; see `bands_first` and `plain_numbers`.
-    `bands`, counted from 1, chooses `num_channels` of an array's bands, or of a picture's red, green and blue.
-
-    Values of more than 8 bits are scaled, so that `white` becomes 255, and not rounded; None takes the range of the
-    file's type.
-
-    `enough_pixels` is for statistics: a larger image is thinned out to no fewer. JPEG is decoded at reduced size then,
-    several times faster. `reduction` is for crops: a JPEG file that it allows to be smaller comes as a `ReducedJpeg`.
-    """
-
-    num_channels: int
-    white: float | None = None
-    bands: list[int] | None = None
-    enough_pixels: int | None = None
-    reduction: Reduction | None = None
-    max_image_pixels: int = MOST_PIXELS
 
 
 Decoded = tuple[torch.Tensor | ReducedJpeg, torch.Tensor | None]
@@ -92,7 +71,7 @@ def decode_present(data: bytes | None, path: str | None, rules: Rules) -> Decode
         check_size(data, path, rules.max_image_pixels)
         array = read_array(data, path)
         if array is not None:
-            return _from_array(*array, rules, name_of(path))
+            return image_of(array, rules, name_of(path))
         return _from_picture(_read(str(path)) if data is None else data, rules, name_of(path))
 
 
@@ -102,38 +81,21 @@ def _read(path: str) -> bytes:
 
 
 def _from_picture(data: bytes, rules: Rules, name: str) -> Decoded:
+    if data[:2] != b"\xff\xd8":
+        return _decode_with_pil(data, rules, name)
     channels = 3 if rules.bands else rules.num_channels
     if channels not in (1, 3):
-        raise BadImage(
-            f"{name} is a picture of 1 (gray) or 3 (RGB) channels, and the model takes {channels}: set num_channels"
-        )
-    gone = None
-    if data[:2] == b"\xff\xd8":
-        check_8_bits(rules.white, name)
+        raise not_a_picture_of(channels, name)
+    check_8_bits(rules.white, name)
+    try:
         image = _decode_jpeg(data, channels, rules.enough_pixels, None if rules.bands else rules.reduction)
-        if isinstance(image, ReducedJpeg):
-            return image, None
-    else:
-        image, gone = _decode_with_pil(data, channels, rules.white, name)
+    except UnidentifiedImageError:
+        return image_of(deep_jpeg(data), rules, name)
+    if isinstance(image, ReducedJpeg):
+        return image, None
     if rules.bands:
-        image = torch.from_numpy(bands_first(image.numpy(), 0, rules.num_channels, rules.bands, name))
-        gone = None if gone is None else gone[:1].expand_as(image)  # only pictures of one channel have such
-    step = math.isqrt(image[0].numel() // rules.enough_pixels) if rules.enough_pixels else 1
-    if step <= 1:
-        return image, gone
-    return image[:, ::step, ::step], None if gone is None else gone[:, ::step, ::step]
-
-
-def _from_array(values: np.ndarray, axis: int | None, missing: float | None, rules: Rules, name: str) -> Decoded:
-    values = bands_first(values, axis, rules.num_channels, rules.bands, name)
-    step = max(1, math.isqrt(values[0].size // rules.enough_pixels)) if rules.enough_pixels else 1
-    most = MOST_MISSING if step == 1 else 1  # what is left of a good image may have more missing
-    numbers, gone = plain_numbers(values[:, ::step, ::step], name, missing, most, rules.bands)
-    if numbers.dtype == np.uint8:
-        check_8_bits(rules.white, name)
-    else:
-        numbers = scaled(numbers, rules.white, name)
-    return torch.from_numpy(np.ascontiguousarray(numbers)), None if gone is None else torch.from_numpy(gone)
+        image = torch.from_numpy(chosen_bands(image.numpy(), rules, name, (*image.shape[1:], 3)))
+    return thinned(image, rules.enough_pixels), None
 
 
 def look_at(
@@ -150,19 +112,26 @@ def look_at(
         BadImage: the image cannot be read.
     """
     name, header = name_of(path), read_header(data, path)
+    if header.plain:
+        return (name, "8 bits", WHITE), header.stack
     with reading(path):
         check_size(data, path, max_image_pixels)
-        if header.is_array and (array := read_array(data, path)) is not None:
-            values, axis, missing = array
-            values = bands_first(values, axis, num_channels, bands, name)
-            values = plain_numbers(values, name, missing, bands=bands)[0]
-        elif header.deep:
+        stored = read_array(data, path)
+        if stored is None:
             data = _read(str(path)) if data is None else data
-            with Image.open(io.BytesIO(data)) as picture:
-                values = _plain_picture(deep_values(picture, data, name)[0], name)[0]
-        else:
-            return (name, "8 bits", WHITE), header.stack
-        return (name, *kind_and_highest(values)), header.stack
+            stored = _deep(data)
+        values = numbers_of(stored, Rules(num_channels, bands=bands), name).values
+        kind, highest = kind_and_highest(values)
+        declared = stored.most if kind == "whole numbers" else None
+        return (name, kind, max(highest, declared or highest)), header.stack
+
+
+def _deep(data: bytes) -> Stored:
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            return deep_picture(picture, data, orientation_of(picture))
+    except UnidentifiedImageError:
+        return deep_jpeg(data)
 
 
 def _decode_jpeg(
@@ -181,7 +150,8 @@ def _decode_jpeg(
         if reduction is not None and (reduced := reduce_jpeg(header, num_channels, reduction)) is not None:
             return reduced
         if header.mode == "CMYK":
-            return _decode_with_pil(data, num_channels, None, "CMYK")[0]
+            ImageOps.exif_transpose(header, in_place=True)
+            return _to_tensor(header, num_channels)
         may_be_turned = "exif" in header.info  # looking for an orientation costs a fifteenth of the decoding
     return _decode_whole_jpeg(data, num_channels, may_be_turned)
 
@@ -196,42 +166,29 @@ def _decode_whole_jpeg(data: bytes, num_channels: int, may_be_turned: bool) -> t
     return decode_image(encoded, mode, apply_exif_orientation=may_be_turned)
 
 
-def _decode_with_pil(
-    data: bytes, num_channels: int, white: float | None, name: str
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _decode_with_pil(data: bytes, rules: Rules, name: str) -> Decoded:
     with Image.open(io.BytesIO(data)) as opened:
-        if is_deep(opened):
-            return _deep_tensor(*deep_values(opened, data, name), num_channels, white, name)
-        check_8_bits(white, name)
-        opened.load()
+        if bits_of(opened) > 8:
+            return image_of(_deep(data), rules, name)
+        if rules.bands or rules.num_channels not in (1, 3):
+            return image_of(plain_picture(opened), rules, name)
+        check_8_bits(rules.white, name)
+        try:
+            opened.load()
+        except OSError:
+            if opened.format != "JPEG2000":
+                raise
+            return image_of(_deep(data), rules, name)  # OpenJPEG reads more than Pillow makes of it
         ImageOps.exif_transpose(opened, in_place=True)  # a copy of a small picture costs a tenth of its decoding
         image: Image.Image = opened
     if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        background = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(background, image)
-    return _to_tensor(image, num_channels), None
+        image = on_white(image)
+    return thinned(_to_tensor(image, rules.num_channels), rules.enough_pixels), None
 
 
-def _plain_picture(values: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """As `plain_numbers`, of ``(height, width)`` or ``(height, width, 3)``. Whole numbers stay what they are."""
-    values = np.moveaxis(values, -1, 0) if values.ndim == 3 else values[None]
-    return plain_numbers(values, name) if values.dtype.kind == "f" else (values, None)
-
-
-def _deep_tensor(values: np.ndarray, alpha, num_channels: int, white: float | None, name: str):
-    """float32 ``(num_channels, height, width)`` of deep values, where 255 is white, and what was missing, or None.
-    Transparency is shown on white."""
-    values, gone = _plain_picture(values, name)
-    pixels = scaled(values, white, name)  # (1 or 3, height, width)
-    if alpha is not None:
-        opaque = alpha.astype(np.float32) / WHITE
-        pixels = pixels * opaque + WHITE * (1 - opaque)
-    image = torch.from_numpy(np.ascontiguousarray(pixels))
-    absent = None if gone is None else torch.from_numpy(gone.any(0, keepdims=True)).repeat(num_channels, 1, 1)
-    if len(image) != num_channels:
-        image = image.repeat(3, 1, 1) if num_channels == 3 else torch.tensordot(LUMINANCE, image, 1)[None]
-    return image, absent
+def thinned(image: torch.Tensor, enough_pixels: int | None) -> torch.Tensor:
+    step = math.isqrt(image[0].numel() // enough_pixels) if enough_pixels else 1
+    return image[:, ::step, ::step] if step > 1 else image
 
 
 def _to_tensor(image: Image.Image, num_channels: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ import re
 
 from PIL import Image, features
 
-from .header import has_pydicom
+from .dicom import has_pydicom
 
 
 NO_DECODER = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")  # formats that Pillow knows by name only

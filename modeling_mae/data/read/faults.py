@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from ...errors import UserError
 
 
-REASON = 200  # characters of what a library says that are shown
+REASON = 500  # characters of what a library says that are shown
 
 
 class BadImage(UserError):

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as F
 from ...errors import UserError
 from ..find.sources import Source
 from ..read.arrays import cell_of, describe_stacks
-from ..read.bit_depth import WHITE, common_white, describe_scale
+from ..read.bit_depth import WHITE, common_white, describe_scale, usual_kind
 from ..read.decode import Rules, decode_present, look_at
 from ..read.faults import BadImage, name_of
 from ..read.limits import MOST_PIXELS
@@ -269,12 +269,16 @@ def open_images(source: Source, opening: Opening, labels: np.ndarray | None = No
     images_class = StreamedImages if isinstance(source.dataset, ShardedRows) else FileImages
     files = images_class(source, opening, None if labels is None else torch.from_numpy(labels))
     look = partial(look_at, num_channels=channels, bands=settings.bands, max_image_pixels=settings.max_image_pixels)
-    looks = files.try_files(files.spread(FILE_SAMPLE), look)
-    ranges, stacks = [seen[0] for seen in looks], [seen[1] for seen in looks]
+    looks = {i: seen for i in files.spread(FILE_SAMPLE) if (seen := files.try_file(i, look)) is not None}
+    ranges, stacks = [seen[0] for seen in looks.values()], [seen[1] for seen in looks.values()]
     if settings.white_value is None:
         files.white = common_white(ranges)
-    if any(kind != "8 bits" for _, kind, _ in ranges):
+    kind = usual_kind(ranges)
+    if kind != "8 bits":
         files.dtype = torch.float32
+    for index, (seen, _) in looks.items():
+        if seen[1] != kind:
+            files.try_file(index, files.decode)  # a stray is bad at once, as it is beyond the sample
     scale = describe_scale(files.white) if files.dtype != torch.uint8 else ""
     elsewhere = f"{source.elsewhere:,} images in other splits" if source.elsewhere else ""
     remarks = [scale, describe_stacks(stacks), source.left_out, elsewhere]

@@ -96,9 +96,15 @@ class Processing:
         )
 
     def replaced_by(self, given: "Processing", say: Callable[[str], None]) -> "Processing":
-        """What `given` has, and this for the rest. `say` prints what differs."""
-        values = {}
-        for name, own in vars(self).items():
+        """What `given` has, and this for the rest. `say` prints what differs.
+
+        Mean and deviation are on the scale of their white. Those of ordinary images go with any white.
+        """
+        values, own_values = {}, dict(vars(self))
+        if given.white is not None and self.white not in (None, WHITE, given.white):
+            for name in ("mean", "std"):
+                own_values[name] = [v * self.white / given.white for v in own_values[name] or ()] or None
+        for name, own in own_values.items():
             new = getattr(given, name)
             if new is not None and own is not None and new != own:
                 say(f"note       {name} {new} as given, in place of the checkpoint's {own}")

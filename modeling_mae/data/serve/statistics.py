@@ -60,7 +60,8 @@ def choose_mean_std(
     """
     mean, std = settings.image_mean, settings.image_std
     if mean is None or std is None:
-        mean, std = before.get("mean"), before.get("std")
+        ratio = before.get("white", images.white) / images.white  # they were measured on that scale
+        mean, std = ([v * ratio for v in before[key]] if key in before else None for key in ("mean", "std"))
     if mean is None or std is None:
         mean, std = measure_mean_std(images, say)
     check_mean_std(images, mean, std)

@@ -1,0 +1,147 @@
+"""DICOM files: the picture that a viewer shows, as pydicom reads it."""
+
+import importlib.util
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from .faults import BadImage, name_of
+from .stored import Stored, promised
+
+
+PALETTE = "PALETTE COLOR"
+PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+FIRST_ELEMENTS = (b"\2\0\0\0", b"\x08\0\0\0", b"\x08\0\1\0", b"\x08\0\5\0", b"\x08\0\x08\0", b"\x08\0\x16\0")
+BIG_ENDIAN = tuple(first[1::-1] + first[:1:-1] for first in FIRST_ELEMENTS)
+LONGEST = 64  # bytes of the first element of a file without a preamble
+
+
+def has_pydicom() -> bool:
+    return importlib.util.find_spec("pydicom") is not None
+
+
+def is_dicom(start: bytes) -> bool:
+    """Whether a file that starts with these 132 bytes is DICOM. Old files lack the preamble of 128 bytes; that of
+    others may look like TIFF."""
+    if start[128:132] == b"DICM":
+        return True
+    length = int.from_bytes(start[4:8], "little")
+    explicit = start[4:6] in (b"UL", b"UI", b"CS", b"OB")
+    return start[:4] in FIRST_ELEMENTS + BIG_ENDIAN and (explicit or (0 < length <= LONGEST and length % 2 == 0))
+
+
+def _opened(file: BinaryIO, path: str | None, header_only: bool) -> Any:
+    if not has_pydicom():
+        raise BadImage(f"{name_of(path)} is DICOM: install pydicom to read it")
+    import pydicom
+
+    about = pydicom.dcmread(file, stop_before_pixels=header_only, force=True)
+    pixels = header_only or any(name in about for name in PIXELS)
+    if "Rows" not in about or "Columns" not in about or not pixels:
+        raise BadImage(f"{name_of(path)} is DICOM without a picture: remove it")
+    frames = int(about.get("NumberOfFrames") or 1)
+    if frames > 1:
+        raise BadImage(f"{name_of(path)} has {frames} frames: save one a file")
+    return about
+
+
+def described_dicom(file: BinaryIO, path: str | None) -> Stored:
+    """What a DICOM file holds, still unread. BadImage where it has several frames or cannot be read here."""
+    about = _opened(file, path, header_only=True)
+    samples = 3 if about.get("PhotometricInterpretation") == PALETTE else int(about.get("SamplesPerPixel") or 1)
+    shape = (int(about.Rows), int(about.Columns), *[samples] * (samples > 1))
+    return Stored(promised(shape, np.dtype(np.uint16)), 2 if samples > 1 else None, "rgb" if samples > 1 else "gray")
+
+
+def read_dicom(file: BinaryIO, path: str | None) -> Stored:
+    """The picture of a DICOM file: its colours, or its values rescaled and in its window, from 0 to all of its type.
+    Values without a window are rescaled only.
+
+    Raises:
+        BadImage: it has several frames, or another package is needed.
+        Exception: the file is damaged.
+    """
+    about = _opened(file, path, header_only=False)
+    from pydicom import pixels  # late: few sets need it
+
+    if "transfer_syntax_uid" not in dir(about) and "TransferSyntaxUID" not in about.file_meta:
+        about.file_meta.TransferSyntaxUID = _syntax_of(about)
+    values = pixels.pixel_array(about)
+    if about.get("PhotometricInterpretation") == PALETTE:
+        colours = pixels.apply_color_lut(values, about)
+        return Stored((colours >> 8 * (colours.itemsize - 1)).astype(np.uint8), 2, "rgb")
+    if values.ndim == 3:
+        return Stored(values, 2, "rgb")
+    missing = _padding(values, about)
+    inverted = about.get("PhotometricInterpretation") == "MONOCHROME1"  # the lowest value is white
+    shown = _windowed(_rescaled(values, about), about)
+    if shown is not None:
+        shown = 1 - shown if inverted else shown
+        kind = np.uint8 if values.dtype.itemsize == 1 else np.uint16
+        values = np.round(shown * np.iinfo(kind).max).astype(kind)
+        return Stored(values, colour="gray", missing=missing)
+    if inverted:
+        highest = (1 << about.BitsStored) - 1
+        values = (-1 - values) if about.PixelRepresentation else (highest - values).astype(values.dtype)
+    return Stored(_rescaled(values, about), colour="gray", missing=missing)
+
+
+def _syntax_of(about: Any) -> str:
+    """The kind of encoding of a file that does not say it, which is one of the oldest."""
+    from pydicom import uid
+
+    implicit, little = about.original_encoding
+    return (
+        uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+    )
+
+
+def _padding(values: np.ndarray, about: Any) -> np.ndarray | None:
+    """Where the values only fill up the square."""
+    first = about.get("PixelPaddingValue")
+    if first is None:
+        return None
+    last = about.get("PixelPaddingRangeLimit")
+    low, high = sorted((int(first), int(first if last is None else last)))
+    return (values >= low) & (values <= high)
+
+
+def _rescaled(values: np.ndarray, about: Any) -> np.ndarray:
+    if about.get("ModalityLUTSequence"):
+        from pydicom import pixels
+
+        return pixels.apply_modality_lut(values, about)
+    slope, intercept = float(about.get("RescaleSlope") or 1), float(about.get("RescaleIntercept") or 0)
+    return values if (slope, intercept) == (1, 0) else (values * slope + intercept).astype(np.float32)
+
+
+def _windowed(values: np.ndarray, about: Any) -> np.ndarray | None:
+    """From 0 to 1 as a viewer shows the values: by the first table or window of the file; None where it has none.
+    After DICOM PS3.3, C.11.2.1."""
+    if about.get("VOILUTSequence"):
+        from pydicom import pixels
+
+        bits = int(about.VOILUTSequence[0].LUTDescriptor[2])
+        return pixels.apply_voi(values, about) / ((1 << bits) - 1)
+    center, width = _first(about.get("WindowCenter")), _first(about.get("WindowWidth"))
+    if center is None or width is None:
+        return None
+    function = str(about.get("VOILUTFunction") or "LINEAR").upper()
+    if function == "SIGMOID" and width > 0:
+        return 1 / (1 + np.exp(-4 * (values.astype(np.float64) - center) / width))
+    if function == "LINEAR":
+        center, width = center - 0.5, width - 1
+    if width < 0 or (function != "LINEAR" and width == 0):
+        return None
+    if width == 0:
+        return (values > center).astype(np.float64)
+    return ((values.astype(np.float64) - center) / width + 0.5).clip(0, 1)
+
+
+def _first(numbers: Any) -> float | None:
+    """The first of one or several numbers; None where there is none."""
+    if numbers is None or numbers == "":
+        return None
+    return (
+        float(numbers[0]) if isinstance(numbers, (list, tuple)) or hasattr(numbers, "__getitem__") else float(numbers)
+    )
