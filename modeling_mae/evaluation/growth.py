@@ -9,6 +9,7 @@ from ..data.serve.images import Images
 from ..modeling_mae import MAEForPreTraining, MAEModel
 from ..training.sharded import whole_weights
 from ..training.state import History
+from ..training.trials import unchanged_random_states
 from .features import RAW_PIXELS_LIMIT, features_of, knn_metrics
 from .reader import Reader
 
@@ -66,7 +67,7 @@ class FeatureGrowth:
     def baselines(self, config: MAEConfig, seed: int) -> dict[str, float]:
         """`knn_raw_pixels`, `knn_untrained` and `rank_untrained` of a model from `seed`; accuracies are in 0..1. Also
         `knn_images`, the number of images whose class is guessed."""
-        with torch.random.fork_rng(devices=[]):  # the training draws on as if nobody had looked
+        with unchanged_random_states(self.accelerator.device):  # the training draws on as if nobody had looked
             torch.manual_seed(seed)
             untrained = MAEModel(config).to(self.accelerator.device).eval()
         values = {f"{key}_untrained": value for key, value in self.measure(untrained).items()}

@@ -127,7 +127,7 @@ class Images(Dataset, ABC):
             sampler=batches,
             num_workers=workers,
             worker_init_fn=prepare_worker,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available() or torch.xpu.is_available(),  # MPS shares the CPU's memory
             prefetch_factor=PREFETCHED_BATCHES if workers else None,
             generator=torch.Generator(),  # of its own: the global one must stand where a checkpoint left it
         )
