@@ -45,6 +45,11 @@ def make_accelerator(folder: Path, trackers: list[str]) -> Accelerator:
     plugin = accelerator.state.fsdp_plugin if accelerator.distributed_type == DistributedType.FSDP else None
     if plugin is not None and plugin.fsdp_version != 2:
         raise UserError("FSDP1 is not supported: add --fsdp_version 2 behind `accelerate launch`")
+    if plugin is not None and torch.__version__ < "2.11":
+        raise UserError(
+            f"torch {torch.__version__} computes wrong norms of weights that FSDP shards, which LARS divides by: install "
+            "torch 2.11 or later, or leave FSDP out"
+        )
     if plugin is not None and "FULL" not in str(plugin.state_dict_type):
         raise UserError(
             f"fsdp_state_dict_type {plugin.state_dict_type} writes checkpoints that are not safe to read: set it to "
