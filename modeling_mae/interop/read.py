@@ -277,8 +277,8 @@ def _from_timm(source, content: dict, image_size, fields: dict, hub_options: dic
 
 
 def _timm_processor(config: MAEConfig, pretrained: dict, notes: list[str]):
-    """The image processor that does what timm's transform for evaluation does, with timm's values for what `pretrained`
-    does not say."""
+    """The image processor that does what timm's transform for evaluation does. `pretrained` is timm's table; what it
+    does not say is as timm has it."""
     mean, std = pretrained.get("mean") or IMAGENET_MEAN, pretrained.get("std") or IMAGENET_STD
     filters = {name: number for number, name in TIMM_FILTERS.items()}
     resample = filters.get(pretrained.get("interpolation") or "bicubic", 3)

@@ -77,7 +77,7 @@ def find_batch_size(
 @contextmanager
 def unchanged_random_states(device: torch.device) -> Iterator[None]:
     """torch's random states, of the CPU and of `device`, are as before at the end."""
-    generators = [torch] if device.type == "cpu" else [torch, torch.get_device_module(device)]
+    generators = [torch] if device.type == "cpu" else [torch, torch.get_device_module(device.type)]
     states = [generator.get_rng_state() for generator in generators]
     try:
         yield

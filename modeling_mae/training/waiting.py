@@ -17,7 +17,7 @@ class Waiting:
 
     def __init__(self, device: torch.device):
         # torch.cuda, torch.xpu, torch.mps
-        self.gpu = None if device.type == "cpu" else torch.get_device_module(device)
+        self.gpu = None if device.type == "cpu" else torch.get_device_module(device.type)
         self.seconds = 0.0  # since the last reading
         self.total = 0.0
         self.since = self.began = time.perf_counter()
