@@ -1,6 +1,6 @@
 """Evaluate an encoder: `accelerate launch run_eval.py [recipe.yaml] [--name value ...]`.
 
-Linear probing, partial and end-to-end fine-tuning, training from scratch, frozen features, or testing alone.
+Linear probing, partial and end-to-end fine-tuning, training from scratch, frozen features, or only a test.
 """
 
 from configuration import ArgumentError, EvalArguments, EvalTraining, checkpoint_of, model_config, parse_arguments
@@ -55,7 +55,7 @@ def main(options: EvalArguments) -> None:
         claim_folder(claimed, options.overwrite_output_dir)
     hub = Hub(folder, settings(HubSettings, options), accelerator.is_main_process, LOG_AND_BEST).start()
     resume = local_checkpoint(accelerator, folder, options.resume_from_checkpoint, LOG_AND_BEST)
-    # The results of trainings that need not be done again.
+    # The results of trainings that are finished already.
     goes_on = resume == "auto"
     finished = {each.name: each.finished_results(say) if goes_on else None for each in options.trainings()}
     decided = decide_evaluation(options, accelerator, made_with_before(options.run_folders(), resume))
@@ -96,7 +96,7 @@ def main(options: EvalArguments) -> None:
 
 
 def frozen_rows(decided: DecidedEvaluation, accelerator: Accelerator, hub: Hub) -> list[dict]:
-    """The results without a training: of frozen features, and of the checkpoint's own classifier."""
+    """The rows of results that need no training: frozen features, and the checkpoint's own classifier."""
     recipe, config, sets = decided.recipe, decided.config, decided.sets
     rows: list[dict] = []
     start, reader = decided.start, reader_of(recipe, sets, accelerator)
@@ -131,8 +131,8 @@ def plan_of(training: EvalTraining) -> TrainingPlan:
 def train_classifier(
     training: EvalTraining, decided: DecidedEvaluation, hub: Hub, resume: str | None, later: float
 ) -> dict:
-    """Train a classifier, keep the best epoch and the last, and test the best. Gives its row of the results. `later`
-    is as in `Display`."""
+    """Train a classifier, keep the best epoch and the last, and test the best. Returns its row of results. `later` is
+    as in `Display`."""
     recipe, folder, sets = training.recipe, training.folder, decided.sets
     task = sets.task
     accelerator = launch.make_accelerator(folder, recipe.trackers)
@@ -173,7 +173,7 @@ def train_classifier(
             if "features" in seen:
                 loss = model(features=seen["features"], labels=seen["labels"]).loss
             else:
-                # This seeds drop path too: all that is random depends on the update and the place in the total batch.
+                # This seeds drop path too. All randomness depends on the update and the place in the total batch.
                 key = (recipe.seed, update.number, micro_batch.number)
                 pixel_values, mixed = mix(reader.transform(seen), task.labels_of(seen, images.size), *key)
                 loss = model(pixel_values, labels=mixed).loss
@@ -201,7 +201,7 @@ def train_classifier(
 
 
 def describe(name: str, recipe: EvalRecipe, run: Run, what: str) -> None:
-    """Prints what a training is, before its first update."""
+    """Prints a summary of a training, before its first update."""
     accelerator, schedule = run.accelerator, run.schedule
     batch = launch.describe_batch(accelerator, recipe.total_batch_size, recipe.per_device_train_batch_size)
     accelerator.print(
@@ -212,7 +212,7 @@ def describe(name: str, recipe: EvalRecipe, run: Run, what: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Tested:
-    """A classifier that is tested: its name in the results, the folder of its card, and how it came about."""
+    """A classifier to test: its name in the results, the folder of its card, and how it was trained."""
 
     name: str
     folder: Path
@@ -223,7 +223,7 @@ class Tested:
 
 
 def test_classifier(reader: Reader, checkpoint: Checkpoint, tested: Tested, sets: LabelledSets, hub: Hub) -> dict:
-    """The row of the results. Card and pictures of the classifier are written beside it."""
+    """Tests the classifier and writes its card and pictures. Returns its row of results."""
     model = reader.accelerator.prepare_model(checkpoint.trained(sets.task.model_class), evaluation_mode=True)
     results, columns = classifier.evaluate_classifier(reader, model, sets, final=True)
     recipe, folder = tested.recipe, tested.folder
@@ -237,4 +237,4 @@ def test_classifier(reader: Reader, checkpoint: Checkpoint, tested: Tested, sets
 
 
 if __name__ == "__main__":
-    run_script(main, OPTIONS, mendable=(UserError, ArgumentError))
+    run_script(main, OPTIONS, user_errors=(UserError, ArgumentError))

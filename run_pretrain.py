@@ -28,7 +28,7 @@ from modeling_mae.evaluation.nearest import nearest_images
 from modeling_mae.evaluation.reader import Reader
 from modeling_mae.hub.fetch import local_checkpoint
 from modeling_mae.hub.push import Hub, HubSettings
-from modeling_mae.report.facts import DataFacts, Identity, Looks, MachineFacts, ModelFacts, TrainingLog
+from modeling_mae.report.facts import DataFacts, FeatureFacts, Identity, MachineFacts, ModelFacts, TrainingLog
 from modeling_mae.report.neighbours import save_nearest
 from modeling_mae.report.pretraining import report_pretraining
 from modeling_mae.report.reconstruction import PICTURED, ReconstructionSheet
@@ -49,7 +49,7 @@ def main(options: PretrainArguments) -> None:
     folder = Path(options.output_dir)
     accelerator = launch.make_accelerator(folder, options.trackers)
     total, micro = options.total_batch_size, options.per_device_train_batch_size
-    if total and micro:  # an error here leaves the folder as it is
+    if total and micro:  # checked before the folder is changed
         split_batch(total, micro, accelerator.num_processes)
     if accelerator.is_main_process:
         claim_folder(folder, options.overwrite_output_dir)
@@ -57,7 +57,7 @@ def main(options: PretrainArguments) -> None:
     resume = local_checkpoint(accelerator, folder, options.resume_from_checkpoint)
     checkpoint = choose_checkpoint(accelerator, folder, resume)
     before = read_manifest(checkpoint)["made_with"] if checkpoint else {}
-    with accelerator.main_process_first():  # the others find what `datasets` has cached
+    with accelerator.main_process_first():  # the others then read from the cache of `datasets`
         source = load_training_source(settings(SourceSettings, options))
     decided = decide(options, source, accelerator, before)
     if accelerator.is_main_process:
@@ -77,7 +77,7 @@ def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub)
 
     # Model, optimizer, length
     set_seed(recipe.seed)
-    model = MAEForPreTraining(config) if start is None else start.whole(config)
+    model = MAEForPreTraining(config) if start is None else start.for_pretraining(config)
     about = ModelFacts.of(config, sum(p.numel() for p in model.parameters()))
     optimizer = make_optimizer(model, settings(OptimizerSettings, recipe))
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -88,7 +88,7 @@ def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub)
     run = open_run(accelerator, model, optimizer, view, schedule, settings(RunSettings, recipe), place, made_with)
     describe(decided, run, about.architecture)
 
-    # Pictures, and looks at the features
+    # Pictures, and measurements of the features
     pixel_values = transform(send_to_device(images.batch(0, images.spread(PICTURED)), accelerator.device))
     sheet = ReconstructionSheet(unwrapped, pixel_values, mean, std, recipe.seed)
     reader = Reader(accelerator, transform, EVAL_BATCH, launch.loading_workers(recipe.dataloader_num_workers))
@@ -96,14 +96,14 @@ def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub)
 
     def after_epoch(epoch: int, update: int) -> None:
         if recipe.eval_every_epochs and (epoch % recipe.eval_every_epochs == 0 or update == schedule.updates):
-            growth.look(run.history, unwrapped, schedule.epoch(update), update)
+            growth.measure_and_log(run.history, unwrapped, schedule.epoch(update), update)
         if recipe.picture_epochs and epoch % recipe.picture_epochs == 0:
             path = place.folder / "pictures" / f"reconstruction-epoch-{epoch:04d}.png"
             launch.log_image(accelerator, "reconstruction", sheet.save(path, accelerator.is_main_process), update)
 
     launch.init_trackers(accelerator, dataclasses.asdict(recipe))
     if recipe.eval_every_epochs:
-        growth.look_at_baselines(run.history, config, recipe.seed)
+        growth.measure_baselines(run.history, config, recipe.seed)
     masks = Masks(config, recipe.seed, recipe.total_batch_size, accelerator.device)
     with hub.finishing_uploads(accelerator):
         for update in updates(run, resizing, after_epoch):
@@ -113,7 +113,7 @@ def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub)
                 update.backward(model(pixel_values, noise=noise[micro_batch.rows]).loss)
             update.step()
 
-    # What the run leaves: the model first, whatever may fail after it
+    # What the run leaves: the model first, in case something later fails
     save_model(accelerator, model, place.folder)
     if accelerator.is_main_process:
         processor_of(images, mean, std).save_pretrained(place.folder)
@@ -126,13 +126,15 @@ def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub)
     if not accelerator.is_main_process:
         return
     neighbours = save_nearest(place.folder / "neighbours.png", nearest, mean, std)
-    report(decided, run, about, Looks(K, knn, sheet.describe(recipe.bands), neighbours), hub, faults)
+    report(decided, run, about, FeatureFacts(K, knn, sheet.describe(recipe.bands), neighbours), hub, faults)
     if not hub.push():
         sys.exit(1)
 
 
-def report(decided: Decided, run: Run, about: ModelFacts, looks: Looks, hub: Hub, faults: dict[str, int]) -> None:
-    """Writes what people look at beside the model. `faults` counts images, as `launch.count_faults`."""
+def report(
+    decided: Decided, run: Run, about: ModelFacts, features: FeatureFacts, hub: Hub, faults: dict[str, int]
+) -> None:
+    """Writes pictures, card and page. `faults` are the counts of `launch.count_faults`."""
     recipe, sets, source, accelerator = decided.recipe, decided.sets, decided.sets.source, run.accelerator
     folder, count = run.place.folder, len(sets.images)
     machine = (accelerator.num_processes, accelerator.device.type, accelerator.mixed_precision)
@@ -144,12 +146,12 @@ def report(decided: Decided, run: Run, about: ModelFacts, looks: Looks, hub: Hub
         DataFacts(source.name, source.dataset_id or source.name, count, sets.eval_split, **faults),
         about,
         MachineFacts(run.seconds, *machine, run.share_waited),
-        looks,
+        features,
     )
 
 
 def describe(decided: Decided, run: Run, architecture: str) -> None:
-    """Prints what the run is, before its first update."""
+    """Prints a summary of the run, before its first update."""
     recipe, sets, schedule, accelerator = decided.recipe, decided.sets, run.schedule, run.accelerator
     images, sizes = sets.images, decided.resizing.describe(schedule.updates, run.progress.update)
     batch = launch.describe_batch(accelerator, recipe.total_batch_size, recipe.per_device_train_batch_size)
@@ -162,11 +164,11 @@ def describe(decided: Decided, run: Run, architecture: str) -> None:
         *([f"sizes      {sizes}"] if sizes else []),
         f"rate       {schedule.describe_rate()}, cosine to 0",
         f"precision  {accelerator.mixed_precision}, on {accelerator.device}",
-        *(["loss       1 is what predicting the mean of each patch gives"] if decided.config.norm_pix_loss else []),
+        *(["loss       predicting the mean of each patch gives 1"] if decided.config.norm_pix_loss else []),
         f"parallel   {launch.describe_parallelism(accelerator)}",
     ]
     accelerator.print(*lines, sep="\n", flush=True)
 
 
 if __name__ == "__main__":
-    run_script(main, OPTIONS, mendable=(UserError, ArgumentError))
+    run_script(main, OPTIONS, user_errors=(UserError, ArgumentError))

@@ -1,4 +1,4 @@
-"""Every number a run depends on: arguments, recipes, model presets, launcher files. For a clone; not installed.
+"""All settings of a run: arguments, recipes, model presets, launcher files. Only in a clone, not installed.
 
 `arguments.py` and `evaluation.py` declare the arguments. `checks.py` says which values work. `parsing.py` reads recipe
 and command line. `model.py` makes an `MAEConfig`. `models/`, `recipes/` and `accelerate/` hold data.

@@ -1,7 +1,7 @@
-"""Which arguments work. One check for each script, in the order of `--help`.
+"""Checks of the arguments: one function per script, in the order of `--help`.
 
-Each raises an ArgumentError of one line that names the value and the remedy. All are quick, need no network, and say
-the same on every process. They run before any long work.
+Each raises a one-line ArgumentError that names the value and the remedy. All are quick, need no network, and give the
+same result on every process. They run before any long work.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from .memory import check_batch, check_image_cache, check_repeats, check_trainin
 from .model import join, model_config, parse_overrides, suggest
 
 
-# Larger numbers are slips: counters and rates would overflow, or a machine would be filled with processes.
+# Larger numbers are typos: counters and rates would overflow, or the machine would fill with processes.
 MAX_EPOCHS = 1_000_000
 MAX_UPDATES = 10**12
 MAX_RATE = 1_000_000
@@ -22,7 +22,7 @@ def check_pretraining(args) -> None:
     """Raises an ArgumentError for `PretrainArguments` that cannot work."""
     check_texts(args)
     check_place(args)
-    if args.own_images:  # what is left open is settled, and checked, when the images are known
+    if args.own_images:  # `settle` chooses and checks the open settings once the images are known
         parse_overrides(args.config_overrides)
         check_data(args)
         check_optimizer(args)
@@ -34,12 +34,12 @@ def check_pretraining(args) -> None:
     exclude(args, "max_hours", "max_train_steps")
     check_resizing(args)
     require(args, "eval_every_epochs", lambda x: x >= 0, "a number of epochs, 0 for none")
-    require(args, "picture_epochs", lambda x: x >= 0, "a number of epochs, 0 for none on the way")
+    require(args, "picture_epochs", lambda x: x >= 0, "a number of epochs, 0 for none")
     check_hub(args)
 
 
 def check_settings(args) -> None:
-    """Raises an ArgumentError for `PretrainArguments` whose model, data or optimizer cannot work; nothing is open."""
+    """Raises an ArgumentError for `PretrainArguments` without open settings that cannot work."""
     check_model(args, decoder=True)
     check_pooling(args)
     check_data(args)
@@ -49,7 +49,7 @@ def check_settings(args) -> None:
 
 
 def check_evaluation(args) -> None:
-    """Raises an ArgumentError for `EvalArguments` that cannot work, of any of its trainings."""
+    """Raises an ArgumentError if a training of `EvalArguments` cannot work."""
     check_texts(args)
     check_place(args)
     check_checkpoint(args)
@@ -68,12 +68,12 @@ def check_evaluation(args) -> None:
         check_run(arguments)
     if len(runs) > 1 and args.resume_from_checkpoint not in (None, "auto"):
         raise ArgumentError(
-            f"resume_from_checkpoint {args.resume_from_checkpoint!r} is of one training, and there are {len(runs)}: "
-            "give auto, which goes on with each"
+            f"resume_from_checkpoint {args.resume_from_checkpoint!r} is of one training, but there are {len(runs)}: "
+            "give auto, which finds the checkpoint of each"
         )
     if len(runs) > 1 and args.push_to_hub == "checkpoint":
         raise ArgumentError(
-            f"push_to_hub 'checkpoint' is for one training, and there are {len(runs)}: give one n_partial, or "
+            f"push_to_hub 'checkpoint' is for one training, but there are {len(runs)}: give one n_partial, or "
             "--push_to_hub end"
         )
     check_output_dir(args)
@@ -81,7 +81,7 @@ def check_evaluation(args) -> None:
 
 
 def check_texts(args) -> None:
-    """An empty text is a slip, as of a variable that is not set; as a folder it would be the working folder."""
+    """Refuses empty values. They come from unset shell variables; as a folder they would mean the working folder."""
     for name, value in vars(args).items():
         texts = value if name == "train_dir" and isinstance(value, list) else [value]
         if any(isinstance(text, str) and not text.strip() for text in texts):
@@ -89,8 +89,8 @@ def check_texts(args) -> None:
 
 
 def check_place(args) -> None:
-    """model_name_or_path may be a file, a folder or a Hub id. A Hub id is owner/name; where owner is a folder here, a
-    path was meant, and asking the Hub for it would take long."""
+    """model_name_or_path may be a file, a folder or a Hub id (owner/name). If owner is a folder here, the user meant a
+    path, and asking the Hub would take long."""
     exclude(args, "model_name_or_path", "config_name")
     name = args.model_name_or_path
     if name is not None and not Path(name).exists() and (Path(name).parent.is_dir() or name.count("/") != 1):
@@ -101,12 +101,12 @@ def check_place(args) -> None:
 
 
 def model_is_here(args) -> bool:
-    """A configuration on the Hub would need the network: it is checked when it is loaded."""
+    """Whether the configuration is on this machine. One on the Hub is checked when it is loaded."""
     return args.model_name_or_path is None or Path(args.model_name_or_path).exists()
 
 
 def check_model(args, decoder: bool = False) -> None:
-    """`decoder`: the whole model is trained, with its decoder."""
+    """`decoder`: whether the decoder is trained too."""
     if model_is_here(args):
         config = model_config(args)
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
@@ -118,22 +118,22 @@ def check_model(args, decoder: bool = False) -> None:
         channels = config.num_channels
         if args.image_mean is not None and args.image_std is not None and len(args.image_mean) != channels:
             raise ArgumentError(
-                f"image_mean {join(args.image_mean)} has {len(args.image_mean)} numbers, the model has num_channels "
+                f"image_mean {join(args.image_mean)} has {len(args.image_mean)} numbers, but the model num_channels "
                 f"{channels}: give as many, or --config_overrides num_channels={len(args.image_mean)}"
             )
 
 
 def check_pooling(args) -> None:
-    """Nothing in pre-training trains the queries of an attention pooling, so its k-NN would tell nothing."""
+    """Pre-training does not train the queries of attention pooling, so its k-NN accuracy would mean nothing."""
     if model_is_here(args) and model_config(args).pooling == "attention":
         raise ArgumentError(
-            "pooling='attention' is trained with labels, and pre-training has none: leave it to run_eval.py, here "
-            "give --config_overrides pooling=mean"
+            "pooling='attention' is trained with labels, but pre-training has none: leave it to run_eval.py, and "
+            "give --config_overrides pooling=mean here"
         )
 
 
 def check_checkpoint(args) -> None:
-    """run_eval.py needs a checkpoint, but for training from scratch; and n_partial must fit its depth."""
+    """run_eval.py needs a checkpoint, except to train from scratch, and n_partial must fit the depth."""
     name = args.model_name_or_path
     if args.n_partial == []:
         raise ArgumentError("n_partial is empty: give 0, 0.5, 1, ... or the depth")
@@ -155,15 +155,15 @@ def check_checkpoint(args) -> None:
 
 
 def check_problem_type(args) -> None:
-    from modeling_mae.configuration_mae import PROBLEM_TYPES
+    from modeling_mae.tasks import TASKS
 
-    if args.problem_type not in (None, *PROBLEM_TYPES):
-        hint = suggest(args.problem_type, PROBLEM_TYPES) or f": give {', '.join(PROBLEM_TYPES)}"
+    if args.problem_type not in (None, *TASKS):
+        hint = suggest(args.problem_type, TASKS) or f": give {', '.join(TASKS)}"
         raise ArgumentError(f"problem_type {args.problem_type!r} does not work{hint}")
 
 
 def check_blocks(n_partial: float | None, depth: int) -> None:
-    """Raises an ArgumentError where a model of `depth` blocks cannot tune `n_partial` of them."""
+    """Raises an ArgumentError if a model of `depth` blocks cannot tune `n_partial` of them."""
     if n_partial is not None and n_partial not in (0, 0.5, *range(1, depth + 1)):
         raise ArgumentError(
             f"n_partial {n_partial:g} does not work: give 0 (head only), 0.5 (the last block's MLP too) or 1 ... "
@@ -185,16 +185,16 @@ def check_data(args) -> None:
     mean, std = args.image_mean, args.image_std
     if (mean is None) != (std is None) or (mean is not None and len(mean) != len(std)):
         raise ArgumentError(
-            f"image_mean {join(mean)} and image_std {join(std)} do not fit: give one number a channel in each, or "
-            "neither to have them measured"
+            f"image_mean {join(mean)} and image_std {join(std)} do not fit: give one number per channel in each, or "
+            "neither to measure them"
         )
-    require(args, "image_mean", lambda x: True, "finite numbers, where white is 1")
-    require(args, "image_std", lambda x: x > 0, "numbers above 0, where white is 1")
-    require(args, "white_value", lambda x: x > 0, "the value of a white pixel, as 4095 of 12 bits")
+    require(args, "image_mean", lambda x: True, "finite numbers (white is 1)")
+    require(args, "image_std", lambda x: x > 0, "numbers above 0 (white is 1)")
+    require(args, "white_value", lambda x: x > 0, "the value of a white pixel, as 4095 for 12 bits")
     require(args, "bands", lambda x: x >= 1, "numbers of bands, counted from 1")
-    require(args, "crop_scale", lambda x: 0 < x <= 1, "two parts of the area in (0, 1], as in 0.2 1.0")
+    require(args, "crop_scale", lambda x: 0 < x <= 1, "two shares of the area in (0, 1], as in 0.2 1.0")
     if args.crop_scale is None:
-        pass  # it follows from the images
+        pass  # `settle` chooses it
     elif len(args.crop_scale) != 2 or args.crop_scale[0] > args.crop_scale[1]:
         raise ArgumentError(f"crop_scale {join(args.crop_scale)} does not work: give smallest, largest, as in 0.2 1.0")
     check_image_cache(args)
@@ -209,8 +209,8 @@ def check_mix(args) -> None:
     require(args, "mix", lambda x: x > 0, "shares above 0, as in 0.7 0.3")
     if args.mix is not None and (len(args.mix) != len(folders) or len(folders) < 2):
         raise ArgumentError(
-            f"mix {join(args.mix)} has {len(args.mix)} shares, train_dir has {len(folders)} folders: give a share for "
-            "each of two folders or more"
+            f"mix {join(args.mix)} has {len(args.mix)} shares, but train_dir has {len(folders)} folders: give a "
+            "share for each of two or more folders"
         )
 
 
@@ -236,7 +236,7 @@ def check_optimizer(args) -> None:
 
 
 def check_augmentation(args) -> None:
-    """What run_eval.py's trainings have beside the optimizer's numbers; nothing is left open."""
+    """Checks what run_eval.py's trainings add to the optimizer's settings. None of it is open."""
     if args.optimizer not in ("lars", "sgd", "adamw"):
         raise ArgumentError(f"optimizer {args.optimizer!r} does not work: give lars, sgd or adamw")
     require(args, "layer_decay", lambda x: 0 < x <= 1, "a factor in (0, 1], the paper's is 0.75")
@@ -251,18 +251,18 @@ def check_augmentation(args) -> None:
         )
     if args.auto_augment != "none" and not args.auto_augment.startswith("rand-"):
         raise ArgumentError(
-            f"auto_augment {args.auto_augment!r} is no RandAugment in timm's words: give none, or for example "
+            f"auto_augment {args.auto_augment!r} is not a RandAugment policy of timm: give none, or for example "
             "rand-m9-mstd0.5-inc1"
         )
 
 
 def check_resizing(args) -> None:
-    parts = args.progressive_resizing  # as many as training/resizing.py has SCALES, or fewer
-    require(args, "progressive_resizing", lambda x: 0 <= x < 1, "parts of the updates below 1, as in 0.5 0.3")
+    parts = args.progressive_resizing  # at most as many as SCALES in training/resizing.py
+    require(args, "progressive_resizing", lambda x: 0 <= x < 1, "shares of the updates below 1, as in 0.5 0.3")
     if len(parts) > 2 or sum(parts) >= 1:
         raise ArgumentError(
-            f"progressive_resizing {join(parts)} does not work: give one part or two, below 1 together, since the "
-            "whole size comes last"
+            f"progressive_resizing {join(parts)} does not work: give one or two shares with a sum below 1, "
+            "because the full size comes last"
         )
 
 
@@ -281,7 +281,7 @@ def check_trackers(args) -> None:
     from accelerate.utils import LoggerType
 
     if len(args.report_to) > 1 and {"all", "none"} & set(args.report_to):
-        raise ArgumentError(f"report_to {join(args.report_to)} does not work: all and none stand alone")
+        raise ArgumentError(f"report_to {join(args.report_to)} does not work: give all or none without other names")
     for name in args.trackers:
         if name not in LoggerType.list():
             hint = suggest(name, LoggerType.list()) or f": those are {', '.join(LoggerType.list())}, none"
@@ -292,7 +292,7 @@ def check_trackers(args) -> None:
 
 
 def check_output_dir(args) -> None:
-    """A run starts only where it overwrites neither another run nor the checkpoint that it starts from."""
+    """Refuses an output_dir in which the run would overwrite another run, or the checkpoint that it starts from."""
     resume = args.resume_from_checkpoint
     exclude(args, "overwrite_output_dir", "resume_from_checkpoint")
     if "://" in args.output_dir:
@@ -303,21 +303,21 @@ def check_output_dir(args) -> None:
     checkpoint = Path(args.model_name_or_path).resolve() if args.model_name_or_path else None
     if resume is None and checkpoint in [path.resolve() for path in (Path(args.output_dir), *folders)]:
         raise ArgumentError(
-            f"output_dir {args.output_dir!r} is where model_name_or_path {args.model_name_or_path!r} lies: give "
-            "another output_dir, so that the checkpoint stays as it is"
+            f"output_dir {args.output_dir!r} holds model_name_or_path {args.model_name_or_path!r}: give "
+            "another output_dir, so that the checkpoint is not overwritten"
         )
     checkpoints = sorted(str(path) for folder in folders for path in folder.glob("checkpoint-*"))
     on_hub = resume is not None and resume.startswith("hub://")
     if resume not in (None, "auto") and not on_hub and not Path(resume).is_dir():
-        hint = f"give auto or one of {', '.join(checkpoints)}" if checkpoints else "there is none in output_dir"
+        hint = f"give auto or one of {', '.join(checkpoints)}" if checkpoints else "output_dir has none"
         raise ArgumentError(f"resume_from_checkpoint {resume!r} is not a folder: {hint}")
     holds_a_run = checkpoints or any((folder / "model.safetensors").exists() for folder in folders)
-    # What is on the Hub and what is here may be of different runs.
+    # The checkpoint on the Hub and the files here may be from different runs.
     goes_on_here = resume is not None and not on_hub
     if holds_a_run and not goes_on_here and not args.overwrite_output_dir:
         raise ArgumentError(
             f"output_dir {args.output_dir!r} already holds a run: give another, --resume_from_checkpoint auto to go "
-            "on, or --overwrite_output_dir to start anew"
+            "on, or --overwrite_output_dir to start over"
         )
 
 

@@ -1,7 +1,7 @@
-"""From options to a recipe in which nothing is open: what follows from the images, the memory, the clock, and the
-checkpoint that a run goes on from.
+"""Turns options into a recipe without open settings, from the images, the memory, the clock, and the checkpoint that a
+run goes on from.
 
-The scripts import this after they have read the command line: it needs torch.
+The scripts import this after they have read the command line, because it imports torch.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from modeling_mae.data.serve.processor import Processing, choose_processing
 from modeling_mae.data.serve.statistics import choose_mean_std
 from modeling_mae.evaluation import classifier
 from modeling_mae.evaluation.features import K
-from modeling_mae.evaluation.growth import images_of_a_look
+from modeling_mae.evaluation.growth import images_per_measurement
 from modeling_mae.evaluation.readouts import ReadoutSettings
 from modeling_mae.files import write_text
 from modeling_mae.readout import Readout
@@ -57,11 +57,11 @@ class Decided:
     config: MAEConfig
     sets: PretrainingSets
     resizing: Resizing
-    reasons: list[str]  # of what was chosen, a line each
-    chosen: dict[str, Any]  # what was chosen for the user; a run that goes on takes it again
+    reasons: list[str]  # one line per choice
+    chosen: dict[str, Any]  # what was chosen for the user; a resumed run keeps it
 
     def made_with(self, data: dict[str, Any] | str) -> dict[str, Any]:
-        """All that decides the weights, for the manifest of the checkpoints. `data` is the images' fingerprint."""
+        """All settings that decide the weights, for the checkpoints' manifest. `data` is the images' fingerprint."""
         recipe = self.recipe
         images = {"data": data, "mean": recipe.image_mean, "std": recipe.image_std, "white": self.sets.images.white}
         chosen = {"chosen": self.chosen} if self.chosen else {}
@@ -69,12 +69,12 @@ class Decided:
 
 
 def decide(options: PretrainArguments, source: Source, accelerator: Accelerator, before: dict[str, Any]) -> Decided:
-    """Decides what the options leave open, and prints each choice with its reason.
+    """Chooses the open settings, and prints each choice with its reason.
 
-    `before` is what the checkpoint that the run goes on from was made with, empty for a fresh start.
+    `before` are the settings of the checkpoint that the run goes on from, empty for a fresh start.
 
     Raises:
-        ArgumentError, UserError: what is given and what follows from it do not work together.
+        ArgumentError, UserError: the given settings and the choices do not work together.
     """
     say, processes, goes_on = accelerator.print, accelerator.num_processes, bool(before)
     chosen = dict(before.get("chosen", {}))
@@ -84,11 +84,11 @@ def decide(options: PretrainArguments, source: Source, accelerator: Accelerator,
         given, chosen, reasons = settle(given, image_facts(source, given.bands), processes, chosen)
         for reason in reasons:
             say(f"chosen     {reason}", flush=True)
-    recipe = PretrainRecipe(**vars(given))  # mean and deviation are still to come
+    recipe = PretrainRecipe(**vars(given))  # mean and deviation follow
     split_batch(recipe.total_batch_size, recipe.per_device_train_batch_size, processes)
     config, start = model_config(recipe), checkpoint_of(recipe)
     if start is not None:
-        say(start.told(trains_decoder=True), end="", flush=True)
+        say(start.notes_text(trains_decoder=True), end="", flush=True)
     resizing = Resizing(config.image_height_width, config.patch_height_width, tuple(recipe.progressive_resizing))
     check_masks(config, resizing)
     sets = _open_sets(recipe, config, source, accelerator, before)
@@ -97,7 +97,7 @@ def decide(options: PretrainArguments, source: Source, accelerator: Accelerator,
     if recipe.auto_batch_size or (recipe.max_hours and not goes_on):
         recipe = _by_trials(recipe, config, sets, resizing, accelerator, goes_on, reasons)
     if recipe.max_hours and goes_on and "num_train_epochs" not in chosen:
-        say("note       max_hours counts where a run begins: this one keeps its length")
+        say("note       max_hours only applies when a run begins: this run keeps its length")
     if recipe.max_hours:
         chosen |= {"num_train_epochs": recipe.num_train_epochs, "warmup_epochs": recipe.warmup_epochs}
     recipe = replace(recipe, own_images=False, max_hours=None, auto_batch_size=False)
@@ -105,24 +105,24 @@ def decide(options: PretrainArguments, source: Source, accelerator: Accelerator,
 
 
 def base_of(start: Checkpoint | None) -> Base | None:
-    """What a card says of the weights that a training began with."""
+    """What a card says about the weights that a training began with."""
     return None if start is None else Base(start.source, start.license, start.on_hub)
 
 
 def save_recipe(recipe: object, folder: Path, reasons: Sequence[str] = ()) -> Path:
-    """Writes recipe.yaml, from which the script runs the same training. The reasons are comments in it."""
+    """Writes recipe.yaml, with which the script repeats the training. The reasons become comments in it."""
     path = folder / "recipe.yaml"
     write_text(path, "".join(f"# {reason}\n" for reason in reasons) + recipe_text(recipe))
     return path
 
 
 def _open_white(white: float) -> float | None:
-    """The option for this white. Images of 8 bits have none: nothing else can be white in them."""
+    """The value of the option `white_value`. None for 8-bit images, in which only 255 can be white."""
     return None if white == WHITE else white
 
 
 def length_of_earlier_run(options: PretrainArguments, chosen: dict[str, Any]) -> PretrainArguments:
-    """With `max_hours`, the length that was chosen when the run began, or a shorter one that is given."""
+    """With `max_hours`, keeps the length that was chosen when the run began, or takes a shorter one that is given."""
     if not options.max_hours or "num_train_epochs" not in chosen:
         return options
     epochs = min(chosen["num_train_epochs"], options.num_train_epochs or chosen["num_train_epochs"])
@@ -160,7 +160,7 @@ def _by_trials(
     goes_on: bool,
     reasons: list[str],
 ) -> PretrainRecipe:
-    """The recipe with the largest batch that fits into memory, and with the length that fits into the time."""
+    """The recipe with the largest batch that fits into memory, and the length that fits into `max_hours`."""
     trial = Trial(accelerator, config, settings(OptimizerSettings, recipe))
     if recipe.auto_batch_size:
         model = accelerator.unwrap_model(trial.model, keep_torch_compile=False)
@@ -172,10 +172,10 @@ def _by_trials(
         accelerator.gradient_accumulation_steps = split_batch(
             recipe.total_batch_size, recipe.per_device_train_batch_size, accelerator.num_processes
         )
-        look = images_of_a_look(images, sets.evaluation)
+        measured = images_per_measurement(images, sets.evaluation)
         trial_settings = settings(TrialSettings, recipe)
         pixels = transform.to(accelerator.device)
-        epochs, reason = fit_length(trial, view, partial(pixels), resizing.stages, trial_settings, look)
+        epochs, reason = fit_length(trial, view, partial(pixels), resizing.stages, trial_settings, measured)
         reasons.append(f"num_train_epochs={epochs:g}: {reason}")
         accelerator.print(f"chosen     {reasons[-1]}", flush=True)
         recipe = with_length(recipe, epochs)
@@ -187,16 +187,16 @@ def _by_trials(
 class DecidedEvaluation:
     """An evaluation before its first update."""
 
-    recipe: EvalRecipe  # what a training adds is in its own
-    trainings: list[EvalTraining]  # each with a recipe of its own
+    recipe: EvalRecipe  # what all trainings share
+    trainings: list[EvalTraining]  # each with its own recipe
     start: Checkpoint | None  # where the weights come from; None: they are new
     config: MAEConfig
     sets: LabelledSets
     readouts: list[Readout]
-    tests_checkpoint: bool  # whether the checkpoint is a classifier that is tested as it is
+    tests_checkpoint: bool  # whether to test the checkpoint's own classifier
 
     def made_with(self, training: EvalTraining) -> dict[str, Any]:
-        """All that decides the weights of a training, for the manifest of its checkpoints."""
+        """All settings that decide a training's weights, for the manifest of its checkpoints."""
         recipe, sets = training.recipe, self.sets
         images = {"data": sets.train_fingerprint, "mean": recipe.image_mean, "std": recipe.image_std}
         config = model_config(recipe)
@@ -204,8 +204,8 @@ class DecidedEvaluation:
 
 
 def decide_evaluation(options: EvalArguments, accelerator: Accelerator, before: dict[str, Any]) -> DecidedEvaluation:
-    """Decides what the options leave open: which images with which labels, how they are brought to the model, and the
-    trainings. `before` is what the checkpoint that goes on was made with, empty for a fresh start.
+    """Chooses the open settings: images and labels, image size, crop and normalisation, and the trainings. `before`
+    are the settings of the checkpoint that the run goes on from, empty for a fresh start.
 
     Raises:
         ArgumentError, UserError: something is wrong with one of the trainings.
@@ -214,7 +214,7 @@ def decide_evaluation(options: EvalArguments, accelerator: Accelerator, before: 
     readouts = settings(ReadoutSettings, options).chosen(config.num_hidden_layers)
     name, reads_features = options.model_name_or_path, options.reads_features
     tests_checkpoint = not options.do_train and classifier.is_tested(config, name, reads_features)
-    say(start.told() if start else "", classifier.describe_resizing(config, start), sep="", end="")
+    say(start.notes_text() if start else "", classifier.describe_resizing(config, start), sep="", end="")
     processing = choose_processing(
         start.processing if start else Processing(),
         Processing.given(settings(ImageSettings, options)),
@@ -223,7 +223,7 @@ def decide_evaluation(options: EvalArguments, accelerator: Accelerator, before: 
         crop_fraction=EVAL_CROP_FRACTION,
         say=say,
     )
-    # Training decides on task and classes. A classifier that is only tested has its own.
+    # The training set decides task and classes. A classifier that is only tested brings its own.
     task = task_of_checkpoint(config) if tests_checkpoint else None
     task = TASKS[options.problem_type] if options.problem_type else task
     where = settings(SourceSettings, options)

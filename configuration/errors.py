@@ -1,4 +1,4 @@
-"""The error for a wrong argument, and the rules that many arguments share."""
+"""The error for a wrong argument, and the checks that many arguments share."""
 
 import math
 
@@ -6,12 +6,12 @@ import math
 class ArgumentError(ValueError):
     """An argument that cannot work. The message is one line: the value, the reason, the remedy.
 
-    It is not the package's UserError, because importing the package loads torch: `--help` would take seconds.
+    Not the package's UserError, because importing the package loads torch, and `--help` would take seconds.
     """
 
 
 def require(args, name: str, holds, meaning: str) -> None:
-    """`holds(value)` for the argument's value, or each of its values. None (not given) is never wrong."""
+    """Raises an ArgumentError unless `holds(value)`, also for each value of a list. None (not given) passes."""
     value = getattr(args, name)
     for item in value if isinstance(value, list) else [value]:
         if item is not None and not (math.isfinite(item) and holds(item)):

@@ -1,8 +1,7 @@
 """The arguments of run_eval.py, and the papers' settings of linear and attentive probing and of fine-tuning.
 
-An argument that is left open (None) takes the paper's value for the number of blocks tuned (arXiv 2111.06377): linear
-probing (Table 10) for 0, fine-tuning (Table 9) for all others. Where the paper says nothing, the official code's value
-is taken.
+An open argument (None) takes the paper's value for the number of tuned blocks (arXiv 2111.06377): linear probing
+(Table 10) for 0, fine-tuning (Table 9) for all others. If the paper gives none, it takes the official code's.
 """
 
 import dataclasses
@@ -34,8 +33,7 @@ LINEAR_PROBING = {
     "cutmix": 0.0,
     "config_overrides": ["pooling=cls", "head_norm=batch", "head_initializer_range=0.01"],
 }
-# What attentive probing (pooling=attention, no block tuned) has otherwise: the batch of arXiv 2506.10178's code, which
-# keeps the rest of Table 10.
+# Attentive probing (pooling=attention, no block tuned) differs only in the batch, as in arXiv 2506.10178's code.
 ATTENTIVE_PROBING = {"total_batch_size": 4096}
 FINE_TUNING = {
     "optimizer": "adamw",
@@ -60,7 +58,7 @@ FINE_TUNING = {
 }
 EVAL_CROP_FRACTION = 0.875  # 224 of 256 pixels (paper, Section A.1)
 RESULTS = "eval_results.json"  # in the folder of each training
-BY_BLOCKS = " By default the paper's for the number of blocks tuned."
+BY_BLOCKS = " By default the paper's for the number of tuned blocks."
 
 
 @dataclass(frozen=True)
@@ -74,10 +72,8 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         "1, 2, ...: the last blocks; the depth: all. Several values are trained one after another. 0 by default.",
         decides="weights",
     )
-    from_scratch: bool = option(
-        False, "Also train the same network from scratch, as the supervised baseline.", decides="nothing"
-    )
-    do_train: bool = option(True, "False: only test the checkpoint as it is.", decides="result")
+    from_scratch: bool = option(False, "Also train the same network from scratch, as a baseline.", decides="nothing")
+    do_train: bool = option(True, "false: train nothing, only test the checkpoint.", decides="result")
     knn: bool = option(
         False,
         "k-NN (k 10, 20, 100, 200) and logistic regression on frozen features: raw pixels, an untrained encoder, and "
@@ -86,45 +82,45 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
     )
     readouts: str | None = option(
         None,
-        "all: one table of the pre-trained encoder's features, by blocks and poolings: k-NN, logistic regression, and "
-        "a probe, which is attentive for the pooling attention. It shows which suits the data.",
+        "all: a table of the encoder's frozen features by blocks and poolings, to find which suit the data. Columns: "
+        "k-NN, logistic regression, and a probe (attentive for the pooling attention).",
         decides="nothing",
     )
     feature_layers: list[int] | None = option(
         None,
-        "Blocks, counted from 1, whose features stand side by side in such a table. By default the last block.",
+        "Blocks whose features are concatenated for that table, counted from 1. By default the last block.",
         decides="nothing",
     )
     feature_pooling: list[str] | None = option(
         None,
-        "Poolings of the patch tokens, one row of such a table each: mean, mean_deviation, attention, flatten; cls is "
-        "the class token. By default mean.",
+        "Poolings for that table, a row for each: mean, mean_deviation, attention or flatten of the patch tokens, or "
+        "cls, the class token. By default mean.",
         decides="nothing",
     )
     validation_dir: str | None = option(
-        None, "Folder to evaluate on, of images by class or of parquet files.", decides="result"
+        None, "Folder to evaluate on: class folders of images, or parquet files.", decides="result"
     )
     label_column_name: str | None = option(
         None, "Column of the labels. By default the only column of labels.", decides="result"
     )
     problem_type: str | None = option(
         None,
-        "single_label_classification, multi_label_classification or regression. By default the label column tells: "
+        "single_label_classification, multi_label_classification or regression. By default the label column decides: "
         "classes; lists of classes, or of 0 and 1; fractions, or lists of them. Whole numbers can also be regression.",
         decides="weights",
     )
     label_fraction: float = option(
-        1.0, "Part of the training images to use, the same of each class, as in 0.1.", decides="weights"
+        1.0, "Share of the training images to use, the same for each class, as 0.1.", decides="weights"
     )
     max_eval_samples: int | None = option(None, "Evaluate on this many images only.", decides="result")
     eval_crop_fraction: float | None = option(
         None,
-        "Part of the shorter side that evaluation keeps. By default 0.875 (224 of 256, as in the paper), or the "
-        "checkpoint's own where nothing is trained. Small images: 1.",
+        "Share of the shorter side that the evaluation crop keeps. By default 0.875 (224 of 256, as in the paper), or "
+        "the checkpoint's own if nothing is trained. Give 1 for small images.",
         decides="result",
     )
     eval_epochs: int = option(1, "Epochs between two evaluations.", decides="result")
-    per_device_eval_batch_size: int = option(256, "Images at a time on each process in evaluation.", decides="nothing")
+    per_device_eval_batch_size: int = option(256, "Images per process at a time in evaluation.", decides="nothing")
     save_predictions: bool = option(
         False, "Write the predictions of the evaluation images as predictions.parquet.", decides="nothing"
     )
@@ -135,40 +131,42 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
     )
     optimizer: str | None = option(None, "lars, sgd or adamw." + BY_BLOCKS, decides="weights")
     num_train_epochs: float | None = option(None, "Length of the run, in epochs." + BY_BLOCKS, decides="result")
-    total_batch_size: int | None = option(None, "Images an update, over all processes." + BY_BLOCKS, decides="weights")
+    total_batch_size: int | None = option(
+        None, "Images per update, over all processes." + BY_BLOCKS, decides="weights"
+    )
     base_learning_rate: float | None = option(
-        None, "Learning rate of 256 images an update." + BY_BLOCKS, decides="weights"
+        None, "Learning rate for 256 images per update." + BY_BLOCKS, decides="weights"
     )
     min_learning_rate: float | None = option(
-        None, "Learning rate that the cosine ends at." + BY_BLOCKS, decides="weights"
+        None, "Learning rate at the end of the cosine." + BY_BLOCKS, decides="weights"
     )
     warmup_epochs: float | None = option(
         None, "Epochs over which the learning rate rises from 0." + BY_BLOCKS, decides="weights"
     )
     weight_decay: float | None = option(
-        None, "Weight decay; none on biases, norms, tokens." + BY_BLOCKS, decides="weights"
+        None, "Weight decay. Biases, norms and tokens are not decayed." + BY_BLOCKS, decides="weights"
     )
     layer_decay: float | None = option(
-        None, "Factor of the learning rate from a block to the one before." + BY_BLOCKS, decides="weights"
+        None, "Learning rate of a block, relative to the next block's." + BY_BLOCKS, decides="weights"
     )
     adam_beta2: float = option(0.999, "AdamW's decay of the mean of squared gradients.", decides="weights")
     auto_augment: str | None = option(
-        None, "RandAugment in timm's words, as in rand-m9-mstd0.5-inc1, or none." + BY_BLOCKS, decides="weights"
+        None, "RandAugment policy as timm spells it (rand-m9-mstd0.5-inc1), or none." + BY_BLOCKS, decides="weights"
     )
     random_erasing: float | None = option(None, "Probability of random erasing." + BY_BLOCKS, decides="weights")
     mixup: float | None = option(None, "Alpha of mixup, 0 for none." + BY_BLOCKS, decides="weights")
     cutmix: float | None = option(None, "Alpha of cutmix, 0 for none." + BY_BLOCKS, decides="weights")
     linear_overrides: list[str] = option(
         [],
-        "Options for linear probing alone, where a run tunes blocks too: a part of the recipe with the recipe's own "
-        "keys, config_overrides among them; here key=value. They win over all.",
+        "Options for linear probing only, in a run that also tunes blocks. In a recipe: a mapping with the recipe's "
+        "keys, also config_overrides. On the command line: key=value. They win over all others.",
         decides="nothing",
         action="extend",
     )
 
     @property
     def reads_features(self) -> bool:
-        """Whether frozen features are looked at."""
+        """Whether the run evaluates frozen features."""
         return (
             self.knn
             or self.readouts is not None
@@ -177,14 +175,14 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         )
 
     def trainings(self) -> list["EvalTraining"]:
-        """Every training there is to do. ArgumentError for a wrong linear override."""
+        """All trainings of the run. Raises an ArgumentError for a wrong linear override."""
         if not self.do_train:
             return []
         values = self.n_partial if self.n_partial is not None else [] if self.from_scratch else [0.0]
         trainings: list[tuple[str, float | None]] = [(f"n_partial-{value:g}", value) for value in values]
         trainings += [("from-scratch", None)] * self.from_scratch
         output_dir = Path(self.output_dir)
-        # One training writes into output_dir itself, several into a folder each.
+        # A single training writes into output_dir itself, several write into a subfolder each.
         folders = [output_dir / name if len(trainings) > 1 else output_dir for name, _ in trainings]
         return [
             EvalTraining(name, folder, value, self._of_one(value, folder))
@@ -192,11 +190,11 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         ]
 
     def _of_one(self, n_partial: float | None, folder: Path) -> "EvalRecipe":
-        """The recipe of one training, which does this training alone."""
+        """The recipe that repeats this one training."""
         recipe = dataclasses.replace(self.resolved(n_partial), output_dir=str(folder), linear_overrides=[])
         if n_partial is not None:
             recipe = dataclasses.replace(recipe, from_scratch=False)
-        if str(folder) != self.output_dir:  # the folder of all looks at the frozen features
+        if str(folder) != self.output_dir:  # frozen features are evaluated once, for output_dir
             recipe = dataclasses.replace(recipe, knn=False, readouts=None, feature_layers=None, feature_pooling=None)
         return EvalRecipe(**vars(recipe))
 
@@ -204,10 +202,10 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         return [training.folder for training in self.trainings()]
 
     def resolved(self, n_partial: float | None) -> "EvalArguments":
-        """The arguments of one training, with nothing left open. None: from scratch, all blocks."""
+        """The arguments of one training without open settings. `n_partial` None: from scratch, all blocks."""
         paper: dict[str, Any] = dict(LINEAR_PROBING if n_partial == 0 else FINE_TUNING)
         if n_partial is None:
-            paper["layer_decay"] = 1.0  # from scratch, no lower blocks are trained yet that need protection
+            paper["layer_decay"] = 1.0  # from scratch, the lower blocks have no training to protect
         for_linear = self._linear_overrides() if n_partial == 0 else {}
         overrides = self.config_overrides + for_linear.pop("config_overrides", [])
         if n_partial == 0 and parse_overrides(overrides).get("pooling") == "attention":
@@ -240,7 +238,7 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
 
 
 class EvalRecipe(EvalArguments):
-    """Arguments of one training in which nothing is open."""
+    """Arguments of one training without open settings."""
 
     if TYPE_CHECKING:
         optimizer: str
@@ -267,30 +265,29 @@ class EvalTraining:
 
     name: str  # n_partial-0, n_partial-0.5, ..., from-scratch
     folder: Path
-    n_partial: float | None  # blocks tuned; None: from scratch, all of them
+    n_partial: float | None  # number of tuned blocks; None: from scratch, all of them
     recipe: EvalRecipe
 
     @property
     def results_file(self) -> Path:
-        """Where its row of results stands when it is finished."""
+        """The file of its results, written when it is finished."""
         return self.folder / RESULTS
 
     def check_blocks(self, depth: int) -> None:
-        """Raises an ArgumentError where an encoder of `depth` blocks cannot tune `n_partial` of them."""
+        """Raises an ArgumentError if an encoder of `depth` blocks cannot tune `n_partial` of them."""
         try:
             check_blocks(self.n_partial, depth)
         except ArgumentError as error:
             raise ArgumentError(f"{self.name}: {error}") from None
 
     def finished_results(self, say: Callable[[str], None]) -> dict | None:
-        """The row of results that an earlier call of the same training left in the folder; None where there is
-        something to do.
+        """The results that an earlier call of this training left in the folder, or None if there is training to do.
 
-        A finished training goes on from its last checkpoint where its length is another, or `allow_changes` is given;
-        `say` prints that.
+        A finished training goes on from its last checkpoint if its length has changed, or with `allow_changes`. `say`
+        prints that.
 
         Raises:
-            ArgumentError: the results are those of another training, or of one with other settings.
+            ArgumentError: the results are from another training, or from other settings.
         """
         if not self.results_file.exists():
             return None
@@ -299,10 +296,10 @@ class EvalTraining:
             raise ArgumentError(
                 f"{self.folder} holds the results of {row['name']}, not of {self.name}: give another --output_dir"
             )
-        before = json.loads((self.folder / "arguments.json").read_text())
+        before = self.recipe.added() | json.loads((self.folder / "arguments.json").read_text())
         now = json.loads(json.dumps(dataclasses.asdict(self.recipe)))
         names = [name for name in self.recipe.deciding("weights", "result") if before.get(name) != now[name]]
-        # Where one call has them given and the other measured, the checkpoint compares the numbers.
+        # Not compared here if one call was given them and the other measured them: the checkpoint has the numbers.
         measured = ("image_mean", "image_std", "white_value")
         names = [name for name in names if name not in measured or None not in (before.get(name), now[name])]
         if not names:
@@ -312,7 +309,7 @@ class EvalTraining:
             raise ArgumentError(
                 f"{self.folder} holds the finished results of other settings ({changes}): give another --output_dir, "
                 "the same settings, --allow_changes true to go on from its last checkpoint with these, or "
-                "--overwrite_output_dir to start anew"
+                "--overwrite_output_dir to start over"
             )
-        say(f"note       {self.name} was finished with other settings ({changes}): it goes on, for new results")
+        say(f"note       {self.name} was finished with other settings ({changes}): it goes on with the new ones")
         return None

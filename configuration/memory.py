@@ -1,4 +1,4 @@
-"""Whether a model and its batches fit into this machine's memory, by formula: before anything is allocated."""
+"""Estimates whether a model and its batches fit into this machine's memory, before anything is allocated."""
 
 import os
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 from .errors import ArgumentError
 
 
-MAX_CACHE = 1 << 20  # GiB; more is a slip
-WEIGHT_BYTES = 4  # of a parameter in float32
-TRAINING_BYTES = 16  # of a trained one: weight, gradient and AdamW's two moments
+MAX_CACHE = 1 << 20  # GiB; more is a typo
+WEIGHT_BYTES = 4  # per float32 parameter
+TRAINING_BYTES = 16  # per trained parameter: weight, gradient and AdamW's two moments
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
 
 
@@ -22,7 +22,7 @@ def encoder_parameters(config) -> int:
 
 
 def decoder_parameters(config) -> int:
-    """The number of parameters that `MAEForPreTraining` has beside the encoder."""
+    """The number of parameters of the decoder of `MAEForPreTraining`."""
     width, encoder_width, depth = config.decoder_hidden_size, config.hidden_size, config.decoder_num_hidden_layers
     blocks = depth * _block_parameters(width, config.decoder_intermediate_size, config.qkv_bias)
     first = width * (encoder_width + 1)  # from the encoder's width to the decoder's
@@ -41,7 +41,7 @@ def _block_parameters(width: int, intermediate: int, qkv_bias: bool) -> int:
 
 
 def machine_memory() -> int | None:
-    """Bytes of this machine, or of the container where that has fewer. None where the system does not say."""
+    """Bytes of memory of this machine, or the container's limit if smaller. None if the system does not say."""
     if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
         return None
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -52,24 +52,24 @@ def machine_memory() -> int | None:
 
 
 def check_weights_fit(config) -> None:
-    """ArgumentError where the weights of the encoder alone do not fit. Also a machine with a GPU has to hold them."""
+    """Raises an ArgumentError if not even the encoder's weights fit. A machine with a GPU must hold them too."""
     _check(config, encoder_parameters(config), WEIGHT_BYTES, "weights")
 
 
 def check_training_fits(config, decoder: bool) -> None:
-    """ArgumentError where a model that is trained as a whole does not fit, on a machine that trains on its CPU."""
+    """Raises an ArgumentError if a fully trained model does not fit. Only checks machines that train on the CPU."""
     parameters = encoder_parameters(config) + (decoder_parameters(config) if decoder else 0)
     _check(config, parameters, WEIGHT_BYTES, "weights")
     memory = machine_memory()
     if memory is not None and parameters * TRAINING_BYTES > memory:
-        import torch  # late: nearly all runs get by without waiting for it
+        import torch  # imported late: nearly all runs return before this
 
         if not torch.accelerator.is_available():
             _check(config, parameters, TRAINING_BYTES, "weights, gradients and AdamW's moments")
 
 
 def check_batch(config, batch_size: int, option: str) -> None:
-    """ArgumentError where the pixels of a batch alone do not fit, as float32."""
+    """Raises an ArgumentError if not even the pixels of a batch fit, as float32."""
     height, width = config.image_height_width
     needed, memory = batch_size * config.num_channels * height * width * 4, machine_memory()
     if memory is not None and needed > memory:
@@ -80,7 +80,7 @@ def check_batch(config, batch_size: int, option: str) -> None:
 
 
 def check_repeats(args) -> None:
-    """The crops of an image stand in one micro-batch, so that it is decoded once."""
+    """All crops of an image must be in one micro-batch, so that it is decoded once."""
     repeats = args.repeated_augmentation
     for name in ("total_batch_size", "per_device_train_batch_size"):
         value = getattr(args, name)

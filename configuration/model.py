@@ -1,9 +1,8 @@
-"""From `--config_name`, `--config_overrides` and `--model_name_or_path` to an `MAEConfig`.
+"""Makes an `MAEConfig` from `--config_name`, `--config_overrides` and `--model_name_or_path`.
 
-The presets in `models/` are the published encoders. Base, large and huge are ViT's (arXiv 2010.11929, Table 1), huge
-with patches of 14. Tiny and small are DeiT-Ti and DeiT-S (arXiv 2012.12877, Table 1). All have the MAE paper's
-decoder: 512 wide, 8 blocks, 16 heads (arXiv 2111.06377, Section 4.1 and Appendix A.1). The paper has no decoder for
-tiny and small.
+The presets in `models/` are published encoders. Base, large and huge are ViT's (arXiv 2010.11929, Table 1), huge with
+patches of 14. Tiny and small are DeiT-Ti and DeiT-S (arXiv 2012.12877, Table 1). All have the MAE paper's decoder: 512
+wide, 8 blocks, 16 heads (arXiv 2111.06377, Section 4.1 and Appendix A.1). The paper does not train tiny and small.
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ from .errors import ArgumentError
 from .memory import check_weights_fit
 
 
-FORM_OF_OUTPUTS = ("reshape_hidden_states",)  # fields that decide no weight
+FORM_OF_OUTPUTS = ("reshape_hidden_states",)  # fields that do not affect the weights
 PRESETS = Path(__file__).parent / "models"
 
 
@@ -28,18 +27,18 @@ def model_settings(config) -> dict[str, Any]:
     names = [name for name in model_fields() if not name.startswith("_") and name not in FORM_OF_OUTPUTS]
     if config.pooling != "attention":
         names = [name for name in names if not name.startswith("num_pooling_")]
-    if not config.uniformity_weight:  # older checkpoints do not name it
+    if not config.uniformity_weight:  # older checkpoints do not have it
         names.remove("uniformity_weight")
     return {name: getattr(config, name) for name in names}
 
 
 def join(values: list | None) -> str:
-    """The values of an option as they stand on the command line."""
+    """The values of an option as they are typed on the command line."""
     return "(not given)" if values is None else " ".join(map(str, values))
 
 
 def suggest(name: str, known) -> str:
-    """`: did you mean 'x'?` for the known name nearest to `name`; empty when none is near."""
+    """`: did you mean 'x'?` for the known name nearest to `name`, or an empty text if none is near."""
     near = difflib.get_close_matches(name, [str(k) for k in known], n=1)
     return f": did you mean {near[0]!r}?" if near else ""
 
@@ -64,9 +63,9 @@ def parse_overrides(overrides: list[str]) -> dict[str, Any]:
 
 
 def parse_pairs(pairs: list[str], option: str, known_keys, kind: str, example: str) -> dict[str, Any]:
-    """`key=value` texts as a dict. Values are read as YAML, and so are numbers that YAML takes for text, as 1e-6.
+    """`key=value` texts as a dict. Values are read as YAML, or as a number if YAML would read text, as in 1e-6.
 
-    `known_keys()` gives the keys there are; `option`, `kind` and `example` are for the error.
+    `known_keys()` returns the valid keys. `option`, `kind` and `example` are for the error message.
     """
     values = {}
     for text in pairs:
@@ -82,7 +81,7 @@ def parse_pairs(pairs: list[str], option: str, known_keys, kind: str, example: s
         except yaml.YAMLError:
             raise ArgumentError(f"{option} {text!r}: cannot read the value {value!r}") from None
         if isinstance(values[key], str):
-            with suppress(ValueError):  # a name, as in mask_type=block
+            with suppress(ValueError):  # not a number but a name, as in mask_type=block
                 values[key] = float(value)
     return values
 
@@ -94,15 +93,15 @@ def _config_file(name: str) -> Path:
         if candidate.is_file():
             return candidate
     presets = sorted(file.stem for file in PRESETS.glob("*.json"))
-    hint = suggest(name, presets) or f", neither is it a preset: {', '.join(presets)}"
+    hint = suggest(name, presets) or f", nor a preset: {', '.join(presets)}"
     raise ArgumentError(f"config_name {name!r} is not a JSON file or a folder with a config.json{hint}")
 
 
 def checkpoint_of(args):
-    """The `Checkpoint` that `model_name_or_path` names, under `config_overrides`; None where the model is new.
+    """The `Checkpoint` named by `model_name_or_path`, with `config_overrides` applied. None for a new model.
 
     Raises:
-        ArgumentError: there is no such checkpoint, or the overrides do not fit it.
+        ArgumentError: the checkpoint does not exist, or the overrides do not fit it.
     """
     from modeling_mae.checkpoint import open_checkpoint
     from modeling_mae.errors import UserError
@@ -119,8 +118,8 @@ def checkpoint_of(args):
 def model_config(args):
     """The `MAEConfig` that `args` (a `ModelArguments`) describes.
 
-    It is that of `model_name_or_path` (a file, a folder or a Hub id, which may be downloaded), else it starts from
-    `config_name`, else from `MAEConfig`'s defaults. `config_overrides` win over it.
+    It starts from the configuration of `model_name_or_path` (a Hub id may be downloaded), else from `config_name`,
+    else from `MAEConfig`'s defaults. `config_overrides` change its fields.
 
     Raises:
         ArgumentError: a name is unknown, the values do not make a model, or it does not fit into this machine.
@@ -146,8 +145,8 @@ def model_config(args):
             raise ArgumentError(f"config_name {args.config_name!r}: {file} describes a {kind!r} model, not an MAE")
     try:
         config = MAEConfig(**{**values, **overrides})
-    # Strict dataclasses wrap the error of a validator into several lines of their own. transformers trusts a
-    # config.json, and fails on a field of another type as on any slip of a programmer.
+    # Strict dataclasses wrap a validator's error into several lines. transformers does not check the types in a
+    # config.json, so a wrong one raises any kind of error.
     except (ValueError, TypeError, AttributeError, KeyError, StrictDataclassError) as error:
         reason = " ".join(str(error.__cause__ or error).split())
         if not isinstance(error, (ValueError, StrictDataclassError)):

@@ -1,7 +1,7 @@
-"""What pre-training on your own images takes where you give nothing, and why: pure functions of a few facts.
+"""Chooses the settings that you do not give for pre-training on your own images: pure functions of a few facts.
 
 The facts are the number of images, the median height and width of their files in pixels, and the channels. What the
-user gives is never chosen here; what is chosen follows from it.
+user gives is never changed, and the choices fit it.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from .errors import ArgumentError
 from .model import PRESETS, model_config, model_settings, parse_overrides
 
 
-# The options that `own_images` leaves open, beside fields of the model.
+# The options that `own_images` chooses. It chooses fields of the model too.
 OPTIONS = (
     "total_batch_size",
     "per_device_train_batch_size",
@@ -22,19 +22,19 @@ OPTIONS = (
     "base_learning_rate",
     "crop_scale",
 )
-PAPER_SIZE, PAPER_GRID = 224, 14  # pixels and patches a side (arXiv 2111.06377)
-PATCHES = (2, 4, 8, 16)  # pixels a side
-LONG = 2  # images whose one side is so many times the other keep their shape
-HEAD_WIDTH, DECODER_DEPTH, DECODER_WIDTH = 64, 4, 128  # of the decoder; the width is the least
-UPDATES_AN_EPOCH = 20  # at least
-BATCH_RANGE = (8, 1024)  # images an update
-IMAGES_AT_ONCE, MOST_AT_ONCE = 64, 256  # on each process; the most, where auto_batch_size may make it less
-EPOCHS_RANGE = (200, 2000)  # that pay on fewer than 100,000 images
-IMAGES_SEEN = 20_000_000  # in all, within that range: 200 epochs of 100,000 images
+PAPER_SIZE, PAPER_GRID = 224, 14  # pixels and patches per side (arXiv 2111.06377)
+PATCHES = (2, 4, 8, 16)  # pixels per side
+LONG = 2  # images at least this many times as long as wide keep their shape
+HEAD_WIDTH, DECODER_DEPTH, DECODER_WIDTH = 64, 4, 128  # of the decoder; its width is at least 128
+UPDATES_PER_EPOCH = 20  # at least
+BATCH_RANGE = (8, 1024)  # images per update
+IMAGES_AT_ONCE, MOST_AT_ONCE = 64, 256  # per process; the second with auto_batch_size, which may lower it
+EPOCHS_RANGE = (200, 2000)  # epochs: the most up to 10,000 images, the least from 100,000 on
+IMAGES_SEEN = 20_000_000  # in total, within that range: 200 epochs of 100,000 images
 WARMUP_SHARE = 1 / 20  # of all epochs, as the paper's 40 of 800
 PAPER_RATE, PAPER_BATCH = 1.5e-4, 4096
-CROP_RANGE = (0.2, 0.6)  # smallest part of the area: the paper's, and the demo's for images of 28 x 28
-CROP_PIXELS = 32 * 32  # that a crop should keep
+CROP_RANGE = (0.2, 0.6)  # smallest share of the area: the paper's, and the demo's for images of 28 x 28
+CROP_PIXELS = 32 * 32  # pixels that a crop should keep
 
 
 class Choice(NamedTuple):
@@ -48,8 +48,8 @@ class Choice(NamedTuple):
 
 
 def choose_model(height: int, width: int, channels: int, hidden_size: int, given: dict[str, Any]) -> list[Choice]:
-    """Image size, patch, channels and decoder for an encoder of width `hidden_size`. `given` are the fields of the
-    model that are decided; they are not chosen, and the others are made to fit them."""
+    """Chooses image size, patch, channels and decoder for an encoder of width `hidden_size`. `given` are the model
+    fields that are decided already. The choices fit them."""
     choices = []
     kind = {1: "the images are gray", 3: "the images have colours"}.get(channels, f"the images have {channels} bands")
     choices.append(Choice({"num_channels": channels}, kind))
@@ -61,7 +61,7 @@ def choose_model(height: int, width: int, channels: int, hidden_size: int, given
     rows, columns = (side // length for side, length in zip(sides, patch, strict=True))
     size = sides[0] if sides[0] == sides[1] else list(sides)
     files = f"the files have {width} x {height} pixels (median)"
-    why = f"{rows} x {columns} = {rows * columns} tokens an image, the paper's number is 196"
+    why = f"{rows} x {columns} = {rows * columns} tokens per image, the paper's number is 196"
     choices += [Choice({"image_size": size}, files), Choice({"patch_size": patch[0]}, why)]
 
     half = hidden_size // 2 // HEAD_WIDTH * HEAD_WIDTH
@@ -83,11 +83,11 @@ def choose_training(
     max_train_steps: int | None = None,
     most_at_once: int = IMAGES_AT_ONCE,
 ) -> list[Choice]:
-    """Batch, length, rate and crop for `count` images. `given` are the options that are decided. Each of the
-    `processes` gets the same number of images of an update, `most_at_once` or fewer at a time."""
+    """Chooses batch, length, rate and crop for `count` images. `given` are the options that are decided already. Each
+    of the `processes` gets the same number of images per update, at most `most_at_once` at a time."""
     total = given.get("total_batch_size") or _total_batch(count, processes)
     updates = max(1, count // total)
-    why = f"updates an epoch of {count:,} images: {updates}; wanted are {UPDATES_AN_EPOCH} or more, of "
+    why = f"{updates} updates per epoch of {count:,} images; the aim is {UPDATES_PER_EPOCH} or more, of "
     why += f"{BATCH_RANGE[0]} to {BATCH_RANGE[1]} images each"
     choices = [Choice({"total_batch_size": total}, why)]
 
@@ -101,14 +101,14 @@ def choose_training(
     else:
         lowest, highest = EPOCHS_RANGE
         epochs = given.get("num_train_epochs") or min(max(lowest, IMAGES_SEEN // count // 50 * 50), highest)
-        why = f"the fewer images, the more epochs pay: {highest} up to 10,000 images, {lowest} from 100,000 on"
+        why = f"few images need more epochs: {highest} up to 10,000 images, {lowest} from 100,000 on"
     choices.append(Choice({"num_train_epochs": epochs}, why))
-    choices.append(Choice({"warmup_epochs": epochs * WARMUP_SHARE}, "a twentieth of the epochs, as the paper's"))
+    choices.append(Choice({"warmup_epochs": epochs * WARMUP_SHARE}, "a twentieth of the epochs, as in the paper"))
 
-    # The paper's rate at its batch; from there with the square root of the batch, which is the rule for Adam
-    # (arXiv 2205.10287, Section 4). The linear rule would make the rates of small batches very low.
+    # The paper's rate at the paper's batch, scaled by the square root of the batch: the rule for Adam (arXiv
+    # 2205.10287, Section 4). The linear rule would make the rates of small batches very low.
     rate = float(f"{PAPER_RATE * math.sqrt(PAPER_BATCH / total):.1e}")
-    why = f"a peak of {rate * total / 256:.1e}, the paper's by the square root of the batch"
+    why = f"a peak of {rate * total / 256:.1e}, the paper's, scaled by the square root of the batch"
     choices.append(Choice({"base_learning_rate": rate}, why))
 
     papers, largest = CROP_RANGE
@@ -119,7 +119,7 @@ def choose_training(
 
 
 class ImageFacts(Protocol):
-    """What is known of the images, as `modeling_mae.data.find.facts` finds it."""
+    """What `modeling_mae.data.find.facts` finds out about the images."""
 
     @property
     def count(self) -> int: ...
@@ -132,17 +132,17 @@ class ImageFacts(Protocol):
 
 
 def settle(args, facts: ImageFacts, processes: int, before: dict[str, Any]) -> tuple[Any, dict[str, Any], list[str]]:
-    """`args` (a `PretrainArguments`) with nothing left open; the settings chosen for it, by name; a line for each.
+    """(`args`, a `PretrainArguments`, without open settings; the chosen settings by name; a line for each).
 
-    `before` are those of the checkpoint that the run goes on from. They are taken again.
+    `before` are the chosen settings of the checkpoint that the run goes on from. The run keeps them.
 
     Raises:
-        ArgumentError: what is given and what follows from the images do not work together.
+        ArgumentError: the given settings and the choices do not work together.
     """
     options = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
     fields = _given_fields(args)
     kept = {name: value for name, value in before.items() if name not in {**options, **fields}}
-    kept.pop("per_device_train_batch_size", None)  # it follows from the number of processes, which may change
+    kept.pop("per_device_train_batch_size", None)  # it depends on the number of processes, which may change
     given = {**kept, **options, **fields}
     preset = model_config(dataclasses.replace(args, config_overrides=[]))
     encoder = (_sides(given, "hidden_size") or [preset.hidden_size])[0]
@@ -162,7 +162,7 @@ def settle(args, facts: ImageFacts, processes: int, before: dict[str, Any]) -> t
 
 
 def _given_fields(args) -> dict[str, Any]:
-    """The fields of the model that the user decides: overrides, and all of a checkpoint's or of a file of theirs."""
+    """The model fields that the user decides: the overrides, and all fields of a given checkpoint or JSON file."""
     preset = args.config_name is None or (PRESETS / f"{args.config_name}.json").is_file()
     if args.model_name_or_path is None and preset:
         return parse_overrides(args.config_overrides)
@@ -170,7 +170,7 @@ def _given_fields(args) -> dict[str, Any]:
 
 
 def _sides(given: dict[str, Any], name: str) -> list[int] | None:
-    """(height, width) of a field that is one number for both, or two. None where it is not given.
+    """(height, width) of a field that is one number or two. None if it is not given.
 
     Raises:
         ArgumentError: it is not a whole number above 0.
@@ -185,7 +185,7 @@ def _sides(given: dict[str, Any], name: str) -> list[int] | None:
 
 
 def _wanted_size(height: int, width: int) -> tuple[int, int]:
-    """(height, width) in pixels: as the files, at most as many pixels as 224 x 224; a square unless they are long."""
+    """(height, width) in pixels: as the files, but at most 224 x 224 pixels. Square unless the files are long."""
     shorter = min(height, width)
     if max(height, width) < LONG * shorter:
         return (min(shorter, PAPER_SIZE),) * 2
@@ -194,22 +194,22 @@ def _wanted_size(height: int, width: int) -> tuple[int, int]:
 
 
 def _nearest_patch(height: int, width: int) -> int:
-    """The patch whose number of tokens is nearest to 14 x 14; at least two patches a side where that is possible."""
+    """The patch size whose number of tokens is nearest to 14 x 14, with at least two patches per side if possible."""
     fitting = [patch for patch in PATCHES if 2 * patch <= min(height, width)] or PATCHES[:1]
     side = math.sqrt(height * width)
     return min(fitting, key=lambda patch: abs(math.log(side / patch / PAPER_GRID)))
 
 
 def _total_batch(count: int, processes: int) -> int:
-    """Images an update: a power of two for each process, so that an epoch has enough updates."""
+    """Images per update: a power of two for each process, small enough for UPDATES_PER_EPOCH."""
     smallest, largest = BATCH_RANGE
-    wanted = min(max(smallest, count // UPDATES_AN_EPOCH), largest, count)
+    wanted = min(max(smallest, count // UPDATES_PER_EPOCH), largest, count)
     each = max(1, wanted // processes)
     return processes * 2 ** (each.bit_length() - 1)
 
 
 def _without(choices: list[Choice], given: dict[str, Any]) -> list[Choice]:
-    """What is left to choose where some settings are given."""
+    """The choices without the settings that are given."""
     left = [Choice({name: v for name, v in values.items() if name not in given}, why) for values, why in choices]
     return [choice for choice in left if choice.values]
 

@@ -1,8 +1,8 @@
 """`[recipe.yaml] [--name value ...]` -> an arguments dataclass.
 
-The recipe's mapping becomes command-line words that stand before the user's own. So one parser checks the types of
-both (YAML reads `1e-3` as text), and the later word wins, which is the user's. `HfArgumentParser.parse_yaml_file` does
-neither: it does not check types, and the command line does not win.
+The recipe becomes command-line words in front of the user's own. So one parser checks the types of both (YAML reads
+`1e-3` as text), and the user's words, which come later, win. `HfArgumentParser.parse_yaml_file` does not check types,
+and does not let the command line win.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .arguments import RunArguments
 
 RECIPES = Path(__file__).parent / "recipes"
-# Given on the command line, the key drops these from the recipe: they are two ways to say the same thing.
+# If the key is on the command line, these are dropped from the recipe: they say the same thing in another way.
 REPLACES = {
     "dataset_name": ("train_dir", "mix", "dataset_config_name", "validation_dir"),
     "train_dir": ("dataset_name", "mix", "dataset_config_name", "validation_dir"),
@@ -31,7 +31,7 @@ REPLACES = {
     "config_name": ("model_name_or_path",),
     "num_train_epochs": ("max_train_steps",),
 }
-# Options that name folders or files; some may also be names on the Hub, which do not begin with ~.
+# Options that name folders or files. Some may also name something on the Hub, but no Hub name begins with ~.
 FOLDERS = (
     "output_dir",
     "model_name_or_path",
@@ -53,10 +53,10 @@ LAUNCHER = (
     "num_processes",
     "use_fsdp",
 )
-# What a recipe.yaml leaves out: how one call began, which another call from the file must not repeat.
+# Options that recipe.yaml leaves out: they are about how one call starts, and must not be repeated.
 OF_ONE_CALL = ("overwrite_output_dir", "resume_from_checkpoint", "allow_changes", "plan")
 # Options of earlier versions, and what to do without them.
-GONE = {"decode_device": "the loading workers decode all files: leave it out"}
+REMOVED = {"decode_device": "the loading workers decode all files: leave it out"}
 T = TypeVar("T", bound="RunArguments")
 
 
@@ -65,12 +65,12 @@ class _Parser(HfArgumentParser):
 
     origin = ""  # "demo.yaml: " while the recipe's words are parsed
 
-    def add_argument(self, *names, decides: str | None = None, **kwargs):
-        # HfArgumentParser hands on all that a field says of itself. What an option decides is not for the parser.
+    def add_argument(self, *names, decides: str | None = None, added: bool = False, **kwargs):
+        # HfArgumentParser passes all of a field's metadata. These two are not for argparse.
         return super().add_argument(*names, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        # One process of each machine speaks. launch.py reads the launcher's environment, but would load torch first.
+        # Only one process of each machine prints. launch.py, which reads the launcher's environment, would load torch.
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"{self.prog}: error: {self.origin}{' '.join(str(message).split())}", file=sys.stderr)
         raise SystemExit(2)
@@ -83,14 +83,14 @@ class _Parser(HfArgumentParser):
         if unknown:
             self.error(self.unknown(unknown[0].split("=")[0].lstrip("-").replace("-", "_")))
         if rest:
-            self.error(f"unexpected {rest[0]!r}: a recipe comes first, everything else is --name value")
+            self.error(f"unexpected {rest[0]!r}: the recipe comes first, everything else is --name value")
         return arguments
 
     def unknown(self, name: str) -> str:
         """The error for an option or recipe key `name` that does not exist."""
         known = [field.name for cls in self.dataclass_types for field in dataclasses.fields(cls)]
-        if name in GONE:
-            return f"option {name!r} no longer exists: {GONE[name]}"
+        if name in REMOVED:
+            return f"option {name!r} no longer exists: {REMOVED[name]}"
         if name in LAUNCHER:
             return f"unknown option {name!r}: it is the launcher's, as in `accelerate launch --{name} ... {self.prog}`"
         if name in model_fields():
@@ -99,19 +99,19 @@ class _Parser(HfArgumentParser):
 
 
 def find_recipe(name: str | os.PathLike) -> Path:
-    """The file of a path, or of a recipe's bare name (`demo`, `demo.yaml`). FileNotFoundError suggests the nearest."""
+    """The recipe file for a path or a bare name (`demo`, `demo.yaml`). FileNotFoundError suggests the nearest name."""
     path = Path(name).expanduser()
     for candidate in (path, RECIPES / path.name, RECIPES / f"{path.name}.yaml"):
-        # A path into another folder must not quietly become one of our recipes.
+        # A path into another folder must not silently become one of our recipes.
         if candidate.is_file() and (candidate is path or len(path.parts) == 1):
             return candidate
     recipes = sorted(file.stem for file in RECIPES.glob("*.yaml"))
-    hint = suggest(path.stem, recipes) or f": those of the repository are {', '.join(recipes)}"
+    hint = suggest(path.stem, recipes) or f": the repository has {', '.join(recipes)}"
     raise FileNotFoundError(f"recipe {str(name)!r} not found{hint}")
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML or JSON file; empty for an empty file. ValueError when it holds anything else."""
+    """The mapping in a YAML or JSON file, empty for an empty file. Raises a ValueError for anything else."""
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -141,7 +141,7 @@ def _words(recipe: dict[str, Any]) -> list[str]:
 
 
 def recipe_text(recipe: Any) -> str:
-    """The recipe (an instance of an arguments dataclass) as YAML. It gives the same instance when it is read."""
+    """The recipe (an instance of an arguments dataclass) as YAML. Reading it gives an equal instance."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
@@ -155,13 +155,13 @@ def recipe_text(recipe: Any) -> str:
 
 
 def parse_mapping(cls: type[T], values: dict[str, Any]) -> T:
-    """A recipe's mapping alone as a `cls`. Only the types are checked."""
+    """A recipe's mapping as a `cls`. Only the types are checked."""
     return _Parser(cls, allow_abbrev=False).parse(_words(values))  # type: ignore[arg-type]  # it is a dataclass
 
 
 def expand_home(arguments: T) -> T:
-    """`~` in what names folders. A shell expands it neither in recipes nor behind an equals sign. A list of one folder
-    becomes that folder, as records and cards have it."""
+    """Expands `~` in names of folders, because shells do not expand it in recipes and after an equals sign. A list of
+    one folder becomes that folder, as in recorded settings."""
     changed: dict[str, Any] = {}
     for name in FOLDERS:
         value = getattr(arguments, name, None)
@@ -177,10 +177,10 @@ def parse_arguments(cls: type[T], argv: list[str] | None = None, default_recipe:
     """Reads `[recipe.yaml] [--name value ...]` into an instance of the dataclass `cls` and checks it.
 
     The command line wins over the recipe, and the recipe over the defaults of `cls`. `config_overrides` are merged key
-    by key. An option that takes the place of another (`REPLACES`: `--train_dir` and a recipe's `dataset_name`) drops
-    the other from the recipe.
+    by key. An option that replaces another (`REPLACES`: `--train_dir` replaces `dataset_name`) drops the other from
+    the recipe.
 
-    argv: the words after the script's name, by default this process's own. default_recipe: used when there are none.
+    argv: the words after the script's name, by default this process's own. default_recipe: used if there are none.
     An error ends the process with status 2 and one line: an unknown option or key (with the nearest known one), a
     value of the wrong type, a recipe that does not exist, and every ArgumentError of `cls.check`.
     """

@@ -1,7 +1,7 @@
 """Masked autoencoders (He et al., arXiv 2111.06377) as transformers models.
 
-Importing the package registers its classes with transformers' Auto classes, and other projects' checkpoints with
-`from_pretrained`.
+Importing the package registers its classes with transformers' Auto classes. `from_pretrained` then also reads other
+projects' checkpoints.
 """
 
 import os
@@ -14,13 +14,13 @@ __version__ = "0.2.0"
 def _starts_the_command() -> bool:
     """Whether Python imports the package to run `mae`, or `python -m modeling_mae` with or without a launcher."""
     started = sys.argv[0] if sys.argv else ""
-    if started == "-m":  # until Python has found the module
+    if started == "-m":  # Python sets this until it has found the module
         words = sys.orig_argv
         return "-m" in words and words[words.index("-m") + 1] == __name__
     return os.path.basename(started) in ("mae", "mae.exe")
 
 
-# Registering loads torch, for which `mae --help` would wait. The command registers after it has read its arguments.
+# Registering loads torch, which would slow `mae --help` down. The command registers after reading its arguments.
 if not _starts_the_command():
     from .registration import *  # noqa: F403 (what its __all__ names)
     from .registration import __all__  # noqa: F401

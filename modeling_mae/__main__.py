@@ -2,7 +2,7 @@
 
 A subcommand is a line in `COMMANDS` and a function `add_arguments(parser)`. The function adds the arguments to an
 `argparse.ArgumentParser` and returns `run(arguments)`, which does the work. `run` imports what is slow to import:
-`--help` must not wait for torch. An error that a user can mend is a UserError.
+`--help` must not wait for torch. An error that the user can fix is a UserError.
 """
 
 import argparse
@@ -15,9 +15,9 @@ from .errors import UserError
 
 @dataclass(frozen=True)
 class Command:
-    add_arguments: str  # module:function; named as text, so that it is imported only when it is asked for
+    add_arguments: str  # module:function, as text, so that it is imported only when needed
     help: str
-    extra: str = "train"  # of setup.cfg: what must be installed; empty where torch and transformers are enough
+    extra: str = "train"  # the extra of setup.cfg that it needs; empty if torch and transformers are enough
 
 
 COMMANDS = {
@@ -27,7 +27,7 @@ COMMANDS = {
     ),
     "predict": Command(
         "modeling_mae.commands.predict:add_arguments",
-        "what a classifier says of any images, labelled or not, as parquet or CSV",
+        "predict the class of each image, as parquet or CSV",
     ),
     "neighbours": Command(
         "modeling_mae.commands.neighbours:add_arguments",
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def _choose(words: list[str]) -> str:
-    """The subcommand that the first word names. Ends the process where it names none."""
+    """The subcommand that the first word names. Ends the process if it does not exist."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name.ljust(width)}  {command.help}" for name, command in COMMANDS.items()]
     parser = argparse.ArgumentParser(

@@ -1,4 +1,4 @@
-"""The one door to checkpoints: ours and those of other projects, from a file, a folder or the Hub."""
+"""Opens every checkpoint, ours and other projects', from a file, a folder or the Hub."""
 
 import contextlib
 import copy
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 WEIGHT_FILES = {".pth", ".pt", ".bin", ".ckpt", ".safetensors"}
-SAVED_NAMES = ("model.safetensors", "pytorch_model.bin")  # beside the config.json that says what is in them
+SAVED_NAMES = ("model.safetensors", "pytorch_model.bin")  # stored next to the config.json that describes them
 KINDS = {model.__name__: model for model in (MAEForPreTraining, EvalNet, MAEModel)}
 LOADING_ERRORS = (OSError, SafetensorError, ValueError, RuntimeError, StrictDataclassError)
 
@@ -36,10 +36,11 @@ Model = TypeVar("Model", bound=MAEPreTrainedModel)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that `open_checkpoint` found. Its weights are read when a model is asked for.
+    """A checkpoint that `open_checkpoint` found. Weights are read only when a model is made.
 
-    `config` is its configuration under the given `fields`. `own_size` (height, width) in pixels is that of its
-    positions. `notes` say what was guessed and what was left out. `is_ours` is False for another project's.
+    `config` is its configuration, changed by the given `fields`. `own_size` is the image size (height, width) in
+    pixels that its positions are for. `notes` say what was guessed and what was left out. `is_ours` is False for
+    another project's checkpoint.
     """
 
     name: str  # a file, a folder or a Hub id
@@ -52,22 +53,22 @@ class Checkpoint:
 
     @property
     def kind(self) -> type[MAEPreTrainedModel]:
-        """What it holds: MAEForPreTraining, EvalNet, or MAEModel where the encoder is alone."""
+        """The class of its model: MAEForPreTraining, EvalNet, or MAEModel if it only has an encoder."""
         return KINDS.get((self.config.architectures or [""])[0], MAEModel)
 
-    def told(self, trains_decoder: bool = False) -> str:
-        """The notes as lines for the user. `trains_decoder`: also whether the decoder starts anew."""
+    def notes_text(self, trains_decoder: bool = False) -> str:
+        """The notes as lines for the user. With `trains_decoder`, also whether the decoder is newly initialised."""
         notes = self.notes
         if trains_decoder and self.kind is not MAEForPreTraining:
-            notes += ("it has no decoder: a new one starts at its initial values",)
+            notes += ("it has no decoder: the decoder is newly initialised",)
         return "".join(f"note       {self.name}: {note}\n" for note in notes)
 
     @functools.cached_property
     def processor(self) -> Any | None:
-        """The image processor beside the weights; None where there is none.
+        """The image processor stored with the weights, or None.
 
         Raises:
-            UserError: it cannot be read, or it is code of its own.
+            UserError: it cannot be read, or it is custom code.
         """
         foreign = None if self.is_ours else self._read()
         if foreign is not None and foreign.processor is not None:
@@ -76,35 +77,35 @@ class Checkpoint:
 
     @property
     def processing(self) -> "Processing":
-        """What is done to an image before the model sees it; empty where there is no image processor.
+        """How images are prepared for the model. Empty if there is no image processor.
 
         Raises:
-            UserError: as `processor`, and where its values make no images.
+            UserError: as `processor`, or if its values are invalid.
         """
-        from .data.serve.processor import Processing, processing_of  # late: a configuration alone needs no data
+        from .data.serve.processor import Processing, processing_of  # late: a configuration needs no data
 
         return Processing() if self.processor is None else processing_of(self.processor, self.name)
 
     @functools.cached_property
     def card(self) -> dict[str, Any]:
-        """The metadata of its model card; empty where there is none."""
+        """The metadata of its model card, or an empty dict."""
         if Path(self.name).is_file():
             return {}
         try:
             path = cached_file(self.name, "README.md", _raise_exceptions_for_missing_entries=False, **self.hub_options)
             return (path and metadata_load(path)) or {}
-        except Exception:  # a card is for people: whatever is wrong with it hinders nobody from using the weights
+        except Exception:  # a broken card must not keep anybody from using the weights
             return {}
 
     @property
     def source(self) -> str:
-        """Where the weights come from: a Hub id if that is known, else the name of the file or folder."""
+        """Where the weights come from: a Hub id if known, else the name of the file or folder."""
         path = Path(self.name)
         return self._base or path.resolve().name if path.exists() else self.name
 
     @property
     def _base(self) -> str | None:
-        """The Hub id that the card of a folder names as the origin of its weights."""
+        """The Hub id that the folder's card names as the origin of the weights."""
         base = self.card.get("base_model")
         base = base[0] if isinstance(base, list) and base else base
         return base if isinstance(base, str) else None
@@ -125,7 +126,7 @@ class Checkpoint:
         """The encoder alone. Its attention pooling is None if nothing has trained it yet.
 
         Args:
-            config: takes the place of the checkpoint's. Positions are interpolated where its image size differs.
+            config: replaces the checkpoint's. Positions are interpolated if its image size differs.
 
         Raises:
             UserError: the weights cannot be read, or they do not fit the configuration.
@@ -136,26 +137,26 @@ class Checkpoint:
         return encoder
 
     def classifier(self, config: MAEConfig | None = None, new_head: bool = False) -> EvalNet:
-        """The classifier. Its head is new if the checkpoint has none, or has another with `new_head`.
+        """The classifier. With `new_head`, or if the checkpoint has no head, its head is newly initialised.
 
-        Arguments and errors as of `encoder`.
+        Arguments and errors as for `encoder`.
         """
         return self.trained(EvalNet, config, new_head)
 
     def trained(self, kind: type[Model], config: MAEConfig | None = None, new_head: bool = False) -> Model:
-        """The model of a task, as its class `kind`. The rest as of `classifier`."""
+        """The trained model as the class `kind`. Arguments and errors as for `classifier`."""
         return self._load(kind, config, ignore_mismatched_sizes=new_head)[0]
 
-    def whole(self, config: MAEConfig | None = None) -> MAEForPreTraining:
-        """Encoder and decoder. The decoder is new if the checkpoint has none. Arguments and errors as of `encoder`."""
+    def for_pretraining(self, config: MAEConfig | None = None) -> MAEForPreTraining:
+        """Encoder and decoder, newly initialised if the checkpoint has none. Arguments and errors as for `encoder`."""
         return self._load(MAEForPreTraining, config)[0]
 
     def model(self) -> MAEPreTrainedModel:
-        """What it holds, in the precision of its file, for evaluation. Errors as of `encoder`."""
+        """The model of class `kind`, in its file's precision and in eval mode. Errors as for `encoder`."""
         return self._load(self.kind, None, dtype="auto")[0].eval()
 
     def _load(self, kind: type[Model], config: MAEConfig | None, **options) -> tuple[Model, dict[str, Any]]:
-        """(the model, what transformers says of the tensors)."""
+        """(the model, transformers' loading report)."""
         config = copy.deepcopy(config or self.config)
         options = {"dtype": torch.float32, "output_loading_info": True, **self.hub_options, **options}
         try:
@@ -187,18 +188,18 @@ def open_checkpoint(name: str | Path, fields: dict[str, Any] | None = None, **hu
 
     Args:
         name: a file, a folder or a Hub id.
-        fields: of MAEConfig; they win over what the checkpoint says. Also ``prefix``, which says where in a file the
+        fields: fields of MAEConfig that replace the checkpoint's. Also ``prefix``, which says where in a file the
             weights are.
-        hub_options: those of HUB_OPTIONS.
+        hub_options: see HUB_OPTIONS.
 
     Raises:
-        UserError: there is no such checkpoint, it cannot be read, or the fields do not fit it.
+        UserError: the checkpoint does not exist or cannot be read, or the fields do not fit it.
     """
     name, fields = str(name), dict(fields or {})
     path = Path(name)
-    # No Hub id looks like this. Asking the Hub for it would take long, and its answer would mislead.
+    # Not a Hub id. Asking the Hub would take long, and its answer would mislead.
     if path.suffix in WEIGHT_FILES and not path.exists():
-        raise UserError(f"{name} does not exist; give a file, a folder with a config.json, or a Hub id")
+        raise UserError(f"{name} does not exist: give a file, a folder with a config.json, or a Hub id")
     refuse_missing(name)
     if path.name in SAVED_NAMES and (path.parent / CONFIG_NAME).is_file():
         name, path = str(path.parent), path.parent
@@ -219,10 +220,10 @@ def open_checkpoint(name: str | Path, fields: dict[str, Any] | None = None, **hu
 
 
 def _is_ours(name: str, hub_options: dict) -> bool:
-    """Whether the folder or repository has a configuration of ours.
+    """Whether the folder or repository has a config.json of this project.
 
     Raises:
-        UserError: it has no configuration of a model.
+        UserError: it has no model configuration.
     """
     content = read_json(name, CONFIG_NAME, hub_options)
     kind = (content or {}).get("model_type", (content or {}).get("architecture"))
@@ -236,10 +237,10 @@ def _is_ours(name: str, hub_options: dict) -> bool:
 
 
 def _our_config(name: str, fields: dict, hub_options: dict) -> tuple[MAEConfig, tuple[int, int]]:
-    """The configuration of a checkpoint of ours under `fields`, and the size (height, width) of its positions."""
+    """(the configuration of our checkpoint, changed by `fields`; the image size (height, width) of its positions)."""
     own = _checked(name, lambda: MAEConfig.from_pretrained(name, **hub_options))
     told = own.to_dict()
-    if (own.architectures or [""])[0] != MAEForPreTraining.__name__:  # it has no decoder that fields could contradict
+    if (own.architectures or [""])[0] != MAEForPreTraining.__name__:  # without a decoder, fields cannot contradict it
         told = {field: value for field, value in told.items() if not field.startswith("decoder_")}
     refuse_contradictions(f"checkpoint {name!r}", told, fields)
     config = _checked(name, lambda: MAEConfig.from_pretrained(name, **hub_options, **fields))
@@ -248,10 +249,10 @@ def _our_config(name: str, fields: dict, hub_options: dict) -> tuple[MAEConfig, 
 
 
 def _checked(name: str, make):
-    """``make()``, whose errors are those of a configuration that does not work."""
+    """Calls ``make()`` and turns its errors into a UserError about the configuration."""
     try:
         return make()
-    # transformers trusts a config.json, and fails on a field of another type as on any slip of a programmer.
+    # transformers does not check the types in a config.json, so a wrong one raises any kind of error.
     except BROKEN as error:
         if isinstance(error, UserError):
             raise
@@ -265,8 +266,8 @@ def _checked(name: str, make):
 def _foreign_config(
     name: str, fields: str, hub_options: str, changed: int | None
 ) -> tuple[MAEConfig, tuple[str, ...]]:
-    """The configuration and the notes of another project's checkpoint, which may take seconds to read. `fields` and
-    `hub_options` are JSON. `changed` is when it was written."""
+    """The configuration and the notes of another project's checkpoint, cached because reading takes seconds. `fields`
+    and `hub_options` are JSON. `changed` is its time of writing."""
     foreign = _read_foreign(name, json.loads(fields), json.loads(hub_options))
     notes = tuple(foreign.notes)
     if Path(name).is_file() and foreign.processor is not None:
@@ -287,7 +288,7 @@ def _newest(folder: Path) -> int:
 
 
 def _misfit(load) -> str | None:
-    """The first tensor that has another shape than the configuration gives it; None where the model cannot be made."""
+    """Names the first tensor whose shape does not fit the configuration. None if the model cannot be made."""
     try:
         with _quiet():
             _, info = load(ignore_mismatched_sizes=True)
@@ -296,7 +297,7 @@ def _misfit(load) -> str | None:
     tensor, own, wanted = min(info["mismatched_keys"])
     return (
         f"{tensor} is {_times(own)} in its file and {_times(wanted)} by its configuration: give fields that fit, or "
-        "mend its config.json"
+        "fix its config.json"
     )
 
 
@@ -306,7 +307,7 @@ def _times(shape) -> str:
 
 @contextlib.contextmanager
 def _quiet(reports: bool = True) -> Iterator[None]:
-    """Silences transformers' progress bars, and with `reports` what it tells of weights that are not there."""
+    """Silences transformers' progress bars, and with `reports` also its report of missing weights."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     if reports:

@@ -1,4 +1,4 @@
-"""Configuration of the masked autoencoder; the only owner of the architecture's and the masking's numbers."""
+"""Configuration of the masked autoencoder: all numbers of the architecture and of the masking."""
 
 import difflib
 import math
@@ -9,7 +9,7 @@ from transformers import BackboneConfigMixin, PretrainedConfig
 from transformers.activations import ACT2FN
 
 
-# No model is this large. Such a number is a slip, and building the model would fill the memory or never end.
+# No model is this large. Such a number is a typo, and building the model would fill the memory or never end.
 MAX_PATCHES = 2**20
 MAX_LAYERS = 1000
 MAX_LABELS = 10**7
@@ -22,43 +22,45 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
     paper's Table 1 (8 blocks, 512 wide). Field names are those of transformers' ``ViTMAEConfig``.
 
     Args:
-        image_size, patch_size: pixels, an int or ``(height, width)``; the image a multiple of the patch.
-        mask_ratio: the part of the patches that is masked, inside (0, 1); the paper's Figure 5 favours 0.75.
+        image_size, patch_size: pixels, an int or ``(height, width)``. The image is a multiple of the patch.
+        mask_ratio: the share of masked patches, inside (0, 1). The paper's Figure 5 favours 0.75.
         mask_type: ``random``, ``block`` or ``grid`` (Table 1f).
         norm_pix_loss: predict each patch normalised by its own mean and deviation (Table 1d).
         position_embedding: ``sincos`` (2-D, fixed; the paper's) or ``learned``.
-        pooling: what ``pooler_output`` holds and the classifier sees: the ``mean`` of the patch tokens, the ``cls``
-            token, all patch tokens in a row (``flatten``: patches x width values, for one image size only), or what
-            learned queries attend to among the patch tokens (``attention``; see `MAEAttentionPooling`). Labels
-            train these: MAEForPreTraining has none.
-        num_pooling_queries, num_pooling_heads: of ``attention``. Each query pools its own part of the width. With
-            several heads, each query also attends once for each part of the width that they split.
-        head_norm: of EvalNet, before its head. ``layer``: a LayerNorm after the pooling in place of the encoder's
-            final one (fine-tuning in the official code), which only ``attention`` keeps: it attends to normalised
-            tokens; ``batch``: a BatchNorm without affine parameters (linear
-            probing, Section A.1); ``none``.
-        head_initializer_range: of EvalNet, the deviation of its head's initial weights: 2e-5 for fine-tuning and 0.01
-            for linear probing in the official code.
-        drop_path_rate: the rate of the last encoder block while training; it grows linearly from 0 (Table 9).
-        label_smoothing: of EvalNet's cross-entropy, while training (Table 9). Other problems are not smoothed.
-        problem_type: of EvalNet's loss, ``single_label_classification``, ``multi_label_classification`` or
-            ``regression`` as in transformers' heads. Unset is the first, also for floats ``(batch, classes)``, which
-            are probabilities as mixup makes them.
+        pooling: how tokens become ``pooler_output``, which the classifier sees. ``mean``: the mean of the patch
+            tokens. ``cls``: the class token. ``flatten``: all patch tokens in a row, patches x width values, for one
+            image size only. ``attention``: learned queries attend to the patch tokens (see `MAEAttentionPooling`).
+            Labels train the queries, so MAEForPreTraining has none.
+        num_pooling_queries, num_pooling_heads: for ``attention``. Each query pools its own part of the width. With
+            several heads, each query attends once per head, by that head's part of the tokens' width.
+        head_norm: the norm before EvalNet's head. ``layer``: a LayerNorm after the pooling instead of the encoder's
+            final one, as the official code fine-tunes. ``attention`` keeps both, because its queries attend to
+            normalised tokens. ``batch``: a BatchNorm without affine parameters (linear probing, Section A.1).
+            ``none``: no norm.
+        head_initializer_range: the deviation of the initial weights of EvalNet's head. In the official code 2e-5 for
+            fine-tuning and 0.01 for linear probing.
+        drop_path_rate: the rate of the last encoder block in training. It grows linearly over the blocks from 0 (Table
+            9).
+        label_smoothing: smoothing of EvalNet's cross-entropy in training (Table 9). Other losses are not smoothed.
+        problem_type: chooses EvalNet's loss as in transformers' heads: ``single_label_classification``,
+            ``multi_label_classification`` or ``regression``. By default the first, whose labels may also be
+            probabilities ``(batch, classes)`` from mixup.
         decoder_type: ``self`` is the paper's decoder: all patches attend to each other. ``cross`` is CrossMAE's (arXiv
             2401.14391): masked patches attend to the encoder's tokens alone.
-        decoder_reads: of the cross decoder. ``blocks``: each of its blocks reads its own learned weighting of the
-            outputs of all encoder blocks; ``stages``: also of the embedded patches; ``last``: the encoder's output.
-        prediction_ratio: the part of all patches that is predicted, above 0 and at most `mask_ratio`. Unset predicts
-            every masked patch. CrossMAE has 0.25.
-        uniformity_weight: of the uniformity term of U-MAE (arXiv 2210.08344) in the loss of MAEForPreTraining, 0 or
-            more. It pushes the features of the images in a batch apart. U-MAE has 0.01.
-        out_features, out_indices: of MAEBackbone, the stages whose feature maps it gives, by name (``stem``,
-            ``stage1`` ... ``stage<depth>``) or number; the last block alone by default.
-        reshape_hidden_states: of MAEBackbone, whether its feature maps are maps ``(batch, width, rows, columns)``, or
-            tokens ``(batch, 1 + patches, width)`` as DPT and DepthAnything read them.
+        decoder_reads: what the cross decoder reads. ``blocks``: each of its blocks reads its own learned weighting of
+            the outputs of all encoder blocks. ``stages``: the weighting includes the embedded patches. ``last``: the
+            encoder's output.
+        prediction_ratio: the share of all patches that is predicted, above 0 and at most `mask_ratio`. Unset predicts
+            every masked patch. CrossMAE uses 0.25.
+        uniformity_weight: the weight of U-MAE's uniformity term (arXiv 2210.08344) in the loss of MAEForPreTraining, 0
+            or more. The term pushes the features of the images in a batch apart. U-MAE uses 0.01.
+        out_features, out_indices: the stages whose feature maps MAEBackbone returns, by name (``stem``, ``stage1`` ...
+            ``stage<depth>``) or number. By default only the last block.
+        reshape_hidden_states: whether MAEBackbone returns maps ``(batch, width, rows, columns)``, or tokens ``(batch,
+            1 + patches, width)`` as DPT and DepthAnything read them.
 
     Raises:
-        ValueError: for a combination that no model can have; the message names the values.
+        ValueError: the values do not work together. The message names them.
     """
 
     model_type = "mae"
@@ -94,16 +96,16 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
     decoder_num_attention_heads: int = 16
     decoder_intermediate_size: int = 2048
     reshape_hidden_states: bool = True
-    # As transformers' backbone configs keep them; given and saved as out_features and out_indices.
+    # Named as in transformers' backbone configs. Given and saved as out_features and out_indices.
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
         num_labels = kwargs.get("num_labels")
         if num_labels is not None and not (isinstance(num_labels, int) and 0 < num_labels <= MAX_LABELS):
-            # Before transformers makes a name for each.
-            raise ValueError(f"num_labels={num_labels!r} is no whole number in 1 ... {MAX_LABELS}")
-        # One checkpoint serves several Auto classes, but saving records only the saved one: name all of them.
+            # Checked before transformers makes a name for each label.
+            raise ValueError(f"num_labels={num_labels!r} is not a whole number in 1 ... {MAX_LABELS}")
+        # One checkpoint serves several Auto classes, but transformers records only one when it saves: name all.
         kwargs.setdefault(
             "auto_map",
             {
@@ -116,9 +118,9 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
         )
         features, indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         super().__post_init__(**kwargs)
-        if features is not None or indices is not None:  # the default waits for MAEBackbone: it follows the depth
+        if features is not None or indices is not None:  # MAEBackbone sets the default by the depth
             self.set_output_features_output_indices(out_features=features, out_indices=indices)
-        # Here too: transformers wraps what its own calls of these raise into a class that is no ValueError.
+        # Called here as well, because transformers wraps the ValueError of its own calls in another class.
         self.validate_sizes()
         self.validate_patches()
         self.validate_widths()
@@ -129,13 +131,13 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
 
     @property
     def stage_names(self) -> list[str]:
-        """Of MAEBackbone: the embedded patches, then every block."""
+        """The stages of MAEBackbone: the embedded patches, then every block."""
         return ["stem", *(f"stage{i}" for i in range(1, self.num_hidden_layers + 1))]
 
     def to_dict(self) -> dict:
         output = super().to_dict()
         if output["out_indices"] in (None, [self.num_hidden_layers]):
-            # Written down, the default would contradict a depth that is overridden at load.
+            # A saved default would contradict a depth that is overridden when the checkpoint is loaded.
             del output["out_features"], output["out_indices"]
         return output
 
@@ -224,12 +226,12 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
                 "patches are predicted; leave it unset for all of them"
             )
         if not 0 <= self.uniformity_weight < math.inf:
-            raise ValueError(f"uniformity_weight={self.uniformity_weight} is no weight: give a number, 0 or more")
+            raise ValueError(f"uniformity_weight={self.uniformity_weight} is not a weight: give a number, 0 or more")
 
     def validate_numbers(self):
         for name in ("initializer_range", "head_initializer_range"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} is no deviation: give a number, 0 or more")
+                raise ValueError(f"{name}={getattr(self, name)} is not a deviation: give a number, 0 or more")
         if not 0 < self.layer_norm_eps < math.inf:
             raise ValueError(f"layer_norm_eps={self.layer_norm_eps} must be above 0 and finite, as 1e-6")
         if self.hidden_act not in ACT2FN:
@@ -240,7 +242,7 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
     def validate_absent(self):
         if self.chunk_size_feed_forward:
             raise ValueError(
-                f"chunk_size_feed_forward={self.chunk_size_feed_forward}: MLPs are not chunked here; gradient "
+                f"chunk_size_feed_forward={self.chunk_size_feed_forward}: MLPs cannot be chunked; gradient "
                 "checkpointing saves more"
             )
 
@@ -249,7 +251,7 @@ class MAEConfig(BackboneConfigMixin, PretrainedConfig):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is outside [0, 1)")
         if self.problem_type not in (None, *PROBLEM_TYPES):
-            raise ValueError(f"problem_type={self.problem_type!r} is none of {', '.join(PROBLEM_TYPES)}")
+            raise ValueError(f"problem_type={self.problem_type!r} is not one of {', '.join(PROBLEM_TYPES)}")
         if self.pooling == "flatten" and self.head_norm == "layer":
             raise ValueError("head_norm='layer' is for pooling='mean' or 'cls', not 'flatten': set 'none' or 'batch'")
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """What the user of a command can mend. The message is one line: the value, the reason, the remedy."""
+    """An error that the user can fix. The message is one line: the value, the reason, the remedy."""
 
 
 class TrainingStopped(Exception):
-    """Training ended before its last update. The message says where, why and how to go on; `code` is the exit
+    """Training ended before its last update. The message says where, why and how to go on. `code` is the exit
     status."""
 
     def __init__(self, message: str, code: int = 1):
@@ -17,10 +17,10 @@ class TrainingStopped(Exception):
 
 
 def refuse_missing(checkpoint: str) -> None:
-    """Raise where `checkpoint` names nothing on this machine and can be no Hub id either: asking the Hub takes long.
+    """Refuse a `checkpoint` that is not on this machine and cannot be a Hub id, because asking the Hub takes long.
 
     Raises:
-        UserError: it is no file or folder, and not of the form owner/name, or owner is a folder here.
+        UserError: it is not a file or folder, and not owner/name, or owner is a folder here.
     """
     path = Path(checkpoint)
     if not path.exists() and (path.parent.is_dir() or checkpoint.count("/") != 1):
@@ -31,7 +31,7 @@ def refuse_missing(checkpoint: str) -> None:
 
 
 def not_found(checkpoint: str, error: Exception) -> UserError:
-    """The error for a `checkpoint` that is not on this machine, where `error` is what came of asking the Hub."""
+    """The error for a `checkpoint` that is not on this machine. `error` is the Hub's answer."""
     reason = " ".join(str(error.__cause__ or error).split()).split(". ")[0].rstrip(".")
     return UserError(
         f"checkpoint {checkpoint!r} is neither a folder here nor a Hub id that can be reached ({reason[:200]}): check "

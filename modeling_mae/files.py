@@ -1,4 +1,4 @@
-"""Files that are either complete or absent, readable as the umask says, and what a full disk is."""
+"""Writes files that are either complete or absent, with the umask's permissions, and recognises a full disk."""
 
 import csv
 import errno
@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet takes a cell that begins so for a formula
+FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets read a cell that begins with one as a formula
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path. The file written there takes the place of `path` at the end.
+    """Yields a temporary path. The file written there replaces `path` at the end.
 
     After an error, `path` is as it was before."""
     path = Path(path)
@@ -34,7 +34,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_csv(path: Path, titles: Iterable[str], rows: Iterable[Iterable]) -> None:
-    """Writes a table as CSV. An apostrophe goes before a text that a spreadsheet would take for a formula."""
+    """Writes a table as CSV. A text that a spreadsheet would read as a formula gets an apostrophe in front."""
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(map(_harmless, titles))
@@ -56,7 +56,7 @@ def write_json(path: Path, content) -> None:
 
 
 def share(folder: Path) -> None:
-    """Give all files in `folder` the mode that the umask says. safetensors gives its files to their owner alone."""
+    """Give all files in `folder` the umask's permissions. safetensors makes files that only their owner can read."""
     umask = os.umask(0)
     os.umask(umask)
     for path in folder.rglob("*"):
@@ -65,7 +65,7 @@ def share(folder: Path) -> None:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a full disk or a used-up quota caused the error. safetensors and torch only say so in words."""
+    """Whether a full disk or quota caused the error. safetensors and torch say it only in their messages."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return True
     words = str(error).lower()

@@ -1,4 +1,4 @@
-"""The image processor of checkpoints whose images are not RGB; those of RGB images carry one of transformers' own."""
+"""The image processor of checkpoints whose images are not RGB. Checkpoints for RGB images use transformers' own."""
 
 from typing import ClassVar
 
@@ -9,13 +9,13 @@ from transformers.image_utils import SizeDict
 
 
 EIGHT_BITS = 255
-MOST_MISSING = 0.5  # of a band; an image with more is bad
+MOST_MISSING = 0.5  # share of a band; an image that lacks more is bad
 
 
 def band_axis(shape: tuple[int, int, int], num_channels: int, bands: list[int] | None) -> int | None:
-    """Which axis of an array holds the bands, 0 or 2. None where both may.
+    """The axis of an array that holds the bands, 0 or 2. None if it could be both.
 
-    It is the one as long as `num_channels`; where `bands` are chosen, the shorter one. The last where neither fits.
+    It is the axis as long as `num_channels`, or the shorter one if `bands` are chosen. If neither fits, the last.
     """
     first, last = shape[0], shape[2]
     fits = (first < last, last < first) if bands else (first == num_channels, last == num_channels)
@@ -25,23 +25,23 @@ def band_axis(shape: tuple[int, int, int], num_channels: int, bands: list[int] |
 
 
 def scaled(values: np.ndarray, white: float) -> np.ndarray:
-    """float32 where `white` is 255, not rounded. ValueError for values that training on such images refuses."""
+    """Scales values to float32 with white at 255, without rounding. ValueError for values that training refuses."""
     if values.dtype == np.uint8 and white != EIGHT_BITS:
         raise ValueError(
-            f"an image of 8 bits a channel, while white is {white:g} for this model: give an array of the full "
+            f"an image of 8 bits per channel, but white is {white:g} for this model: give an array of the full "
             "values, or white=255"
         )
-    is_whole = values.dtype.kind in "iu" and white != 1  # where white is 1, values are taken as they are
+    is_whole = values.dtype.kind in "iu" and white != 1  # if white is 1, values stay as they are
     if np.isinf(values).any() or (is_whole and (values.min() < 0 or values.max() > white)):
         raise ValueError(
-            f"an image with values from {values.min():g} to {values.max():g}, while 0 is black and {white:g} is white "
+            f"an image with values from {values.min():g} to {values.max():g}, but 0 is black and {white:g} is white "
             "for this model: give white=..."
         )
     return (values.astype(np.float64) * (EIGHT_BITS / white)).astype(np.float32)
 
 
 def filled(array: np.ndarray, bands: list[int] | None = None) -> np.ndarray:
-    """Every NaN of ``(channels, height, width)`` becomes its channel's mean, as in the training.
+    """Replaces each NaN of ``(channels, height, width)`` by its channel's mean, as in training.
 
     `bands` are the channels' numbers in the file, for messages."""
     gone = np.isnan(array)
@@ -56,8 +56,8 @@ def filled(array: np.ndarray, bands: list[int] | None = None) -> np.ndarray:
 
 
 def bands_first(array: np.ndarray, num_channels: int, bands: list[int] | None, layout: str | None) -> np.ndarray:
-    """``(bands, height, width)``, of which `bands` are chosen. `layout` is `channels_first`, `channels_last`, or None:
-    then `band_axis` finds it, but for gray and RGB arrays, which may be brought to `num_channels` later."""
+    """The chosen `bands` as ``(bands, height, width)``. `layout` is `channels_first`, `channels_last`, or None: then
+    `band_axis` finds the axis. Gray and RGB arrays pass, because they may be converted to `num_channels` later."""
     if array.ndim == 2:
         array, layout = array[None], "channels_first"
     if layout is None and array.ndim == 3:
@@ -73,14 +73,14 @@ def bands_first(array: np.ndarray, num_channels: int, bands: list[int] | None, l
     if layout == "channels_last":
         array = np.moveaxis(array, -1, 0)
     if bands and max(bands) > len(array):
-        raise ValueError(f"an image of {len(array)} bands has no band {max(bands)}, which this model sees")
+        raise ValueError(f"an image of {len(array)} bands has no band {max(bands)}, but this model needs it")
     return array[[band - 1 for band in bands]] if bands else array
 
 
 class MAEImageProcessorKwargs(ImagesKwargs, total=False):
-    """`num_channels`: how many channels the model takes. `white`: the pixel value that is white, None for the range of
-    the file's type. `bands`: which bands of an array the model sees, counted from 1. `crop_fraction`: part of the
-    shorter side that the evaluation kept; it changes nothing here."""
+    """`num_channels`: how many channels the model takes. `white`: the pixel value of white, None for the largest value
+    of the file's type. `bands`: which bands of an array the model sees, counted from 1. `crop_fraction`: the share of
+    the shorter side that the evaluation kept; this class does not use it."""
 
     num_channels: int
     white: float | None
@@ -90,13 +90,13 @@ class MAEImageProcessorKwargs(ImagesKwargs, total=False):
 
 class MAEImageProcessor(PilBackend):
     """Bicubic resize, centre crop on request, scaling to [0, 1], normalisation, for any number of channels.
-    transformers' processors and pipelines make every image RGB; this one brings it to the model's `num_channels`:
-    luminance for 1, RGB for 3. Arrays with more channels are taken as they are. A model of images with other than 8
-    bits has its own `white`: images and arrays are scaled by it and not rounded. NaN becomes its channel's mean.
+    transformers' processors and pipelines make every image RGB. This one converts it to the model's `num_channels`:
+    luminance for 1, RGB for 3. Arrays with more channels stay as they are. If the model's images do not have 8 bits,
+    images and arrays are scaled by `white` and not rounded. NaN becomes its channel's mean.
 
     Raises:
-        ValueError: for an image whose channels are neither `num_channels` nor convertible to them, or whose values are
-            not between 0 and `white`.
+        ValueError: an image's channels are neither `num_channels` nor convertible to them, or its values are not
+            between 0 and `white`.
     """
 
     valid_kwargs = MAEImageProcessorKwargs

@@ -12,11 +12,11 @@ def mask_noise(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> torch.Tensor:
-    """Noise ``(batch, patches)``: the patches with the smallest values are kept, for whatever mask ratio.
+    """Noise ``(batch, patches)`` for any mask ratio: the patches with the smallest values stay visible.
 
     ``random``: uniform (Section 3, "Masking"). ``block``: random rectangles are masked before the rest (Table 1f;
-    aspect ratio 0.3 to 1/0.3, as BEiT draws them). ``grid``: one patch of every 2 x 2 is kept, the same in all images
-    (Table 1f); at other ratios its diagonal neighbour is the next to be kept.
+    aspect ratio 0.3 to 1/0.3, as BEiT draws them). ``grid``: one patch of every 2 x 2 stays visible, the same in all
+    images (Table 1f). At lower ratios its diagonal neighbour is the next to stay visible.
 
     Raises:
         ValueError: `mask_type` is unknown.
@@ -40,10 +40,10 @@ def mask_noise(
         top, left = (top * (rows - height + 1)).floor(), (left * (columns - width + 1)).floor()
         inside = (row >= top) & (row < top + height) & (column >= left) & (column < left + width)
         order = torch.arange(blocks, 0, -1, device=device, dtype=torch.float32)[:, None]
-        # 0 outside all blocks; the earlier the first block that covers a patch, the larger.
+        # 0 outside all blocks. Inside, the value is larger the earlier the first block that covers the patch.
         first = (inside * order).amax(1)  # (batch, patches)
         return (first + uniform) / (blocks + 1)
-    raise ValueError(f"mask_type={mask_type!r} is none of 'random', 'block', 'grid'")
+    raise ValueError(f"mask_type={mask_type!r} is not one of 'random', 'block', 'grid'")
 
 
 def visible_count(num_patches: int, mask_ratio: float) -> int:
@@ -58,15 +58,15 @@ def visible_count(num_patches: int, mask_ratio: float) -> int:
     visible = int(num_patches * (1 - mask_ratio) + 1e-6)
     if visible == 0 or visible == num_patches:
         raise ValueError(
-            f"mask_ratio={mask_ratio} of {num_patches} patches leaves {visible} visible; both visible and masked "
-            "patches are needed: change the ratio, or use smaller patches"
+            f"mask_ratio={mask_ratio} of {num_patches} patches leaves {visible} visible; the model needs visible and "
+            "masked patches: change the ratio, or use smaller patches"
         )
     return visible
 
 
 def predicted_count(num_patches: int, prediction_ratio: float, masked: int) -> int:
     """How many of the `masked` patches are predicted: `prediction_ratio` of all patches, rounded up, at most `masked`.
-    At the ratio by which `visible_count` masks, that is every masked patch.
+    If `prediction_ratio` equals the mask ratio, every masked patch is predicted.
 
     Raises:
         ValueError: `prediction_ratio` is outside (0, 1].

@@ -19,7 +19,7 @@ from .configuration_mae import MAEConfig, pair
 from .masking_mae import last_ids, mask_noise, predicted_count, shuffle_by, visible_count
 
 
-# Functions by config._attn_implementation. transformers looks for this name in the file.
+# Attention functions by config._attn_implementation. transformers looks for this name in the file.
 ALL_ATTENTION_FUNCTIONS = AttentionInterface()
 
 
@@ -30,9 +30,9 @@ class MAEModelOutput(ModelOutput):
     ``last_hidden_state (batch, 1 + tokens, width)``: the class token, then all patches in raster order. With masking,
     only the visible patches follow, in the order of their noise. ``pooler_output (batch, width)``. Only with masking:
     ``mask (batch, patches)``, 1 = masked; ``ids_restore (batch, patches)``, the position of each patch in the shuffled
-    sequence, which begins with the visible ones. Only where asked for: ``hidden_states``, the embedded tokens and
-    what every block gives ``(batch, 1 + tokens, width)``, before the final norm; ``attentions``, the maps of every
-    block ``(batch, heads, tokens, tokens)``.
+    sequence, which begins with the visible ones. On request: ``hidden_states``, the embedded tokens and every block's
+    output ``(batch, 1 + tokens, width)``, before the final norm; ``attentions``, every block's maps ``(batch, heads,
+    tokens, tokens)``.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -47,7 +47,8 @@ class MAEModelOutput(ModelOutput):
 class MAEForPreTrainingOutput(ModelOutput):
     """Output of pre-training: ``loss ()`` in float32, ``logits (batch, predicted, patch values)`` in raster order,
     ``mask`` and ``ids_restore`` as in `MAEModelOutput`. ``predicted_ids (batch, predicted)`` says which patches are
-    predicted. It is missing where all are, the visible ones too. Hidden states and attentions are the encoder's."""
+    predicted. It is None if all are, including the visible ones. Hidden states and attentions, on request, are the
+    encoder's."""
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
@@ -63,7 +64,7 @@ class MAEForPreTrainingOutput(ModelOutput):
 
 def take_rows(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """``tokens (batch, n, width)``, ``ids (batch, m)`` -> ``(batch, m, width)``."""
-    # Whole rows by index_select: the backward of an expanded gather adds element by element and is slow on CPUs.
+    # Whole rows by index_select, because the backward pass of an expanded gather is slow on CPUs.
     batch, n, width = tokens.shape
     flat = (ids + torch.arange(batch, device=ids.device)[:, None] * n).flatten()
     return tokens.reshape(batch * n, width).index_select(0, flat).view(batch, -1, width)
@@ -82,7 +83,7 @@ def sincos_positions(grid: tuple[int, int], width: int) -> torch.Tensor:
 
 def resize_positions(table: torch.Tensor, old: tuple[int, int], new: tuple[int, int]) -> torch.Tensor:
     """``(1, 1 + old patches, width)`` -> ``(1, 1 + new patches, width)``, bicubic in 2-D, class token kept."""
-    # In an exported graph with free height and width a size is a symbol, which no comparison may fix.
+    # In an exported graph with free height and width, sizes are symbols, and a comparison would fix them.
     if not any(isinstance(edge, torch.SymInt) for edge in new) and old == new:
         return table
     cls, patches = table[:, :1], table[:, 1:]
@@ -98,7 +99,7 @@ class MAEPositions(nn.Module):
         super().__init__()
         self.grid = config.grid
         self.fixed = config.position_embedding == "sincos"
-        # Also a fixed table is a parameter: from_pretrained drops computed buffers, and fine-tuning may unfreeze it.
+        # A fixed table is a parameter too: from_pretrained drops computed buffers, and fine-tuning may unfreeze it.
         self.table = nn.Parameter(torch.zeros(1, 1 + config.num_patches, width), requires_grad=not self.fixed)
 
     def forward(self, grid: tuple[int, int]) -> torch.Tensor:
@@ -121,9 +122,9 @@ def attend(
     module: "MAEAttention | MAECrossAttention", query, key, value, output_attentions: bool = False, **kwargs
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention by the configured implementation, ``(batch, heads, tokens, head width)`` each. Returns ``(batch,
-    queries, heads, head width)`` and, where they were asked for, the maps."""
+    queries, heads, head width)`` and, on request, the maps."""
     implementation = module.config._attn_implementation
-    # Fused kernels give no maps. On CPUs their backward in bfloat16 takes two thirds of the whole step.
+    # Fused kernels return no maps. On CPUs their backward pass in bfloat16 takes two thirds of the whole step.
     slow = implementation == "sdpa" and query.is_cpu and query.dtype == torch.bfloat16 and query.requires_grad
     if output_attentions or slow:
         implementation = "eager"
@@ -144,7 +145,7 @@ class MAEAttention(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch, tokens, width = hidden_states.shape
-        # Split before the heads: the backward then joins three gradients in one copy.
+        # Split before the heads, so that the backward pass joins the three gradients in one copy.
         query, key, value = (
             part.view(batch, tokens, -1, self.head_dim).transpose(1, 2)  # (batch, heads, tokens, head width)
             for part in self.qkv(hidden_states).chunk(3, dim=-1)
@@ -189,8 +190,8 @@ class MAEMLP(nn.Module):
 
 
 class MAEDropPath(nn.Module):
-    """While training, skips a residual branch of an image with probability `rate` (arXiv 1603.09382). It is not timm's
-    because this file travels with every checkpoint, and those must load with transformers alone."""
+    """While training, skips a residual branch of an image with probability `rate` (arXiv 1603.09382). Not timm's,
+    because this file travels with every checkpoint, which must load with transformers alone."""
 
     def __init__(self, rate: float):
         super().__init__()
@@ -256,13 +257,13 @@ class MAEPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    # The losses are means of a batch: transformers' Trainer divides them by the number of batches of an update.
+    # The losses are batch means, so transformers' Trainer must divide them by the batches per update.
     accepts_loss_kwargs = False
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Initial values of the paper's code: xavier-uniform linears, tokens N(0, 0.02), unit LayerNorms. Uses only
-        `transformers.initialization`, which leaves loaded weights alone."""
+        """Initialise as the paper's code: xavier-uniform linear layers, tokens N(0, 0.02), unit LayerNorms. Uses only
+        `transformers.initialization`, which does not overwrite loaded weights."""
         if isinstance(module, (nn.Linear, MAEStageWeighting)):
             self._init_linear(module)
         elif isinstance(module, nn.LayerNorm):
@@ -293,14 +294,14 @@ class MAEPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.Linear) and module.bias is not None:
             init.zeros_(module.bias)
 
-    # Opens other projects' checkpoints. The package sets it to `interop.read`, which does not travel with checkpoints.
+    # Opens other projects' checkpoints. The package sets it, because `interop.read` does not travel with checkpoints.
     read_foreign: Callable | None = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, image_size=None, **kwargs):
-        """As any transformers model. Where `image_size` (pixels, int or (height, width)), given here or in `config`,
-        is not the checkpoint's, positions are interpolated as by `set_image_size`. With the package installed, also
-        other projects' checkpoints can be loaded, as `modeling_mae.interop` reads them."""
+        """As for any transformers model. If `image_size` (pixels, int or (height, width)), given here or in `config`,
+        is not the checkpoint's, positions are interpolated as by `set_image_size`. If the package is installed, this
+        also loads other projects' checkpoints through `modeling_mae.interop`."""
         config = kwargs.pop("config", None)
         if image_size is None and isinstance(config, MAEConfig):
             image_size = config.image_size
@@ -333,7 +334,7 @@ class MAEPreTrainedModel(PreTrainedModel):
         """Reconfigure the model for images of `image_size` pixels: position tables are interpolated in 2-D.
 
         Raises:
-            ValueError: the size is not a multiple of the patch, or the head is made for one size.
+            ValueError: the size is not a multiple of the patch, or the head only works for one size.
         """
         old = self.config.image_size
         if pair(image_size, "image_size") == self.config.image_height_width:
@@ -343,7 +344,7 @@ class MAEPreTrainedModel(PreTrainedModel):
             self.config.validate_patches()
             if self.config.pooling == "flatten" and isinstance(self, EvalNet):
                 raise ValueError(
-                    f"image_size={image_size}: a head with pooling='flatten' is made for image_size={old} alone"
+                    f"image_size={image_size}: a head with pooling='flatten' only works for image_size={old}"
                 )
         except ValueError:
             self.config.image_size = old
@@ -378,7 +379,7 @@ class MAEPreTrainedModel(PreTrainedModel):
         return pixels.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
     def grid_of(self, pixel_values: torch.Tensor) -> tuple[int, int]:
-        """(rows, columns) of patches of a batch of images; checks its shape."""
+        """(rows, columns) of the patches of a batch of images. Checks the batch's shape."""
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
             raise ValueError(
                 f"pixel_values of shape {tuple(pixel_values.shape)} are not "
@@ -407,7 +408,7 @@ class MAEEmbeddings(nn.Module):
         if ids_keep is not None:
             patches = take_rows(patches, ids_keep)  # (batch, visible, patch values)
             patch_positions = patch_positions[0][ids_keep]  # (batch, visible, width)
-        # The token's type: a quantised weight has another one than what it computes with.
+        # The dtype of the tokens, because a quantised weight is stored in another one.
         tokens = self.patch_embeddings(patches.to(self.cls_token.dtype)) + patch_positions
         cls = (self.cls_token + cls_position).expand(tokens.shape[0], -1, -1)
         return torch.cat([cls.to(tokens.dtype), tokens], dim=1)  # (batch, 1 + visible, width)
@@ -418,24 +419,23 @@ class MAEPoolingValue(nn.Linear):
 
 
 class MAEAttentionPooling(nn.Module):
-    """Learned queries pool the patch tokens: attentive probing with several queries and without a projection of the
-    keys (arXiv 2506.10178), which one query for each head makes needless.
+    """Learned queries pool the patch tokens, as in attentive probing with several queries (arXiv 2506.10178). There is
+    no projection of the keys, because each head has its own queries.
 
-    The keys are the normalised tokens, the values a projection of them. Each query, and each head of it, pools a part
-    of its own of the values' width, so the result is as wide as a token. At the start the queries are near zero and
-    the projection changes nothing: the result is near the mean of the tokens.
+    The keys are the normalised tokens, the values a projection of them. Each query of each head pools its own part of
+    the values' width, so the result is as wide as a token. At the start the queries are near zero and the projection
+    changes nothing, so the result is near the mean of the tokens.
     """
 
     def __init__(self, config: MAEConfig):
         super().__init__()
         self.heads = config.num_pooling_heads
-        # Of two dimensions, like the weights of a linear layer, which they are: decay and LARS treat them as such.
+        # Two-dimensional like the weights of a linear layer, so that weight decay and LARS treat them as such.
         self.queries = nn.Parameter(torch.zeros(config.num_pooling_queries, config.hidden_size))
         self.value = MAEPoolingValue(config.hidden_size, config.hidden_size)
 
     def weights(self, tokens: torch.Tensor) -> torch.Tensor:
-        """How much each query takes of each token, ``(batch, heads, queries, tokens)``; they sum to 1 over the tokens.
-        These are the maps to look at."""
+        """The attention maps ``(batch, heads, queries, tokens)`` of the queries. They sum to 1 over the tokens."""
         queries, keys = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in (self.queries[None], tokens))
         scores = queries * queries.shape[-1] ** -0.5 @ keys.mT  # (batch, heads, queries, tokens)
         return scores.softmax(-1, dtype=torch.float32).to(tokens.dtype)
@@ -451,9 +451,9 @@ class MAEModel(MAEPreTrainedModel):
     """The encoder. Without masking arguments it is an ordinary vision transformer: every patch, in raster order,
     deterministic. It also takes images of another size than configured: positions are then interpolated in 2-D.
 
-    `add_pooling_layer` false leaves the attention pooling out, also where the configuration has one."""
+    With `add_pooling_layer` false there is no attention pooling, even if the configuration has one."""
 
-    # The checkpoint's decoder and classifier are left out silently, and a pooling that the configuration has not.
+    # Drops the checkpoint's decoder and classifier silently, and a pooling that the configuration does not have.
     _keys_to_ignore_on_load_unexpected = r"^decoder\. ^head(_norm)?\. ^(mae\.)?pooler\.".split()
 
     def __init__(self, config: MAEConfig, add_pooling_layer: bool = True):
@@ -490,21 +490,19 @@ class MAEModel(MAEPreTrainedModel):
         output_hidden_states: bool | None = None,
         **kwargs,
     ) -> MAEModelOutput:
-        """Encode ``pixel_values (batch, channels, height, width)``. Who has called `patchify` already gives `patches`.
+        """Encode ``pixel_values (batch, channels, height, width)``, or `patches` as `patchify` returns them.
 
-        Masks only when one of these is given. `noise (batch, patches)`: the smallest values stay visible.
-        `bool_masked_pos (batch, patches)`: true = masked, the same count in every image. `mask_ratio`: takes the place
-        of the configured ratio; without noise, a mask of the configured kind is drawn.
+        Masks only if one of these is given. `noise (batch, patches)`: the smallest values stay visible.
+        `bool_masked_pos (batch, patches)`: true = masked, the same count in every image. `mask_ratio`: replaces the
+        configured ratio. Without noise, a mask of the configured kind is drawn.
 
         Raises:
             ValueError: a wrong shape or size, a ratio outside (0, 1), unequal mask counts, both noise and mask, or an
-                argument that is for models of text.
+                argument that only text models take.
         """
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
         if others := kwargs.keys() & {"attention_mask", "input_ids", "inputs_embeds"}:
-            raise ValueError(
-                f"{', '.join(sorted(others))}: only models of text take it; bool_masked_pos hides patches"
-            )
+            raise ValueError(f"{', '.join(sorted(others))}: only text models take it; bool_masked_pos hides patches")
         grid = self.grid_of(pixel_values)
         if patches is None:
             patches = self.patchify(pixel_values)  # (batch, patches, patch values)
@@ -534,7 +532,7 @@ class MAEModel(MAEPreTrainedModel):
 
     def pool(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
         """``(batch, 1 + tokens, width)`` -> ``(batch, width)``, or ``(batch, tokens * width)`` for ``flatten``. None
-        for ``attention`` in the models that have no queries."""
+        for ``attention`` if the model has no queries."""
         if self.config.pooling == "cls":
             return hidden_states[:, 0]
         patches = hidden_states[:, 1:]
@@ -543,11 +541,11 @@ class MAEModel(MAEPreTrainedModel):
         return patches.flatten(1) if self.config.pooling == "flatten" else patches.mean(1)
 
     def choose_mask(self, patches, grid, noise=None, bool_masked_pos=None, mask_ratio=None):
-        """(ids of the visible patches, mask, ids_restore) from whichever of noise, mask and ratio is given."""
+        """(ids of the visible patches, mask, ids_restore) from the given noise, mask or ratio."""
         batch, num_patches = patches.shape[:2]
         if bool_masked_pos is not None:
             if noise is not None or mask_ratio is not None:
-                raise ValueError("give bool_masked_pos alone: it already fixes what noise or mask_ratio would decide")
+                raise ValueError("give bool_masked_pos alone: it decides what noise or mask_ratio would decide")
             if bool_masked_pos.shape != (batch, num_patches):
                 raise ValueError(
                     f"bool_masked_pos of shape {tuple(bool_masked_pos.shape)} is not {(batch, num_patches)}"
@@ -575,7 +573,7 @@ class MAEModel(MAEPreTrainedModel):
 class MAEDecoder(nn.Module):
     """The paper's decoder: visible and predicted patches attend to each other."""
 
-    reads_stages = False  # the encoder's output is enough
+    reads_stages = False  # it only reads the encoder's output
 
     def __init__(self, config: MAEConfig):
         super().__init__()
@@ -594,8 +592,8 @@ class MAEDecoder(nn.Module):
         self, encoded: MAEModelOutput, grid: tuple[int, int], count: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The predictions ``(batch, count, patch values)`` of the `count` patches with the largest noise, and their
-        ids. Without `count` those of all patches, the visible ones too, and None. The decoder does not see a masked
-        patch that it does not predict."""
+        ids. Without `count`, the predictions of all patches, including the visible ones, and None. The decoder does
+        not see masked patches that it does not predict."""
         ids_restore = encoded.ids_restore
         assert ids_restore is not None  # the encoder has masked
         tokens = self.embed(encoded.last_hidden_state)  # (batch, 1 + visible, decoder width)
@@ -607,26 +605,26 @@ class MAEDecoder(nn.Module):
             places = F.pad(torch.cat([ids_restore.argsort(dim=1)[:, :visible], ids], dim=1) + 1, (1, 0))
             tokens = torch.cat([tokens, mask_tokens], dim=1) + self.positions(grid)[0][places]
             return self.predict(tokens, 1 + visible), ids
-        # Place 0 is the class token, so patch i of the raster stands at place ids_restore[i] + 1 when shuffled.
+        # Place 0 is the class token, so patch i of the raster is at place ids_restore[i] + 1 of the shuffled tokens.
         places = F.pad(ids_restore + 1, (1, 0))
         tokens = take_rows(torch.cat([tokens, mask_tokens], dim=1), places)  # (batch, 1 + patches, decoder width)
         return self.predict(tokens + self.positions(grid)), None
 
     def predict(self, tokens: torch.Tensor, first: int = 1) -> torch.Tensor:
-        """What the blocks and the head make of all but the `first` tokens."""
+        """The predictions of blocks and head, without the `first` tokens."""
         for layer in self.layers:
             tokens = layer(tokens)
         return self.head(self.norm(tokens[:, first:]))
 
 
 class MAEStageWeighting(nn.Module):
-    """From the stages of the encoder, a weighted sum for each block of the decoder. No linear layer: what adapts or
-    quantises those would call it with a tensor."""
+    """A weighted sum of the encoder's stages for each block of the decoder. Not an nn.Linear, because libraries that
+    adapt or quantise linear layers would call it with a tensor."""
 
     def __init__(self, stages: int, depth: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(depth, stages))
-        # nn.Linear's: what is drawn after it stays the same for a seed. _init_weights draws anew.
+        # Initialised as nn.Linear, so that later draws stay the same for a seed. _init_weights draws again.
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
 
     def forward(self, stages: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -658,7 +656,7 @@ class MAECrossDecoder(nn.Module):
         self, encoded: MAEModelOutput, grid: tuple[int, int], count: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The predictions ``(batch, count, patch values)`` of the `count` patches with the largest noise, and their
-        ids. Without `count` those of every masked patch."""
+        ids. Without `count`, of every masked patch."""
         assert encoded.ids_restore is not None and encoded.last_hidden_state is not None  # the encoder has masked
         if count is None:
             count = encoded.ids_restore.shape[1] + 1 - encoded.last_hidden_state.shape[1]
@@ -669,7 +667,7 @@ class MAECrossDecoder(nn.Module):
         return self.head(self.norm(queries)), ids
 
     def contexts(self, encoded: MAEModelOutput) -> list[torch.Tensor]:
-        """For each block what it attends to ``(batch, 1 + visible, encoder width)``."""
+        """The tokens ``(batch, 1 + visible, encoder width)`` that each block attends to."""
         if not self.reads_stages:
             assert encoded.last_hidden_state is not None
             return [encoded.last_hidden_state] * len(self.layers)
@@ -693,11 +691,11 @@ class MAEForPreTraining(MAEPreTrainedModel):
         self.post_init()
 
     def freeze_fixed(self) -> None:
-        """Leave out of the training what it must not change. Loading makes every weight one to train."""
+        """Freeze what training must not change. Loading makes every weight trainable."""
         for module in self.modules():
             if isinstance(module, MAEPositions):
                 module.table.requires_grad_(not module.fixed)
-        # The decoder may read what is before this norm. DDP refuses a trained weight that gets no gradient.
+        # The decoder may read the tokens before this norm. DDP refuses a trained weight without a gradient.
         self.mae.layernorm.requires_grad_(not self.decoder.reads_stages)
 
     @can_return_tuple
@@ -712,15 +710,15 @@ class MAEForPreTraining(MAEPreTrainedModel):
         output_hidden_states: bool | None = None,
         **kwargs,
     ) -> MAEForPreTrainingOutput:
-        """Mask, encode what is visible, decode, and compare the masked patches with the image.
+        """Mask, encode the visible patches, decode, and compare the predictions with the masked patches.
 
         Arguments and errors as `MAEModel.forward`. Without a masking argument, a mask of the configured kind and ratio
-        is drawn. `prediction_ratio` takes the place of the configured one; 1 predicts every masked patch. The patches
-        with the largest noise are predicted. `bool_masked_pos` orders no patches, so all that it masks are predicted.
-        By `return_loss` transformers' Trainer sees that there is a loss without labels.
+        is drawn. `prediction_ratio` replaces the configured one; 1 predicts every masked patch. The patches with the
+        largest noise are predicted. With `bool_masked_pos`, which gives no order, all masked patches are.
+        `return_loss` tells transformers' Trainer that the loss needs no labels.
 
         Raises:
-            ValueError: also for a `prediction_ratio` outside (0, 1].
+            ValueError: also if `prediction_ratio` is outside (0, 1].
         """
         if noise is None and bool_masked_pos is None and mask_ratio is None:
             mask_ratio = self.config.mask_ratio
@@ -765,8 +763,8 @@ class MAEForPreTraining(MAEPreTrainedModel):
         mask: torch.Tensor,
         predicted_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Mean squared error over the masked patches that are predicted ``()``, in float32 whatever the model computes
-        in. ``patches (batch, patches, patch values)`` are those of the images."""
+        """Mean squared error ``()`` over the predicted masked patches, in float32 even if the model's dtype is
+        another. ``patches (batch, patches, patch values)`` are the images' own."""
         with torch.autocast(patches.device.type, enabled=False):
             target = patches.float()
             if predicted_ids is not None:
@@ -782,14 +780,14 @@ class MAEForPreTraining(MAEPreTrainedModel):
         self, pixel_values: torch.Tensor, outputs: MAEForPreTrainingOutput | None = None, **masking
     ) -> torch.Tensor:
         """The image ``(batch, channels, height, width)``, normalised as `pixel_values`. Visible patches are the
-        image's own, masked ones are predicted. With `norm_pix_loss` each gets the mean and deviation of the hidden
-        patch.
+        image's own, masked ones are predicted. With `norm_pix_loss` each prediction gets the mean and deviation of the
+        hidden patch.
 
         Give `outputs` of an earlier call on the same images, or masking arguments as in `forward`; then every masked
         patch is predicted.
 
         Raises:
-            ValueError: `outputs` predict a part of the masked patches.
+            ValueError: `outputs` predict only a part of the masked patches.
         """
         outputs = self(pixel_values, **{"prediction_ratio": 1, **masking}) if outputs is None else outputs
         assert outputs.logits is not None and outputs.mask is not None
@@ -812,8 +810,8 @@ class MAEForPreTraining(MAEPreTrainedModel):
 
 
 def mean_squared_cosine(features: torch.Tensor) -> torch.Tensor:
-    """Of every two of ``features (images, width)``, in float32 whatever the model computes in; 0 of a single image.
-    The images are those that one process sees at a time."""
+    """The mean squared cosine over all pairs of ``features (images, width)``, in float32. 0 for a single image. The
+    images are one process's micro-batch."""
     with torch.autocast(features.device.type, enabled=False):
         normalised = F.normalize(features.float(), dim=1)
         cosines = normalised @ normalised.T  # (images, images); the diagonal is 1
@@ -830,8 +828,7 @@ def patch_statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 
 @contextmanager
 def loading_report() -> Iterator[list[str]]:
-    """transformers' table of what a checkpoint lacks waits until the end. Sentences put into the list take its
-    place."""
+    """Holds back transformers' table of missing weights until the end. Sentences put into the list replace it."""
     logger = logging.getLogger("transformers.modeling_utils")
     held: list[logging.LogRecord] = []
     sentences: list[str] = []
@@ -853,15 +850,15 @@ def loading_report() -> Iterator[list[str]]:
 
 
 class MAEHead(nn.Linear):
-    """The classifier. It is a class of its own because its weights start differently from other linears'."""
+    """The classifier. It has its own class because its weights are initialised differently."""
 
 
 class EvalNet(MAEPreTrainedModel):
     """The encoder and a linear classifier: probing, partial and end-to-end fine-tuning (paper, Sections 4.3, A.1).
 
-    `EvalNet.from_pretrained(<pre-trained or EvalNet checkpoint>, num_labels=...)` takes the encoder. What is missing
-    starts anew. One line says so, or transformers' table where more is missing than the classifier. Pooling, norm,
-    drop path and label smoothing are set in the config.
+    `EvalNet.from_pretrained(<pre-trained or EvalNet checkpoint>, num_labels=...)` takes the encoder. Missing weights
+    are newly initialised. One line reports it, or transformers' table if more than the classifier is missing. Pooling,
+    norm, drop path and label smoothing are set in the config.
     """
 
     def __init__(self, config: MAEConfig):
@@ -880,8 +877,8 @@ class EvalNet(MAEPreTrainedModel):
         self.n_partial: float | None = None
         self.post_init()
 
-    # The decoder stays behind. So does the final norm where head_norm="layer" takes its place, and a pooling that the
-    # configuration has not.
+    # Drops the decoder, the final norm if head_norm="layer" replaces it, and a pooling that the configuration does not
+    # have.
     _keys_to_ignore_on_load_unexpected = r"^decoder\. ^(mae\.)?(layernorm|pooler)\.".split()
 
     @classmethod
@@ -898,7 +895,7 @@ class EvalNet(MAEPreTrainedModel):
 
     @torch.no_grad()
     def reset_head(self) -> None:
-        """Give the classifier its initial values, for classes other than the checkpoint's."""
+        """Initialise the classifier again, for classes other than the checkpoint's."""
         self.head = MAEHead(self.head.in_features, self.head.out_features).to(self.head.weight)
         self._init_weights(self.head)
 
@@ -916,12 +913,12 @@ class EvalNet(MAEPreTrainedModel):
         if self.has_adapters():
             raise ValueError(
                 f"freeze({n_partial}): the model has adapters, and their file would not hold the weights that this "
-                "trains; name such modules in modules_to_save of the adapter's configuration"
+                "trains; name these modules in modules_to_save of the adapter's configuration"
             )
         depth = self.config.num_hidden_layers
         if isinstance(n_partial, bool) or n_partial not in (0, 0.5, *range(1, depth + 1)):
             raise ValueError(
-                f"n_partial={n_partial} is none of 0 (head only), 0.5 (the last block's MLP too) and 1 ... {depth} "
+                f"n_partial={n_partial} is not one of 0 (head only), 0.5 (the last block's MLP too) and 1 ... {depth} "
                 f"(that many of the last blocks; {depth} is everything)"
             )
         self.n_partial = n_partial
@@ -935,7 +932,7 @@ class EvalNet(MAEPreTrainedModel):
         return any(hasattr(module, "merged_adapters") for module in self.modules())
 
     def tuned_modules(self) -> list[nn.Module]:
-        """What `freeze` leaves to train."""
+        """The modules that `freeze` leaves trainable."""
         if self.n_partial is None or self.n_partial == self.config.num_hidden_layers:
             return [self]
         tuned = [self.head, self.head_norm]
@@ -968,9 +965,9 @@ class EvalNet(MAEPreTrainedModel):
         return self
 
     def frozen_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """What a probe (`freeze(0)`) leaves as it is: the pooled features ``(batch, width)``, with pooling="attention"
-        the patch tokens ``(batch, patches, width)``. `forward` takes them in place of the images, so that those of
-        images that do not change can be computed once."""
+        """The features that a probe (`freeze(0)`) does not change: pooled ``(batch, width)``, or with
+        pooling="attention" the patch tokens ``(batch, patches, width)``. `forward` takes them instead of images, so
+        that the features of unchanged images are computed only once."""
         encoded = self.mae(pixel_values, return_dict=True)
         return encoded.pooler_output if self.mae.pooler is None else encoded.last_hidden_state[:, 1:]
 
@@ -982,11 +979,11 @@ class EvalNet(MAEPreTrainedModel):
         features: torch.Tensor | None = None,
         **kwargs,
     ) -> ImageClassifierOutput:
-        """Classify ``pixel_values (batch, channels, height, width)``, or `features` as `frozen_features` gives them:
-        ``logits (batch, classes)``. With `labels`, also the loss, as in `loss`.
+        """Classify ``pixel_values (batch, channels, height, width)``, or `features` as `frozen_features` returns them.
+        Returns ``logits (batch, classes)`` and, with `labels`, the loss (see `loss`).
 
         Raises:
-            ValueError: not one of images and features, images or labels of a wrong shape or size.
+            ValueError: both or neither of images and features, or images or labels of a wrong shape or size.
         """
         if (pixel_values is None) == (features is None):
             raise ValueError("give either pixel_values or features")
@@ -1003,25 +1000,26 @@ class EvalNet(MAEPreTrainedModel):
         return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states, attentions=attentions)
 
     def check_size(self, pixel_values: torch.Tensor) -> None:
-        """ValueError for a size of ``pixel_values (batch, channels, height, width)`` that the head is not made for."""
+        """Raises a ValueError unless the head works for this size of ``pixel_values (batch, channels, height,
+        width)``."""
         if self.config.pooling == "flatten" and self.grid_of(pixel_values) != self.config.grid:
             raise ValueError(
-                f"images of {tuple(pixel_values.shape[2:])} pixels: a head with pooling='flatten' is made for "
-                f"image_size={self.config.image_size} alone"
+                f"images of {tuple(pixel_values.shape[2:])} pixels: a head with pooling='flatten' only "
+                f"works for image_size={self.config.image_size}"
             )
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The loss ``()`` of ``logits (batch, classes)`` in float32, by `config.problem_type` as transformers' heads.
+        """The loss ``()`` of ``logits (batch, classes)`` in float32, by `config.problem_type` as in transformers.
 
-        ``single_label_classification``: cross-entropy, while training smoothed by `config.label_smoothing`. Labels are
+        ``single_label_classification``: cross-entropy, in training smoothed by `config.label_smoothing`. Labels are
         class numbers ``(batch,)``, or probabilities ``(batch, classes)`` as mixup makes them.
         ``multi_label_classification``: binary cross-entropy. Labels are 0 and 1, or anything between,
         ``(batch, classes)``. ``regression``: mean squared error. Labels are ``(batch, targets)``; for one target also
         ``(batch,)``.
 
-        Unset is ``single_label_classification``, with one exception: a head with one output and floats as labels is
-        ``regression``, as in transformers. transformers takes other floats for several labels. Ours may be mixup's
-        probabilities, so set the problem for labels that are not.
+        The default is ``single_label_classification``, except that a head with one output and float labels is
+        ``regression``, as in transformers. transformers reads other floats as several labels. Here they are mixup's
+        probabilities, so set `problem_type` for several labels.
 
         Raises:
             ValueError: labels of a wrong shape.
@@ -1034,7 +1032,7 @@ class EvalNet(MAEPreTrainedModel):
             return F.cross_entropy(logits, labels, label_smoothing=smoothing)
         if logits.shape[-1] == 1 and labels.ndim == 1:
             labels = labels[:, None]
-        if labels.shape != logits.shape:  # the losses would broadcast them without a word
+        if labels.shape != logits.shape:  # the losses would silently broadcast them
             raise ValueError(
                 f"labels of shape {tuple(labels.shape)} are not {tuple(logits.shape)}, as problem_type={problem!r} "
                 f"with num_labels={logits.shape[-1]} needs"
@@ -1044,8 +1042,8 @@ class EvalNet(MAEPreTrainedModel):
 
 
 class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
-    """The encoder as detection and segmentation models get it from `AutoBackbone`. It gives a feature map for each
-    stage in `config.out_features`: ``stem`` (the embedded patches), ``stage1`` ... ``stage<depth>`` (the blocks)."""
+    """The encoder as a backbone of detection and segmentation models. It returns a feature map for each stage in
+    `config.out_features`: ``stem`` (the embedded patches), ``stage1`` ... ``stage<depth>`` (the blocks)."""
 
     _keys_to_ignore_on_load_unexpected = MAEModel._keys_to_ignore_on_load_unexpected
 
@@ -1066,8 +1064,8 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
         `config.reshape_hidden_states` false ``(batch, 1 + patches, width)``, the class token first, as DPT and
         DepthAnything read them.
 
-        Takes images of any size. They are padded to a multiple of the patch at the bottom and on the right, with
-        zeros, which are the mean colour.
+        Takes images of any size. They are padded at the bottom and on the right to a multiple of the patch, with
+        zeros, the mean colour.
 
         Raises:
             ValueError: another number of channels.

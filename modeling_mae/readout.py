@@ -1,11 +1,11 @@
-"""What is read from an encoder, and which images are alike by it.
+"""Reads features from an encoder, and finds the images with the nearest features.
 
-"The features of block b" mean the same in `--readouts`, `--feature_layers`, `mae features --block`, the app and the
-Python functions: the tokens after block b under the encoder's own final norm, then pooled.
+"The features of block b" means the same in `--readouts`, `--feature_layers`, `mae features --block`, the app and the
+Python functions: the tokens after block b, then the encoder's final norm, then pooled.
 
-Every block passes the same norm, with its weights. So the last block gives the encoder's output as it is, the blocks
-beside it have its scale, and `MAEBackbone` gives the same for each stage. What a table of readouts recommends is what
-`mae features` then writes.
+Every block's tokens pass the encoder's final norm. So the last block gives the encoder's output, the other blocks have
+the same scale, and `MAEBackbone` returns the same for each stage. `mae features` writes exactly the features that a
+table of readouts has compared.
 """
 
 from collections.abc import Callable, Iterable
@@ -22,8 +22,8 @@ from .modeling_mae import MAEModel, MAEModelOutput
 
 
 ATTENTION = "attention"
-# How the tokens of a block, ``(batch, 1 + patches, width)``, become features. Attention needs learned queries: those
-# of the checkpoint, or in a table of readouts those of a probe. Until then its features are the patches.
+# How the tokens of a block, ``(batch, 1 + patches, width)``, become features. Attention needs learned queries, from
+# the checkpoint or from a probe. Until then its features are the patch tokens.
 POOLINGS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "mean": lambda tokens: tokens[:, 1:].mean(1),
     "cls": lambda tokens: tokens[:, 0],
@@ -31,33 +31,33 @@ POOLINGS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     ATTENTION: lambda tokens: tokens[:, 1:],
     "flatten": lambda tokens: tokens[:, 1:].flatten(1),
 }
-CHUNK = 1024  # images that are compared with all others at once
+CHUNK = 1024  # images compared with all others at a time
 
 
 @dataclass(frozen=True)
 class Readout:
-    """The features of `blocks`, counted from 1, side by side, each pooled by the same of `POOLINGS`."""
+    """The concatenated features of `blocks`, counted from 1, all with the same `pooling`."""
 
     blocks: tuple[int, ...]
     pooling: str
 
     @property
     def keys(self) -> list[tuple[int, str]]:
-        """What `read` must compute for it."""
+        """The (block, pooling) pairs that `read` must compute."""
         return [(block, self.pooling) for block in self.blocks]
 
     def size(self, config: MAEConfig) -> int:
-        """Float32 bytes of the features of an image."""
+        """Bytes of an image's features in float32."""
         parts = {"mean_deviation": 2, ATTENTION: config.num_patches, "flatten": config.num_patches}
         return 4 * len(self.blocks) * parts.get(self.pooling, 1) * config.hidden_size
 
     def of(self, features: dict[tuple[int, str], np.ndarray]) -> np.ndarray:
-        """``(images, width)``, or ``(images, patches, width)`` for attention, from what `read` has given."""
+        """``(images, width)``, or ``(images, patches, width)`` for attention, from the output of `read`."""
         parts = [features[key] for key in self.keys]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
     def __call__(self, encoder: MAEModel, pixel_values: torch.Tensor) -> torch.Tensor:
-        """``(batch, channels, height, width) -> (batch, width)``. Attention is that of the encoder."""
+        """``(batch, channels, height, width) -> (batch, width)``. Attention uses the encoder's queries."""
         parts = list(read(encoder, pixel_values, self.keys).values())
         if self.pooling == ATTENTION:
             assert encoder.pooler is not None
@@ -69,8 +69,8 @@ class Readout:
 
 
 def block_tokens(encoder: MAEModel, hidden_states: torch.Tensor) -> torch.Tensor:
-    """The tokens ``(batch, 1 + patches, width)`` of a block, from what comes out of it: the encoder's own final norm
-    is applied. After the last block that is the encoder's output."""
+    """Applies the encoder's final norm to the tokens ``(batch, 1 + patches, width)`` of a block. For the last block,
+    the result is the encoder's output."""
     return encoder.layernorm(hidden_states)
 
 
@@ -89,8 +89,8 @@ def read(
 
 
 def pooled_output(outputs: MAEModelOutput) -> torch.Tensor:
-    """What the encoder pools, ``(batch, width)``. The mean of the patches stands in for an attention that nothing has
-    trained."""
+    """The encoder's pooled features ``(batch, width)``; the mean of the patches if its attention pooling is
+    untrained."""
     if outputs.pooler_output is not None:
         return outputs.pooler_output
     assert outputs.last_hidden_state is not None
@@ -100,7 +100,7 @@ def pooled_output(outputs: MAEModelOutput) -> torch.Tensor:
 def check_choice(option: str, values: Iterable[Any], known: range | Iterable[str]) -> None:
     """
     Raises:
-        UserError: a value of `option` is not among those that are known, or is given twice.
+        UserError: a value of `option` is unknown, or is given twice.
     """
     values, known = list(values), known if isinstance(known, range) else list(known)
     for value in values:
@@ -112,10 +112,10 @@ def check_choice(option: str, values: Iterable[Any], known: range | Iterable[str
 def nearest(
     queries: torch.Tensor, bank: torch.Tensor, k: int, only_earlier: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(cosines, positions in `bank`), ``(queries, k)`` each, the nearest first, on the device of `bank`.
+    """(cosines, positions in `bank`), each ``(queries, k)``, the nearest first, on the device of `bank`.
 
-    Both are features ``(images, width)``. Fewer than `k` where the bank is smaller. With `only_earlier` the queries
-    are the images of the bank, and each is compared with those before it: a cosine of -2 stands for none.
+    Both are features ``(images, width)``. Fewer than `k` if the bank is smaller. With `only_earlier` the queries are
+    the bank's own images, and each is compared with those before it. A cosine of -2 means no such image.
     """
     queries, bank = F.normalize(queries, dim=1), F.normalize(bank, dim=1)
     found, first = [], 0

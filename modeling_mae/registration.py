@@ -1,5 +1,5 @@
-"""What `import modeling_mae` does: the classes are registered with transformers' Auto classes, and other projects'
-checkpoints with `from_pretrained`."""
+"""Registers the classes with transformers' Auto classes, and lets `from_pretrained` read other projects' checkpoints.
+`import modeling_mae` runs this."""
 
 from transformers import (
     AutoBackbone,
@@ -36,22 +36,22 @@ for auto_class, model_class in (
     (AutoBackbone, MAEBackbone),
 ):
     auto_class.register(MAEConfig, model_class, exist_ok=True)
-    model_class.register_for_auto_class(auto_class.__name__)  # save_pretrained then writes the code beside the weights
+    model_class.register_for_auto_class(auto_class.__name__)  # save_pretrained then copies the code
 MAEConfig.register_for_auto_class()
 if is_vision_available():  # Pillow; only the image processor needs it
     from .image_processing_mae import MAEImageProcessor
 
-    # Under both names, because transformers warns where a backend falls back to another.
+    # Registered under both names, because transformers warns if a backend falls back to another.
     backends: dict[str, type] = {"pil": MAEImageProcessor, "torchvision": MAEImageProcessor}
     AutoImageProcessor.register(MAEConfig, image_processor_classes=backends, exist_ok=True)
     MAEImageProcessor.register_for_auto_class()
 if is_torchvision_available():
-    # There is none. Pipelines look for one all the same, and would ask whether to run the checkpoint's code for it.
+    # There is no video processor, but pipelines look for one, and would ask whether to run the checkpoint's code.
     AutoVideoProcessor.register(MAEConfig, None, exist_ok=True)
 
 
 def _read_foreign(source, image_size, options):
-    from . import interop  # late: only loading needs it, and it imports more of transformers
+    from . import interop  # imported late: only loading needs it, and it imports more of transformers
 
     foreign = interop.read(source, image_size, options)
     for note in foreign.notes if foreign is not None else ():

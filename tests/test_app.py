@@ -272,7 +272,7 @@ def test_checkpoints_that_cannot_be_looked_at(tmp_path, monkeypatch):
         (tmp_path / "none", "is neither a folder here nor a Hub id: give"),
         ("me/none", "is neither a folder here nor a Hub id that can be reached .*: check the path"),
         (tmp_path / "empty", "has no config.json of a model: give the output_dir"),
-        (tmp_path / "notes.txt", "is no checkpoint: give a .safetensors"),
+        (tmp_path / "notes.txt", "is not a checkpoint: give a .safetensors"),
     ):
         with pytest.raises(UserError, match=message) as error:
             Explorer(str(name))

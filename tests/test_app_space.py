@@ -98,7 +98,7 @@ def test_what_does_not_work_is_one_line(server, checkpoint, tmp_path):
             make(checkpoint, "--to_space", name, "--space_dir", tmp_path / "space")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "diary.txt").write_text("mine")
-    with pytest.raises(UserError, match="no Space written here"):
+    with pytest.raises(UserError, match="--to_space did not write it"):
         make(checkpoint, "--to_space", "me/demo", "--space_dir", tmp_path / "other")
     with pytest.raises(UserError, match="not yours.*hf upload you/demo"):
         make(checkpoint, "--to_space", "you/demo", "--space_dir", tmp_path / "space")

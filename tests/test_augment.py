@@ -49,7 +49,7 @@ def test_rand_augment_depends_on_seed_epoch_and_image_alone():
 def test_policies_that_cannot_be():
     with pytest.raises(UserError, match="1 or 3 channels, not 4"):
         RandAugment("rand-m9", (28, 28), [0.1] * 4, 0)
-    with pytest.raises(UserError, match="no RandAugment of timm's"):
+    with pytest.raises(UserError, match="not a RandAugment policy of timm"):
         RandAugment("rand-x9", (28, 28), [0.1], 0)
 
 

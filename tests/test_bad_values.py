@@ -72,8 +72,8 @@ OVERRIDES = [
     ("mask_ratio=inf", "mask_ratio=inf is outside (0, 1)"),
     ("layer_norm_eps=nan", "layer_norm_eps=nan must be above 0 and finite"),
     ("layer_norm_eps=-1e-6", "layer_norm_eps=-1e-06 must be above 0"),
-    ("initializer_range=inf", "initializer_range=inf is no deviation"),
-    ("head_initializer_range=-1.0", "head_initializer_range=-1.0 is no deviation"),
+    ("initializer_range=inf", "initializer_range=inf is not a deviation"),
+    ("head_initializer_range=-1.0", "head_initializer_range=-1.0 is not a deviation"),
     ("drop_path_rate=nan", "drop_path_rate=nan is outside [0, 1)"),
     ("label_smoothing=nan", "label_smoothing=nan is outside [0, 1)"),
 ]
@@ -147,8 +147,8 @@ EDITS = [
     ({"num_hidden_layers": 10**9}, "is more than 1000"),
     ({"patch_size": 0}, "must be at least 1"),
     ({"layer_norm_eps": math.nan}, "layer_norm_eps=nan"),
-    ({"num_labels": 10**12}, "num_labels=1000000000000 is no whole number in 1 ... 10000000"),
-    ({"problem_type": "ranking"}, "problem_type='ranking' is none of"),
+    ({"num_labels": 10**12}, "num_labels=1000000000000 is not a whole number in 1 ... 10000000"),
+    ({"problem_type": "ranking"}, "problem_type='ranking' is not one of"),
     ({"id2label": 5}, "configuration of"),
 ]
 

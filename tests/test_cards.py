@@ -8,9 +8,9 @@ from modeling_mae.report.advice import _data_words as data_words
 from modeling_mae.report.evaluation import report_evaluation, report_training
 from modeling_mae.report.facts import (
     DataFacts,
+    FeatureFacts,
     Identity,
     LabelledFacts,
-    Looks,
     MachineFacts,
     ModelFacts,
     TrainingLog,
@@ -48,7 +48,7 @@ def test_pretraining_card(tmp_path):
         Identity("small", "me/small", "cc-by-4.0"),
         DataFacts("Pets", "me/pets", 10, "test"),
         ARGUMENTS,
-        Looks(7, {"raw pixels": 0.5, "trained encoder": 0.755}, picture="Made so and so."),
+        FeatureFacts(7, {"raw pixels": 0.5, "trained encoder": 0.755}, picture="Made so and so."),
     )
     header = metadata(tmp_path)
     (entry,) = header.pop("model-index")
@@ -84,7 +84,9 @@ def test_pretraining_card(tmp_path):
 
 
 def test_pretraining_card_without_knn(tmp_path):
-    report_pets(tmp_path, Identity("small"), DataFacts("photos", "photos", 10), {}, Looks(7, neighbours="Six images."))
+    report_pets(
+        tmp_path, Identity("small"), DataFacts("photos", "photos", 10), {}, FeatureFacts(7, neighbours="Six images.")
+    )
     header, text = metadata(tmp_path), (tmp_path / "README.md").read_text()
     # the Hub refuses a data set without an owner and results without a data set
     assert "datasets" not in header and "model-index" not in header

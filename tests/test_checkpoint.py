@@ -67,7 +67,7 @@ def test_folders_of_others_give_what_their_own_model_gives(tmp_path, kind):
         assert opened.kind is MAEForPreTraining
         theirs.config.mask_ratio = theirs.vit.embeddings.config.mask_ratio = 0.75
         noise = torch.rand(2, 16)
-        same(opened.whole().eval()(IMAGES, noise=noise).logits, theirs(IMAGES, noise=noise).logits)
+        same(opened.for_pretraining().eval()(IMAGES, noise=noise).logits, theirs(IMAGES, noise=noise).logits)
     else:
         assert opened.kind is EvalNet
         expected = theirs(IMAGES)
@@ -82,7 +82,7 @@ def test_files_of_others_give_what_their_own_model_gives(tmp_path):
         opened = open_checkpoint(tmp_path / f"{name}.pth", {**HEADS, "decoder_num_attention_heads": 2 - bool(kind)})
         assert opened.kind is MAEForPreTraining
         assert opened.processing == Processing([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], None, 255)
-        assert "assuming ImageNet's mean and deviation" in opened.told()
+        assert "assuming ImageNet's mean and deviation" in opened.notes_text()
         tokens = theirs.patch_embed(IMAGES) + theirs.pos_embed[:, 1:]
         tokens = torch.cat([(theirs.cls_token + theirs.pos_embed[:, :1]).expand(2, -1, -1), tokens], 1)
         for block in theirs.blocks:
@@ -131,7 +131,7 @@ def test_the_scripts_start_from_any_checkpoint(tmp_path):
     words += ("--base_learning_rate", 1e-12, "--config_overrides", *small, "decoder_intermediate_size=32")
     words += ("--model_name_or_path", tmp_path / "theirs")
     output = run(*common, *words, "--output_dir", tmp_path / "run")
-    assert "theirs: it has no decoder: a new one starts at its initial values" in output
+    assert "theirs: it has no decoder: the decoder is newly initialised" in output
     trained = MAEModel.from_pretrained(tmp_path / "run").eval()  # at such a rate the encoder stays theirs
     with torch.no_grad():
         same(trained(IMAGES).last_hidden_state, theirs.vit(IMAGES).last_hidden_state)
@@ -179,7 +179,7 @@ def test_prefixes_and_places_are_recognised(tmp_path, prefix, place):
     torch.save(content, tmp_path / "weights.pth")
     opened = open_checkpoint(tmp_path / "weights.pth", HEADS)
     assert torch.equal(opened.encoder().layers[1].mlp.fc1.weight, state["blocks.1.mlp.fc1.weight"])
-    assert ("left out: 1 tensors (classifier.weight" in opened.told()) == (prefix == "backbone.")
+    assert ("left out: 1 tensors (classifier.weight" in opened.notes_text()) == (prefix == "backbone.")
 
 
 def test_of_several_sets_of_weights_one_is_named(tmp_path):
@@ -190,8 +190,8 @@ def test_of_several_sets_of_weights_one_is_named(tmp_path):
     for fields in ({}, {"prefix": "student.backbone"}, {"prefix": "teacher.backbone."}):
         opened = open_checkpoint(tmp_path / "dino.pth", {**HEADS, **fields})
         norms.append(opened.encoder().layernorm.weight)
-        told = "the one below 'teacher.backbone.' is read; prefix=student.backbone reads another" in opened.told()
-        assert told == (not fields)
+        note = "reading the one below 'teacher.backbone.'; prefix=student.backbone reads another"
+        assert (note in opened.notes_text()) == (not fields)
     assert torch.equal(norms[0], state["norm.weight"]) and torch.equal(norms[1], state["norm.weight"] + 1)
     assert torch.equal(norms[0], norms[2])
     with pytest.raises(UserError, match="no tensor's name begins with prefix='momentum'"):
@@ -217,7 +217,7 @@ def test_a_weights_file_beside_its_configuration_is_its_folder(tmp_path):
     opened = open_checkpoint(tmp_path / "model.safetensors")
     assert opened.is_ours and opened.kind is MAEForPreTraining
     (tmp_path / "config.json").unlink()
-    with pytest.raises(UserError, match="weights of this project alone; give the folder"):
+    with pytest.raises(UserError, match="weights of this project without their config.json; give the folder"):
         open_checkpoint(tmp_path / "model.safetensors")
 
 
@@ -328,7 +328,7 @@ def test_code_of_a_processor_is_never_run(ours, tmp_path, monkeypatch):
     content = {"auto_map": {"AutoImageProcessor": "evil.Evil"}, "image_processor_type": "Evil"}
     (ours / "preprocessor_config.json").write_text(json.dumps(content))
     (ours / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
-    with pytest.raises(UserError, match=r"code of its own \(evil.Evil\), which is never run") as error:
+    with pytest.raises(UserError, match=r"custom code \(evil.Evil\), which is never run") as error:
         open_checkpoint(ours).processing  # noqa: B018
     assert "\n" not in str(error.value) and not (tmp_path / "ran").exists()
     with pytest.raises(UserError, match="never run"):
@@ -338,7 +338,7 @@ def test_code_of_a_processor_is_never_run(ours, tmp_path, monkeypatch):
 def test_a_mismatch_names_field_values_and_remedy(ours):
     with pytest.raises(UserError, match="num_channels=1 contradicts its tensors, which have num_channels=3; leave"):
         open_checkpoint(ours, {"num_channels": 1})
-    assert open_checkpoint(ours, {"decoder_hidden_size": 64}).whole().config.decoder_hidden_size == 64
+    assert open_checkpoint(ours, {"decoder_hidden_size": 64}).for_pretraining().config.decoder_hidden_size == 64
     edit(ours / "config.json", intermediate_size=96)
     with pytest.raises(UserError, match=r"is 128 in its file and 96 by its configuration: give fields that fit"):
         open_checkpoint(ours).encoder()

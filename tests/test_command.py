@@ -70,7 +70,7 @@ def with_run(monkeypatch, run):
 
 
 def test_a_users_error_is_one_line_and_a_fault_is_not(monkeypatch):
-    def mendable(arguments):
+    def wish(arguments):
         raise UserError("this\nis wrong: mend it")
 
     def lacking(arguments):
@@ -79,7 +79,7 @@ def test_a_users_error_is_one_line_and_a_fault_is_not(monkeypatch):
     def faulty(arguments):
         raise KeyError("fault")
 
-    with_run(monkeypatch, mendable)
+    with_run(monkeypatch, wish)
     with pytest.raises(SystemExit) as ended:
         command.main()
     assert ended.value.code == "mae wish: error: this is wrong: mend it"  # Python prints it and exits with 1

@@ -148,7 +148,7 @@ def test_the_command_line_replaces_another_source_in_the_recipe():
         (["--mask_ratio", "0.5"], "--config_overrides mask_ratio"),
         (["--mixed_precision", "bf16"], "accelerate launch --mixed_precision"),
         (["--xyzzy"], "--help"),
-        (["demo", "more.yaml"], "a recipe comes first"),
+        (["demo", "more.yaml"], "the recipe comes first"),
         (["demoo"], "'demo'"),
         (["pretrain_imagenet_bas.yaml"], "'pretrain_imagenet_base'"),
         (["elsewhere/demo.yaml"], "'elsewhere/demo.yaml' not found"),
@@ -211,8 +211,8 @@ def test_only_one_process_of_a_machine_speaks(capsys, monkeypatch):
             ["per_device_train_batch_size 4", "--per_device_train_batch_size 8"],
         ),
         ("--progressive_resizing -0.1", ["progressive_resizing -0.1"]),
-        ("--progressive_resizing 0.7 0.4", ["progressive_resizing 0.7 0.4", "below 1 together"]),
-        ("--progressive_resizing 0.2 0.2 0.2", ["progressive_resizing 0.2 0.2 0.2", "one part or two"]),
+        ("--progressive_resizing 0.7 0.4", ["progressive_resizing 0.7 0.4", "a sum below 1"]),
+        ("--progressive_resizing 0.2 0.2 0.2", ["progressive_resizing 0.2 0.2 0.2", "one or two shares"]),
         ("--crop_scale 0 1", ["crop_scale 0.0"]),
         ("--crop_scale 0.5 1.5", ["crop_scale 1.5"]),
         ("--crop_scale 0.9 0.5", ["crop_scale 0.9 0.5"]),
@@ -266,10 +266,10 @@ def test_a_run_that_is_there_is_not_overwritten_unasked(capsys):
     # not even when asked, where it is the checkpoint to begin with
     MAEConfig().save_pretrained("run")
     words = ["--model_name_or_path", "run", "--output_dir", "./run", "--overwrite_output_dir", "true"]
-    assert "is where model_name_or_path 'run' lies" in refused(capsys, *words)
+    assert "holds model_name_or_path 'run'" in refused(capsys, *words)
     with pytest.raises(SystemExit):
         parse_arguments(EvalArguments, [*words[:-2], "--do_train", "false"])
-    assert "is where model_name_or_path 'run' lies" in capsys.readouterr().err
+    assert "holds model_name_or_path 'run'" in capsys.readouterr().err
     Path("file").touch()
     assert "is a file" in refused(capsys, "--output_dir", "file")
 
@@ -350,6 +350,18 @@ def test_every_option_says_what_it_decides(script):
     assert all(decides[name] == "nothing" for name in ("output_dir", "license", "plan", "logging_steps"))
     with pytest.raises(TypeError, match="decides"):
         option(1, "An option that does not say it.")
+
+
+def test_an_option_that_was_added_is_at_its_default_as_it_was_without():
+    @dataclasses.dataclass(frozen=True)
+    class Later(PretrainArguments):
+        noise: float = option(0.0, "A new option.", decides="weights", added=True)
+
+    assert Later().added() == {**PretrainArguments().added(), "noise": 0.0}
+    assert Later().deciding_weights() == PretrainArguments().deciding_weights()
+    assert Later(noise=0.5).deciding_weights() == {**PretrainArguments().deciding_weights(), "noise": 0.5}
+    later = parse_arguments(Later, ["--noise", "0.5"])
+    assert later.noise == 0.5 and "noise: 0.5" in recipe_text(later)
 
 
 def test_a_recipe_that_is_saved_gives_the_same_options(tmp_path):
@@ -500,7 +512,7 @@ def test_what_several_trainings_cannot_do(capsys):
     several = ["--n_partial", "0", "1"]
     Path("checkpoint-5").mkdir()
     line = refused_eval(capsys, *several, "--resume_from_checkpoint", "checkpoint-5")
-    assert "is of one training, and there are 2: give auto" in line
+    assert "is of one training, but there are 2: give auto" in line
     assert "push_to_hub 'checkpoint' is for one training" in refused_eval(capsys, *several, "--push_to_hub=checkpoint")
     assert "n_partial 5 does not work" in refused_eval(capsys, "--n_partial", "5")
     assert "n_partial 0.7 does not work" in refused_eval(capsys, "--n_partial", "0.7")

@@ -144,10 +144,10 @@ def test_going_on_with_what_is_finished(tmp_path, recipe):
     assert "update" not in same and same.splitlines()[-1] == first[1].splitlines()[-1]
     assert "finished results of other settings (eval_crop_fraction 1.0 -> 0.5)" in crop and "--allow_changes" in crop
     assert "holds the results of n_partial-1, not of n_partial-2: give another --output_dir" in blocks
-    assert "stands at update 20, and the run has only 10" in shorter
-    assert "goes on, for new results" in longer and "length 20 -> 30 updates: the rate follows" in longer
+    assert "is at update 20, but the run has only 10" in shorter
+    assert "goes on with the new ones" in longer and "length 20 -> 30 updates: the rate follows" in longer
     assert "update 21/30" in longer and "update 20/30" not in longer and "update 30/30" in longer
-    note = "n_partial-1 was finished with other settings (eval_crop_fraction 1.0 -> 0.5): it goes on, for new results"
+    note = "n_partial-1 was finished with other settings (eval_crop_fraction 1.0 -> 0.5): it goes on with the new ones"
     assert note in allowed and "update " not in allowed.replace("from update 30 of", "")
     (row,) = json.loads((tmp_path / "run" / "results.json").read_text())
     assert row["epochs"] == 3

@@ -100,7 +100,7 @@ def test_drop_path_of_a_frozen_sub_block_is_off():
 
 def test_other_values_of_n_partial_are_refused():
     for value in (-1, 0.25, 1.5, 4, True):
-        with pytest.raises(ValueError, match=r"none of 0 .* 0.5 .* 1 ... 3"):
+        with pytest.raises(ValueError, match=r"not one of 0 .* 0.5 .* 1 ... 3"):
             net().freeze(value)
 
 

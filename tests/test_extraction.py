@@ -214,14 +214,14 @@ def test_a_file_holds_what_the_function_gives(tmp_path, checkpoint, images, caps
     write_features_file(str(checkpoint), str(images), tmp_path / "a.parquet", pooling="cls", overwrite=True, **options)
     assert load_features(tmp_path / "a.parquet").about["pooling"] == "cls"
     for name in ("a.csv", "a", "no/../folder.parquet/x.npz"):
-        with pytest.raises(UserError, match="does not end in .parquet or .npy"):
+        with pytest.raises(UserError, match="must end in .parquet or .npy"):
             write_features_file(str(checkpoint), str(images), tmp_path / name, **options)
 
 
 @pytest.mark.parametrize("target", ["s3://bucket/a.parquet", Path("hf://me/a.parquet")])
 def test_a_url_is_no_output(tmp_path, checkpoint, images, monkeypatch, target):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="is a URL: give a path of this machine"):
+    with pytest.raises(UserError, match="is a URL: give a path on this machine"):
         write_features_file(checkpoint, images, target)
     assert not list(tmp_path.iterdir())
 
@@ -301,7 +301,7 @@ def test_parts_that_are_not_ours_stay(tmp_path, checkpoint, images):
     folder.mkdir()
     (folder / "mine.txt").write_text("mine")
     for overwrite in (False, True):
-        with pytest.raises(UserError, match="holds files of others"):
+        with pytest.raises(UserError, match="holds other files"):
             write_features_file(
                 str(checkpoint), str(images), tmp_path / "a.parquet", num_workers=0, overwrite=overwrite
             )
@@ -359,7 +359,7 @@ def test_what_is_wrong_with_a_checkpoint_is_one_line(tmp_path, checkpoint, image
         ("empty", "has no config.json"),
         ("nowhere/at/all", "is neither a folder here nor a Hub id"),
         ("bare", "has no image processor"),
-        ("notes.txt", "notes.txt is no checkpoint: give a .safetensors"),
+        ("notes.txt", "notes.txt is not a checkpoint: give a .safetensors"),
         ("several", "has no config.json of a model: give '.*several/n_partial-4'$"),
     ):
         with pytest.raises(UserError, match=message):

@@ -90,7 +90,7 @@ def log_of(*accuracies: float, raw: float = 0.8) -> list[dict]:
         (log_of(0.6, 0.7), "features do not beat raw pixels (80.0 %); still rising"),
         (log_of(0.6, 0.603), "no longer rising"),  # less than a standard error of 0.5 points
         (log_of(0.6), "k-NN accuracy 60.0 %, features do not beat raw pixels (80.0 %)"),
-        (log_of(0.45, raw=0.4), "since epoch 2; the untrained encoder has 50.0 %, so nothing is gained yet"),
+        (log_of(0.45, raw=0.4), "since epoch 2; the untrained encoder has 50.0 %: no gain yet"),
         ([{"epoch": 0.0, "rank_untrained": 3.0}, {"epoch": 1.0, "rank": 7.25}], "rank 3.0 untrained, 7.2 now"),
     ],
 )

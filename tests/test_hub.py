@@ -246,7 +246,7 @@ def test_a_checkpoint_that_cannot_be_uploaded_is_told_once(server, folder, capfd
         hub.checkpoint(folder / f"checkpoint-{update}")
         hub.finish()
     said = capfd.readouterr().err
-    assert "checkpoint-7 is not on the Hub" in said and "500" in said and said.count("\n") == 1
+    assert "checkpoint-7 was not uploaded" in said and "500" in said and said.count("\n") == 1
     assert {name.split("/")[0] for name in checkpoints_in(server.repos["me/small"].commits[-1])} == {"checkpoint-14"}
     assert not (folder / ".partial-push").exists()
 
@@ -288,8 +288,8 @@ def test_the_best_epoch_so_far_goes_with_a_classifiers_checkpoint(server, folder
 @pytest.mark.parametrize(
     "source, token, message",
     [
-        ("hub://me/nothing", "hf_good", "no such repository"),
-        ("hub://me/small@" + "1" * 40, "hf_good", "no revision"),
+        ("hub://me/nothing", "hf_good", "this repository does not exist"),
+        ("hub://me/small@" + "1" * 40, "hf_good", "does not exist: give another, or none"),
         ("hub://me/small", "hf_good", "--push_to_hub checkpoint"),
         ("hub://me/small", "unreachable", "does not answer"),
     ],

@@ -654,7 +654,7 @@ def test_layouts_without_a_decoder_leave_it_behind(tmp_path):
 @torch.no_grad()
 def test_vitmae_takes_squares_and_vit_takes_any(tmp_path):
     ours = randomised(MAEForPreTraining(MAEConfig(**{**mae().to_dict(), "image_size": [16, 32]})))
-    with pytest.raises(UserError, match=r"image_size=\[16, 32\], patch_size=8: .*squares only; --to vit"):
+    with pytest.raises(UserError, match=r"image_size=\[16, 32\], patch_size=8: .*only carries squares; --to vit"):
         interop.to_transformers(ours)
     theirs = interop.to_transformers(ours.mae)
     images = IMAGES[:, :, :16]
@@ -679,5 +679,5 @@ def test_poolings_of_timm_that_are_unknown_here_are_told(tmp_path, said):
     state, *_ = interop.load_tensors(tmp_path / "model.safetensors")
     save_file(state | {"attn_pool.latent": torch.zeros(1, 1, 64)}, tmp_path / "model.safetensors")
     MAEModel.from_pretrained(tmp_path)
-    assert "no pooling like global_pool='map'; give pooling" in said()
+    assert "no pooling like global_pool='map'; choose one with pooling=" in said()
     assert "left out: 1 tensors (attn_pool.latent ...)" in said()

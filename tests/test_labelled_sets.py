@@ -11,7 +11,7 @@ from modeling_mae.data.find.sources import SourceSettings
 from modeling_mae.data.serve.decoded import Memory
 from modeling_mae.data.serve.images import Opening
 from modeling_mae.errors import UserError
-from modeling_mae.evaluation.features import JudgeSettings, features_of, frozen_figures
+from modeling_mae.evaluation.features import JudgeSettings, features_of, frozen_metrics
 from modeling_mae.evaluation.reader import Reader
 from modeling_mae.tasks.sets import LabelledSets, load_labelled_sets, match_labels
 from modeling_mae.training.augment import BatchTransform
@@ -54,7 +54,7 @@ def test_test_images_are_matched_to_the_training_classes_by_name(tmp_path):
     evaluation = open_images(found.eval_source, SIZE, 3, memory_budget=PLENTY, labels=found.evaluation)
     reader = Reader(Accelerator(cpu=True), BatchTransform([0.5] * 3, [0.5] * 3, SIZE), 4, 0)
     settings = JudgeSettings(seed=0, ks=(1, 3), linear=False)
-    figures = frozen_figures(reader, features_of(torch.nn.Flatten()), train, evaluation, settings)
+    figures = frozen_metrics(reader, features_of(torch.nn.Flatten()), train, evaluation, settings)
     assert figures == {"knn": {1: 1.0, 3: 1.0}}
 
 
@@ -81,7 +81,7 @@ def test_given_class_names_win(tmp_path):
     assert sets.train.labels.tolist() == [1, 1, 1, 0, 0, 0] and sets.evaluation.labels.tolist() == [2, 2, 2, 0, 0, 0]
     assert said == [
         "note       1 of 3 classes have no training image: a",
-        "note       1 of 3 classes have no evaluation image: b; means over the classes leave them out",
+        "note       1 of 3 classes have no evaluation image: b; means over classes leave them out",
     ]
 
 

@@ -37,13 +37,13 @@ def test_the_arguments_reach_the_script():
     assert calls == ["arguments"]
 
 
-def test_what_the_user_can_mend_is_one_line():
+def test_what_the_user_can_fix_is_one_line():
     with pytest.raises(SystemExit) as stop:
         run_script(raising(UserError("output_dir 'x' cannot\nbe written: give another")), None)
     # Python prints a text and ends with status 1.
     assert stop.value.code == "run_pretrain.py: error: output_dir 'x' cannot be written: give another"
     with pytest.raises(SystemExit) as stop:
-        run_script(raising(KeyError("x")), None, mendable=(UserError, KeyError))
+        run_script(raising(KeyError("x")), None, user_errors=(UserError, KeyError))
     assert stop.value.code == "run_pretrain.py: error: 'x'"
 
 

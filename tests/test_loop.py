@@ -405,7 +405,7 @@ def test_a_longer_run_goes_on_and_says_what_happens_to_the_rate(tmp_path, capsys
     train(run, loss_of)
     assert len(notes.places) == 18 and notes.rates[0][0] == pytest.approx(new_rate)
     shorter = Schedule(updates=20, updates_per_epoch=UPDATES_PER_EPOCH, warmup=4, peak=0.2, floor=0.01)
-    with pytest.raises(UserError, match="stands at update 26, and the run has only 20: give more --num_train_epochs"):
+    with pytest.raises(UserError, match="is at update 26, but the run has only 20: give more --num_train_epochs"):
         start(tmp_path, resume="auto", schedule=shorter)
 
 

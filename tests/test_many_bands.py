@@ -61,7 +61,7 @@ def test_from_tiff_to_features(tmp_path, folder, monkeypatch):
     words = [places.get(word, word) for word in words_of(command)[3:]]
     output = run(*words, *OPTIONS, "--max_train_steps", 4, "--warmup_epochs", 0, "--knn", "false")
     assert "values 0..65535 are kept, 65535 is white" in output
-    assert "filled     2 of 40 images, whose missing values became the mean of their band" in output
+    assert "filled     2 of 40 images: missing values became the mean of their band" in output
     card = (tmp_path / "runs" / "fields" / "README.md").read_text()
     assert "| images with missing values | 2, each filled" in card and "bands 1, 2 and 3 as red" in card
 

@@ -137,7 +137,7 @@ def test_every_image_once_whatever_the_processes_and_the_batch(processes, batch_
     calls = []
     for rank in range(processes):
         values_by_process.append([])
-        Reader(Process(rank), None, batch_size, 0).over(images, double)
+        Reader(Process(rank), None, batch_size, 0).map(images, double)
         calls.append(len(values_by_process[rank]))
     assert len(set(calls)) == 1  # or a collective would wait for ever
 
@@ -147,7 +147,7 @@ def test_every_image_once_whatever_the_processes_and_the_batch(processes, batch_
             return {key: torch.cat([part[key] for part in parts]) for key in values}
 
     steps = iter(list(zip(*(list(values) for values in values_by_process), strict=True)))
-    arrays = Reader(AllTogether(0), None, batch_size, 0).over(images, double)
+    arrays = Reader(AllTogether(0), None, batch_size, 0).map(images, double)
     assert arrays["double"].tolist() == [2 * i for i in range(13)] and set(arrays) == {"double"}
 
 

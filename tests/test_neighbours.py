@@ -149,9 +149,9 @@ def test_the_command(tmp_path):
     assert code == 0 and "class 1/again.png  is like  class 0/000.png" in output, output
     assert "1 of 13 images are like an earlier one" in output and (tmp_path / "alike.png").exists()
     for words, message in (
-        ((target,), "give images to look for their neighbours, or --duplicates"),
-        ((target, query, "--duplicates"), "and not both"),
-        ((images, query), "is no features file"),
+        ((target,), "give either images, to find their neighbours, or --duplicates"),
+        ((target, query, "--duplicates"), "give either images"),
+        ((images, query), "is not a features file"),
         ((target, tmp_path / "nothing.png"), "nothing.png"),
         ((target, query, "--k", 0), "k 0 is not at least 1"),
         ((target, query, "--output", "s3://bucket/a.csv"), "is a URL"),
@@ -164,5 +164,5 @@ def test_the_command(tmp_path):
 def test_features_of_python_objects_have_no_picture(tmp_path):
     checkpoint = save_checkpoint(tmp_path / "model")
     features = extract_features(checkpoint, [Image.new("L", (28, 28), i * 40) for i in range(3)], num_workers=0)
-    with pytest.raises(UserError, match="there is no picture"):
+    with pytest.raises(UserError, match="they cannot be shown"):
         neighbours_module.images_of(features)

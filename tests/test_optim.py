@@ -218,5 +218,5 @@ def test_sgd_has_momentum_and_layer_decay_scales_the_rates():
 
 
 def test_an_optimizer_that_there_is_not():
-    with pytest.raises(ValueError, match="optimizer 'adam' is none of adamw, lars, sgd"):
+    with pytest.raises(ValueError, match="optimizer 'adam' is not one of adamw, lars, sgd"):
         make_optimizer(small_net(), OptimizerSettings(0.0, 0.9, 0.95, 1.0, "adam"))

@@ -24,7 +24,7 @@ from modeling_mae.evaluation.nearest import nearest_images
 from modeling_mae.evaluation.reader import Reader
 from modeling_mae.report.advice import evaluation_advice, pretraining_advice
 from modeling_mae.report.comparison import compare_runs
-from modeling_mae.report.facts import DataFacts, Identity, Looks, MachineFacts, ModelFacts, TrainingLog
+from modeling_mae.report.facts import DataFacts, FeatureFacts, Identity, MachineFacts, ModelFacts, TrainingLog
 from modeling_mae.report.neighbours import NeighbourRows, describe_neighbours, framed, save_neighbours
 from modeling_mae.report.pretraining import report_pretraining
 from modeling_mae.report.reconstruction import describe_picture
@@ -103,7 +103,7 @@ def pretrain(folder, losses=(1.25, 0.5), arguments=None, repo_id=None, source_na
         DataFacts(source_name, source_name, 1234, "test"),
         ModelFacts("Two blocks", depth),
         MachineFacts(90.0, 2, "cuda", "bf16"),
-        Looks(7, {"raw pixels": 0.5, "untrained encoder": 0.25, "trained encoder": 0.755}),
+        FeatureFacts(7, {"raw pixels": 0.5, "untrained encoder": 0.25, "trained encoder": 0.755}),
     )
     return folder
 

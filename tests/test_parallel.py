@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 
 from modeling_mae import MAEConfig, MAEForPreTraining
 from modeling_mae.data.serve.processor import image_processor
-from modeling_mae.training.sharded import settle_gradient_groups
+from modeling_mae.training.sharded import fix_gradient_buckets
 
 
 SHARDED = {
@@ -187,7 +187,7 @@ def test_sharded_checkpoints_that_are_not_safe_to_read_are_refused(tmp_path, rec
 def test_where_sharding_was_asked_for_and_does_not_run_the_header_says_so(tmp_path, recipe):
     output = run(recipe, "--output_dir", tmp_path / "run", "--max_train_steps", 1, **SHARDED)
     assert "parallel   2 processes (MULTI_CPU) x 1 thread" in output
-    assert "note       FSDP was asked for, and Accelerate runs MULTI_CPU" in output
+    assert "note       FSDP was requested, but Accelerate runs MULTI_CPU" in output
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
@@ -247,7 +247,7 @@ def test_gradients_are_grouped_for_good_before_the_first_update(settled):
     try:
         model = torch.nn.parallel.DistributedDataParallel(Crossed())
         if settled:
-            settle_gradient_groups(model)
+            fix_gradient_buckets(model)
             assert all(parameter.grad is None for parameter in model.parameters())
         model.register_comm_hook(None, note)
         for _ in range(3):

@@ -81,7 +81,7 @@ def test_several_labels_from_images_to_pipeline(checkpoint, toys, tmp_path):
     output = run(*words, "--n_partial", 0, 2, "--num_train_epochs", 20, "--base_learning_rate", 0.03,
                  "--knn", "true", "--save_predictions", "true", "--label_fraction", 0.75,
                  "--linear_overrides", "base_learning_rate=2")  # fmt: skip
-    assert "4 classes, several an image" in output and "label_fraction 0.75: a random part" in output
+    assert "4 classes, several per image" in output and "label_fraction 0.75: a random part" in output
     assert "mixup and cutmix mix the labels" in output
     rows = {row["name"]: row for row in json.loads((folder / "results.json").read_text())}
     for name in ("raw pixels", "untrained encoder", "pre-trained encoder"):
@@ -178,10 +178,10 @@ def test_several_targets_and_whole_numbers(checkpoint, toys, tmp_path):
     np.testing.assert_allclose(found, predictions["prediction"][:], atol=1e-5)
     # The classifier of another problem as the start: its head goes.
     output = run(*words_for(folder, toys, "quarters", tmp_path / "next"), "--n_partial", 2, "--max_train_steps", 3)
-    assert "its head starts anew" in output
+    assert "its head is newly initialised" in output
     output = run(*words_for(checkpoint, toys, "quarters", tmp_path / "no"), "--problem_type", "regresion", fails=True)
     assert "problem_type 'regresion' does not work: did you mean 'regression'?" in output
     output = run(
         *words_for(checkpoint, toys, "light", tmp_path / "no"), "--problem_type", SEVERAL_CLASSES.name, fails=True
     )
-    assert "several labels an image need lists" in output
+    assert "several labels per image need lists" in output

@@ -170,7 +170,7 @@ def test_evaluation_follows_the_trained_names():
     assert labels.tolist() == [[1, 1, 0], [1, 1, 0]]
     with pytest.raises(UserError, match=r"toys has 1 classes that the training images do not have \(d\)"):
         SEVERAL_CLASSES.read(source_of([["b"], ["d"]], words), ["b", "c", "a"])
-    with pytest.raises(UserError, match="has 2 numbers an image, there are 3 classes"):
+    with pytest.raises(UserError, match="has 2 numbers per image, but there are 3 classes"):
         SEVERAL_CLASSES.read(source_of([[0.0, 1.0]], FLOATS), ["a", "b", "c"])
 
 
@@ -179,7 +179,7 @@ def test_targets():
     assert targets.tolist() == [[1], [5]] and targets.dtype == np.float32 and names == ["age"]
     targets, names = NUMBERS.read(source_of([[1, 2], [3, 4]], FLOATS, "point"))
     assert targets.tolist() == [[1, 2], [3, 4]] and names == ["point 0", "point 1"]
-    with pytest.raises(UserError, match="has 2 targets, there are 1"):
+    with pytest.raises(UserError, match="has 2 targets, but there are 1"):
         NUMBERS.read(source_of([[1, 2]], FLOATS), ["age"])
 
 
@@ -188,7 +188,7 @@ def test_targets():
     [
         ([1.0, None], datasets.Value("float32"), REGRESSION, "1 of 2 images of toys have no label"),
         ([1.0, float("nan")], datasets.Value("float32"), REGRESSION, "1 of 2 images of toys have no label"),
-        ([[1.0], [1.0, 2.0]], FLOATS, REGRESSION, "has 1 to 2 numbers an image"),
+        ([[1.0], [1.0, 2.0]], FLOATS, REGRESSION, "has 1 to 2 numbers per image"),
         (["a"], datasets.Value("string"), REGRESSION, "regression needs numbers"),
         ([0], datasets.ClassLabel(names=["a"]), REGRESSION, "regression needs numbers"),
         ([0, 1], datasets.Value("int64"), MULTI_LABEL, "need lists of class numbers or names"),

@@ -81,16 +81,16 @@ def test_pipelines_see_what_the_training_saw(tmp_path, values, white, channels):
 def test_pipelines_refuse_what_the_training_refuses():
     deep = image_processor((8, 8), [0.5], [0.5], 1, white=4095)
     for image, message in (
-        (Image.fromarray(RAMP * 1000), "values from 0 to 63000, while 0 is black and 4095 is white"),
+        (Image.fromarray(RAMP * 1000), "values from 0 to 63000, but 0 is black and 4095 is white"),
         (Image.fromarray(RAMP.astype(np.int32) - 5), "values from -5 to 58"),
         (Image.fromarray(np.full((8, 8), np.nan, np.float32)), r"more than half of band 1 missing \(100%\)"),
-        (Image.fromarray(RAMP.astype(np.uint8)), "8 bits a channel, while white is 4095"),
-        (RAMP.astype(np.uint8)[None], "8 bits a channel, while white is 4095"),
+        (Image.fromarray(RAMP.astype(np.uint8)), "8 bits per channel, but white is 4095"),
+        (RAMP.astype(np.uint8)[None], "8 bits per channel, but white is 4095"),
     ):
         with pytest.raises(ValueError, match=message):
             deep(image, return_tensors="pt")
     plain = image_processor((8, 8), [0.5], [0.5], 1)
-    with pytest.raises(ValueError, match="values from 0 to 63000, while 0 is black and 255 is white"):
+    with pytest.raises(ValueError, match="values from 0 to 63000, but 0 is black and 255 is white"):
         plain(Image.fromarray(RAMP * 1000), return_tensors="pt")
 
 

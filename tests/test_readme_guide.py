@@ -76,7 +76,7 @@ def test_the_folder_as_it_is_drawn_is_trained_on_and_evaluated(tmp_path):
             # Half of the files stand, half lie, with 200 x 300 pixels: 12 patches of 16 are the most within 200.
             assert "image_size=192: the files have 200 x 200 pixels" in output and "patch_size=16" in output
             # 80 / 20 = 4 is below the least batch
-            assert "total_batch_size=8: updates an epoch of 80 images: 10" in output
+            assert "total_batch_size=8: 10 updates per epoch of 80 images" in output
             assert "my_images: 80 images" in output and "k-NN" in output
     assert "raw pixels" in output and "n_partial-0" in output
     assert {path.name for path in (tmp_path / "run").glob("*.png")} >= {"reconstruction.png", "features.png"}

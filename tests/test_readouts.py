@@ -125,7 +125,7 @@ def test_the_table_the_file_the_functions_and_the_app_read_the_same(tmp_path, sa
     reader = Reader(Accelerator(cpu=True), inputs.transform, 7, 0)
     encoder, blocks = frozen_encoder(open_checkpoint(path)), (1, 2)
     keys = [(block, pooling) for block in blocks for pooling in POOLINGS]
-    table = reader.over(inputs.images, lambda batch: read(encoder, inputs.transform(batch), keys))
+    table = reader.map(inputs.images, lambda batch: read(encoder, inputs.transform(batch), keys))
     for pooling in POOLINGS:
         if pooling == ATTENTION:
             continue

@@ -13,9 +13,9 @@ from modeling_mae.files import replacing, write_json
 from modeling_mae.report.evaluation import describe_training, report_evaluation, report_training, results_table
 from modeling_mae.report.facts import (
     DataFacts,
+    FeatureFacts,
     Identity,
     LabelledFacts,
-    Looks,
     MachineFacts,
     ModelFacts,
     TrainingLog,
@@ -73,7 +73,7 @@ def report_small_pretraining(folder, skipped=4, knn=KNN, split="test"):
         DataFacts("Pets", "me/pets", 1200, split, skipped),
         ModelFacts("Two blocks"),
         MachineFacts(90.0, 2, "cuda", "bf16"),
-        Looks(7, knn),
+        FeatureFacts(7, knn),
     )
 
 
@@ -108,7 +108,7 @@ def test_report_of_pretraining(tmp_path, capsys):
     ):
         assert part in text, part
     assert capsys.readouterr().out.splitlines() == [
-        "skipped    4 of 1200 images, which cannot be decoded",
+        "skipped    4 of 1200 images: they cannot be decoded",
         "k-NN accuracy, raw pixels          50.0 %",
         "k-NN accuracy, trained encoder     75.5 %",
         f"pictures   {folder}/reconstruction.png  {folder}/loss.png",
@@ -282,7 +282,7 @@ def test_report_of_an_evaluation(tmp_path, capsys):
     assert "| fine-tuned blocks: 0.5 | 1,500 |  |  | 87.5 | 6.2 |" in card.text
     assert stripped(capsys.readouterr().out) == [
         f"picture    {tmp_path}/partial.png",
-        "skipped    4 images, which cannot be decoded",
+        "skipped    4 images: they cannot be decoded",
         "",
         *TABLE.splitlines(),
         "",

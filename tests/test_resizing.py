@@ -77,7 +77,7 @@ def test_a_length_in_time_counts_what_updates_cost():
     class Timed:
         accelerator = SimpleNamespace(process_index=0, num_processes=1)
 
-        def seconds_an_update(self, batches, transform, most):
+        def seconds_per_update(self, batches, transform, most):
             size = transform.keywords["size"]
             timed.append((size, batches, most))
             return seconds[size]
@@ -91,7 +91,9 @@ def test_a_length_in_time_counts_what_updates_cost():
 
     trial = trials.TrialSettings(0.1, 100, 0, 4, 4, 0, True)
     stages = [(0.75, "small"), (0.25, "whole")]
-    epochs, _ = trials.fit_length(Timed(), NoImages(), lambda batch, size: batch, stages, trial, images_a_look=40)
+    epochs, _ = trials.fit_length(
+        Timed(), NoImages(), lambda batch, size: batch, stages, trial, images_per_measurement=40
+    )
     # 95% of 360 s. Two looks at 40 images take 2 x 10 updates of 3 s. An epoch has 2 updates of 0.75 x 1 + 0.25 x 3 s.
     assert epochs == (342 - 60) / 3
     # 2% of the time that such updates may take in the run

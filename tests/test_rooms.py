@@ -99,12 +99,12 @@ def test_the_arrows_have_no_circle():
         reachable(room, (room,))
 
 
-def test_configuration_knows_of_the_package_only_what_says_which_models_there_are():
+def test_configuration_knows_of_the_package_only_what_says_which_models_and_tasks_there_are():
     for file in (ROOT / "configuration").glob("*.py"):
         if file.name == "decide.py":  # the scripts import it by name, after they have read the command line
             continue
         modules = {module for module in imported_modules(file) if module.split(".")[0] == "modeling_mae"}
-        known = ("modeling_mae.configuration_mae.", "modeling_mae.checkpoint.", "modeling_mae.errors.")
+        known = tuple(f"modeling_mae.{name}." for name in ("configuration_mae", "checkpoint", "tasks", "errors"))
         assert all(module.startswith(known) for module in modules), file
         # Never at the top of a file: importing the package loads torch, and --help would take seconds.
         at_the_top = {module.split(".")[0] for module in imported_modules(file, ast.parse(file.read_text()).body)}

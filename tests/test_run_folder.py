@@ -36,7 +36,7 @@ def test_a_folder_of_the_users_is_refused(tmp_path, name, overwrite):
 
 def test_files_that_a_run_never_writes_are_left_alone_on_request(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="notes.txt.*--overwrite_output_dir, which leaves them as they are"):
+    with pytest.raises(UserError, match="notes.txt.*--overwrite_output_dir, which keeps these files"):
         claim_folder(tmp_path, overwrite=False)
     claim_folder(tmp_path, overwrite=True)
     assert (tmp_path / "notes.txt").read_text() == "mine"

@@ -1,5 +1,7 @@
 """What a task may be: its labels may be images that follow the flip, and its model another than EvalNet."""
 
+import dataclasses
+
 import datasets
 import numpy as np
 import pytest
@@ -7,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from conftest import TINY_GRAY
+from PIL import Image
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from modeling_mae import MAEConfig, MAEForPreTraining
+from modeling_mae.checkpoint import open_checkpoint
 from modeling_mae.data.find.sources import Source, SourceSettings, load_source
 from modeling_mae.data.serve.crops import training_crop
 from modeling_mae.data.serve.images import MemoryImages, Opening
@@ -18,6 +22,7 @@ from modeling_mae.evaluation.classifier import evaluate_classifier
 from modeling_mae.evaluation.reader import Reader
 from modeling_mae.tasks import CLASSES, NUMBERS, SEVERAL_CLASSES, TASKS, task_of_checkpoint
 from modeling_mae.tasks.evalnet import names_of
+from modeling_mae.tasks.numbers import Numbers
 from modeling_mae.tasks.protocol import Task
 from modeling_mae.tasks.sets import LabelledSets
 from modeling_mae.training.augment import BatchTransform
@@ -103,8 +108,51 @@ def test_labels_that_are_images_follow_the_flip():
     model = task.new_model(MAEConfig(**TINY_GRAY), None, names, 0, torch.from_numpy(labels), print)
     results, _ = evaluate_classifier(Reader(Accelerator(cpu=True), transform, 4, 0), model, sets)
     assert results["accuracy"] == pytest.approx(1 - 4 / (9 * 64))
-    with pytest.raises(UserError, match="frozen features cannot be compared"):
+    with pytest.raises(UserError, match="frozen features cannot be evaluated"):
         _ = sets.frozen_task
+
+
+class Brightness(Numbers):
+    """Labels are the images' own means ``(images, 1)``, in whites. Nothing is read."""
+
+    problem = dataclasses.replace(NUMBERS.problem, problem_type="brightness")
+
+    def recognises(self, source):
+        return False
+
+    def read_one(self, source, known_names):
+        return np.zeros((len(source), 1), np.float32), ["brightness"]
+
+    def open_images(self, source, labels, opening):
+        images = super().open_images(source, labels, opening)
+        means = [images.read(i).float().mean() / 255 for i in range(len(images))]
+        return images.with_labels(torch.stack(means)[:, None])
+
+    def config_value(self, names):
+        return NUMBERS.name
+
+
+def test_labels_that_follow_from_the_pixels(tmp_path):
+    levels = [0, 51, 255]
+    for level in levels:
+        Image.new("L", (8, 8), level).save(tmp_path / f"{level:03}.png")
+    task, source = Brightness(), load_source(SourceSettings(train_dir=str(tmp_path)))
+    labels, names = task.read(source)
+    images = task.open_images(source, labels, Opening((8, 8), 1))
+    assert images.labels[:, 0].tolist() == pytest.approx([0, 0.2, 1])
+    batch = images.view(rows=np.array([2, 1])).batch(0, [0, 1])
+    assert batch["labels"].tolist() == [images.labels[2].tolist(), images.labels[1].tolist()]
+    # Its models are regressions, and go on with their heads.
+    said: list[str] = []
+    config = MAEConfig(**TINY_GRAY)
+    model = task.new_model(config, None, names, 0, images.labels, said.append)
+    assert model.config.problem_type == NUMBERS.name
+    torch.nn.init.constant_(model.head.weight, 0.5)
+    model.save_pretrained(tmp_path / "model")
+    checkpoint = open_checkpoint(str(tmp_path / "model"))
+    assert task_of_checkpoint(checkpoint.config) is NUMBERS
+    again = task.new_model(checkpoint.config, checkpoint, names, 0, images.labels, said.append)
+    assert torch.equal(again.head.weight, model.head.weight) and not said
 
 
 def test_the_task_of_a_checkpoint():
@@ -121,7 +169,7 @@ def test_the_task_of_a_checkpoint():
 def test_every_output_has_a_name():
     assert names_of(MAEConfig(**TINY_GRAY, id2label={0: "cat", 1: 7})) == ["cat", "7"]
     for bad in ({0: "cat", 2: "dog"}, {0: "cat", 1: None}):
-        with pytest.raises(UserError, match="id2label has None as the name of class 1: mend"):
+        with pytest.raises(UserError, match="id2label has None as the name of class 1: fix"):
             names_of(MAEConfig(**TINY_GRAY, id2label=bad))
 
 

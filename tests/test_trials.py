@@ -95,7 +95,7 @@ def test_another_error_is_not_taken_for_full_memory():
 def test_on_a_cpu_nothing_is_tried(capsys):
     accelerator = SimpleNamespace(device=torch.device("cpu"), print=print)
     assert find_batch_size(accelerator, torch.nn.Linear(3, 2), 96, 48) == 48
-    assert "only on a GPU: 48 images at a time stay" in capsys.readouterr().out
+    assert "only works on a GPU: 48 images at a time stay" in capsys.readouterr().out
 
 
 class TimedModel(torch.nn.Module):
@@ -125,7 +125,7 @@ def test_a_trial_leaves_no_trace(monkeypatch):
     # A clock of the test: the first updates take 5 s, the others 1 s. It is read before the first and after each.
     moments = itertools.accumulate(itertools.chain([0, 5, 5], itertools.repeat(1)))
     monkeypatch.setattr(trials, "time", SimpleNamespace(perf_counter=lambda: next(moments)))
-    seconds = trial.seconds_an_update(itertools.repeat({"images": images}), lambda b: b["images"], 72)
+    seconds = trial.seconds_per_update(itertools.repeat({"images": images}), lambda b: b["images"], 72)
     # A trial takes at most 60 s: 5 + 5 + 51 x 1 is the first beyond
     assert seconds == 1 and len(calls) == 53 * 2
     trial.close()
@@ -139,7 +139,7 @@ def test_a_trial_has_at_least_three_updates_and_at_most_a_hundred(monkeypatch, e
     trial = trial_of(monkeypatch, Accelerator(cpu=True), lambda: done.append(None))
     moments = itertools.count(0, each)
     monkeypatch.setattr(trials, "time", SimpleNamespace(perf_counter=lambda: next(moments)))
-    seconds = trial.seconds_an_update([torch.ones(1, 2)] * updates, lambda batch: batch, 72)
+    seconds = trial.seconds_per_update([torch.ones(1, 2)] * updates, lambda batch: batch, 72)
     assert seconds == pytest.approx(each) and len(done) == updates
 
 
@@ -153,11 +153,11 @@ def test_epochs_that_fit_into_the_hours():
     assert fit_epochs(0.0001, 800, 60) == 0.01 and fit_epochs(1e-6, 800, 60) == 0.01
     assert fit_epochs(0.001, 0.03, 60) == 0.03 and fit_epochs(0.001, 0.005, 3600) == 0.005
     # A look takes a minute: one before, and one every ten epochs and at the end. 50 + 1 + 5 = 56; 51 + 1 + 6 = 58.
-    assert fit_epochs(1, 800, 60, seconds_of_a_look=60, epochs_between_looks=10) == 50
+    assert fit_epochs(1, 800, 60, seconds_per_measurement=60, epochs_between_measurements=10) == 50
     assert fit_epochs(1, 800, 60, other_seconds=60 * 27) == 30
 
 
 def test_the_clock_is_a_real_one(monkeypatch):
     trial = trial_of(monkeypatch, Accelerator(cpu=True), lambda: time.sleep(0.05))
-    seconds = trial.seconds_an_update([torch.ones(1, 2)] * 100, lambda batch: batch, 0.07)
+    seconds = trial.seconds_per_update([torch.ones(1, 2)] * 100, lambda batch: batch, 0.07)
     assert 0.05 <= seconds < 1

@@ -54,5 +54,5 @@ def test_a_checkpoint_keeps_it_and_older_runs_do_not_name_it(tmp_path):
 
 @pytest.mark.parametrize("value", [-0.01, float("nan"), float("inf")])
 def test_weights_that_are_none(value):
-    with pytest.raises(ValueError, match=f"uniformity_weight={value} is no weight"):
+    with pytest.raises(ValueError, match=f"uniformity_weight={value} is not a weight"):
         MAEConfig(**TINY, uniformity_weight=value)

@@ -34,7 +34,7 @@ def test_a_gpu_waits_only_while_it_has_nothing_to_do(monkeypatch, kind):
     clock[0] += 2
     assert waiting.read() == pytest.approx(2 / 8) and len(idle) == 3
     clock[0] += 2
-    assert waiting.read() == 0 and waiting.whole() == pytest.approx(2 / 10)
+    assert waiting.read() == 0 and waiting.overall() == pytest.approx(2 / 10)
 
 
 def test_advice_is_given_where_waiting_matters():

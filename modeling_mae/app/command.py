@@ -1,4 +1,4 @@
-"""The command `mae app`: options, and what they start."""
+"""The command `mae app`: its options, and what it runs."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable
@@ -12,8 +12,8 @@ LAST_PORT = 65535
 
 
 def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
-    """The options of `parser`. Gives what the command does."""
-    parser.add_argument("checkpoint", help="a file, a folder or a Hub id; ours or another project's")
+    """Adds the options to `parser`. Returns the function that runs the command."""
+    parser.add_argument("checkpoint", help="a file, a folder or a Hub id, of this or another project")
     parser.add_argument(
         "--images", metavar="FOLDER", help="show the nearest neighbours among the images of this folder"
     )
@@ -21,23 +21,23 @@ def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
         "--max_images",
         type=int,
         default=MOST_IMAGES,
-        help="of a larger folder, so many images are taken, evenly spaced (default %(default)s)",
+        help="use at most this many images of the folder, evenly spaced (default %(default)s)",
     )
-    parser.add_argument("--port", type=int, help="of the page; a free one from 7860 on by default")
+    parser.add_argument("--port", type=int, help="port of the page (default: a free one, from 7860 on)")
     parser.add_argument(
         "--to_space",
         metavar="NAME/SPACE",
-        help="start nothing: write a folder that runs as a Hugging Face Space, and push it when there is a token",
+        help="write a folder that runs as a Hugging Face Space, push it if there is a token, and start nothing",
     )
     parser.add_argument(
-        "--space_dir", type=Path, help="where --to_space writes; a folder of the Space's name by default"
+        "--space_dir", type=Path, help="where --to_space writes (default: a folder with the Space's name)"
     )
-    parser.add_argument("--private", action="store_true", help="with --to_space: only you can see the Space")
+    parser.add_argument("--private", action="store_true", help="make the Space private")
     return run
 
 
 def run(arguments: Namespace) -> None:
-    """What the command does.
+    """Runs the command.
 
     Raises:
         UserError: an option does not work, or Gradio is missing.
@@ -45,9 +45,9 @@ def run(arguments: Namespace) -> None:
     if arguments.max_images < 1:
         raise UserError(f"--max_images {arguments.max_images} must be at least 1")
     if arguments.port is not None and not 0 < arguments.port <= LAST_PORT:
-        raise UserError(f"--port {arguments.port} is none: give one of 1 ... {LAST_PORT}, or leave it out")
+        raise UserError(f"--port {arguments.port} does not work: give 1 ... {LAST_PORT}, or leave it out")
     if arguments.to_space:
-        from .space import make_space  # late: it imports the Hub's client
+        from .space import make_space  # imported late: it loads the Hub's client
 
         make_space(
             arguments.checkpoint,
@@ -68,7 +68,7 @@ def serve(
     port: int | None = None,
     title: str | None = None,
 ) -> None:
-    """Show the page of a checkpoint until Ctrl-C. Also what a Space runs. `title` stands above the page.
+    """Serve the page of a checkpoint until Ctrl-C. A Space runs this too. `title` is shown above the page.
 
     Raises:
         UserError: the checkpoint, the folder or the port does not work, or Gradio is missing.

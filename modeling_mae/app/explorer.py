@@ -1,4 +1,4 @@
-"""A checkpoint to look through: from the bytes of an image file to everything that the page shows of it."""
+"""Computes everything that the page shows about an image, from the bytes of its file."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -24,27 +24,27 @@ from . import views
 
 @dataclass
 class Look:
-    """An image as the model sees it, and what the encoder makes of it."""
+    """An image as the model sees it, and what the encoder computes from it."""
 
     name: str
     pixel_values: torch.Tensor  # (1, channels, height, width), normalised
     picture: torch.Tensor  # (height, width, 3) uint8
-    stages: list[torch.Tensor]  # what each block gets, then what the last one gives; (1, 1 + patches, width) each
-    feature: torch.Tensor  # (width,), what the encoder pools
-    scores: dict[str, float] | str | None  # of a classifier, as `Task.shown` gives them
+    stages: list[torch.Tensor]  # the input of each block, then the last one's output; each (1, 1 + patches, width)
+    feature: torch.Tensor  # (width,), the pooled features
+    scores: dict[str, float] | str | None  # of a classifier, as `Task.shown` returns them
 
 
 class Explorer:
-    """A checkpoint: pre-trained, a classifier, or an encoder alone; ours or another project's.
+    """A checkpoint: pre-trained, a classifier, or an encoder alone, of this or another project.
 
     Raises:
-        UserError: there is no such checkpoint, or it cannot be read.
+        UserError: the checkpoint does not exist, or it cannot be read.
     """
 
     def __init__(self, checkpoint: str):
         self.checkpoint = checkpoint
         opened = open_checkpoint(checkpoint)
-        print(opened.told(), end="")
+        print(opened.notes_text(), end="")
         self.model = opened.model().float()
         self.processing, self.guessed = _processing(opened)
         self.mean, self.std = self.processing.mean or [], self.processing.std or []
@@ -65,13 +65,13 @@ class Explorer:
         return self.config.num_hidden_layers
 
     def normalised(self, images: torch.Tensor) -> torch.Tensor:
-        """``(batch, channels, height, width)`` of images where 255 is white."""
+        """Normalises images ``(batch, channels, height, width)`` in which 255 is white."""
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return (images.float() / WHITE - mean) / std
 
     @torch.inference_mode()
     def open(self, data: bytes, name: str) -> Look:
-        """Look at an encoded image, in the crop of the checkpoint's image processor.
+        """Decodes an image, crops it as the checkpoint's image processor does, and looks at it.
 
         Raises:
             UserError: the file is not an image, or it does not have the model's channels.
@@ -83,7 +83,7 @@ class Explorer:
 
     @torch.inference_mode()
     def look(self, images: torch.Tensor, name: str) -> Look:
-        """Look at ``(1, channels, height, width)`` at the model's size, where 255 is white."""
+        """Looks at an image ``(1, channels, height, width)`` of the model's size, in which 255 is white."""
         pixel_values = self.normalised(images)
         encoded = self.encoder(pixel_values, output_hidden_states=True)
         scores = None
@@ -106,7 +106,7 @@ class Explorer:
 
     @torch.inference_mode()
     def reconstruct(self, look: Look, mask: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """The picture that the decoder makes of the patches which ``mask (patches,)`` leaves visible, and the loss.
+        """The decoder's picture from the patches that ``mask (patches,)`` leaves visible, and the loss.
 
         Raises:
             UserError: the mask hides nothing or everything, or the checkpoint has no decoder.
@@ -116,27 +116,27 @@ class Explorer:
         hidden = int(mask.sum())
         if hidden in (0, len(mask)):
             remedy = "click a patch to hide it" if hidden == 0 else "click a patch to show it"
-            raise UserError(f"{hidden} of {len(mask)} patches are hidden, and some must be visible: {remedy}")
+            raise UserError(f"{hidden} of {len(mask)} patches are hidden, but not all or none may be: {remedy}")
         outputs = self.model(look.pixel_values, bool_masked_pos=mask[None])
         reconstruction = self.model.reconstruct(look.pixel_values, outputs)
         return self.pictures(look.pixel_values, reconstruction)[1], float(outputs.loss)
 
     def attention(self, look: Look, token: int, block: int) -> torch.Tensor:
-        """How much a token takes of each one in block 1 ... depth, ``(1 + patches,)``. Token 0 is the class token."""
+        """How much a token attends to each token in block 1 ... depth, ``(1 + patches,)``. Token 0: class token."""
         return views.attention_of(cast(MAELayer, self.encoder.layers[block - 1]), look.stages[block - 1], token)
 
     @torch.inference_mode()
     def patch_features(self, look: Look, block: int) -> torch.Tensor:
-        """The patches ``(patches, width)`` after block 1 ... depth, under the encoder's final norm."""
+        """The patch tokens ``(patches, width)`` after block 1 ... depth and the encoder's final norm."""
         return block_tokens(self.encoder, look.stages[block])[0, 1:]
 
     @torch.inference_mode()
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """``(batch, width)`` of images at the model's size, where 255 is white."""
+        """The features ``(batch, width)`` of images of the model's size, in which 255 is white."""
         return pooled_output(self.encoder(self.normalised(images)))
 
     def processor(self):
-        """The image processor that does what this class does to an image."""
+        """An image processor that prepares images as this class does."""
         processing, channels = self.processing, self.config.num_channels
         return image_processor(
             self.size,
@@ -150,22 +150,22 @@ class Explorer:
 
 
 def _processing(checkpoint: Checkpoint) -> tuple[Processing, bool]:
-    """What is done to an image, and whether mean and deviation are guessed."""
+    """(how images are prepared, whether mean and deviation are guessed)."""
     processing, channels = checkpoint.processing, checkpoint.config.num_channels
     if processing.mean is not None:
         return processing, False
     if channels != 3:
         raise UserError(
-            f"checkpoint {checkpoint.name!r} has no image processor, and no usual mean and deviation of {channels} "
-            "channels: save one beside it (modeling_mae.data.serve.processor.image_processor)"
+            f"checkpoint {checkpoint.name!r} has no image processor, and ImageNet's mean and deviation do not fit "
+            f"{channels} channels: save one with it (modeling_mae.data.serve.processor.image_processor)"
         )
     return Processing(list(IMAGENET_MEAN), list(IMAGENET_STD), 1.0, WHITE), True
 
 
 class Folder:
-    """The images of a folder with their features, for nearest neighbours. `pictures` are small ones.
+    """The images of a folder with their features, for nearest neighbours. `pictures` are thumbnails.
 
-    Of more than `most` images, that many are taken, evenly spaced. Files that cannot be read are left out.
+    Uses at most `most` images, evenly spaced. Files that cannot be read are left out.
 
     Raises:
         UserError: the folder does not exist, or it has no image that can be read.
@@ -180,7 +180,7 @@ class Folder:
         batch_size: int = 16,
     ):
         from ..data.find.sources import SourceSettings, load_source
-        from ..data.serve.images import (  # late: a page without a folder needs no data sets
+        from ..data.serve.images import (  # imported late: a page without a folder needs no data sets
             ImageSettings,
             Opening,
             open_images,
@@ -196,9 +196,9 @@ class Folder:
         for batch in progress([rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]):
             images = self.images.batch(0, batch)["images"]
             features.append(explorer.features(images))
-            # Opening eight large files for every answer would take seconds.
+            # Kept, because opening eight large files for every answer would take seconds.
             pictures += [views.small(explorer.pictures(image[None])[0]) for image in explorer.normalised(images)]
-        # The next image stands in for one that cannot be read.
+        # The next image has replaced one that cannot be read.
         readable = (~self.images.skipped[rows]).nonzero()[:, 0].tolist()
         self.rows, self.pictures = [rows[i] for i in readable], [pictures[i] for i in readable]
         self.bank = torch.cat(features)[readable]  # (images, width)
@@ -211,13 +211,13 @@ class Folder:
         return self.explorer.look(self.images.batch(0, [self.rows[place]])["images"], self.name(place))
 
     def name(self, place: int) -> str:
-        """The file of one of the images, or its number in the folder."""
+        """The file name of one of the images, or its number in the folder."""
         source, row = self.source, self.rows[place]
         columns: Any = source.dataset[row]
         path = columns[source.image_column]["path"]
         return Path(path).name if path else f"image {row}"
 
     def neighbours(self, look: Look, count: int) -> list[tuple[int, float]]:
-        """(place among the images, cosine similarity) of those nearest to `look`, the nearest first."""
+        """(index, cosine similarity) of the images nearest to `look`, the nearest first."""
         similarities, places = nearest(look.feature[None], self.bank, count)
         return list(zip(places[0].tolist(), similarities[0].tolist(), strict=True))

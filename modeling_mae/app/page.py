@@ -1,4 +1,4 @@
-"""The page of the app in Gradio: what stands where, and what a click does."""
+"""The page of the app in Gradio: its layout, and what a click does."""
 
 import functools
 import html
@@ -16,29 +16,29 @@ from . import views
 from .explorer import Explorer, Folder, Look
 
 
-CLICKED = "clicked"  # the kind of mask that a person chooses
+CLICKED = "clicked"  # the kind of mask that the visitor clicked
 KINDS = ("random", "block", "grid", CLICKED)
 NEIGHBOURS = 8
 SAMPLES = 8  # images of the folder to choose from
-KEPT = (3600, 24 * 3600)  # seconds: how often uploaded files are looked through, and how long they stay
+KEPT = (3600, 24 * 3600)  # seconds between two clean-ups of uploaded files, and how long files are kept
 NO_DECODER = (
-    "No reconstruction: this checkpoint is {kind} and has no decoder. Give one that `run_pretrain.py` wrote to see "
-    "what the model makes of hidden patches."
+    "No reconstruction: this checkpoint is {kind} and has no decoder. Give one of `run_pretrain.py` to see how "
+    "the model reconstructs hidden patches."
 )
 
 
 @dataclass
 class Session:
-    """What one visitor looks at."""
+    """The state of one visitor."""
 
     look: Look
     mask: torch.Tensor  # bool (patches,), true = hidden
-    patch: int  # whose attention is shown
+    patch: int  # the patch whose attention is shown
     seed: int = 0  # of the drawn masks
 
 
-def telling(answer):
-    """Times a handler of `Page`. What a person can mend becomes the message of the page, and nothing else changes."""
+def showing_errors(answer):
+    """Times a handler of `Page`. On a UserError the page shows its message, and nothing else changes."""
 
     @functools.wraps(answer)
     def handler(self, *args):
@@ -54,11 +54,11 @@ def telling(answer):
 
 
 class Page:
-    """The components, and the handlers of what is done to them. `blocks` is what Gradio launches."""
+    """The components and their event handlers. Gradio launches `blocks`."""
 
     def __init__(self, explorer: Explorer, folder: Folder | None = None, title: str | None = None):
         self.explorer, self.folder = explorer, folder
-        # Nothing is sent home, and what visitors upload is not kept for ever.
+        # Gradio must not report usage, nor keep uploads for ever.
         title = title or explorer.checkpoint
         with gr.Blocks(title=title, fill_width=True, analytics_enabled=False, delete_cache=KEPT) as self.blocks:
             self.session = gr.State()
@@ -153,33 +153,33 @@ class Page:
         self.original.select(self.click_original, [self.session, self.block], looking, **quiet)
         self.block.input(self.choose_block, [self.session, self.block], looking, **quiet)
 
-    # --- what a person does ---
+    # --- event handlers ---
 
     @property
     def _folder(self) -> Folder:
-        assert self.folder is not None  # without one there is nothing of it to click
+        assert self.folder is not None  # only its own images call this
         return self.folder
 
-    @telling
+    @showing_errors
     def open_file(self, path: str, kind: str, ratio: float, block: int):
         with open(path, "rb") as file:
             data = file.read()
         return self._open(self.explorer.open(data, path.replace("\\", "/").split("/")[-1]), kind, ratio, block)
 
-    @telling
+    @showing_errors
     def open_sample(self, kind: str, ratio: float, block: int, event: gr.SelectData):
         return self._open(self._folder.look(self.sampled[event.index]), kind, ratio, block)
 
-    @telling
+    @showing_errors
     def open_neighbour(self, session: Session, kind: str, ratio: float, block: int, event: gr.SelectData):
         place, _ = self._folder.neighbours(opened(session).look, NEIGHBOURS)[event.index]
         return self._open(self._folder.look(place), kind, ratio, block)
 
-    @telling
+    @showing_errors
     def draw(self, session: Session | None, kind: str, ratio: float):
         return self._draw(opened(session), kind, ratio)
 
-    @telling
+    @showing_errors
     def draw_again(self, session: Session | None, kind: str, ratio: float):
         session = opened(session)
         session.seed += 1
@@ -187,24 +187,24 @@ class Page:
         changes, what = self._draw(session, drawn, ratio)
         return {**changes, self.kind: drawn}, what
 
-    @telling
+    @showing_errors
     def click_masked(self, session: Session | None, event: gr.SelectData):
         session = opened(session)
         session.mask = views.toggled(session.mask, self._patch(event))
         changes, what = self._masked(session)
         return {**changes, self.kind: CLICKED}, what
 
-    @telling
+    @showing_errors
     def click_original(self, session: Session | None, block: int, event: gr.SelectData):
         session = opened(session)
         session.patch = self._patch(event)
         return {self.session: session, **self._encoded(session, block)}, self._place(session.patch)
 
-    @telling
+    @showing_errors
     def choose_block(self, session: Session | None, block: int):
         return self._encoded(opened(session), block), f"block {block} of {self.explorer.depth}"
 
-    # --- what is shown then ---
+    # --- their answers ---
 
     def _open(self, look: Look, kind: str, ratio: float, block: int):
         rows, columns = self.explorer.grid
@@ -267,7 +267,7 @@ class Page:
         }
 
     def _patch(self, event: gr.SelectData) -> int:
-        """The patch of a click, which comes in pixels of the picture as it was sent."""
+        """The patch that was clicked. Gradio gives the click in pixels of the picture that it was sent."""
         factor = views.enlargement(self.explorer.size)
         height, width = (side * factor for side in self.explorer.size)
         x, y = event.index
@@ -291,14 +291,14 @@ def pane(label: str, name: str, clickable: bool = False, visible: bool = True) -
 
 
 def opened(session: Session | None) -> Session:
-    """The session, where an image has been opened."""
+    """The session, if an image has been opened; else raises a UserError."""
     if session is None:
-        raise UserError("there is no image yet: drop one in")
+        raise UserError("no image yet: drop one in")
     return session
 
 
 def describe(explorer: Explorer, folder: Folder | None) -> str:
-    """What is looked at, in a line."""
+    """One line about the checkpoint and the folder."""
     config = explorer.config
     kind = "classifier" if explorer.classifies else "encoder and decoder" if explorer.reconstructs else "encoder"
     (height, width), (patch_height, patch_width) = explorer.size, config.patch_height_width

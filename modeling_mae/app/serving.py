@@ -7,8 +7,8 @@ from .page import Page
 
 
 LARGEST_FILE = "200mb"
-SESSIONS = 100  # of visitors, whose images are kept in memory
-# Gradio lays titles over pictures, where they hide patches, and gives galleries a fixed height.
+SESSIONS = 100  # visitors whose images are kept in memory
+# By default Gradio's titles hide patches of the pictures, and its galleries have a fixed height.
 STYLE = """
 #title h2, #title p {margin: 0}
 #title, #message {padding: 0}
@@ -33,12 +33,12 @@ STYLE = """
 
 
 def launch(page: Page, port: int | None = None, wait: bool = True) -> str:
-    """Serve the page, and give its address. With `wait`, until Ctrl-C.
+    """Serve the page and return its address. With `wait`, serve until Ctrl-C.
 
     Raises:
         UserError: the port is taken.
     """
-    # Fonts of the machine: Gradio's own themes may fetch theirs from the network.
+    # System fonts, because Gradio's own themes may fetch fonts from the network.
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     try:
         _, url, _ = page.blocks.launch(
@@ -53,8 +53,8 @@ def launch(page: Page, port: int | None = None, wait: bool = True) -> str:
             theme=theme,
             css=STYLE,
         )
-    except OSError:  # Gradio's message speaks of its own options
-        raise UserError(f"--port {port} is taken, or not for you: give another, or none for a free one") from None
+    except OSError:  # Gradio's message names Gradio's options
+        raise UserError(f"--port {port} is taken or not allowed: give another, or none for a free one") from None
     if wait:
         print(f"open       {url}   (Ctrl-C ends)", flush=True)
         page.blocks.block_thread()

@@ -1,4 +1,4 @@
-"""The app as a Hugging Face Space: a folder with everything that it needs, and its way to the Hub."""
+"""The app as a Hugging Face Space: writes a folder with everything that it needs, and pushes it to the Hub."""
 
 import io
 import json
@@ -61,10 +61,10 @@ to, and the principal components of its patch features.
 def make_space(
     checkpoint: str, space: str, folder: Path | None, *, images: str | None, most: int, private: bool
 ) -> Path:
-    """Write the app of `checkpoint` into `folder` (by default one of the Space's name) and push it where there is a
-    token. A checkpoint on this machine goes into the folder. One on the Hub is named, and the Space loads it.
+    """Write the app of `checkpoint` into `folder` (by default named like the Space) and push it if there is a token. A
+    checkpoint on this machine is copied into the folder. A Space loads one on the Hub by its name.
 
-    Of the folder `images` at most `most` files go with it, evenly spaced.
+    At most `most` files of the folder `images` are copied too, evenly spaced.
 
     Raises:
         UserError: `space` is not a name/space, the checkpoint or the images cannot be read, `folder` holds something
@@ -75,10 +75,10 @@ def make_space(
     except HFValidationError:
         space = ""
     if "/" not in space:
-        raise UserError("--to_space needs the name of a Space, as in me/demo: your name on the Hub, and the Space's")
+        raise UserError("--to_space needs the name of a Space, as me/demo: your name on the Hub, and the Space's name")
     folder = folder or Path(space.split("/")[1])
     _claim(folder)
-    explorer = Explorer(checkpoint)  # also of the Hub: what it cannot show is said here, not in the Space
+    explorer = Explorer(checkpoint)  # also for one on the Hub, so that errors show up here and not in the Space
     is_local = Path(checkpoint).exists()
     title = Path(checkpoint).resolve().name if is_local else checkpoint
     write_app(folder, space, "model" if is_local else checkpoint, title, "images" if images else None, most)
@@ -92,16 +92,16 @@ def make_space(
     print(f"written    {folder}; try it with `cd {shlex.quote(str(folder))} && python app.py`")
     if get_token() is None:
         command = f"hf upload {space} {shlex.quote(str(folder))} . --repo-type space" + " --private" * private
-        print(f"not pushed: there is no token. Run `hf auth login`, then `{command}`")
+        print(f"not pushed, because there is no token: run `hf auth login`, then `{command}`")
         return folder
-    from ..hub.push import push_space  # late: it imports the training's libraries
+    from ..hub.push import push_space  # imported late: it loads the training's libraries
 
     print(f"pushed     {push_space(folder, space, private=private)}")
     return folder
 
 
 def _claim(folder: Path) -> None:
-    """Make `folder`, or empty it where it holds a Space of ours.
+    """Make `folder`, or empty it if it holds a Space of this command.
 
     Raises:
         UserError: it holds anything else.
@@ -110,14 +110,14 @@ def _claim(folder: Path) -> None:
         app = folder / "app.py"
         is_ours = app.is_file() and "mae app --to_space" in app.read_text(encoding="utf-8", errors="replace")
         if not is_ours and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{str(folder)!r} is there already and no Space written here: give another --space_dir")
+            raise UserError(f"{str(folder)!r} exists, and --to_space did not write it: give another --space_dir")
         for name in ("model", "images", PACKAGE.name):
             shutil.rmtree(folder / name, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
 
 
 def write_app(folder: Path, space: str, checkpoint: str, title: str, images: str | None, most: int) -> None:
-    """Everything but the checkpoint and the images: the page, the card, the requirements, and this package."""
+    """Writes the page, the card, the requirements, and this package: all except the checkpoint and the images."""
     name = space.split("/")[1]
     on_hub = checkpoint == title
     card = CARD.format(
@@ -138,15 +138,15 @@ def write_app(folder: Path, space: str, checkpoint: str, title: str, images: str
 
 
 def _copy_images(images: str, folder: Path, most: int) -> int:
-    """How many images of the folder `images` were copied, evenly spaced; parquet files give theirs too.
+    """Copies images of the folder `images`, also from parquet files, evenly spaced. Returns their number.
 
-    Ordinary pictures are decoded and written anew, so that nothing goes out with them.
+    Ordinary pictures are decoded and encoded again, so that no metadata goes out with them.
 
     Raises:
         UserError: a row names a file outside the folder, or one that is not an image.
     """
     from ..data.find.sources import SourceSettings, load_source
-    from ..data.read.arrays import cell_of  # late: it imports `datasets`
+    from ..data.read.arrays import cell_of  # imported late: it loads `datasets`
 
     source = load_source(SourceSettings(train_dir=images))
     count, inside = min(most, len(source)), Path(images).expanduser().resolve()
@@ -166,10 +166,10 @@ def _copy_images(images: str, folder: Path, most: int) -> int:
 
 
 def _rewritten(name: str, data: bytes) -> tuple[str, bytes]:
-    """(name, bytes) of a picture of 8 bits as PNG. What Pillow does not read so, as arrays, keeps its bytes.
+    """(name, bytes) of an 8-bit picture as PNG. Other files, such as arrays, keep their bytes.
 
     Raises:
-        UserError: the bytes are no image.
+        UserError: the bytes are not an image.
     """
     from ..data.read.header import read_header
 

@@ -11,12 +11,12 @@ from ..masking_mae import mask_noise, visible_count
 from ..modeling_mae import MAELayer
 
 
-LONGER_SIDE = 448  # pixels of an enlarged picture, about
-SMALL_SIDE = 112  # pixels of a picture in a gallery, about
+LONGER_SIDE = 448  # pixels of an enlarged picture, approximately
+SMALL_SIDE = 112  # pixels of a picture in a gallery, approximately
 HIDDEN = 128  # the gray of hidden patches
 MARK = (255, 64, 32)  # the colour of the frame around a chosen patch
-HEAT = "inferno"  # of matplotlib's colour maps
-HEAT_SHARE = 0.7  # of a heat map laid over its image
+HEAT = "inferno"  # a colour map of matplotlib
+HEAT_SHARE = 0.7  # opacity of a heat map over its image
 
 
 # --- masks ---
@@ -37,7 +37,7 @@ def drawn_mask(kind: str, ratio: float, grid: tuple[int, int], seed: int) -> tor
 
 
 def toggled(mask: torch.Tensor, patch: int) -> torch.Tensor:
-    """`mask` ``(patches,)`` with this one patch hidden if it was visible, and the other way round."""
+    """`mask` ``(patches,)`` with this patch switched between hidden and visible."""
     changed = mask.clone()
     changed[patch] = ~changed[patch]
     return changed
@@ -49,14 +49,14 @@ def patch_at(x: int, y: int, size: Sequence[int], grid: tuple[int, int]) -> int:
     return min(max(row, 0), grid[0] - 1) * grid[1] + min(max(column, 0), grid[1] - 1)
 
 
-# --- what the encoder holds ---
+# --- the encoder's attention and features ---
 
 
 @torch.no_grad()
 def attention_of(layer: MAELayer, tokens: torch.Tensor, query: int) -> torch.Tensor:
-    """How much token `query` takes of each token in this block, ``(tokens,)``: the mean over the heads; it sums to 1.
+    """How much token `query` attends to each token in this block, ``(tokens,)``: the mean over the heads, with sum 1.
 
-    `tokens` ``(1, tokens, width)`` is what the block gets. Token 0 is the class token.
+    `tokens` ``(1, tokens, width)`` is the block's input. Token 0 is the class token.
     """
     attention = layer.attention
     queries, keys, _ = attention.qkv(layer.norm1(tokens))[0].chunk(3, dim=-1)  # (tokens, width)
@@ -67,10 +67,10 @@ def attention_of(layer: MAELayer, tokens: torch.Tensor, query: int) -> torch.Ten
 
 
 def principal_components(features: torch.Tensor, count: int = 3) -> torch.Tensor:
-    """The first principal components of ``features (patches, width)``, ``(patches, count)``, by falling variance.
+    """The first principal components ``(patches, count)`` of ``features (patches, width)``, by falling variance.
 
-    The sign of a component is free. Here the value of largest magnitude is positive. Where there are fewer components
-    than `count`, the rest is zero.
+    A component's sign is arbitrary. Here the value of largest magnitude is positive. If there are fewer than `count`
+    components, the others are zero.
     """
     centred = features.double() - features.double().mean(0)
     values, directions = torch.linalg.eigh(centred.T @ centred)  # rising
@@ -101,18 +101,18 @@ def over_pixels(patches: torch.Tensor, grid: tuple[int, int], size: Sequence[int
 
 
 def enlargement(size: Sequence[int], longer_side: int = LONGER_SIDE) -> int:
-    """By how much a picture of `size` (height, width) is enlarged, to about `longer_side` pixels."""
+    """The factor that enlarges a picture of `size` (height, width) to about `longer_side` pixels."""
     return max(1, round(longer_side / max(size)))
 
 
 def enlarged(picture: torch.Tensor, longer_side: int = LONGER_SIDE) -> torch.Tensor:
-    """The picture with each pixel as a square, so that patches stay aligned."""
+    """The picture enlarged by a whole factor, so that patches stay aligned."""
     factor = enlargement(picture.shape[:2], longer_side)
     return picture.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
 
 
 def small(picture: torch.Tensor) -> torch.Tensor:
-    """The picture for a gallery: a large one becomes smaller, by a whole factor."""
+    """The picture for a gallery. A large one is shrunk by a whole factor."""
     factor = max(picture.shape[:2]) // SMALL_SIDE
     if factor <= 1:
         return enlarged(picture, SMALL_SIDE)
@@ -139,7 +139,7 @@ def with_frame(picture: torch.Tensor, patch: int, grid: tuple[int, int]) -> torc
 
 
 def with_heat(picture: torch.Tensor, heat: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """``heat (patches,)``, 0 or more, as colours over the picture in gray. The largest value is the brightest."""
+    """The picture in gray under the colours of ``heat (patches,)``, 0 or more. The largest value is the brightest."""
     scaled = heat / heat.max().clamp(min=1e-30)
     colours = torch.from_numpy(colormaps[HEAT](over_pixels(scaled, grid, picture.shape[:2]).numpy())[..., :3]).float()
     gray = picture.float().mean(2, keepdim=True)

@@ -1,1 +1,1 @@
-"""The subcommands of `mae`: for each a file with its arguments, and what it calls in the rooms."""
+"""The subcommands of `mae`: a file for each, with its arguments and its calls into the rooms."""

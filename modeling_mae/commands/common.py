@@ -1,4 +1,4 @@
-"""What several subcommands share: the arguments that name images, and how a run ends."""
+"""Arguments that name images, and the end of a run: shared by several subcommands."""
 
 import sys
 from argparse import ArgumentParser, Namespace
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..evaluation.tables import ApplySettings
 
-CHECKPOINT = "a file, a folder or a Hub id, of any encoder or classifier; ours or another project's"
+CHECKPOINT = "file, folder or Hub id of any encoder or classifier, of this or another project"
 SOURCE = (
     "a folder of images or of parquet files; an image, a parquet or a tar file; a URL or pattern of shards "
     "(https://host/shard-{000..999}.tar); cifar10, cifar100, stl10, imagenet, fashion_mnist; or a Hub id"
@@ -18,27 +18,27 @@ GO_ON = "the same command goes on"
 
 
 def add_image_arguments(parser: ArgumentParser) -> None:
-    """The arguments that say which images of the source are meant, and how they are read."""
-    parser.add_argument("--split", help="of the source: train, test, ...; by default all images of a path")
-    parser.add_argument("--dataset_config_name", metavar="NAME", help="of a data set on the Hub")
-    parser.add_argument("--image_column_name", metavar="NAME", help="if there are several columns of images")
-    parser.add_argument("--label_column_name", metavar="NAME", help="the column to keep as the label")
+    """Adds the arguments that say which images of the source to use, and how to read them."""
+    parser.add_argument("--split", help="train, test, ... (default: all images of a path)")
+    parser.add_argument("--dataset_config_name", metavar="NAME", help="configuration of a data set on the Hub")
+    parser.add_argument("--image_column_name", metavar="NAME", help="the column of images, if there are several")
+    parser.add_argument("--label_column_name", metavar="NAME", help="the column to keep as label")
     parser.add_argument("--streaming", action="store_true", help="read parquet files as a stream, without a copy")
-    parser.add_argument("--cache_dir", metavar="FOLDER", help="where `datasets` keeps what it prepares")
+    parser.add_argument("--cache_dir", metavar="FOLDER", help="folder for the cache of `datasets`")
     parser.add_argument(
         "--on_bad_image",
         choices=("error", "skip"),
         default="error",
-        help="skip: unreadable images are named, counted and left out",
+        help="skip: name, count and leave out unreadable images",
     )
-    parser.add_argument("--batch_size", type=int, metavar="N", help="images at once; fewer need less memory")
+    parser.add_argument("--batch_size", type=int, metavar="N", help="images at a time; fewer need less memory")
     parser.add_argument(
-        "--dataloader_num_workers", type=int, metavar="N", help="processes that read images (default: one a core)"
+        "--dataloader_num_workers", type=int, metavar="N", help="processes that read images (default: one per core)"
     )
 
 
 def apply_settings(arguments: Namespace) -> "ApplySettings":
-    """What `add_image_arguments` has read."""
+    """The values of the arguments of `add_image_arguments`."""
     from ..evaluation.tables import BATCH, ApplySettings
 
     return ApplySettings(
@@ -55,7 +55,7 @@ def apply_settings(arguments: Namespace) -> "ApplySettings":
 
 
 def run_to_its_end(work: Callable[[Namespace], None], arguments: Namespace, subcommand: str) -> None:
-    """``work(arguments)``. What a user can mend, a full disk, a killed process and Ctrl-C end in one line."""
+    """Runs ``work(arguments)``. A UserError, a full disk, a killed process and Ctrl-C end it with one line."""
     from ..training.endings import ignore_loading_workers, run_script
 
     try:

@@ -7,15 +7,15 @@ from pathlib import Path
 
 
 def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
-    parser.add_argument("source", help="a file, a folder or a Hub id; ours or another project's")
+    parser.add_argument("source", help="a file, a folder or a Hub id, of this or another project")
     parser.add_argument("target", type=Path, help="a folder; for onnx and torch a file")
     parser.add_argument(
         "--to",
         default="mae",
         metavar="FORMAT",
         help="mae: this project's layout (default). transformers: ViTMAEForPreTraining, ViTForImageClassification or "
-        "ViTModel, after what the source holds. vit: the same without the decoder. timm: a folder for "
-        "timm.create_model. onnx, torch (torch.export): a graph that gives a classifier's logits, or else features",
+        "ViTModel, depending on the source. vit: the same without the decoder. timm: a folder for "
+        "timm.create_model. onnx, torch (torch.export): a graph that returns a classifier's logits, or features",
     )
     parser.add_argument(
         "--dynamic_size",
@@ -28,8 +28,8 @@ def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
         nargs="*",
         default=[],
         metavar="FIELD=VALUE",
-        help="fields of MAEConfig, for what the source does not say; they win over what it says. prefix=TEXT: read "
-        "the tensors whose names begin so, as prefix=teacher.backbone",
+        help="fields of MAEConfig that the source does not have, or to replace the source's. prefix=TEXT: read only "
+        "tensors with this prefix, as prefix=teacher.backbone",
     )
     return run
 
@@ -45,7 +45,7 @@ def run(arguments: Namespace) -> None:
 def convert(source: str, target: str | Path, to: str = "mae", dynamic_size: bool = False, **fields) -> str:
     """Read the checkpoint at `source`, a file, a folder or a Hub id; write it to `target` by `interop.write_model`.
 
-    `fields` of MAEConfig win over what the source says. Gives lines for the user.
+    `fields` of MAEConfig replace the source's. Returns lines for the user.
 
     Raises:
         UserError: the source cannot be read, the format cannot express it, or the target cannot be written.
@@ -57,14 +57,14 @@ def convert(source: str, target: str | Path, to: str = "mae", dynamic_size: bool
     if to not in FORMATS:
         raise UserError(f"to={to!r} is not a format; choose from {', '.join(FORMATS)}")
     checkpoint = open_checkpoint(source, fields)
-    return checkpoint.told() + write_model(checkpoint.model(), checkpoint.processor, target, to, dynamic_size)
+    return checkpoint.notes_text() + write_model(checkpoint.model(), checkpoint.processor, target, to, dynamic_size)
 
 
 def parse_fields(texts: list[str]) -> dict:
-    """FIELD=VALUE texts as fields of MAEConfig. A value is JSON; anything else is a name, as in pooling=mean.
+    """Parses FIELD=VALUE texts as fields of MAEConfig. A value is JSON, else a plain text, as in pooling=mean.
 
     Raises:
-        UserError: for another form, and for a field that MAEConfig does not have.
+        UserError: a text has another form, or MAEConfig has no such field.
     """
     from ..configuration_mae import MAEConfig
     from ..errors import UserError

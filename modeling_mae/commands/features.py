@@ -12,25 +12,25 @@ def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
     )
     parser.add_argument("checkpoint", help=CHECKPOINT)
     parser.add_argument("source", help=SOURCE)
-    parser.add_argument("output", metavar="OUT.parquet", help="or OUT.npy, with OUT.csv beside it")
+    parser.add_argument("output", metavar="OUT.parquet", help="or OUT.npy, which also writes OUT.csv")
     parser.add_argument(
         "--block",
         type=int,
         nargs="+",
         metavar="N",
-        help="encoder blocks, counted from 1; several stand side by side (default: the last)",
+        help="encoder blocks, counted from 1; several are concatenated (default: the last)",
     )
     parser.add_argument(
         "--pooling",
         choices=("mean", "mean_deviation", "cls", "flatten", "attention"),
-        help="of the tokens: the mean of the patches, the mean and the standard deviation, the class token, all "
-        "patches in a row, or the attention that the checkpoint has learned (default: the checkpoint's own, mostly "
-        "the mean)",
+        help="how tokens become features: the mean of the patches, mean and standard deviation, the class token, all "
+        "patches in a row, or the checkpoint's trained attention (default: the checkpoint's own pooling, mostly the "
+        "mean)",
     )
     parser.add_argument(
-        "--to", choices=("parquet", "npy"), help="npy: an array, and the names as CSV (default: as OUT ends)"
+        "--to", choices=("parquet", "npy"), help="npy: an array, and the names as CSV (default: by the ending of OUT)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an output that is there, finished or not")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output, finished or not")
     add_image_arguments(parser)
     return lambda arguments: run_to_its_end(run, arguments, "features")
 

@@ -12,7 +12,7 @@ from .common import add_image_arguments, apply_settings, run_to_its_end
 if TYPE_CHECKING:
     from ..evaluation.extraction import Features
 
-PRINTED = 20  # near-duplicates that are printed; a file has all
+PRINTED = 20  # near-duplicates printed; the file has all
 SHOWN = 12  # rows of the picture
 
 
@@ -20,19 +20,19 @@ def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
     parser.add_argument(
         "features", help="a parquet file of `mae features`; or a folder or data set, with --checkpoint"
     )
-    parser.add_argument("images", nargs="*", help="whose neighbours are looked for: image files, or a folder")
+    parser.add_argument("images", nargs="*", help="find the neighbours of these: image files, or a folder")
     parser.add_argument("--k", type=int, default=5, help="neighbours of each image (default 5)")
-    parser.add_argument("--duplicates", action="store_true", help="look for near-duplicates among the features")
+    parser.add_argument("--duplicates", action="store_true", help="find near-duplicates among the images")
     parser.add_argument(
         "--threshold",
         type=float,
         metavar="COSINE",
-        help="from which two images count as near-duplicates (default 0.9); of features that are centred and have the "
-        "same variance in each of their directions, so that different images are near 0 and copies near 1",
+        help="cosine from which two images count as near-duplicates (default 0.9). Features are whitened "
+        "first, so that different images are near 0 and copies near 1",
     )
-    parser.add_argument("--checkpoint", help="of a folder's features; of a features file's, if it has moved")
-    parser.add_argument("--output", metavar="OUT.csv", help="write the table there too")
-    parser.add_argument("--picture", metavar="OUT.png", help="draw the images beside those that are like them")
+    parser.add_argument("--checkpoint", help="for a folder; for a features file if its own has moved")
+    parser.add_argument("--output", metavar="OUT.csv", help="write the table to this file too")
+    parser.add_argument("--picture", metavar="OUT.png", help="draw the images and those that are like them")
     add_image_arguments(parser)
     return lambda arguments: run_to_its_end(run, arguments, "neighbours")
 
@@ -44,7 +44,7 @@ def run(arguments: Namespace) -> None:
     from ..evaluation.tables import local_path, quiet_accelerator
 
     if bool(arguments.images) == arguments.duplicates:
-        raise UserError("give images to look for their neighbours, or --duplicates, and not both")
+        raise UserError("give either images, to find their neighbours, or --duplicates")
     for output in ("output", "picture"):
         if getattr(arguments, output) is not None:
             setattr(arguments, output, local_path(getattr(arguments, output)))
@@ -56,8 +56,8 @@ def run(arguments: Namespace) -> None:
         features = extract_features(arguments.checkpoint, arguments.features, progress=True, **options)
     else:
         raise UserError(
-            f"{arguments.features!r} is no features file: write one with `mae features`, or give --checkpoint and a "
-            "folder of images"
+            f"{arguments.features!r} is not a features file: write one with `mae features`, or give --checkpoint and "
+            "a folder of images"
         )
     show_duplicates(arguments, features) if arguments.duplicates else show_neighbours(arguments, features)
 
@@ -105,8 +105,8 @@ def show_duplicates(arguments: Namespace, features: "Features") -> None:
 def draw(
     arguments: Namespace, features: "Features", asked: tuple["Features", Any], positions: Any, cosines: Any
 ) -> None:
-    """A row for each image: the one `asked` for, of the images given (None: of those of the features), and those of
-    `features` at `positions` ``(images, k)``."""
+    """Draws a row per query: its image, then the images of `features` at `positions` ``(queries, k)``. `asked` is (the
+    queries' features, the given images; None for images of `features`)."""
     from ..checkpoint import open_checkpoint
     from ..evaluation.neighbours import images_of, pixels_of
     from ..evaluation.tables import ApplySettings

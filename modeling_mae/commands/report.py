@@ -1,4 +1,4 @@
-"""The arguments of `mae report`. Nothing heavy is imported before the work begins, so that `--help` is quick."""
+"""`mae report`. Heavy imports wait until the work begins, so that `--help` is quick."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
@@ -6,22 +6,20 @@ from pathlib import Path
 
 
 def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the output_dir of a run, finished or not")
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="the output_dir of a run, also of one going on"
-    )
-    parser.add_argument(
-        "--out", type=Path, help="the page to write: compare.html; of one run report.html in its folder, by default"
+        "--out", type=Path, help="the page to write (default: compare.html; for one run, report.html in its folder)"
     )
     return run
 
 
 def run(arguments: Namespace) -> None:
-    """Write a page that compares the runs, or the page of the only one.
+    """Writes a page that compares the runs, or the page of a single run.
 
     Raises:
         UserError: as `compare_runs` and `write_run_page`.
     """
-    from .. import tasks  # noqa: F401  # it tells the reports which figures each task has
+    from .. import tasks  # noqa: F401  # it registers each task's figures with the reports
     from ..report.comparison import compare_runs
     from ..report.run_page import write_run_page
 

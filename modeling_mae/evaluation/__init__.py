@@ -1,4 +1,4 @@
-"""What checkpoints are worth and what they give: frozen features, classifiers, and both of any images from Python."""
+"""Evaluates checkpoints and applies them to any images: frozen features and classifiers, also from Python."""
 
 from .extraction import Features, extract_features
 from .neighbours import load_features, near_duplicates, nearest_neighbours, query_features

@@ -1,4 +1,4 @@
-"""What a training of a labelled set sees, how much work it is, and what its model is worth."""
+"""The training of a classifier: its images, its amount of work, and its evaluation."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from .reader import Reader
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """Which of the images a training sees, and how it changes them."""
+    """Which images a training sees, and how it augments them."""
 
     seed: int
     crop_scale: list[float]
@@ -33,7 +33,7 @@ class ViewSettings:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What has to be known of a training before the first of several begins."""
+    """What must be known about each training before the first one begins."""
 
     name: str
     n_partial: float | None  # blocks tuned; None: from scratch, all of them
@@ -48,10 +48,10 @@ def is_classifier(config: MAEConfig) -> bool:
 
 
 def is_tested(config: MAEConfig, checkpoint: str | None, reads_features: bool) -> bool:
-    """Whether `checkpoint`, which is not trained further, has a classifier to test.
+    """Whether `checkpoint` has a classifier to test, in a run that trains nothing.
 
     Raises:
-        UserError: it has none, and no frozen features are read either.
+        UserError: it has none, and the run does not evaluate frozen features either.
     """
     if not is_classifier(config) and not reads_features:
         raise UserError(
@@ -62,7 +62,7 @@ def is_tested(config: MAEConfig, checkpoint: str | None, reads_features: bool) -
 
 
 def describe_resizing(config: MAEConfig, checkpoint: Checkpoint | None) -> str:
-    """A note where the checkpoint was made for images of another size; else empty."""
+    """A note if the checkpoint is for images of another size, else an empty text."""
     if checkpoint is None or checkpoint.own_size == config.image_height_width:
         return ""
     return (
@@ -72,8 +72,8 @@ def describe_resizing(config: MAEConfig, checkpoint: Checkpoint | None) -> str:
 
 
 def training_view(task: Task, images: Images, settings: ViewSettings, mean: list[float]) -> Images:
-    """The images that a training sees, under its random crops and augmentation: `label_fraction` of them, as
-    `Task.part` chooses. `mean`, of each channel, fills what an augmentation leaves empty.
+    """The images of a training with its random crops and augmentation: `label_fraction` of them, chosen by
+    `Task.part`. Pixels that an augmentation leaves empty get the `mean` of their channel.
 
     Raises:
         UserError: as `RandAugment`.
@@ -89,11 +89,11 @@ def training_view(task: Task, images: Images, settings: ViewSettings, mean: list
 
 
 def training_work(plan: TrainingPlan, sets: LabelledSets, mean: list[float], depth: int, processes: int) -> float:
-    """About how much work a training is, in forward passes of an image through an encoder of `depth` blocks: a
-    backward pass through a block takes twice its forward pass.
+    """Estimates the work of a training, in forward passes of an image through an encoder of `depth` blocks. A backward
+    pass through a block counts as two forward passes.
 
     Raises:
-        UserError: what the training would raise, which may be the last of several, before the first does any work.
+        UserError: as the training would raise, but before the first training does any work.
     """
     try:
         assert sets.train is not None
@@ -125,8 +125,8 @@ def keep_if_best(run: Run, folder: Path, task: Task, results: dict) -> None:
 def evaluate_classifier(
     reader: Reader, model, sets: LabelledSets, final: bool = False
 ) -> tuple[dict, dict[str, np.ndarray]]:
-    """(results, columns) of the prepared `model` on the evaluation images, as the task of the `sets` gives them.
-    `final`: with what takes too long for every epoch."""
+    """(results, columns) of the prepared `model` on the evaluation images of `sets`, computed by their task. `final`
+    adds what takes too long for every epoch."""
     task, images, names = sets.task, sets.evaluation, len(sets.class_names)
     columns = task.tested_columns(len(images), names, reader.accelerator.print) if final else task.columns
     found = predict_with(reader, task, columns, model, images)

@@ -20,11 +20,11 @@ from .tables import ApplySettings, Job, Output, absolute, quiet_accelerator, wri
 
 @dataclass
 class Features:
-    """Features of images, and what the images are called.
+    """Features of images, with the images' names.
 
-    `values` ``(images, width)`` float32. `files`: the path of each image relative to its folder, or its row's number
-    where it has no file. `rows`: its number in the source, counted from 0. `labels`: of each image, where the source
-    has them, else None. `about`: checkpoint, blocks, pooling, and where the images are.
+    `values` ``(images, width)`` float32. `files`: the path of each image in its folder, or its row number if it has no
+    file. `rows`: its number in the source, counted from 0. `labels`: the images' labels, or None. `about`: checkpoint,
+    blocks, pooling, and the place of the images.
     """
 
     values: np.ndarray
@@ -39,7 +39,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Extractor:
-    """The encoder of a checkpoint and what is read from it."""
+    """The encoder of a checkpoint, and the readout that is applied to it."""
 
     checkpoint: Checkpoint
     encoder: MAEModel
@@ -49,7 +49,7 @@ class Extractor:
     def of(cls, checkpoint: str, blocks: Sequence[int] | None, pooling: str | None) -> "Extractor":
         """
         Raises:
-            UserError: there is no such checkpoint, or its encoder has no such block or pooling.
+            UserError: the checkpoint does not exist, or its encoder has no such block or pooling.
         """
         opened = open_checkpoint(checkpoint)
         encoder = frozen_encoder(opened)
@@ -57,7 +57,7 @@ class Extractor:
 
     @property
     def read(self) -> dict[str, Any]:
-        """What is read, as files hold it."""
+        """Blocks and pooling, as files record them."""
         return {"blocks": list(self.readout.blocks), "pooling": self.readout.pooling}
 
     def job(self, inputs: Inputs) -> Job:
@@ -72,8 +72,8 @@ class Extractor:
 
 
 def choose_readout(encoder: MAEModel, blocks: Sequence[int] | None, pooling: str | None) -> Readout:
-    """The readout as given, else the last block under the checkpoint's own pooling; the mean of the patches, where
-    that is an attention that was never trained on the blocks.
+    """The readout as given. By default the last block with the checkpoint's own pooling, or with the mean of the
+    patches if that pooling is an untrained attention.
 
     Raises:
         UserError: the encoder has no such block or pooling.
@@ -101,21 +101,21 @@ def extract_features(
     progress: bool = False,
     **options,
 ) -> Features:
-    """The features of all `images`, in memory. `mae features` writes them to a file, and goes on after a kill.
+    """The features of all `images`, in memory. `mae features` writes them to a file and survives a kill.
 
-    Each image is resized, cropped and normalised as by the checkpoint's image processor. The model runs on the GPU
-    where there is one, in the precision of Accelerate's settings.
+    Each image is resized, cropped and normalised as the checkpoint's image processor does. The model runs on the GPU
+    if there is one, in the precision of Accelerate's settings.
 
     Args:
-        checkpoint: a file, a folder or a Hub id, of a pre-trained model or a classifier; ours or another project's.
+        checkpoint: a file, a folder or a Hub id of a pre-trained model or a classifier, of this or another project.
         images: a folder, a file, a URL pattern of shards, a data set's name, a `datasets.Dataset`, or a list of PIL
             images and paths; see `open_place`.
-        blocks: encoder blocks, counted from 1; by default the last. Several stand side by side.
-        pooling: one of `POOLINGS`: ``mean`` of the patch tokens, ``mean_deviation`` (their standard deviation beside
-            it), ``cls``, ``flatten``, or ``attention`` where the checkpoint has it. By default the checkpoint's own,
-            mostly the mean.
+        blocks: encoder blocks, counted from 1, by default the last. The features of several are concatenated.
+        pooling: one of `POOLINGS`: ``mean`` of the patch tokens, ``mean_deviation`` (mean and standard deviation),
+            ``cls``, ``flatten``, or ``attention`` if the checkpoint has it. By default the checkpoint's own, mostly
+            the mean.
         progress: show a bar, or a line every 10 seconds.
-        options: of `ApplySettings`: ``batch_size``, ``num_workers``, ``on_bad_image``, ``split``, ...
+        options: fields of `ApplySettings`: ``batch_size``, ``num_workers``, ``on_bad_image``, ``split``, ...
 
     Returns:
         `Features`: values ``(images, width)`` float32, files, rows and labels.
@@ -125,7 +125,7 @@ def extract_features(
     """
     checkpoint, settings = str(checkpoint), ApplySettings(**options)
     extractor = Extractor.of(checkpoint, blocks, pooling)
-    print(extractor.checkpoint.told(), end="")
+    print(extractor.checkpoint.notes_text(), end="")
     inputs = settings.open(extractor.checkpoint, images)
     about = {"checkpoint": checkpoint, **extractor.read, "place": settings.described(images)}
     return extractor.features(inputs, settings, progress, about)
@@ -139,18 +139,18 @@ def write_features(
     blocks: Sequence[int] | None = None,
     pooling: str | None = None,
 ) -> None:
-    """`extract_features` into a file, by all processes of a launcher, part by part.
+    """Writes the features to a file, part by part, by all processes of a launcher.
 
-    A parquet file has the columns `row`, `file`, `label` where the images have labels, and `features`. A .npy file has
-    an array and, beside it, the other columns as CSV.
+    A parquet file has the columns `row`, `file`, `features`, and `label` if the images have labels. A .npy file has
+    the array, and a CSV file of the same name the other columns.
 
     Raises:
-        UserError: as `extract_features`, and where the file is there already or cannot be written.
+        UserError: as `extract_features`, or the file exists or cannot be written.
     """
     accelerator = quiet_accelerator()
     target = output.prepared(("parquet", "npy"))
     extractor = Extractor.of(checkpoint, blocks, pooling)
-    accelerator.print(extractor.checkpoint.told(), end="")
+    accelerator.print(extractor.checkpoint.notes_text(), end="")
     inputs = settings.open(extractor.checkpoint, images, accelerator, say=accelerator.print)
     readout = extractor.readout
     accelerator.print(

@@ -1,4 +1,4 @@
-"""What frozen features tell about the labels: k-NN and linear models, one table for both scripts."""
+"""Evaluates frozen features by k-NN and linear models. Both scripts use the same table."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,32 +18,31 @@ from ..tasks.evalnet import EvalNetTask
 from .reader import FrozenSet, Reader
 
 
-EVAL_BATCH = 256  # images; without gradients it takes less memory than a training batch of usual size
-K = 20  # of the k-NN accuracy that tables and cards show
+EVAL_BATCH = 256  # images; without gradients, they take less memory than a usual training batch
+K = 20  # neighbours of the k-NN accuracy that tables and cards show
 KS = (10, K, 100, 200)
-TEMPERATURE = 0.07  # of the k-NN votes (Wu et al., arXiv 1805.01978)
+TEMPERATURE = 0.07  # temperature of the k-NN votes (Wu et al., arXiv 1805.01978)
 LOGISTIC_LIMIT = 2 * 10**10  # images x width x classes: beyond it the fit takes hours
 RAW_PIXELS_LIMIT = 8 << 30  # bytes
 
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """How frozen features are judged."""
+    """How frozen features are evaluated."""
 
-    seed: int  # of the untrained encoder and of the probes
+    seed: int  # seed of the untrained encoder and of the probes
     task: EvalNetTask = CLASSES
-    ks: tuple[int, ...] = KS  # neighbours of the k-NN; more than there are training images are left out
-    linear: bool = True  # also fit a linear model: logistic regression, or of numbers ridge regression
+    ks: tuple[int, ...] = KS  # neighbours of the k-NN; values above the number of training images are left out
+    linear: bool = True  # also fit a linear model: logistic regression, or ridge regression for numbers
 
 
 def frozen_encoder(
     checkpoint: Checkpoint, config: MAEConfig | None = None, say: Callable[[str], None] = lambda text: None
 ) -> MAEModel:
-    """The encoder of `checkpoint` as it was trained; of a classifier the one that its head reads. `config` takes the
-    place of the checkpoint's.
+    """The encoder of `checkpoint`, also if that is a classifier. `config` replaces the checkpoint's.
 
-    Where the configuration asks for an attention pooling that nothing has trained, the mean of the patches takes its
-    place, and `say` tells.
+    If the configuration has an untrained attention pooling, the mean of the patches replaces it, and `say` prints
+    that.
 
     Raises:
         UserError: as `Checkpoint.encoder`.
@@ -61,11 +60,11 @@ def frozen_encoder(
 def frozen_table(
     reader: Reader, encoder: MAEModel, train: Images, evaluation: Images, name: str, settings: JudgeSettings
 ) -> list[dict]:
-    """What raw pixels, the same encoder untrained (from the seed) and `encoder` (called `name`) tell about the labels.
+    """Compares raw pixels, the same encoder untrained (initialised by the seed), and `encoder`, called `name`.
 
-    A row each: `name`, `knn` {k: accuracy}, and `logistic_regression` where it is asked for; accuracies in 0..1. Of
-    other problems than one class an image, their metric takes the place of the accuracy, and in a regression
-    `ridge_regression` that of `logistic_regression`. They are on the main process only.
+    Returns a row for each: `name`, `knn` {k: accuracy}, and with `linear` also `logistic_regression`. Accuracies are
+    in 0..1. Problems other than one class per image have their own metric instead of the accuracy, and a regression
+    has `ridge_regression` instead of `logistic_regression`. Only the main process gets the rows.
     """
     accelerator, problem = reader.accelerator, settings.task.problem
     torch.manual_seed(settings.seed)
@@ -79,10 +78,10 @@ def frozen_table(
     for title, model in encoders.items():
         if isinstance(model, MAEModel):
             model = accelerator.prepare_model(model, evaluation_mode=True).eval()
-        figures = frozen_figures(reader, features_of(model), train, evaluation, settings)
-        rows.append({"name": title, **figures})
+        metrics = frozen_metrics(reader, features_of(model), train, evaluation, settings)
+        rows.append({"name": title, **metrics})
         unit = " %" if problem.is_share else ""
-        shown = "  ".join(f"k={k} {problem.shown(value)}{unit}" for k, value in figures.get("knn", {}).items())
+        shown = "  ".join(f"k={k} {problem.shown(value)}{unit}" for k, value in metrics.get("knn", {}).items())
         accelerator.print(f"k-NN       {title}: {shown}", flush=True)
     accelerator.wait_for_everyone()
     return rows
@@ -91,8 +90,8 @@ def frozen_table(
 def knn_of_saved(
     reader: Reader, checkpoint: Path, train: Images, evaluation: Images | None, seed: int
 ) -> dict[str, float]:
-    """The k-NN accuracy in 0..1 of each row of `frozen_table`, for the encoder in `checkpoint`. Empty where there is
-    nothing to evaluate on, and on all but the main process."""
+    """The k-NN accuracy in 0..1 of each row of `frozen_table`, for the encoder in `checkpoint`. Empty without
+    evaluation images, and on all but the main process."""
     if evaluation is None:
         return {}
     settings = JudgeSettings(seed, ks=(K,), linear=False)
@@ -102,7 +101,7 @@ def knn_of_saved(
 
 
 def features_of(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """``(batch, channels, height, width) -> (batch, width)``: what the model outputs, of an encoder what it pools."""
+    """``(batch, channels, height, width) -> (batch, width)``: the model's output, or an encoder's pooled features."""
 
     def encode(pixel_values: torch.Tensor) -> torch.Tensor:
         outputs = model(pixel_values)
@@ -111,30 +110,30 @@ def features_of(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     return encode
 
 
-def frozen_figures(
+def frozen_metrics(
     reader: Reader,
     encode: Callable[[torch.Tensor], torch.Tensor],
     train: Images,
     evaluation: Images,
     settings: JudgeSettings,
 ) -> dict:
-    """The figures of a row of `frozen_table`, for the features that `encode` gives for ``(batch, channels, height,
-    width)``; on the main process, elsewhere nothing."""
+    """The metrics of a row of `frozen_table`, for the features that `encode` computes from ``(batch, channels, height,
+    width)``. Empty on all but the main process."""
     sets = [reader.features(encode, images) for images in (train, evaluation)]
     return judge(reader, sets[0], sets[1], settings) if reader.accelerator.is_main_process else {}
 
 
 def judge(reader: Reader, train: FrozenSet, test: FrozenSet, settings: JudgeSettings) -> dict:
-    """`knn` {k: metric} and the linear model's metric of labelled features ``(images, width)``."""
+    """Evaluates labelled features ``(images, width)``: `knn` {k: metric}, and the linear model's metric."""
     labels, task = train.known_labels, settings.task
     ks = tuple(k for k in settings.ks if k <= len(train))
-    figures: dict[str, Any] = {"knn": knn_metrics(train, test, ks, task, reader.accelerator.device)}
+    metrics: dict[str, Any] = {"knn": knn_metrics(train, test, ks, task, reader.accelerator.device)}
     classes = int(labels.max()) + 1 if labels.ndim == 1 else labels.shape[1]
     if settings.linear and train.features.size * classes > LOGISTIC_LIMIT:
         reader.accelerator.print(f"note       no logistic regression: {len(train):,} images would take hours to fit")
     elif settings.linear:
-        figures[task.linear_name] = linear_metric(train, test, task)
-    return figures
+        metrics[task.linear_name] = linear_metric(train, test, task)
+    return metrics
 
 
 def knn_metrics(
@@ -145,11 +144,11 @@ def knn_metrics(
     device: torch.device | str = "cpu",
     temperature: float = TEMPERATURE,
 ) -> dict[int, float]:
-    """For each of `ks` the metric of weighted k-nearest neighbours (Wu et al., arXiv 1805.01978, Section 3.4): the
-    accuracy in 0..1 for one class an image.
+    """For each of `ks`, the metric of weighted k-nearest neighbours (Wu et al., arXiv 1805.01978, Section 3.4): for
+    one class per image, the accuracy in 0..1.
 
-    Each of the k training images with the largest cosine similarity s has the weight exp(s / temperature): of its vote
-    for a class, or in the mean of several labels or numbers.
+    The k training images with the largest cosine similarity s vote for their class with weight exp(s / temperature).
+    For several labels or numbers, their labels are averaged with these weights.
 
     Raises:
         ValueError: there are fewer training images than the largest k.
@@ -157,7 +156,7 @@ def knn_metrics(
     if not ks:
         return {}
     if max(ks) > len(train):
-        raise ValueError(f"k={max(ks)} neighbours of {len(train)} training images: give a smaller k")
+        raise ValueError(f"k={max(ks)} neighbours, but only {len(train)} training images: give a smaller k")
     bank, labels = torch.from_numpy(train.features).to(device), torch.from_numpy(train.known_labels).to(device)
     cosines, positions = nearest(torch.from_numpy(test.features), bank, max(ks))  # (test images, largest k)
     weights = ((cosines - 1) / temperature).exp()  # the constant factor keeps exp in range
@@ -169,5 +168,5 @@ def knn_metrics(
 
 
 def linear_metric(train: FrozenSet, test: FrozenSet, task: EvalNetTask = CLASSES) -> float:
-    """The metric that the linear model of the `task` reaches on `test`: accuracy in 0..1 for one class an image."""
+    """The metric of the `task`'s linear model on `test`: for one class per image, the accuracy in 0..1."""
     return task.score(task.linear(train.features, train.known_labels, test.features), test.known_labels)

@@ -15,9 +15,9 @@ from .reader import FrozenSet, Reader
 
 
 class FrozenImages(Images):
-    """The features of `images` in their place. `versions` are those of the images as they are and, where their crop
-    flips some, of their mirror images, ``(images, ...)`` each. Batches have `features` and `labels`. Order and flips
-    are those of the images."""
+    """Features of `images` that replace the images. `versions` are the features of the images and, if the crop flips,
+    of their mirror images, each ``(images, ...)``. Batches have `features` and `labels`, in the images' order and with
+    their flips."""
 
     where = "in memory"
     decodes = False
@@ -49,12 +49,12 @@ def probed_sets(
     a probe, images are only flipped, and it saves time. Otherwise both are returned unchanged, also if the features do
     not fit into `memory_budget` bytes or the model is sharded.
 
-    A probe then sees what it would see, up to the rounding of batches of another size.
+    The probe's results are the same, up to the rounding of batches of another size.
     """
     accelerator = reader.accelerator
     net = accelerator.unwrap_model(model, keep_torch_compile=False)
     versions = versions_of(images)
-    sharded = isinstance(net, FSDPModule)  # its encoder cannot be called before the whole
+    sharded = isinstance(net, FSDPModule)  # FSDP cannot call the encoder before the whole model
     if net.n_partial != 0 or sharded or not 0 < len(versions) < epochs:
         return images, sets
     count = len(versions) * len(images) + len(sets.evaluation)
@@ -77,17 +77,16 @@ def probed_sets(
     net.eval()
     frozen = [reader.features(encode, images.view(crop=crop)) for crop in versions]
     evaluation = reader.features(encode, sets.evaluation)
-    # An image that stands in for a bad one brings its own crop, and crops with a choice are others in every epoch.
+    # The image that replaces a bad one brings its own crop, and other crops change in every epoch.
     odd = torch.cat([*(crop.had_choice for crop in versions), images.skipped]).any()
     if accelerator.reduce(odd.int().to(accelerator.device), "sum"):
-        accelerator.print("note       some images are bad or do not have one crop alone: the encoder sees each epoch")
+        accelerator.print("note       some images are bad or have several crops: the encoder runs in every epoch")
         return images, sets
     return FrozenImages(images, frozen), replace(sets, evaluation=FrozenImages(sets.evaluation, [evaluation]))
 
 
 def versions_of(images: Images) -> list[OnlyCrop]:
-    """The crops that show all that `images` can look like: one, or two where they are flipped too. None where they
-    are changed otherwise."""
+    """The crops that give every version of `images`: one, or two with flips. Empty if other changes are random."""
     crop = images.crop
     if images.augment is not None or not isinstance(crop, RandomResizedCrop) or crop.scale != (1.0, 1.0):
         return []
@@ -95,6 +94,6 @@ def versions_of(images: Images) -> list[OnlyCrop]:
 
 
 def values_of(net: EvalNet) -> int:
-    """How many numbers `frozen_features` gives for an image."""
+    """How many numbers `frozen_features` returns for an image."""
     config = net.config
     return config.hidden_size * (config.num_patches if config.pooling in ("attention", "flatten") else 1)

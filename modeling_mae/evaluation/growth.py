@@ -1,4 +1,4 @@
-"""How features grow while a model pre-trains: k-NN accuracy and effective rank, on a sample of the images."""
+"""Measures features during pre-training: k-NN accuracy and effective rank, on a sample of the images."""
 
 import numpy as np
 import torch
@@ -18,9 +18,9 @@ TRAIN_SAMPLE, EVAL_SAMPLE = 20_000, 5_000  # images, evenly spaced: enough for a
 
 
 def effective_rank(features: torch.Tensor) -> float:
-    """RankMe of ``features (images, width)``: how many directions they use, 1 ... width (arXiv 2210.02885).
+    """RankMe of ``features (images, width)``: how many directions they use, from 1 to the width (arXiv 2210.02885).
 
-    It is exp(entropy) of the singular values' shares. It needs no labels. Features that have collapsed have a low one.
+    It is exp(entropy) of the singular values' shares. It needs no labels. Collapsed features have a low rank.
     """
     values = torch.linalg.svdvals(features.double())
     shares = values / values.sum()
@@ -28,7 +28,7 @@ def effective_rank(features: torch.Tensor) -> float:
 
 
 def describe_features(values: dict[str, float]) -> str:
-    """What `FeatureGrowth` has measured, in a line."""
+    """The measurements of `FeatureGrowth` in one line."""
     figures = []
     for name, value in values.items():
         number = f"{100 * value:.1f} %" if name.startswith("knn") and value <= 1 else f"{value:.1f}"
@@ -38,10 +38,10 @@ def describe_features(values: dict[str, float]) -> str:
 
 
 class FeatureGrowth:
-    """Measures the features of a model in training, always on the same images.
+    """Measures the features of a model during training, always on the same images.
 
-    `train` are the images to compare with. `evaluation` are those whose class is guessed, None where there are no
-    labels: then there is only the rank. Values are on the main process; the others get nothing.
+    k-NN compares the images of `evaluation` with those of `train`. Without labels `evaluation` is None, and only the
+    rank is measured. Only the main process gets the values.
     """
 
     def __init__(self, reader: Reader, train: Images, evaluation: Images | None, k: int):
@@ -49,25 +49,25 @@ class FeatureGrowth:
         self.train = _sample(train, TRAIN_SAMPLE)
         self.evaluation = _sample(evaluation, EVAL_SAMPLE) if evaluation is not None else None
 
-    def look(self, history: History, model: MAEForPreTraining, epoch: float, update: int) -> None:
-        """Measure the encoder of `model`, which may be sharded and in training; print, log and keep the values."""
+    def measure_and_log(self, history: History, model: MAEForPreTraining, epoch: float, update: int) -> None:
+        """Measure the encoder of `model`, which may be sharded and in train mode. Print, log and store the values."""
         with whole_weights(model):
-            self._tell(history, self.measure(model.mae.eval()), epoch, update)
+            self._record(history, self.measure(model.mae.eval()), epoch, update)
 
-    def look_at_baselines(self, history: History, config: MAEConfig, seed: int) -> None:
-        """The same of the baselines, if that was not done before."""
+    def measure_baselines(self, history: History, config: MAEConfig, seed: int) -> None:
+        """Measure the baselines, unless an earlier call did."""
         if not history.has("rank_untrained"):
-            self._tell(history, self.baselines(config, seed), 0.0, 0)
+            self._record(history, self.baselines(config, seed), 0.0, 0)
 
-    def _tell(self, history: History, values: dict[str, float], epoch: float, update: int) -> None:
+    def _record(self, history: History, values: dict[str, float], epoch: float, update: int) -> None:
         history.add({"step": update, "epoch": epoch, **values})
         self.accelerator.log(values, step=update)
         self.accelerator.print(f"features   epoch {epoch:g}  {describe_features(values)}", flush=True)
 
     def baselines(self, config: MAEConfig, seed: int) -> dict[str, float]:
-        """`knn_raw_pixels`, `knn_untrained` and `rank_untrained` of a model from `seed`; accuracies are in 0..1. Also
-        `knn_images`, the number of images whose class is guessed."""
-        with unchanged_random_states(self.accelerator.device):  # the training draws on as if nobody had looked
+        """`knn_raw_pixels`, and `knn_untrained` and `rank_untrained` of a model initialised by `seed`. Accuracies are
+        in 0..1. Also `knn_images`, the number of evaluation images."""
+        with unchanged_random_states(self.accelerator.device):  # so that the training's random numbers do not change
             torch.manual_seed(seed)
             untrained = MAEModel(config).to(self.accelerator.device).eval()
         values = {f"{key}_untrained": value for key, value in self.measure(untrained).items()}
@@ -80,7 +80,7 @@ class FeatureGrowth:
         return values
 
     def measure(self, encoder: nn.Module, rank: bool = True) -> dict[str, float]:
-        """`knn` (accuracy in 0..1, where there are labels) and `rank` of the encoder's features."""
+        """`rank` of the encoder's features, and with labels `knn` (accuracy in 0..1)."""
         encode = features_of(encoder)
         train = self.reader.features(encode, self.train)
         test = self.reader.features(encode, self.evaluation) if self.evaluation is not None else None
@@ -94,8 +94,8 @@ class FeatureGrowth:
         return values
 
 
-def images_of_a_look(train: Images, evaluation: Images | None) -> int:
-    """The number of images that a look at the features takes."""
+def images_per_measurement(train: Images, evaluation: Images | None) -> int:
+    """The number of images whose features a measurement computes."""
     return min(len(train), TRAIN_SAMPLE) + (min(len(evaluation), EVAL_SAMPLE) if evaluation is not None else 0)
 
 

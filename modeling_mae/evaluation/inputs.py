@@ -1,4 +1,4 @@
-"""A checkpoint and the images that it is applied to, brought to it as its image processor would."""
+"""Prepares images for a checkpoint as its image processor would."""
 
 import hashlib
 import sys
@@ -25,12 +25,12 @@ from ..training.augment import BatchTransform
 from .classifier import is_classifier
 
 
-LINE_SECONDS = 10  # between two lines of progress outside a terminal
+LINE_SECONDS = 10  # between two progress lines outside a terminal
 
 
 @dataclass
 class Inputs:
-    """Images in the crop of a checkpoint's image processor, and what normalises them."""
+    """Images in the crop of a checkpoint's image processor, and their normalisation."""
 
     source: Source
     images: Images
@@ -42,7 +42,7 @@ class Inputs:
 
     @property
     def skipped(self) -> int:
-        """How many images were unreadable, of those that were asked for so far."""
+        """How many images so far were unreadable."""
         return int(self.images.skipped.sum())
 
 
@@ -54,10 +54,10 @@ def open_inputs(
     white: float | None = None,
     say: Callable[[str], None] = print,
 ) -> Inputs:
-    """The images of `source` as run_eval.py shows them to `checkpoint`: its crop, mean and deviation, white and bands.
+    """The images of `source`, prepared for `checkpoint` as in run_eval.py: crop, mean, deviation, white and bands.
 
-    `white` is the value in the files that is white; None takes the processor's. An encoder of ordinary images may be
-    given deeper ones: then their white is found from a sample.
+    `white` is the value of white in the files; None takes the processor's. If the encoder is for 8-bit images and the
+    images are deeper, their white is found from a sample.
 
     Raises:
         UserError: the checkpoint has no image processor, or the images do not fit it.
@@ -69,18 +69,18 @@ def open_inputs(
         Processing(white=white),
         keeps_crop=True,
         keeps_white=is_classifier(config),
-        crop_fraction=1.0,  # of a processor that names no crop
+        crop_fraction=1.0,  # for a processor without a crop
         say=say,
     )
     if processing.mean is None or processing.std is None:
         raise UserError(
             f"checkpoint {checkpoint.name!r} has no image processor, which says how images are normalised: save the "
-            "one that the model was trained with beside it, by its save_pretrained"
+            "one of its training with it (save_pretrained)"
         )
     if len(processing.mean) != config.num_channels:
         raise UserError(
             f"checkpoint {checkpoint.name!r} has an image processor for {len(processing.mean)} channels and a model "
-            f"for {config.num_channels}: save the one that the model was trained with beside it"
+            f"for {config.num_channels}: save the one of its training with it"
         )
     size = config.image_height_width
     settings = processing.applied(ImageSettings(on_bad_image=on_bad_image))
@@ -90,7 +90,7 @@ def open_inputs(
 
 
 def weights_checksum(model: PreTrainedModel) -> str:
-    """What tells two checkpoints apart, whatever they are called."""
+    """A checksum over the weights, independent of the checkpoint's name."""
     checksum = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         checksum.update(name.encode())
@@ -99,10 +99,10 @@ def weights_checksum(model: PreTrainedModel) -> str:
 
 
 def names_checksum(source: Source) -> str:
-    """A checksum over the number of the images, a sample of their bytes, and the names of their files."""
+    """A checksum over the number of images, a sample of their bytes, and their files' names."""
     checksum = hashlib.sha256(fingerprint(source).encode())
     if isinstance(source.dataset, ShardedRows):
-        return checksum.hexdigest()[:16]  # it has the shards' names; those in them take a request for each
+        return checksum.hexdigest()[:16]  # names inside shards would take a request each
     names = RowNames(source)
     for start in range(0, len(source), 100_000):
         checksum.update("\n".join(names.files(start, min(start + 100_000, len(source)))).encode("utf-8", "replace"))
@@ -116,9 +116,9 @@ def columns_of(
     compute: Callable[[torch.Tensor], dict[str, torch.Tensor]],
     num_workers: int,
 ) -> Iterator[dict[str, list | np.ndarray]]:
-    """For each of the `batches` of rows: `row`, `file`, `label` where there are labels, and the float arrays
-    ``(images, ...)`` that `compute` gives for ``pixel_values (images, channels, height, width)``. Unreadable images
-    are left out, where bad images are skipped."""
+    """For each of the `batches` of rows: `row`, `file`, `label` if there are labels, and the float arrays ``(images,
+    ...)`` that `compute` returns for ``pixel_values (images, channels, height, width)``. Skipped images are left
+    out."""
     inputs.transform.to(accelerator.device)
     names = RowNames(inputs.source)
     loader = inputs.images.loader([(0, list(rows)) for rows in batches], num_workers)
@@ -126,7 +126,7 @@ def columns_of(
         batch = {key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()}
         with torch.inference_mode(), accelerator.autocast():
             values = compute(inputs.transform(batch))
-        # The worker has marked them before it gave the batch. Another image stands in for each.
+        # The worker has marked the skipped images. Others replace them in the batch.
         good = np.flatnonzero(~inputs.images.skipped[rows.start : rows.stop].numpy())
         columns: dict[str, Any] = {"row": list(rows), "file": names.files(rows.start, rows.stop)}
         labels = names.labels(rows.start, rows.stop)
@@ -137,10 +137,10 @@ def columns_of(
 
 
 class ProgressBar:
-    """How many of this process's images are done: on a terminal a bar, elsewhere a line now and then."""
+    """Shows how many of this process's images are done: in a terminal a bar, elsewhere a line now and then."""
 
     def __init__(self, total: int, show: bool, processes: int = 1):
-        self.total, self.show, self.of_all = total, show, f" (of one of {processes} processes)" * (processes > 1)
+        self.total, self.show, self.of_all = total, show, f" (one of {processes} processes)" * (processes > 1)
         self.done, self.began = 0, time.monotonic()
         self.last_line = self.began
         is_bar = show and sys.stderr.isatty()
@@ -165,7 +165,7 @@ class ProgressBar:
 
 
 def describe_crop(inputs: Inputs) -> str:
-    """Size and crop of the images that the model sees, for people."""
+    """Describes size and crop of the images that the model sees."""
     height, width = inputs.images.size
     fraction = inputs.processing.crop_fraction
     crop = f", the central {100 * fraction:.3g}% of the shorter side" if fraction not in (None, 1) else ""

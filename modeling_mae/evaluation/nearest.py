@@ -1,4 +1,4 @@
-"""A few images and those that are nearest to them in the space of the features, for a picture."""
+"""Finds the nearest neighbours of a few images by their features, for a picture."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from .reader import Reader
 
 
 QUERIES, NEIGHBOURS = 6, 6  # images that fit a page
-COMPARED = 1_000  # images, evenly spaced: a matter of seconds
+COMPARED = 1_000  # images, evenly spaced; this takes seconds
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Nearest:
     queries: torch.Tensor  # (queries, channels, height, width)
     neighbours: torch.Tensor  # (queries, neighbours, channels, height, width)
     similarity: torch.Tensor  # (queries, neighbours), cosines of the features
-    same_class: torch.Tensor | None  # (queries, neighbours) of bool; None where images have no single class each
-    compared: int  # images that the neighbours were chosen from
-    from_evaluation: bool  # whether the queries are images to evaluate on; else they are training images
+    same_class: torch.Tensor | None  # bool (queries, neighbours); None unless each image has one class
+    compared: int  # number of images that were searched
+    from_evaluation: bool  # whether the queries are evaluation images, else training images
 
 
 def nearest_images(
@@ -36,8 +36,8 @@ def nearest_images(
     """`QUERIES` images of `evaluation`, and the training images with the most similar features, by cosine. Without
     `evaluation` the queries are training images, which are then left out of the comparison.
 
-    `model` is not wrapped. All processes compute the features. The main process has the result, the others get None,
-    as it does where there are too few images.
+    `model` is not wrapped. All processes compute the features. The main process gets the result, the others None. Too
+    few images also give None.
     """
     rows, asked = np.unique(train.spread(COMPARED)), train if evaluation is None else evaluation
     query_rows = np.unique(asked.spread(QUERIES))

@@ -1,4 +1,4 @@
-"""Which images are alike, by the cosine of their features: nearest neighbours of given ones, and near-duplicates."""
+"""Finds similar images by the cosine of their features: nearest neighbours and near-duplicates."""
 
 import json
 import os
@@ -19,16 +19,16 @@ from .parts import FEATURES, KEY, features_array
 from .tables import ApplySettings
 
 
-ALIKE = 0.9  # cosine of evened features from which two images count as near-duplicates
-RIDGE = 3  # median variances, added to the variance of each direction: below, copies differ as much as images
-MOST_ROWS = 4096  # images that the directions are taken from, and at most as many directions
+ALIKE = 0.9  # cosine of whitened features from which two images count as near-duplicates
+RIDGE = 3  # added to the variance of each direction, in median variances; with less, copies differ as much as images
+MOST_ROWS = 4096  # images used to find the directions, and so the largest number of directions
 
 
 def load_features(path: str | Path) -> Features:
     """The features in a parquet file of `mae features`.
 
     Raises:
-        UserError: there is no such file, or it is another kind of file.
+        UserError: the file does not exist, or is of another kind.
     """
     path = os.path.expanduser(path)
     try:
@@ -44,7 +44,7 @@ def load_features(path: str | Path) -> Features:
 
 
 def is_features_file(path: str) -> bool:
-    """Whether `mae features` has written the file."""
+    """Whether `mae features` wrote the file."""
     try:
         schema = pyarrow.parquet.read_schema(os.path.expanduser(path))
     except (OSError, ValueError):
@@ -55,13 +55,13 @@ def is_features_file(path: str) -> bool:
 def query_features(
     features: Features, images: Place, *, checkpoint: str | None = None, progress: bool = False, **options
 ) -> Features:
-    """Features of other `images`, computed as `features` were: by the same checkpoint, of the same blocks and pooling.
+    """Features of other `images`, computed as `features` were: same checkpoint, blocks and pooling.
 
-    `checkpoint` is where the checkpoint lies now, if not where it lay. `options` are of `ApplySettings`; by default no
-    processes read images.
+    `checkpoint` is the checkpoint's new place, if it has moved. `options` are fields of `ApplySettings`; by default
+    this process reads the images itself.
 
     Raises:
-        UserError: as `extract_features`, and where the checkpoint has other weights than the features were made with.
+        UserError: as `extract_features`, or the checkpoint has other weights than the features were made with.
     """
     checkpoint, about = checkpoint or features.about["checkpoint"], features.about
     settings, made_with = ApplySettings(**{"num_workers": 0, **options}), about.get("settings", {})
@@ -92,14 +92,14 @@ def nearest_neighbours(features: Features, queries: Features, k: int = 5) -> tup
 
 
 def near_duplicates(features: Features, threshold: float = ALIKE) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(positions, positions of the earlier image that each is most like, cosines), the most alike first.
+    """(positions, positions of the most similar earlier image, cosines), the most similar first.
 
-    Each image is there that is at least `threshold` like an earlier one. Without those, no two images are so alike.
-    The cosines are those of `evened` features. So they tell copies from images that are only of one kind, and the
+    Lists every image with a cosine of at least `threshold` to an earlier one. Without these, no two images are so
+    alike. The cosines are between `whitened` features. So they tell copies from images of the same kind, and the
     threshold does not depend on the encoder.
 
     Raises:
-        UserError: the threshold is no cosine, or a feature is not finite.
+        UserError: the threshold is not a cosine, or a feature is not finite.
     """
     if not -1 <= threshold <= 1:
         raise UserError(f"threshold {threshold} is not in -1 ... 1: give a cosine, as {ALIKE}")
@@ -107,24 +107,24 @@ def near_duplicates(features: Features, threshold: float = ALIKE) -> tuple[np.nd
     if not finite.all():
         name = features.files[int(finite.argmin())]
         raise UserError(f"the features of {name!r} are not finite numbers: compute them again in full precision")
-    bank = evened(_on_device(features.values))
+    bank = whitened(_on_device(features.values))
     cosines, earlier = (found[:, 0].cpu().numpy() for found in nearest(bank, bank, 1, only_earlier=True))
     alike = np.flatnonzero(cosines >= threshold)
     alike = alike[np.argsort(-cosines[alike], kind="stable")]
     return alike, earlier[alike], cosines[alike]
 
 
-def evened(values: torch.Tensor) -> torch.Tensor:
+def whitened(values: torch.Tensor) -> torch.Tensor:
     """``(images, width) -> (images, directions + 1)``: centred, with about the same variance in each principal
     direction of the set (whitening with a ridge). Then different images have cosines near 0, and only copies are near
-    1. As they are, all features of an encoder may point almost the same way."""
+    1. Without this, all features of an encoder may point in almost the same direction."""
     centred = values - values.mean(0)
     rows = torch.linspace(0, len(values) - 1, min(len(values), MOST_ROWS), device=values.device).round().long()
     _, lengths, directions = torch.linalg.svd(centred[rows], full_matrices=False)
     variances = lengths.square() / len(rows)
-    rounding = 1e-9 * values.square().mean()  # what is left where all images are the same
+    rounding = 1e-9 * values.square().mean()  # rounding errors that remain if all images are the same
     scales = (variances + RIDGE * variances.median() + rounding).clamp_min(1e-30).rsqrt()
-    # The constant makes images alike that are all at the mean.
+    # With the constant, images that are all at the mean count as alike.
     return F.pad((centred @ directions.T) * scales, (0, 1), value=0.01)
 
 
@@ -133,13 +133,13 @@ def _on_device(values: np.ndarray) -> torch.Tensor:
 
 
 def images_of(features: Features, checkpoint: str | None = None) -> Inputs:
-    """The images that `features` were made of, for pictures.
+    """The images that `features` were computed from, for pictures.
 
     Raises:
         UserError: they are no longer there, or were Python objects.
     """
     if features.about.get("place") is None:
-        raise UserError("the images of these features were not on disk: there is no picture of them")
+        raise UserError("the images of these features were not on disk: they cannot be shown")
     place = dict(features.about["place"])
     word = place.pop("place")
     checkpoint = checkpoint or features.about["checkpoint"]

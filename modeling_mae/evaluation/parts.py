@@ -1,4 +1,4 @@
-"""Long tables that are computed part by part: a killed run goes on, and any number of processes give the same file.
+"""Computes long tables part by part: a killed run goes on, and any number of processes gives the same file.
 
 The parts of `OUT` are numbered parquet files in the folder `OUT.parts`. At the end they are merged and removed.
 """
@@ -18,22 +18,22 @@ from ..files import replacing, write_json
 from ..training.run_folder import LOCK, MARK, lock_folder
 
 
-MOST_PARTS = 1000  # a kill loses at most one of each process
-ROW_GROUP = 8192  # rows of the merged file that a reader takes at once
-KEY = b"modeling_mae"  # of a parquet file's metadata: how it was made, as JSON
+MOST_PARTS = 1000  # a kill loses at most one part per process
+ROW_GROUP = 8192  # rows that a reader of the merged file loads at once
+KEY = b"modeling_mae"  # metadata key of a parquet file: as JSON, how it was made
 FEATURES = "features"  # the column that becomes the array of a .npy file
 
 
 def batches_of_parts(total: int, batch_size: int) -> list[list[range]]:
-    """The rows of each batch of each part. They depend on nothing else: a row's values may depend on its batch in the
-    last bit."""
+    """The rows of each batch of each part. They only depend on these two numbers, because a row's last bits may depend
+    on its batch."""
     batches = [range(first, min(first + batch_size, total)) for first in range(0, total, batch_size)]
     each = -(-len(batches) // MOST_PARTS)
     return [batches[first : first + each] for first in range(0, len(batches), each)]
 
 
 class Parts:
-    """The parts of the file `target`. `settings` decide what the rows are: parts of other settings are refused."""
+    """The parts of the file `target`. `settings` decide the rows, so parts with other settings are refused."""
 
     def __init__(self, accelerator: Accelerator, target: Path, settings: dict, parts: list[list[range]]):
         self.accelerator, self.target, self.settings, self.parts = accelerator, target, settings, parts
@@ -45,19 +45,18 @@ class Parts:
 
     @property
     def begun(self) -> bool:
-        """Whether there are parts of the same settings."""
+        """Whether there are parts with the same settings."""
         return self.settings_file.exists() and not self._changes()
 
     def _changes(self) -> str:
-        return different(json.loads(self.settings_file.read_text()), self.settings)
+        return differences(json.loads(self.settings_file.read_text()), self.settings)
 
     def open(self, overwrite: bool) -> list[int]:
-        """Numbers of the parts that this process has to compute, dealt out in turn. With `overwrite`, parts of other
+        """Numbers of the parts that this process must compute, dealt out in turn. With `overwrite`, parts with other
         settings are removed first.
 
         Raises:
-            UserError: the parts there are of other settings, another run is writing them, or the folder cannot be
-                written.
+            UserError: the parts have other settings, another run is writing them, or the folder cannot be written.
         """
         if self.accelerator.is_main_process:
             try:
@@ -73,18 +72,18 @@ class Parts:
                 raise UserError(f"{str(self.folder)!r} cannot be written ({error.strerror}): give another") from error
         self.accelerator.wait_for_everyone()
         missing = sorted({*range(len(self.parts))} - {*self.done()})
-        self.accelerator.wait_for_everyone()  # nobody writes before all have looked
+        self.accelerator.wait_for_everyone()  # no process writes before all have read the settings
         return missing[self.accelerator.process_index :: self.accelerator.num_processes]
 
     def _check_settings(self) -> None:
         if not self.settings_file.exists():
             if any(not path.name.startswith(".partial-") for path in self.folder.iterdir()):
-                raise UserError(f"folder {str(self.folder)!r} holds files of others: move it, or give another output")
+                raise UserError(f"folder {str(self.folder)!r} holds other files: move it, or give another output")
             write_json(self.settings_file, self.settings)
         if changes := self._changes():
             raise UserError(
-                f"{str(self.folder)!r} holds parts of a run with {changes}: go on with the same, or begin anew with "
-                "--overwrite"
+                f"{str(self.folder)!r} holds parts of a run with {changes}: give the same settings, or start over "
+                "with --overwrite"
             )
 
     def done(self) -> list[int]:
@@ -99,11 +98,11 @@ class Parts:
             yield pyarrow.parquet.read_table(self.path(number))
 
     def num_rows(self) -> int:
-        """Rows in all parts together."""
+        """Number of rows in all parts."""
         return sum(pyarrow.parquet.read_metadata(self.path(i)).num_rows for i in range(len(self.parts)))
 
     def remove(self) -> None:
-        """Remove what `Parts` has written, and nothing else."""
+        """Removes only what `Parts` has written."""
         if self.settings_file.exists():
             for pattern in ("part-*.parquet", ".partial-*", MARK, LOCK, "settings.json"):
                 for path in self.folder.glob(pattern):
@@ -111,14 +110,14 @@ class Parts:
             self.folder.rmdir()
 
 
-def different(old: dict, new: dict) -> str:
-    """`pooling 'mean' (now 'cls')` for each setting that differs; empty where none does."""
+def differences(old: dict, new: dict) -> str:
+    """`pooling 'mean' (now 'cls')` for each setting that differs, or an empty text."""
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     return ", ".join(f"{key} {old.get(key)!r} (now {new.get(key)!r})" for key in keys)
 
 
 def finished_settings(target: Path) -> dict | None:
-    """The settings that a finished parquet file was made with; None of other files."""
+    """The settings that a finished parquet file was made with, or None for other files."""
     try:
         metadata = pyarrow.parquet.read_schema(target).metadata or {}
         return json.loads(metadata[KEY])["settings"]
@@ -130,7 +129,7 @@ def finished_settings(target: Path) -> dict | None:
 
 
 def write_parquet(target: Path, parts: Parts, about: dict) -> None:
-    """`about` goes into the file's metadata."""
+    """Writes parquet, with `about` in the file's metadata."""
 
     def write(table: pyarrow.Table, kept: list) -> None:
         if not kept:
@@ -155,7 +154,7 @@ def write_parquet(target: Path, parts: Parts, about: dict) -> None:
 
 
 def write_csv(target: Path, parts: Parts, about: dict) -> None:
-    """Lists become texts, joined by semicolons."""
+    """Writes CSV. Lists become texts, joined by semicolons."""
 
     def text(value):
         return "; ".join(map(str, value)) if isinstance(value, list) else "" if value is None else value
@@ -170,10 +169,11 @@ def write_csv(target: Path, parts: Parts, about: dict) -> None:
 
 
 def write_npy(target: Path, parts: Parts, about: dict) -> None:
-    """The features as an array ``(images, width)`` float32, and the other columns as CSV beside it."""
+    """Writes the features as an array ``(images, width)`` float32, and the other columns to a CSV file of the same
+    name."""
     shape = (parts.num_rows(), pyarrow.parquet.read_schema(parts.path(0)).field(FEATURES).type.list_size)
     with replacing(target) as partial:
-        with partial.open("wb") as file:  # table by table: the whole array may not fit into memory
+        with partial.open("wb") as file:  # table by table, because the whole array may not fit into memory
             header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False}
             np.lib.format.write_array_header_1_0(file, {**header, "shape": shape})
             for table in parts.tables():
@@ -181,7 +181,7 @@ def write_npy(target: Path, parts: Parts, about: dict) -> None:
         write_csv(target.with_suffix(".csv"), parts, about)
 
 
-WRITERS: dict[str, Callable[[Path, Parts, dict], None]] = {  # by the ending of the file
+WRITERS: dict[str, Callable[[Path, Parts, dict], None]] = {  # by the file's ending
     "parquet": write_parquet,
     "npy": write_npy,
     "csv": write_csv,
@@ -189,21 +189,21 @@ WRITERS: dict[str, Callable[[Path, Parts, dict], None]] = {  # by the ending of 
 
 
 def features_column(features: np.ndarray) -> pyarrow.Array:
-    """``(images, width)`` as a column of lists of one length."""
+    """``(images, width)`` as a column of equally long lists."""
     flat = pyarrow.array(np.ascontiguousarray(features, np.float32).reshape(-1))
     return pyarrow.FixedSizeListArray.from_arrays(flat, features.shape[1])
 
 
 def features_array(table: pyarrow.Table) -> np.ndarray:
-    """``(images, width)`` float32 of a table with the column `features`."""
+    """The column `features` of a table as ``(images, width)`` float32."""
     column = table.column(FEATURES).combine_chunks()
     column = column.combine_chunks() if isinstance(column, pyarrow.ChunkedArray) else column
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1).astype(np.float32)
 
 
 def table_of(columns: dict, types: dict[str, pyarrow.DataType]) -> pyarrow.Table:
-    """The columns as a table: arrays ``(images, n)`` as lists of one length, other columns of the type that `types`
-    names, or of their array's."""
+    """The columns as a table. Arrays ``(images, n)`` become equally long lists. Other columns have the type that
+    `types` names, else their array's."""
     arrays = {}
     for name, column in columns.items():
         if isinstance(column, np.ndarray):

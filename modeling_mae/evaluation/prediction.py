@@ -1,4 +1,4 @@
-"""What a classifier says of any images, labelled or not, as a table or as a file."""
+"""Applies a classifier to any images, labelled or not: predictions as a table or a file."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from .tables import ApplySettings, Job, Output, absolute, quiet_accelerator, wri
 
 
 class Predictor:
-    """The trained model of a checkpoint, and what it says of images.
+    """The trained model of a checkpoint, applied to images.
 
     Raises:
         UserError: the checkpoint was trained for no task, or as `Checkpoint.trained`.
@@ -33,7 +33,7 @@ class Predictor:
         self.answers = task.answers(self.names)
 
     def __call__(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Of ``(batch, channels, height, width)`` the numbers that `answers.words` turns into columns."""
+        """For ``(batch, channels, height, width)``, the numbers that `answers.words` turns into columns."""
         return self.answers.numbers(self.model(pixel_values).logits.float())
 
     def job(self, inputs: Inputs) -> Job:
@@ -41,35 +41,36 @@ class Predictor:
 
 
 def predict(checkpoint: str | Path, images: Place, *, progress: bool = False, **options) -> pandas.DataFrame:
-    """What the classifier in `checkpoint` says of all `images`, labelled or not. `mae predict` writes it to a file.
+    """The predictions of the classifier in `checkpoint` for all `images`, labelled or not. `mae predict` writes them
+    to a file.
 
-    Arguments as of `extract_features`; the checkpoint is a classifier, as of run_eval.py.
+    Arguments as for `extract_features`. The checkpoint is a classifier, as run_eval.py writes it.
 
     Returns:
-        A row for each image: `row`, `file` (its path in the folder, or its number), `label` where the images have
-        labels, and the columns that the task's `answers` tells: for one class an image `prediction`, `confidence`, and
-        the next likeliest up to `prediction_5`, `confidence_5`.
+        A row for each image: `row`, `file` (its path in the folder, or its number), `label` if the images have labels,
+            and the columns of the task's `answers`: for one class per image `prediction`, `confidence`, and the
+        next likeliest classes up to `prediction_5`, `confidence_5`.
 
     Raises:
-        UserError: as `extract_features`, and where the checkpoint has no classifier.
+        UserError: as `extract_features`, or the checkpoint has no classifier.
     """
     opened, settings = open_checkpoint(checkpoint), ApplySettings(**options)
-    print(opened.told(), end="")
+    print(opened.notes_text(), end="")
     predictor = Predictor(opened)
     job = predictor.job(settings.open(opened, images))
     return pandas.DataFrame(job.columns(settings, progress))
 
 
 def write_predictions(checkpoint: str, images: Place, output: Output, settings: ApplySettings) -> None:
-    """`predict` into a parquet or CSV file, by all processes of a launcher, part by part.
+    """Writes predictions to a parquet or CSV file, part by part, by all processes of a launcher.
 
     Raises:
-        UserError: as `predict`, and where the file is there already or cannot be written.
+        UserError: as `predict`, or the file exists or cannot be written.
     """
     accelerator = quiet_accelerator()
     target = output.prepared(("parquet", "csv"))
     opened = open_checkpoint(checkpoint)
-    accelerator.print(opened.told(), end="")
+    accelerator.print(opened.notes_text(), end="")
     predictor = Predictor(opened)
     inputs = settings.open(opened, images, accelerator, say=accelerator.print)
     accelerator.print(f"classifier {checkpoint}, {predictor.task.problem.count(len(predictor.names))}")

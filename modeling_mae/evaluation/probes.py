@@ -1,4 +1,4 @@
-"""A probe: a linear classifier, or one on learned attention, trained on features that are in memory."""
+"""Trains probes on features in memory: a linear classifier, or one on learned attention."""
 
 import copy
 import math
@@ -17,8 +17,8 @@ from .reader import FrozenSet
 
 
 EPOCHS, BATCH = 10, 256
-FEWEST_UPDATES, WARMUP_UPDATES = 500, 50  # a small set gets more epochs
-RATE = 3e-2  # of AdamW
+FEWEST_UPDATES, WARMUP_UPDATES = 500, 50  # at least; so a small set gets more epochs
+RATE = 3e-2  # AdamW's learning rate
 
 
 class Probe(MAEPreTrainedModel):
@@ -37,8 +37,8 @@ class Probe(MAEPreTrainedModel):
 
 
 def make_probe(config: MAEConfig, features: np.ndarray, outputs: int) -> Probe:
-    """A new probe for `features` ``(images, width)`` or ``(images, patches, width)`` of an encoder of `config`. Where
-    its queries do not divide the width, there are fewer."""
+    """A new probe for `features` ``(images, width)`` or ``(images, patches, width)`` of an encoder of `config`. It has
+    fewer queries if theirs do not divide the width."""
     config, width = copy.deepcopy(config), features.shape[-1]
     config.hidden_size, config.head_initializer_range = width, 0.01
     config.pooling = "attention" if features.ndim == 3 else "mean"
@@ -50,9 +50,9 @@ def make_probe(config: MAEConfig, features: np.ndarray, outputs: int) -> Probe:
 def probe_metric(
     config: MAEConfig, train: FrozenSet, test: FrozenSet, settings: JudgeSettings, device: torch.device | str = "cpu"
 ) -> float:
-    """The metric of the problem (accuracy in 0..1 for one class an image) that a probe reaches on `test`.
+    """The metric of a probe on `test`: for one class per image, the accuracy in 0..1.
 
-    It is trained by AdamW on the features of `train` as they are, `EPOCHS` epochs or `FEWEST_UPDATES`. `config` is the
+    AdamW trains it on the features of `train` for `EPOCHS` epochs, but at least `FEWEST_UPDATES`. `config` is the
     encoder's. Features are ``(images, width)``, or ``(images, patches, width)`` for an attentive probe."""
     labels, task = torch.from_numpy(train.known_labels), settings.task
     outputs = int(max(labels.max(), test.known_labels.max())) + 1 if labels.ndim == 1 else labels.shape[1]

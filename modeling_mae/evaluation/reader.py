@@ -1,4 +1,4 @@
-"""How images are brought to a model to be looked at once each."""
+"""Runs a model once over all images of a set."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from ..data.serve.images import Images
 
 @dataclass(frozen=True)
 class FrozenSet:
-    """Frozen features of a set of images, and their labels where the set has them."""
+    """Frozen features of a set of images, and their labels if it has them."""
 
     features: np.ndarray  # (images, width), or (images, patches, width) for an attentive probe
     labels: np.ndarray | None  # (images,) class numbers, or (images, n)
@@ -22,14 +22,14 @@ class FrozenSet:
 
     @property
     def known_labels(self) -> np.ndarray:
-        """The labels of a set that must have them."""
+        """The labels. Raises an error if the set has none."""
         assert self.labels is not None, "this set of images has no labels"
         return self.labels
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads images for a model: on all processes of `accelerator`, normalised by `transform`, so many at a time."""
+    """Reads images for a model on all processes, normalised by `transform`, `batch_size` at a time."""
 
     accelerator: Accelerator
     transform: Callable[[dict], torch.Tensor]
@@ -37,11 +37,12 @@ class Reader:
     num_workers: int  # loading workers of each process
 
     @torch.no_grad()
-    def over(self, images: Images, compute: Callable[[dict], dict]) -> dict:
+    def map(self, images: Images, compute: Callable[[dict], dict]) -> dict:
         """`compute(batch)` for all `images`, dealt to the processes: arrays ``(images, ...)`` in order, on every
         process.
 
-        All processes make the same number of calls, as sharded models need. What fills up the last ones is dropped.
+        All processes make the same number of calls, as sharded models need. The images that fill up the last calls are
+        dropped.
         """
         accelerator, total = self.accelerator, len(images)
         share, rank = -(-total // accelerator.num_processes), accelerator.process_index
@@ -60,13 +61,13 @@ class Reader:
         return {key: array.numpy() for key, array in arrays.items()}
 
     def features(self, encode: Callable[[torch.Tensor], torch.Tensor], images: Images) -> FrozenSet:
-        """What `encode` gives for ``pixel_values (batch, channels, height, width)`` of all `images`, on every
+        """The output of `encode` for ``pixel_values (batch, channels, height, width)`` of all `images`, on every
         process."""
 
         def compute(batch: dict) -> dict[str, torch.Tensor]:
-            # The labels come from the batch: an image that stands in for an unreadable one brings its own.
+            # The labels come from the batch, because an image that replaces an unreadable one brings its own.
             labels = {key: batch[key] for key in ("labels",) if key in batch}
             return {"features": encode(self.transform(batch)).float(), **labels}
 
-        arrays = self.over(images, compute)
+        arrays = self.map(images, compute)
         return FrozenSet(arrays["features"], arrays.get("labels"))

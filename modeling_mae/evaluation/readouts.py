@@ -1,4 +1,4 @@
-"""A table of readouts: which blocks, pooled how, and what k-NN, a linear model and a probe make of them."""
+"""Compares readouts (blocks and poolings) by k-NN, a linear model and a probe."""
 
 import itertools
 from collections.abc import Callable
@@ -15,16 +15,16 @@ from .probes import probe_metric
 from .reader import FrozenSet, Reader
 
 
-TABLED = [pooling for pooling in POOLINGS if pooling != "flatten"]  # the rows of all; flatten grows with the image
+TABLED = [pooling for pooling in POOLINGS if pooling != "flatten"]  # flatten grows with the image
 
 
 @dataclass(frozen=True)
 class ReadoutSettings:
-    """The readouts that a user asks for.
+    """The readouts that the user chose.
 
     `readouts` "all": every pooling of the blocks at half and at three quarters of the depth, of the last block, and of
-    all blocks side by side (attention: of the single blocks). And, where either is given, each of `feature_pooling`
-    (by default the mean), of `feature_layers` side by side (by default the last block).
+    all blocks concatenated (attention: only of single blocks). `feature_layers` (default: the last block) and
+    `feature_pooling` (default: the mean), if given, add a row for each pooling of these blocks, concatenated.
     """
 
     readouts: str | None = None
@@ -35,7 +35,7 @@ class ReadoutSettings:
         """The readouts of an encoder of `depth` blocks.
 
         Raises:
-            UserError: a name, block or pooling that does not exist, or one given twice.
+            UserError: a name, block or pooling does not exist, or is given twice.
         """
         check_choice("readouts", [] if self.readouts is None else [self.readouts], ["all"])
         check_choice("feature_layers", self.feature_layers or [], range(1, depth + 1))
@@ -62,11 +62,11 @@ def readout_table(
     settings: JudgeSettings,
     memory_budget: int,
 ) -> list[dict]:
-    """A row for each of the `readouts`: `name`, `feature_layers` and `feature_pooling`; as in `frozen_table` `knn` and
-    `logistic_regression`; and `probe`, as `probe_metric` gives it. Attention has the probe alone.
+    """A row for each of the `readouts`: `name`, `feature_layers`, `feature_pooling`, `knn` and `logistic_regression`
+    as in `frozen_table`, and `probe` as in `probe_metric`. Attention only has the probe.
 
     The encoder sees each image once. Readouts whose features do not fit into `memory_budget` bytes are left out.
-    Metrics are on the main process only.
+    Only the main process gets the metrics.
     """
     accelerator, config = reader.accelerator, encoder.config
     memory_budget = smallest_budget(accelerator, memory_budget)
@@ -80,7 +80,7 @@ def readout_table(
         features = read(model, reader.transform(batch), keys)
         return {**{key: value.float() for key, value in features.items()}, "labels": batch["labels"]}
 
-    sets = [reader.over(images, compute) for images in (train, evaluation)]
+    sets = [reader.map(images, compute) for images in (train, evaluation)]
     rows = []
     for readout in kept:
         row: dict = {"name": str(readout), "feature_layers": list(readout.blocks), "feature_pooling": readout.pooling}
@@ -96,7 +96,7 @@ def readout_table(
 
 
 def _figures(row: dict, task: Task) -> str:
-    """The figures of a row, for people."""
+    """The metrics of a row in words."""
     problem = task.problem
     figures = {"k-NN": row.get("knn", {}).get(K), **{title: row.get(key) for key, title in problem.columns.items()}}
     return "  ".join(f"{title} {problem.shown(value)}" for title, value in figures.items() if value is not None)
@@ -105,8 +105,8 @@ def _figures(row: dict, task: Task) -> str:
 def _fitting(
     readouts: list[Readout], config: MAEConfig, images: int, budget: int, say: Callable[[str], None]
 ) -> list[Readout]:
-    """Those of the `readouts` whose features fit into `budget` bytes all together; `say` names the others. What is
-    computed from features takes as much again."""
+    """The `readouts` whose features all fit into `budget` bytes together. `say` prints the others. Computing with
+    features needs their memory a second time."""
     sizes: dict[tuple[int, str], int] = {}
     kept = []
     for readout in readouts:

@@ -1,4 +1,4 @@
-"""A row for each image, in memory or as a file: what `mae features` and `mae predict` have in common."""
+"""Tables with a row for each image, in memory or as a file. Shared by `mae features` and `mae predict`."""
 
 import os
 import re
@@ -20,16 +20,16 @@ from ..data.find.row_names import RowNames
 from ..errors import UserError
 from ..training.launch import loading_workers, make_accelerator
 from .inputs import Inputs, ProgressBar, columns_of, describe_crop, names_checksum, open_inputs, weights_checksum
-from .parts import WRITERS, Parts, batches_of_parts, different, finished_settings, table_of
+from .parts import WRITERS, Parts, batches_of_parts, differences, finished_settings, table_of
 
 
-BATCH = 64  # images at once; what a ViT-L takes without gradients fits into 8 GiB
+BATCH = 64  # images at a time; a ViT-L without gradients then fits into 8 GiB
 PLACE = ("split", "dataset_config_name", "image_column_name", "label_column_name", "streaming", "cache_dir")
 
 
 @dataclass(frozen=True)
 class ApplySettings:
-    """How a checkpoint is applied to images: which they are, and how they are read.
+    """Which images a checkpoint is applied to, and how they are read.
 
     Raises:
         UserError: the batch size is below 1.
@@ -41,8 +41,8 @@ class ApplySettings:
     label_column_name: str | None = None
     streaming: bool = False
     cache_dir: str | None = None
-    on_bad_image: str = "error"  # or skip: unreadable images are printed and left out
-    batch_size: int = BATCH  # images at once
+    on_bad_image: str = "error"  # or skip: name unreadable images and leave them out
+    batch_size: int = BATCH  # images at a time
     num_workers: int | None = None  # processes that read images; by default one for each core, 0 for none
 
     def __post_init__(self):
@@ -51,11 +51,11 @@ class ApplySettings:
 
     @property
     def place(self) -> dict[str, Any]:
-        """What `open_place` takes of them."""
+        """The settings for `open_place`."""
         return {name: getattr(self, name) for name in PLACE}
 
     def described(self, images: Place) -> dict | None:
-        """What opens the same images later, as JSON can hold it; None of Python objects."""
+        """JSON from which the same images can be opened later. None for Python objects."""
         return described(images, **self.place)
 
     def open(
@@ -66,7 +66,7 @@ class ApplySettings:
         white: float | None = None,
         say: Callable[[str], None] = print,
     ) -> Inputs:
-        """The images as `checkpoint` sees them. `accelerator` lets one process look for them first.
+        """The images as `checkpoint` sees them. With `accelerator`, one process opens them before the others.
 
         Raises:
             UserError: as `open_place` and `open_inputs`.
@@ -78,11 +78,10 @@ class ApplySettings:
 
 @dataclass(frozen=True)
 class Job:
-    """A model, the images that it is applied to, and the columns that come of it.
+    """A model, the images that it is applied to, and the columns to compute.
 
-    `compute` gives tensors ``(images, ...)`` for ``pixel_values``. `finish` makes columns for people of them, whose
-    types are in `types`. `decides` are the settings that decide the values, beside the checkpoint's and the images'
-    own.
+    `compute` returns tensors ``(images, ...)`` for ``pixel_values``. `finish` turns these into readable columns with
+    the given `types`. `decides` are the settings that decide the values, besides checkpoint and images.
     """
 
     inputs: Inputs
@@ -93,7 +92,7 @@ class Job:
     types: dict[str, pyarrow.DataType] = field(default_factory=dict)
 
     def columns(self, settings: ApplySettings, progress: bool) -> dict[str, Any]:
-        """The columns of all images, computed by this process alone."""
+        """The columns of all images, computed by this process."""
         accelerator = Accelerator()
         torch.nn.Module.to(self.model, accelerator.device)
         batches = [rows for part in batches_of_parts(len(self.inputs), settings.batch_size) for rows in part]
@@ -114,22 +113,22 @@ class Job:
 
 @dataclass(frozen=True)
 class Output:
-    """The file to write, its format (None: as the file's name ends), and whether it may replace another."""
+    """The file to write, its format (None: by the file's ending), and whether it may replace an existing one."""
 
     output: str | Path
     to: str | None = None
     overwrite: bool = False
 
     def prepared(self, formats: tuple[str, ...]) -> Path:
-        """The file's path, which ends in one of `formats`, before any long work.
+        """Checks the file's path, which must end in one of `formats`, before any long work.
 
         Raises:
-            UserError: the name is a URL or ends in another way, or its folder cannot be written.
+            UserError: the name is a URL or has another ending, or its folder cannot be written.
         """
         target = local_path(self.output)
         kinds = (self.to,) if self.to else formats
         if target.suffix[1:] not in kinds:
-            raise UserError(f"{str(target)!r} does not end in {' or '.join(f'.{kind}' for kind in kinds)}: name it so")
+            raise UserError(f"{str(target)!r} must end in {' or '.join(f'.{kind}' for kind in kinds)}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -137,7 +136,7 @@ class Output:
                 f"folder {str(target.parent)!r} cannot be made ({error.strerror}): give another"
             ) from error
         if target.is_dir() or not os.access(target.parent, os.W_OK):
-            raise UserError(f"{str(target)!r} cannot be written: give the path of a file in a folder of yours")
+            raise UserError(f"{str(target)!r} cannot be written: give a path in a folder that you can write to")
         return target
 
 
@@ -147,29 +146,29 @@ def local_path(output: str | Path) -> Path:
     Raises:
         UserError: it is a URL.
     """
-    if re.match(r"\w[\w+.-]+:/", str(output)):  # a Path has lost one of the two slashes
-        raise UserError(f"output {str(output)!r} is a URL: give a path of this machine, and copy the file from there")
+    if re.match(r"\w[\w+.-]+:/", str(output)):  # pathlib drops one of the two slashes
+        raise UserError(f"output {str(output)!r} is a URL: give a path on this machine, and copy the file afterwards")
     return Path(output).expanduser().absolute()
 
 
 def quiet_accelerator() -> Accelerator:
-    """The launcher's settings; the libraries report only errors from here on."""
+    """An Accelerator with the launcher's settings. From here on the libraries only report errors."""
     return make_accelerator(Path("."), [])
 
 
 def absolute(checkpoint: str) -> str:
-    """The folder's absolute path; an id on the Hub as it is."""
+    """The folder's absolute path. A Hub id stays as it is."""
     return os.path.abspath(checkpoint) if os.path.isdir(checkpoint) else checkpoint
 
 
 def write_rows(
     accelerator: Accelerator, job: Job, target: Path, overwrite: bool, settings: ApplySettings, about: dict
 ) -> None:
-    """Compute what is missing of the file `target`, part by part over all processes, and put it together. `about` goes
-    into a parquet file's metadata.
+    """Compute the missing parts of the file `target` on all processes, and merge them. `about` goes into a parquet
+    file's metadata.
 
     Raises:
-        UserError: the file, or parts of it, are there already and were made otherwise.
+        UserError: the file or parts of it exist, with other settings.
     """
     inputs, say = job.inputs, accelerator.print
     made_with = {
@@ -183,7 +182,7 @@ def write_rows(
         **job.decides,
     }
     parts = Parts(accelerator, target, made_with, batches_of_parts(len(inputs), settings.batch_size))
-    # Parts beside the file: a run that may replace it was stopped, perhaps on its last step.
+    # Parts next to the file mean that a run with --overwrite was stopped, perhaps at its last step.
     if target.exists() and not overwrite and not parts.begun:
         refuse_other_file(target, made_with)
         say(f"finished   {target} was there already, made with the same settings")
@@ -193,7 +192,7 @@ def write_rows(
     missing = parts.open(overwrite)
     if accelerator.is_main_process and parts.done():
         say(f"goes on    {len(parts.done()):,} of {len(parts.parts):,} parts are in {parts.folder}", flush=True)
-    accelerator.wait_for_everyone()  # the count is of before this run
+    accelerator.wait_for_everyone()  # all processes count the parts before any is written
     torch.nn.Module.to(job.model, accelerator.device)
     compute_parts(accelerator, job, parts, missing, loading_workers(settings.num_workers))
     accelerator.wait_for_everyone()
@@ -206,7 +205,7 @@ def write_rows(
 
 
 def compute_parts(accelerator: Accelerator, job: Job, parts: Parts, missing: list[int], num_workers: int) -> None:
-    """Compute and write the `missing` parts, through one loader."""
+    """Compute and write the `missing` parts with a single loader."""
     batches = [rows for number in missing for rows in parts.parts[number]]
     types = {**RowNames(job.inputs.source).types, **job.types}
     bar = ProgressBar(sum(map(len, batches)), accelerator.is_main_process, accelerator.num_processes)
@@ -228,6 +227,6 @@ def refuse_other_file(target: Path, settings: dict) -> None:
         UserError: the finished file `target` was not made with these settings.
     """
     before = finished_settings(target)
-    changes = "unknown settings" if before is None else different(before, settings)
+    changes = "unknown settings" if before is None else differences(before, settings)
     if changes:
-        raise UserError(f"{str(target)!r} is there already, made with {changes}: give another name, or --overwrite")
+        raise UserError(f"{str(target)!r} exists, made with {changes}: give another name, or --overwrite")

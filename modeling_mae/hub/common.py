@@ -1,4 +1,4 @@
-"""What pushing and fetching share: the files that go with a checkpoint, and another attempt where one may help."""
+"""Shared by pushing and fetching: the files that go with a checkpoint, and retries."""
 
 import time
 from collections.abc import Callable
@@ -9,9 +9,9 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 
 LOG = ("history.jsonl",)
-# A classifier's run needs the best epoch so far too: it is not in the checkpoints.
+# A classifier's run also needs its best epoch so far, which is not in the checkpoints.
 LOG_AND_BEST = (*LOG, "model*.safetensors*", "config.json", "*.py")
-WAITS = (1, 4, 10)  # seconds before each further attempt; huggingface_hub repeats most requests itself, too
+WAITS = (1, 4, 10)  # seconds before each retry; huggingface_hub retries most requests itself, too
 T = TypeVar("T")
 
 
@@ -37,7 +37,7 @@ def status_of(error: BaseException | None) -> int | None:
 
 
 def refused(error: BaseException) -> bool:
-    """Whether the same request will fail again. A timeout, another commit or too many requests pass."""
+    """Whether a retry would fail too. A timeout, a concurrent commit and too many requests pass."""
     status = status_of(error)
     return status is not None and 400 <= status < 500 and status not in (408, 409, 412, 429)
 

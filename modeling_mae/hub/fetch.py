@@ -22,7 +22,7 @@ def hub_source(resume: str | None) -> tuple[str, str | None] | None:
     """`hub://owner/name@revision` as (repository, revision or None). Anything else is None.
 
     Raises:
-        UserError: no repository's name follows `hub://`.
+        UserError: `hub://` is not followed by a repository's name.
     """
     if resume is None or not resume.startswith(SCHEME):
         return None
@@ -37,22 +37,23 @@ def hub_source(resume: str | None) -> tuple[str, str | None] | None:
 
 
 def local_checkpoint(
-    accelerator: Accelerator, folder: Path, resume: str | None, beside: tuple[str, ...] = LOG
+    accelerator: Accelerator, folder: Path, resume: str | None, extra_files: tuple[str, ...] = LOG
 ) -> str | None:
-    """`resume` for `open_run`. The main process downloads what is on the Hub into `folder`; anything else stays.
+    """`resume` as a local checkpoint. The main process downloads one on the Hub into `folder`. Other values are
+    returned unchanged.
 
     Raises:
         UserError: as `download_checkpoint`.
     """
     if resume is None or hub_source(resume) is None:
         return resume
-    path = [str(download_checkpoint(resume, folder, beside)) if accelerator.is_main_process else None]
+    path = [str(download_checkpoint(resume, folder, extra_files)) if accelerator.is_main_process else None]
     return broadcast_object_list(path)[0]
 
 
-def download_checkpoint(source: str, folder: Path, beside: tuple[str, ...] = LOG) -> Path:
+def download_checkpoint(source: str, folder: Path, extra_files: tuple[str, ...] = LOG) -> Path:
     """Download the newest checkpoint of `source` (`hub://owner/name[@revision]`) into `folder`, and the files that
-    match `beside` (patterns) where `folder` lacks them.
+    match the patterns `extra_files`, unless `folder` has them.
 
     Raises:
         UserError: no such repository or revision, no checkpoint in it, or no answer from the Hub.
@@ -62,7 +63,7 @@ def download_checkpoint(source: str, folder: Path, beside: tuple[str, ...] = LOG
     partial = folder / ".partial-download"
 
     def download() -> str | None:
-        commit = api.model_info(repo_id, revision=revision).sha  # all of one commit, whatever is pushed meanwhile
+        commit = api.model_info(repo_id, revision=revision).sha  # all files of one commit
         files = api.list_repo_files(repo_id, revision=commit)
         folders = {path.partition("/")[0] for path in files if "/" in path}
         updates = [update for update in map(checkpoint_update, folders) if update is not None]
@@ -70,7 +71,7 @@ def download_checkpoint(source: str, folder: Path, beside: tuple[str, ...] = LOG
             return None
         name = checkpoint_name(max(updates))
         shutil.rmtree(partial, ignore_errors=True)
-        patterns = [f"{name}/*", *matching([path for path in files if "/" not in path], beside)]
+        patterns = [f"{name}/*", *matching([path for path in files if "/" not in path], extra_files)]
         api.snapshot_download(repo_id, revision=commit, allow_patterns=patterns, local_dir=partial)
         return name
 
@@ -78,9 +79,9 @@ def download_checkpoint(source: str, folder: Path, beside: tuple[str, ...] = LOG
         name = retried(download)
     except Exception as error:
         if isinstance(error, RevisionNotFoundError):
-            remedy = f"there is no revision {revision!r}: give another one, or none for the newest"
+            remedy = f"revision {revision!r} does not exist: give another, or none for the newest"
         elif isinstance(error, RepositoryNotFoundError) or refused(error):
-            remedy = "there is no such repository, or not for this token: give another, or run `hf auth login`"
+            remedy = "this repository does not exist, or not for this token: give another, or run `hf auth login`"
         else:
             remedy = "the Hub does not answer: try again, or give a checkpoint's folder"
         raise UserError(f"resume_from_checkpoint {source!r} ({reason(error)}): {remedy}") from None

@@ -23,7 +23,8 @@ IGNORED = (".mae_run.*", "*/.mae_run.*", "checkpoint-*", ".partial-*", "*/checkp
 
 @dataclass(frozen=True)
 class HubSettings:
-    """`push_to_hub` is "no", "end" or "checkpoint". Without a `hub_model_id` the repository has the folder's name."""
+    """`push_to_hub` is "no", "end" or "checkpoint". Without a `hub_model_id` the repository is named like the
+    folder."""
 
     push_to_hub: str = "no"
     hub_model_id: str | None = None
@@ -33,19 +34,19 @@ class HubSettings:
 class Hub:
     """The repository of a run in `folder`.
 
-    With "checkpoint", each checkpoint is uploaded in the background too. The files beside it that match `beside`
-    (patterns) go with it: a run needs them to go on from there. With "no", and on other processes than the main one,
-    every method does nothing.
+    With "checkpoint", each checkpoint is also uploaded in the background, with the files that match the patterns
+    `extra_files`, which a run needs to go on from there. With "no", and on all but the main process, every method does
+    nothing.
     """
 
-    def __init__(self, folder: Path, settings: HubSettings, main_process: bool, beside: tuple[str, ...] = LOG):
-        self.folder, self.settings, self.beside = folder, settings, beside
+    def __init__(self, folder: Path, settings: HubSettings, main_process: bool, extra_files: tuple[str, ...] = LOG):
+        self.folder, self.settings, self.extra_files = folder, settings, extra_files
         self.repo_id = settings.hub_model_id or folder.resolve().name
         self.active = main_process and settings.push_to_hub != "no"
         self.api = HfApi()
         self.created = False
         self.upload: Future | None = None
-        self.skipped: dict[Path, Path] = {}  # of each run, the newest checkpoint that came while another was uploaded
+        self.skipped: dict[Path, Path] = {}  # for each run, the newest checkpoint written during another's upload
 
     def card_name(self, folder: Path) -> str:
         """What the model card in `folder` calls the model: the repository, or else the folder."""
@@ -56,7 +57,7 @@ class Hub:
         return self.repo_id if self.active and folder == self.folder else None
 
     def start(self) -> "Hub":
-        """Create the repository before any long work. When the Hub cannot be reached, say so and go on.
+        """Create the repository before any long work. If the Hub cannot be reached, print that and go on.
 
         Raises:
             UserError: the Hub refuses the token or the repository's name.
@@ -73,7 +74,7 @@ class Hub:
                     f"hub_model_id {self.repo_id!r} cannot be pushed to ({reason(error)}): run `hf auth login` with "
                     "a token that may write there, or give another --hub_model_id"
                 ) from None
-            _say(f"the Hub does not answer ({reason(error)}): the run goes on, and pushing is tried again later")
+            _say(f"the Hub does not answer ({reason(error)}): the run goes on, and tries to push later")
         return self
 
     def checkpoint(self, path: Path) -> None:
@@ -88,18 +89,18 @@ class Hub:
         staging = self.folder / ".partial-push"
         try:
             shutil.rmtree(staging, ignore_errors=True)
-            # The loop may remove the checkpoint, not this copy of it, before the upload ends.
+            # A copy, because the loop may remove the checkpoint before the upload ends.
             shutil.copytree(path, staging / name, copy_function=_link)
-            for file in matching([file.name for file in path.parent.iterdir() if file.is_file()], self.beside):
+            for file in matching([file.name for file in path.parent.iterdir() if file.is_file()], self.extra_files):
                 copy = shutil.copy2 if file in LOG else _link  # the loop goes on writing to its log
                 copy(path.parent / file, (staging / name).parent / file)
         except OSError as error:
-            _say(f"{path} is not on the Hub ({reason(error)}): the next one is tried")
+            _say(f"{path} was not uploaded ({reason(error)}): the next one will be tried")
             return
         self.upload = self.api.run_as_future(self._upload, name, staging)
 
     def finish(self) -> None:
-        """Wait until the newest checkpoint of each run is on the Hub, or has failed to get there."""
+        """Wait until the newest checkpoint of each run is uploaded, or its upload has failed."""
         while self.upload:
             self.upload.result()
             self.upload = None
@@ -108,7 +109,7 @@ class Hub:
 
     @contextmanager
     def finishing_uploads(self, accelerator: Accelerator):
-        """For the time of training: when it is stopped, the last checkpoint arrives before any process ends."""
+        """Wraps the training. If it is stopped, the last checkpoint is uploaded before any process ends."""
         try:
             yield
         except TrainingStopped as stop:
@@ -118,14 +119,14 @@ class Hub:
             raise
 
     def push(self) -> bool:
-        """Upload the folder without its checkpoints, after what is still being uploaded. On a failure print the
-        command that pushes later and give False: everything trained is on disk."""
+        """Upload the folder without its checkpoints, after any running upload. On failure, print the command that
+        pushes later and return False: everything trained is on disk."""
         if not self.active:
             return True
         self.finish()
         try:
             url = retried(self._push)
-        except Exception as error:  # whatever the network and its client come up with
+        except Exception as error:  # any error of the network and its client
             excluded = [word for pattern in IGNORED for word in ("--exclude", pattern)]
             words = [self.repo_id, str(self.folder), *["--private"] * self.settings.hub_private_repo, *excluded]
             _say(f"not pushed ({reason(error)}): {_later(self.folder, words)}")
@@ -158,7 +159,7 @@ class Hub:
         try:
             retried(lambda: self._commit(name, staging))
         except Exception as error:
-            _say(f"{self.folder / name} is not on the Hub ({reason(error)}): the run goes on, the next one is tried")
+            _say(f"{self.folder / name} was not uploaded ({reason(error)}): the next one will be tried")
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
@@ -176,10 +177,10 @@ class Hub:
 
 
 def push_space(folder: Path, repo_id: str, *, private: bool) -> str:
-    """Upload `folder` as the Gradio Space `repo_id`. Gives its address.
+    """Upload `folder` as the Gradio Space `repo_id`. Returns its address.
 
     Raises:
-        UserError: the Hub refuses or does not answer; names the command that pushes later.
+        UserError: the Hub refuses or does not answer. The message names the command that pushes later.
     """
     _silence_client()
     api = HfApi()
@@ -192,23 +193,23 @@ def push_space(folder: Path, repo_id: str, *, private: bool) -> str:
 
     try:
         return retried(push)
-    except Exception as error:  # whatever the network and its client come up with
+    except Exception as error:  # any error of the network and its client
         words = [repo_id, str(folder), ".", "--repo-type", "space", *["--private"] * private]
         raise UserError(f"{repo_id!r} is not pushed ({reason(error)}): {_later(folder, words)}") from None
 
 
 def _later(folder: Path, words: list[str]) -> str:
-    return f"all is in {folder}; push it later with `{shlex.join(['hf', 'upload', *words])}`"
+    return f"everything is in {folder}; push it later with `{shlex.join(['hf', 'upload', *words])}`"
 
 
 def _is_in_checkpoint(path: str, folder: str) -> bool:
-    """Whether the repository's file `path` lies in a checkpoint directly below `folder` (`.` is the repository)."""
+    """Whether the repository's file `path` is in a checkpoint directly below `folder` (`.` is the top)."""
     parents = [parent for parent in Path(path).parents if checkpoint_update(parent) is not None]
     return any(parent.parent.as_posix() == folder for parent in parents)
 
 
 def _silence_client() -> None:
-    """The client's messages and bars would break into what a training shows."""
+    """Silences the client, whose messages and bars would break into the training's output."""
     logging.set_verbosity_error()
     disable_progress_bars()
 
@@ -216,7 +217,7 @@ def _silence_client() -> None:
 def _link(source: str | Path, target: str | Path) -> None:
     try:
         os.link(source, target)
-    except OSError:  # not every file system can
+    except OSError:  # not all file systems have links
         shutil.copy2(source, target)
 
 

@@ -1,10 +1,9 @@
-"""Other projects' checkpoints, in and out.
+"""Reads and writes other projects' checkpoints.
 
-`modeling_mae.checkpoint.open_checkpoint` and ``from_pretrained`` of our models read through this room. `mae convert`
-writes.
+`modeling_mae.checkpoint.open_checkpoint` and ``from_pretrained`` of our models read them, `mae convert` writes them.
 
-Read are the official `.pth` files (encoder, with decoder, fine-tuned, probed), transformers' `ViTMAE*` and `ViT*`
-checkpoints, timm's vision transformers, and CrossMAE's and MAE-code's files. Written are transformers'
+It reads the official `.pth` files (encoder, with decoder, fine-tuned, probed), transformers' `ViTMAE*` and `ViT*`
+checkpoints, timm's vision transformers, and CrossMAE's and MAE-code's files. It writes transformers'
 ViTMAEForPreTraining, ViTModel and ViTForImageClassification, timm's folders, ONNX graphs and torch.export programs.
 """
 

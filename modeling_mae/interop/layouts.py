@@ -1,7 +1,7 @@
-"""The layouts of checkpoints: what each project calls its tensors, and what each layout can express.
+"""The checkpoint layouts: each project's names for the tensors, and what each layout can express.
 
 Every conversion passes through the official layout: timm's names for the encoder, `decoder_*` for the decoder. The
-cross decoder has CrossMAE's names, which are the official ones and a few more.
+cross decoder has CrossMAE's names, which extend the official ones.
 """
 
 import re
@@ -15,8 +15,8 @@ from ..errors import UserError
 from ..modeling_mae import MAEModel, MAEPreTrainedModel
 
 
-# Our prefix -> the official one. Inside a block only `attention` differs: the official code calls it `attn`, CrossMAE
-# `cross_attn`.
+# Our prefix -> the official one. Inside a block only `attention` differs: `attn` in the official code, `cross_attn` in
+# CrossMAE.
 PREFIXES = {
     "mae.embeddings.patch_embeddings.": "patch_embed.proj.",
     "mae.embeddings.cls_token": "cls_token",
@@ -32,7 +32,7 @@ PREFIXES = {
     "decoder.norm.": "decoder_norm.",
     "decoder.head.": "decoder_pred.",
 }
-# A regular expression: the official names that belong to the decoder.
+# A regular expression for the decoder's official names.
 DECODER = r"(decoder|mask_token|wfm\.|dec_norms\.)"
 # transformers writes query, key and value as three tensors; the official code joins them in this order.
 QUERY_KEY_VALUE = ("query", "key", "value")
@@ -70,8 +70,8 @@ MAE_CODE_NAMES = [
     (r"^transformer\.layers\.(\d+)\.1\.fn\.net\.0\.", r"blocks.\1.mlp.fc1."),
     (r"^transformer\.layers\.(\d+)\.1\.fn\.net\.3\.", r"blocks.\1.mlp.fc2."),
 ]
-# A file holds no number of heads. Per field of MAEConfig: published width -> heads and depth, and a head's width
-# elsewhere.
+# Files do not hold the number of heads. Per field of MAEConfig: published width -> heads and depth, and the width of a
+# head for other widths.
 PUBLISHED_HEADS = {
     "num_attention_heads": ({192: (3, 12), 384: (6, 12), 768: (12, 12), 1024: (16, 24), 1280: (16, 32)}, 64),
     "decoder_num_attention_heads": ({512: (16, 8)}, 32),
@@ -82,25 +82,25 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 TIMM_POOLINGS = {"mean": "avg", "cls": "token"}
 TIMM_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # by PIL's number
 
-# MAEConfig's own fields. Those that it inherits do not describe the architecture.
+# MAEConfig's own fields. Inherited fields do not describe the architecture.
 FIELDS = [name for name in MAEConfig.__annotations__ if not name.startswith("_")]
 
 
 @dataclass(frozen=True)
 class Carries:
-    """The values of one field that a layout can express, and what to do about any other value."""
+    """The values of a field that a layout can express, and the remedy for any other value."""
 
     values: tuple[str | int | None, ...]
     remedy: str
 
 
-# These poolings have no weights, so the tokens alone carry them.
+# These poolings have no weights of their own.
 ENCODER_POOLING = Carries(
-    ("mean", "cls", "flatten"), "--set pooling=mean leaves the pooling's weights behind, --to mae keeps them"
+    ("mean", "cls", "flatten"), "--set pooling=mean drops the pooling's weights, --to mae keeps them"
 )
-# What each written layout can express. Every other value is refused, so a new decoder or pooling is refused until
-# it is entered here. A field that a layout lacks here makes no difference to it: ViTModel and timm hold no decoder,
-# it stays behind. ONNX and torch.export carry the model itself and need no entry.
+# What each written layout can express. All other values are refused, so a new decoder or pooling is refused until it
+# is entered here. A layout does not check fields that it lacks here: ViTModel and timm have no decoder and drop it.
+# ONNX and torch.export carry the model itself and need no entry.
 LAYOUTS = {
     "transformers' ViTMAEForPreTraining": {
         "decoder_type": Carries(("self",), "--to vit writes the encoder alone"),
@@ -125,10 +125,10 @@ LAYOUTS = {
 
 
 def check_carried(layout: str, config: MAEConfig) -> None:
-    """Refuse a `config` that `layout`, a key of LAYOUTS, cannot express.
+    """Refuses a `config` that `layout`, a key of LAYOUTS, cannot express.
 
     Raises:
-        UserError: names the layout, the field, its value and the remedy.
+        UserError: the message names the layout, the field, its value and the remedy.
     """
     for field, carries in LAYOUTS[layout].items():
         value = getattr(config, field)
@@ -138,23 +138,23 @@ def check_carried(layout: str, config: MAEConfig) -> None:
 
 
 def shared_fields(config_class: type) -> list[str]:
-    """The fields of MAEConfig that a config class of transformers has too, under the same names."""
+    """The fields that MAEConfig and a config class of transformers have in common."""
     example = config_class()
     return [field for field in FIELDS if hasattr(example, field)]
 
 
 def rename(key: str, names: list[tuple[str, str]]) -> str:
-    """`key` after every (regular expression, replacement) of `names`, in their order."""
+    """Applies every (regular expression, replacement) of `names` to `key`, in order."""
     for pattern, replacement in names:
         key = re.sub(pattern, replacement, key)
     return key
 
 
 def to_ours(official: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Official names -> those of MAEForPreTraining and EvalNet.
+    """Renames official tensors to the names of MAEForPreTraining and EvalNet.
 
-    The official code embeds patches by a convolution, ours by a linear layer. Its input has the order of the
-    decoder's prediction: row, column, channel.
+    The official code embeds patches by a convolution, ours by a linear layer. The linear layer's input has the order
+    of the decoder's prediction: row, column, channel.
     """
     ours = {}
     for key, value in official.items():
@@ -169,8 +169,7 @@ def to_ours(official: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def to_official(model: MAEPreTrainedModel) -> dict[str, torch.Tensor]:
-    """The weights of any of our models under official names, on the CPU. The classifier's are `head` and
-    `head_norm`."""
+    """The weights of any of our models under official names, on the CPU. The classifier is `head` and `head_norm`."""
     prefix = "mae." if isinstance(model, MAEModel) else ""
     official = {}
     for key, value in model.state_dict().items():
@@ -196,7 +195,7 @@ def official_from_vit(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 
 def fill_vit(model: nn.Module, official: dict[str, torch.Tensor]) -> None:
-    """Load official weights into one of transformers' ViT classes, by the names of the installed version."""
+    """Load official weights into one of transformers' ViT classes, with the names of the installed version."""
     state = {}
     for key in model.state_dict():
         name = rename(key, VIT_NAMES)

@@ -1,4 +1,4 @@
-"""Image processors for the folders that transformers alone must be able to load."""
+"""Image processors for folders that must load with transformers alone."""
 
 from typing import Any
 
@@ -8,16 +8,16 @@ from ..image_processing_mae import MAEImageProcessor
 
 
 GRAY_NOTE = (
-    "transformers' own image processor does not make images gray: give it gray ones, as Image.convert('L') makes "
-    "them, and no pipeline, which makes every image RGB"
+    "transformers' own image processor does not make images gray: give it gray images (Image.convert('L')), and "
+    "use no pipeline, because pipelines make every image RGB"
 )
 
 
 def transformers_processor(processor, num_channels: int) -> tuple[Any, str | None]:
-    """(one of transformers' own processors that does what `processor` does, a note for the user), either may be None.
+    """(transformers' own processor equivalent to `processor`, a note for the user). Either may be None.
 
-    Ours is for images that are not RGB. transformers' take gray images as they are; none of them is sure to take
-    another number of channels.
+    Ours is for images that are not RGB. transformers' processors take gray images unchanged. None of them reliably
+    takes another number of channels.
     """
     if processor is None:
         return None, "no image processor: the source has none"

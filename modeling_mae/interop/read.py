@@ -1,4 +1,4 @@
-"""Checkpoints of other projects, from files, folders and the Hub."""
+"""Reads other projects' checkpoints from files, folders and the Hub."""
 
 import argparse
 import contextlib
@@ -42,7 +42,7 @@ VIT_CLASSES = ("ViTMAEForPreTraining", "ViTMAEModel", "ViTModel", "ViTForImageCl
 HUB_OPTIONS = ("cache_dir", "revision", "token", "local_files_only", "subfolder")
 MAX_JSON = 16 << 20  # bytes; the names of 100,000 classes take a quarter of it
 MAX_CLASSES = 100_000
-# What stands beside weights in the files of training scripts and is data alone: paths, and NumPy's numbers and arrays.
+# What training scripts store next to weights, and is only data: paths, and NumPy's numbers and arrays.
 HARMLESS: list[Any] = [
     argparse.Namespace,
     pathlib.PosixPath,
@@ -55,7 +55,7 @@ HARMLESS: list[Any] = [
 for module in ("numpy._core", "numpy.core"):  # numpy 2 and 1
     HARMLESS.append((np._core.multiarray.scalar, f"{module}.multiarray.scalar"))  # type: ignore[attr-defined]
     HARMLESS.append((np._core.multiarray._reconstruct, f"{module}.multiarray._reconstruct"))  # type: ignore[attr-defined]
-# What a missing file and a stranger's JSON make transformers raise. RecursionError is a RuntimeError.
+# The errors of transformers for a missing file or invalid JSON. RecursionError is a RuntimeError.
 BROKEN: tuple[type[Exception], ...] = (
     OSError,
     ImportError,
@@ -73,7 +73,7 @@ BROKEN: tuple[type[Exception], ...] = (
 
 @contextlib.contextmanager
 def reading(source) -> Iterator[None]:
-    """Turn the errors of a missing or broken `source`, and of fields that make no model, into UserError."""
+    """Turns errors about a missing or broken `source`, or invalid fields, into a UserError."""
     try:
         yield
     except UserError:
@@ -88,10 +88,11 @@ def reading(source) -> Iterator[None]:
 
 
 def read_json(source, file: str, hub_options: dict) -> dict | None:
-    """A JSON file of the checkpoint at `source`; None where it has no such file.
+    """The content of a JSON file of the checkpoint at `source`, or None if it has no such file.
 
     Raises:
-        UserError: the file is too large or holds no object; or `source` is not on the Hub, or it does not answer.
+        UserError: the file is too large or does not hold an object, `source` is not on the Hub, or the Hub does not
+            answer.
     """
     may_lack = file != CONFIG_NAME or Path(source).is_dir()
     with reading(source):
@@ -100,7 +101,7 @@ def read_json(source, file: str, hub_options: dict) -> dict | None:
         return None
     if Path(path).stat().st_size > MAX_JSON:
         raise UserError(
-            f"{source}: its {file} has more than {MAX_JSON >> 20} MiB, which is not a configuration of a model"
+            f"{source}: its {file} has more than {MAX_JSON >> 20} MiB, too much for a configuration of a model"
         )
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -112,18 +113,18 @@ def read_json(source, file: str, hub_options: dict) -> dict | None:
 
 
 def check_content(source, content: dict) -> None:
-    """Refuse what transformers takes from a config.json without a look: its class, precision and names of classes.
+    """Checks what transformers takes unchecked from a config.json: class, precision and class names.
 
     Raises:
-        UserError: names the first bad entry.
+        UserError: the message names the first bad entry.
     """
     classes, dtype = content.get("architectures") or [], content.get("dtype", content.get("torch_dtype"))
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise UserError(
-            f"{source}: architectures={str(classes)[:60]} in its config.json is not a list of names: mend it"
+            f"{source}: architectures={str(classes)[:60]} in its config.json is not a list of names: fix it"
         )
     if not isinstance(dtype, (str, type(None))):
-        raise UserError(f"{source}: dtype={str(dtype)[:60]} in its config.json is not a name of a precision: mend it")
+        raise UserError(f"{source}: dtype={str(dtype)[:60]} in its config.json is not a name of a precision: fix it")
     names = content.get("id2label")
     if names is None:
         return
@@ -138,15 +139,15 @@ def check_content(source, content: dict) -> None:
         if number not in expected or not isinstance(label, str):
             raise UserError(
                 f"{source}: id2label has the entry {str(number)[:40]!r}: {str(label)[:60]!r}, and needs a text for "
-                f"each number 0 ... {len(names) - 1}: mend its config.json"
+                f"each number 0 ... {len(names) - 1}: fix its config.json"
             )
 
 
 def read_processor(source, hub_options: dict | None = None) -> Any | None:
-    """The image processor beside the checkpoint at `source`, a folder or a Hub id; None where it has none.
+    """The image processor stored with the checkpoint at `source`, a folder or a Hub id, or None.
 
     Raises:
-        UserError: it cannot be read, or it is code of its own, which is never run.
+        UserError: it cannot be read, or it is custom code, which is never run.
     """
     hub_options = hub_options or {}
     names = ("preprocessor_config.json", "processor_config.json")
@@ -159,25 +160,25 @@ def read_processor(source, hub_options: dict | None = None) -> Any | None:
         auto_map = contents[0].get("auto_map")
         if isinstance(auto_map, dict) and "trust_remote_code" in str(error):
             raise UserError(
-                f"{source}: its image processor is code of its own ({next(iter(auto_map.values()), '')}), which is "
-                "never run: save one of transformers' own beside the weights"
+                f"{source}: its image processor is custom code ({next(iter(auto_map.values()), '')}), which is "
+                "never run: save one of transformers' own with the weights"
             ) from error
         raise UserError(f"{source}: its image processor cannot be read: {one_line(error)[:300]}") from error
 
 
 def read(source, image_size: int | list[int] | None, options: dict) -> Foreign | None:
-    """The checkpoint at `source`, a file, a folder or a Hub id. None when it is ours, or when nothing is there.
+    """The checkpoint at `source`, a file, a folder or a Hub id. None if it is ours, or does not exist.
 
-    What a file does not say is set as in the published models, and the notes tell it.
+    Settings that a file does not hold are set as in the published models. The notes list them.
 
     Args:
-        image_size: pixels, int or [height, width]. It matters only where it fits the file's number of patches.
-        options: of ``from_pretrained``. Fields of MAEConfig are taken out of it; they win over what the file says. So
-            is ``prefix``, which says where in a file the weights are (`choose_weights`).
+        image_size: pixels, int or [height, width]. Used only if it fits the file's number of patches.
+        options: options of ``from_pretrained``. Fields of MAEConfig are removed from it, and replace the file's.
+            ``prefix`` is removed too. It says where in a file the weights are (`choose_weights`).
 
     Raises:
-        UserError: for a file of no known layout, for one that holds more than tensors and plain values, and for one
-            whose sizes it does not tell. The message names the remedy.
+        UserError: the file's layout is unknown, it holds more than tensors and plain values, or the sizes cannot be
+            found from it. The message names the remedy.
     """
     path, prefix = Path(str(source)), options.pop("prefix", None)
     if path.is_file():
@@ -190,7 +191,7 @@ def read(source, image_size: int | list[int] | None, options: dict) -> Foreign |
     try:
         content, _ = PreTrainedConfig.get_config_dict(source, **hub_options)
     except (OSError, ValueError, TypeError):
-        return None  # from_pretrained asks again, and its message says what is missing
+        return None  # from_pretrained looks again, and its message says what is missing
     if "architecture" in content and content.get("model_type", "timm_wrapper") == "timm_wrapper":
         return _from_timm(source, content, image_size, _take_fields(options), hub_options)
     model_type = content.get("model_type", MAEConfig.model_type)
@@ -207,11 +208,11 @@ def read(source, image_size: int | list[int] | None, options: dict) -> Foreign |
 def load_tensors(path: Path, prefix: str | None = None) -> tuple[dict[str, torch.Tensor], dict, list[str]]:
     """(the tensors of one model, the saved arguments, notes for the user) of a safetensors or pickled file.
 
-    Pickles are read with ``weights_only``: tensors, plain values and `HARMLESS`. Nothing else in them is run. `prefix`
-    is that of `choose_weights`.
+    Pickles are read with ``weights_only``: tensors, plain values and `HARMLESS`, and no code. `prefix`: see
+    `choose_weights`.
 
     Raises:
-        UserError: for a file that cannot be read, that needs other code to be loaded, or that holds no tensors.
+        UserError: the file cannot be read, needs other code to load, or holds no tensors.
     """
     notes: list[str] = []
     with reading(path):
@@ -220,27 +221,27 @@ def load_tensors(path: Path, prefix: str | None = None) -> tuple[dict[str, torch
         try:
             with torch.serialization.safe_globals(HARMLESS):
                 content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # what is no pickle ends in errors of any kind
+        except Exception as error:  # a file that is not a pickle raises any kind of error
             if not isinstance(error, (pickle.UnpicklingError, RuntimeError, EOFError)):
                 raise UserError(
-                    f"{path} is no checkpoint: give a .safetensors, .pth, .pt, .bin or .ckpt file"
+                    f"{path} is not a checkpoint: give a .safetensors, .pth, .pt, .bin or .ckpt file"
                 ) from error
             reason = one_line(error)
             blocked = re.search(r"(?:Unsupported global: GLOBAL|GLOBAL) (\S+)", reason)
             detail = f"it wants to run {blocked[1]}" if blocked else reason[:160]
             raise UserError(
-                f"{path} is refused: {detail}. If you trust it, load it with torch and save its state dict alone"
+                f"{path} is refused: {detail}. If you trust it, load it with torch and save only its state dict"
             ) from error
     arguments = content.get("args", {}) if isinstance(content, dict) else {}
     groups = dict(_groups(content))
     if not groups:
-        raise UserError(f"{path} holds no state dict: save the state dict alone with torch.save")
+        raise UserError(f"{path} holds no state dict: save only the state dict with torch.save")
     state = choose_weights(groups, prefix, str(path), notes)
     return state, vars(arguments) if isinstance(arguments, argparse.Namespace) else {}, notes
 
 
 def _groups(content, place: str = "", depth: int = 3) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-    """Each dict in a file that has tensors, with its place there, as ``state_dict.``."""
+    """Each dict of the file that holds tensors, with its place in the file, as ``state_dict.``."""
     if not isinstance(content, dict) or not depth:
         return
     tensors = {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
@@ -262,7 +263,7 @@ def _from_timm(source, content: dict, image_size, fields: dict, hub_options: dic
     if global_pool in poolings:
         fields.setdefault("pooling", poolings[global_pool])
     elif global_pool and "pooling" not in fields:
-        notes.append(f"MAEConfig has no pooling like global_pool={global_pool!r}; give pooling to choose one of ours")
+        notes.append(f"MAEConfig has no pooling like global_pool={global_pool!r}; choose one with pooling=")
     with reading(source):
         state = load_file(str(cached_file(source, "model.safetensors", **hub_options)))
         image_size = arguments.get("img_size", image_size)
@@ -327,7 +328,7 @@ def _from_transformers(source, content: dict, fields: dict, hub_options: dict) -
 
 
 def _take_fields(options: dict) -> dict:
-    """Fields of MAEConfig, taken out of `options`. What `from_pretrained` itself reads stays there."""
+    """Removes the fields of MAEConfig from `options` and returns them. Options of `from_pretrained` itself stay."""
     fields = set(MAEConfig.__dataclass_fields__) | {"num_labels", *LABEL_FIELDS}
     fields -= {"image_size", "dtype", "output_attentions", "output_hidden_states"}
     return {key: options.pop(key) for key in list(options) if key in fields}

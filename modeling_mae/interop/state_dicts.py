@@ -1,4 +1,4 @@
-"""Another project's state dict as ours: renames its tensors and tells from them the sizes of the model."""
+"""Converts another project's state dict to ours: renames its tensors and finds the model's sizes from them."""
 
 import copy
 import dataclasses
@@ -26,26 +26,26 @@ from .layouts import (
 )
 
 
-# What the shapes of the tensors tell.
+# The fields that follow from the shapes of the tensors.
 TENSOR_FIELDS = (
     "hidden_size num_channels patch_size num_hidden_layers intermediate_size qkv_bias decoder_hidden_size "
     "decoder_num_hidden_layers decoder_intermediate_size decoder_reads"
 ).split()
-# The tensor that each layout has once: where its name begins is the prefix of all others.
+# A tensor that each layout has exactly once. The text before it is the prefix of all names.
 PATCHES = re.compile(
     r"^(|.*?\.)(patch_embed\.proj|(?:encoder\.)?to_patch_embedding\.1|(?:vit\.)?embeddings\.patch_embeddings\.projection)"
     r"\.weight$"
 )
-# Where several sets of weights stand in a file, one that is named so is taken after the others, in this order.
+# If a file holds several sets of weights, those with these names are taken last, in this order.
 LATER = ("ema", "teacher", "student", "momentum")
 
 
 @dataclass
 class Foreign:
-    """Another project's checkpoint in our terms.
+    """Another project's checkpoint, converted.
 
-    Its tensors have the names of MAEForPreTraining and EvalNet. `config.architectures` names the class of ours that
-    holds them. `notes` say what was guessed and what was left out.
+    Its tensors have the names of MAEForPreTraining and EvalNet. `config.architectures` names our class for them.
+    `notes` say what was guessed and what was left out.
     """
 
     config: MAEConfig
@@ -55,10 +55,10 @@ class Foreign:
 
 
 def make_config(name: str, values: dict) -> MAEConfig:
-    """MAEConfig of `values`.
+    """The MAEConfig of `values`.
 
     Raises:
-        UserError: when they make no model; `name` says whose they are.
+        UserError: they are invalid. `name` is the checkpoint's name for the message.
     """
     try:
         return MAEConfig(**values)
@@ -66,23 +66,23 @@ def make_config(name: str, values: dict) -> MAEConfig:
         raise UserError(f"{name}: {one_line(error)}") from error
 
 
-def refuse_contradictions(name: str, told: dict, fields: dict) -> None:
-    """Refuse given `fields` of MAEConfig that are not what the tensors of `name` have, which is `told`. Fewer layers
-    than these are a choice.
+def refuse_contradictions(name: str, shown: dict, fields: dict) -> None:
+    """Refuses given `fields` of MAEConfig that contradict the fields `shown` by the tensors. A smaller depth is
+    allowed.
 
     Raises:
-        UserError: names the first such field.
+        UserError: the message names the first such field.
     """
     for field in TENSOR_FIELDS:
-        if field not in fields or field not in told:
+        if field not in fields or field not in shown:
             continue
-        given, own = fields[field], told[field]
+        given, own = fields[field], shown[field]
         if field == "patch_size":
             given, own = _pair(given, field), _pair(own, field)
         fewer = field.endswith("num_hidden_layers") and isinstance(given, int) and given < own
         if given != own and not fewer:
             raise UserError(
-                f"{name}: {field}={fields[field]!r} contradicts its tensors, which have {field}={told[field]!r}; "
+                f"{name}: {field}={fields[field]!r} contradicts its tensors, which have {field}={shown[field]!r}; "
                 f"leave {field} out"
             )
 
@@ -94,12 +94,12 @@ def one_line(error: Exception) -> str:
 def choose_weights(
     groups: dict[str, dict[str, torch.Tensor]], prefix: str | None, name: str, notes: list[str]
 ) -> dict[str, torch.Tensor]:
-    """One model's tensors, without what stands before their names.
+    """The tensors of one model, their names without the prefix.
 
     Args:
-        groups: tensors by the place in the file that holds them, as ``model.``; the file itself is the empty text.
-        prefix: place and beginning of the names, as ``teacher.backbone.``; None looks for it.
-        name: of the file, for messages.
+        groups: tensors by their place in the file, as ``model.``. The top of the file is the empty text.
+        prefix: place and beginning of the names, as ``teacher.backbone.``; None finds it.
+        name: the file's name for messages.
 
     Raises:
         UserError: no tensor's name begins with `prefix`.
@@ -111,9 +111,7 @@ def choose_weights(
             inside = dotted.removeprefix(place)
             if dotted.startswith(place) and any(key.startswith(inside) for key in group):
                 return {key.removeprefix(inside): value for key, value in group.items() if key.startswith(inside)}
-        raise UserError(
-            f"{name}: no tensor's name begins with prefix={prefix!r}; it begins with {_first_names(whole)}"
-        )
+        raise UserError(f"{name}: no tensor's name begins with prefix={prefix!r}; the first are {_first_names(whole)}")
     found = {}
     for place, group in groups.items():
         for match in filter(None, map(PATCHES.match, group)):
@@ -123,7 +121,7 @@ def choose_weights(
     first, *others = sorted(found, key=_rank)
     if others:
         notes.append(
-            f"of several sets of weights the one below {first!r} is read; prefix={others[0].rstrip('.')} reads another"
+            f"several sets of weights: reading the one below {first!r}; prefix={others[0].rstrip('.')} reads another"
         )
     group, inside = found[first]
     outside = [key for key in group if not key.startswith(inside)]
@@ -144,7 +142,7 @@ def _first_names(state: dict) -> str:
 def _in_official_layout(
     state: dict[str, torch.Tensor], saved_arguments: dict, fields: dict, name: str, notes: list[str]
 ) -> tuple[dict[str, torch.Tensor], dict]:
-    """(the tensors under the official code's names, the fields and what the layout says of them)."""
+    """(the tensors under the official names, the fields that follow from the layout)."""
     if any(".fn.to_qkv." in key for key in state):
         state, fields = _from_mae_code(state, saved_arguments, fields, name, notes)
     elif any("patch_embeddings.projection." in key for key in state):
@@ -153,7 +151,7 @@ def _in_official_layout(
             fields = {**fields, "layer_norm_eps": 1e-12}
             notes.append("the layer norms' epsilon is not in the file: assuming layer_norm_eps=1e-12, as transformers")
     if any(key.endswith("embeddings.patch_embeddings.weight") for key in state):
-        raise UserError(f"{name}: these are weights of this project alone; give the folder that has their config.json")
+        raise UserError(f"{name}: weights of this project without their config.json; give the folder that has it")
     if "patch_embed.proj.weight" not in state or "blocks.0.attn.qkv.weight" not in state:
         raise UserError(
             f"{name}: neither an official MAE, timm, CrossMAE, transformers nor MAE-code state dict; it begins with "
@@ -170,16 +168,16 @@ def from_state_dict(
     image_size: int | list[int] | None = None,
     **fields,
 ) -> Foreign:
-    """A state dict in the official layout, which is also timm's and CrossMAE's, in transformers' or in MAE-code's.
+    """Converts a state dict in the official layout (also timm's and CrossMAE's), in transformers' or in MAE-code's.
 
     Args:
-        saved_arguments: of the training script, where the file holds them.
-        name: of the file, for messages.
+        saved_arguments: the training script's arguments, if the file holds them.
+        name: the file's name for messages.
         image_size: pixels, int or [height, width]; used if it fits the number of patches.
-        fields: of MAEConfig; they win over what the tensors say.
+        fields: fields of MAEConfig that replace what the tensors show.
 
     Raises:
-        UserError: for an unknown layout, and for sizes that the tensors do not tell.
+        UserError: the layout is unknown, or the sizes cannot be found from the tensors.
     """
     notes: list[str] = []
     saved_arguments = saved_arguments or {}
@@ -196,7 +194,7 @@ def from_state_dict(
     if values.get("decoder_type") == "cross" and {"kept_mask_ratio", "mask_ratio"} <= saved_arguments.keys():
         values |= {"prediction_ratio": saved_arguments["kept_mask_ratio"], "mask_ratio": saved_arguments["mask_ratio"]}
     if "wfm.linear.weight" in state and "norm.weight" not in state:
-        notes.append("it has no final norm, because its decoder does not read one: the encoder's norm starts anew")
+        notes.append("it has no final norm, because its decoder reads none: the encoder's norm is newly initialised")
     if saved_arguments.get("norm_pix_loss") is not None:
         values["norm_pix_loss"] = bool(saved_arguments["norm_pix_loss"])
     elif "decoder_pred.weight" in state and "norm_pix_loss" not in fields:
@@ -207,8 +205,8 @@ def from_state_dict(
 
 
 def _from_mae_code(state, saved_arguments: dict, fields: dict, name: str, notes: list[str]) -> tuple[dict, dict]:
-    """MAE-code's encoder under official names, and `fields` with what the official layout does not say."""
-    # The decoder's names begin as the encoder's, without "encoder.". A bare ViT has no such prefix at all.
+    """(MAE-code's encoder under official names, `fields` with settings that the official layout does not hold)."""
+    # The decoder's names begin like the encoder's, without "encoder.". A bare ViT's names have no such prefix.
     encoder = {key: value for key, value in state.items() if key.startswith("encoder.")} or state
     official = {rename(key, MAE_CODE_NAMES): value for key, value in encoder.items()}
     width = official["cls_token"].shape[-1]
@@ -217,7 +215,7 @@ def _from_mae_code(state, saved_arguments: dict, fields: dict, name: str, notes:
     if attention_width != width:
         raise UserError(
             f"{name}: its attention is {attention_width} wide in a model of width {width}, but ours has one width; "
-            "give a checkpoint whose vit_heads times 64 is its width"
+            "give a checkpoint with vit_heads x 64 = width"
         )
     if heads * 64 != width:
         raise UserError(
@@ -240,8 +238,8 @@ def _from_mae_code(state, saved_arguments: dict, fields: dict, name: str, notes:
     }
     notes.append(
         f"left out: MAE-code's decoder and head ({len(state) - len(carried)} tensors), which differ from ours. "
-        "MAE-code trains neither class token nor final norm. Both start here at their initial values, so features "
-        "differ from MAE-code's until they are trained"
+        "MAE-code trains neither class token nor final norm. Both are newly initialised, so features differ from "
+        "MAE-code's until they are trained"
     )
     tensor_fields = {
         "num_attention_heads": heads,
@@ -271,7 +269,7 @@ def _is_cross(state: dict) -> bool:
 
 
 def _unread_cross_decoder(state: dict) -> str | None:
-    """What CrossMAE's code can give its decoder and ours lacks."""
+    """Names a feature of CrossMAE's decoder that ours does not have, or None."""
     if not _is_cross(state):
         return None
     if any(re.match(r"decoder_blocks\.\d+\.(self_attn|norm0)\.", key) for key in state):
@@ -336,7 +334,7 @@ def _heads(field: str, width: int, depth: int, fields: dict, name: str, notes: l
     if depth != published_depth:
         notes.append(
             f"the {part}'s heads are not in the file: assuming {field}={heads}, each {width // heads} wide. A wrong "
-            f"number changes what the model computes without an error. If it is another, {_give(field)}"
+            f"number silently changes what the model computes. If it is another, {_give(field)}"
         )
     return heads
 
@@ -349,7 +347,7 @@ def _give(field: str) -> str:
 
 
 def _classifier(state: dict, fields: dict, notes: list[str]) -> dict:
-    """Rename the heads of the official code and of timm in `state`. Returns what they say of the config."""
+    """Renames the heads of the official code and of timm in `state`. Returns the fields that follow from them."""
     if "head.1.weight" in state:  # the official probe: BatchNorm without affine parameters, then the linear layer
         for key in ("running_mean", "running_var", "num_batches_tracked"):
             state[f"head_norm.{key}"] = state.pop(f"head.0.{key}")
@@ -366,12 +364,12 @@ def _classifier(state: dict, fields: dict, notes: list[str]) -> dict:
     if "head.weight" in state:
         values["num_labels"] = len(state["head.weight"])
     if values["pooling"] == "cls" and "pooling" not in fields:
-        notes.append("what the head reads is not in the file: assuming the class token (pooling='cls')")
+        notes.append("the head's input is not in the file: assuming the class token (pooling='cls')")
     return values
 
 
 def finish(config: MAEConfig, state: dict, notes: list[str], processor) -> Foreign:
-    """Take the tensors that our models have. `notes` say what was assumed and left out."""
+    """Keeps the tensors that our models have. `notes` say what was assumed and left out."""
     decoder_type = "cross" if _is_cross(state) else "self"
     if config.decoder_type != decoder_type:
         leave_out(state, DECODER, f"the decoder is decoder_type={decoder_type!r}, not {config.decoder_type!r}", notes)
@@ -403,9 +401,9 @@ def leave_out(state: dict, pattern: str, why: str, notes: list[str]) -> None:
 def image_processor(
     config: MAEConfig, mean=IMAGENET_MEAN, std=IMAGENET_STD, resample: int = 3, crop_fraction: float | None = None
 ) -> BitImageProcessor | ViTImageProcessor | None:
-    """An image processor, by default with ImageNet's mean and deviation, which all these projects use. None for images
-    without three channels. With `crop_fraction` the shorter side becomes size / `crop_fraction` and the centre is
-    taken, else the whole image is resized. `resample` is PIL's number of a filter."""
+    """An image processor, by default with ImageNet's mean and deviation, as in all these projects. None unless images
+    have three channels. With `crop_fraction` the shorter side becomes size / `crop_fraction` and the centre is taken,
+    else the whole image is resized. `resample` is PIL's number of a filter."""
     if config.num_channels != 3:
         return None
     height, width = config.image_height_width

@@ -1,4 +1,4 @@
-"""Our models in the layouts of other projects."""
+"""Writes our models in the layouts of other projects."""
 
 import contextlib
 import io
@@ -32,7 +32,7 @@ from .processors import transformers_processor
 
 
 FORMATS = ("mae", "transformers", "vit", "timm", "onnx", "torch")
-ONNX_FILE_LIMIT = 19 * 10**8  # bytes of weights; protobuf holds less than 2 GiB
+ONNX_FILE_LIMIT = 19 * 10**8  # bytes of weights; protobuf files must stay below 2 GiB
 
 
 @contextlib.contextmanager
@@ -41,7 +41,7 @@ def _writing(target: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{target} cannot be written: {reason}; make room there or give another target") from error
+        raise UserError(f"{target} cannot be written: {reason}; free some space or give another target") from error
 
 
 def write_model(
@@ -52,18 +52,18 @@ def write_model(
     Args:
         target: a folder; for ``onnx`` and ``torch`` a file.
         to: one of FORMATS. ``mae`` is ours, ``torch`` a torch.export program. ``transformers`` is
-            ViTMAEForPreTraining, ViTForImageClassification or ViTModel, after what the model is. ``vit`` is the same
+            ViTMAEForPreTraining, ViTForImageClassification or ViTModel, depending on the model. ``vit`` is the same
             without the decoder.
-        dynamic_size: for ``onnx`` and ``torch``, images of any height and width that the patch divides.
+        dynamic_size: for ``onnx`` and ``torch``, accept images of any height and width that the patch divides.
 
     Returns:
-        Lines for the user: where the checkpoint is, how to load it, and what is worth a note.
+        Lines for the user: where the checkpoint is, how to load it, and notes.
 
     Raises:
-        UserError: when the format cannot express the model, or the target cannot be written.
+        UserError: the format cannot express the model, or the target cannot be written.
     """
     if dynamic_size and to not in ("onnx", "torch"):
-        raise UserError(f"--dynamic_size true is for --to onnx and --to torch; --to {to} takes any size as it is")
+        raise UserError(f"--dynamic_size true is for --to onnx and --to torch; --to {to} takes any size without it")
     target = Path(target)
     if to in ("onnx", "torch"):
         return f"written    {target}{export(model, target, to, processor, dynamic_size)}"
@@ -85,10 +85,10 @@ def save(model: transformers.PreTrainedModel, processor, folder: Path) -> None:
     """``save_pretrained`` of `model`, and of `processor` if there is one.
 
     Raises:
-        UserError: when `folder` cannot be written.
+        UserError: `folder` cannot be written.
     """
     with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)  # save_pretrained returns without an error when it is a file
+        folder.mkdir(parents=True, exist_ok=True)  # if it is a file, save_pretrained returns without an error
         model.save_pretrained(folder)
         if processor is not None:
             processor.save_pretrained(folder)
@@ -97,7 +97,7 @@ def save(model: transformers.PreTrainedModel, processor, folder: Path) -> None:
 def fold_classifier(model: EvalNet) -> dict[str, torch.Tensor]:
     """Official weights with a plain linear `head`.
 
-    The statistics of a BatchNorm go into the head. A LayerNorm becomes `fc_norm` after mean pooling, and the final
+    A BatchNorm's statistics are folded into the head. A LayerNorm becomes `fc_norm` after mean pooling, or the final
     `norm` before the class token.
     """
     official = to_official(model)
@@ -121,8 +121,8 @@ def to_transformers(model: MAEPreTrainedModel) -> transformers.PreTrainedModel:
     ViTModel without its pooler.
 
     Raises:
-        UserError: for what the class cannot express (see `layouts.LAYOUTS`), and for images or patches that are not
-            square in ViTMAEForPreTraining.
+        UserError: the class cannot express the model (see `layouts.LAYOUTS`), or images or patches are not square for
+            ViTMAEForPreTraining.
     """
     config = model.config
     filled: transformers.PreTrainedModel
@@ -132,7 +132,7 @@ def to_transformers(model: MAEPreTrainedModel) -> transformers.PreTrainedModel:
         if height != width or patch_height != patch_width:
             raise UserError(
                 f"image_size={config.image_size}, patch_size={config.patch_size}: transformers' ViTMAEForPreTraining "
-                "carries squares only; --to vit writes the encoder alone, which need not be square"
+                "only carries squares; --to vit writes the encoder alone, which need not be square"
             )
         filled = transformers.ViTMAEForPreTraining(_vit_config(transformers.ViTMAEConfig, config))
         fill_vit(filled, to_official(model))
@@ -153,23 +153,23 @@ def _vit_config(config_class: type, config: MAEConfig, **more) -> Any:
 
 
 def save_timm(model: MAEPreTrainedModel, folder: Path, processor=None) -> str:
-    """Write the weights and config.json of timm's VisionTransformer; the decoder stays behind.
+    """Write the weights and config.json of timm's VisionTransformer, without the decoder.
 
     Args:
-        folder: for ``timm.create_model("local-dir:FOLDER")`` or, its model.safetensors, for ``checkpoint_path=``.
-        processor: the image processor that timm's transform follows. Without one the whole image is resized, and mean
-            and deviation are ImageNet's.
+        folder: loads as ``timm.create_model("local-dir:FOLDER")``, its model.safetensors also as ``checkpoint_path=``.
+        processor: the image processor to describe as timm's transform. Without one, timm resizes the whole image and
+            uses ImageNet's mean and deviation.
 
     Returns:
         The call that loads them.
 
     Raises:
-        UserError: for what timm cannot express (see `layouts.LAYOUTS`), for layer_norm_eps above 1e-6, and when
-            `folder` cannot be written.
+        UserError: timm cannot express the model (see `layouts.LAYOUTS`), layer_norm_eps is above 1e-6, or `folder`
+            cannot be written.
     """
     config, classifier = model.config, model if isinstance(model, EvalNet) else None
     check_carried("timm's VisionTransformer with a head" if classifier else "timm's VisionTransformer", config)
-    if config.layer_norm_eps > 1e-6:  # a smaller one makes no difference that shows
+    if config.layer_norm_eps > 1e-6:  # a smaller one makes no visible difference
         raise UserError(
             f"layer_norm_eps={config.layer_norm_eps}: timm's VisionTransformer has 1e-6; --to onnx and --to torch "
             "carry every value"
@@ -185,7 +185,7 @@ def save_timm(model: MAEPreTrainedModel, folder: Path, processor=None) -> str:
 
 
 def _timm_transform(processor) -> dict:
-    """What timm calls that which `processor` does to an image."""
+    """timm's description of what `processor` does to an image."""
     if processor is None:
         mean, std, resample = IMAGENET_MEAN, IMAGENET_STD, 3
     else:
@@ -194,9 +194,9 @@ def _timm_transform(processor) -> dict:
     crops = edge and getattr(processor, "do_center_crop", False)
     return {
         "interpolation": TIMM_FILTERS.get(int(resample), "bicubic"),
-        # timm resizes to size / crop_pct, rounded down: a little more than the edge.
+        # timm resizes to size / crop_pct, rounded down, so this aims a little above the edge.
         "crop_pct": processor.crop_size["height"] / (edge + 0.01) if crops else 1.0,
-        "crop_mode": "center" if crops else "squash",  # squash: the whole image, whatever its shape
+        "crop_mode": "center" if crops else "squash",  # squash: the whole image, of any shape
         "mean": list(mean),
         "std": list(std),
     }
@@ -217,7 +217,7 @@ def _timm_config(config: MAEConfig, classifier: bool, fc_norm: bool, processor) 
         "qkv_bias": config.qkv_bias,
         "global_pool": global_pool,
         "fc_norm": fc_norm,
-    }  # no num_classes: transformers' TimmWrapper gives it beside these
+    }  # no num_classes: transformers' TimmWrapper passes it separately
     pretrained = {
         "input_size": [config.num_channels, height, width],
         "num_classes": classes,
@@ -238,7 +238,7 @@ def _timm_config(config: MAEConfig, classifier: bool, fc_norm: bool, processor) 
 
 
 class _Outputs(nn.Module):
-    """Returns tensors where the model returns an output object: an exported graph has no such objects."""
+    """Returns the tensors of the model's output object, because an exported graph has no such objects."""
 
     def __init__(self, model: MAEPreTrainedModel):
         super().__init__()
@@ -258,8 +258,8 @@ def _class_names(config: MAEConfig) -> list[str]:
 
 
 def graph_metadata(model: MAEPreTrainedModel, processor=None) -> dict[str, str]:
-    """What a user of the graph has to know, as JSON: `image_size` [height, width] and `num_channels`; with a
-    `processor` `image_mean` and `image_std` of each channel, where white is 1; of a classifier `class_names` and
+    """What a user of the graph must know, as JSON: `image_size` [height, width] and `num_channels`; with a
+    `processor`, `image_mean` and `image_std` of each channel (white is 1); for a classifier, `class_names` and
     `problem_type`."""
     config = model.config
     values = {"image_size": list(config.image_height_width), "num_channels": config.num_channels}
@@ -274,39 +274,39 @@ def graph_metadata(model: MAEPreTrainedModel, processor=None) -> dict[str, str]:
 
 
 def _example(model: MAEPreTrainedModel, dynamic_size: bool) -> tuple[torch.Tensor, dict, dict[int, str]]:
-    """(images ``(2, channels, height, width)`` to make a graph from, which of their axes are free, their names)."""
+    """(images ``(2, channels, height, width)`` to trace the graph with, their free axes, the axes' names)."""
     config, axes = model.config, {0: "batch"}
     free = {0: torch.export.Dim("batch", min=1, max=65536)}
     rows, columns = config.grid
     if dynamic_size:
         if config.pooling == "flatten":
-            raise UserError("--dynamic_size true: pooling='flatten' is made for one size; leave the option out")
+            raise UserError("--dynamic_size true: pooling='flatten' only works for one size; leave the option out")
         axes |= {2: "height", 3: "width"}
         for axis, patch in zip((2, 3), config.patch_height_width, strict=True):
             free[axis] = patch * torch.export.Dim(f"patches_of_{axes[axis]}", min=2, max=1024)
-        rows, columns = rows + 1, columns + 2  # no number that the graph could take for a fixed one
+        rows, columns = rows + 1, columns + 2  # sizes that the graph cannot confuse with fixed ones
     patch_height, patch_width = config.patch_height_width
     example = torch.zeros(2, config.num_channels, rows * patch_height, columns * patch_width, dtype=model.dtype)
     return example, free, axes
 
 
 def export(model: MAEPreTrainedModel, path: Path, to: str, processor=None, dynamic_size: bool = False) -> str:
-    """Write `model` as one file, for any batch size, with `dynamic_size` also for any multiple of the patch as height
-    and width. An ONNX graph of 2 GB or more has its weights in a file beside.
+    """Write `model` as one file for any batch size. With `dynamic_size`, height and width may be any multiple of the
+    patch. An ONNX graph of 2 GB or more has its weights in a second file.
 
     The graph's input is `pixel_values` (batch, channels, height, width). It returns `logits` for an EvalNet,
-    otherwise `last_hidden_state` and `pooler_output` of the encoder. An ONNX graph has `graph_metadata`, with what the
-    image `processor` says, in its metadata_props.
+    otherwise `last_hidden_state` and `pooler_output` of the encoder. An ONNX graph has the `graph_metadata` of the
+    model and the image `processor` in its metadata_props.
 
     Args:
         to: ``onnx``, or ``torch`` for a torch.export program (.pt2).
 
     Returns:
-        What else to tell the user: nothing, or the metadata, a line each.
+        More lines for the user: the metadata, or an empty text.
 
     Raises:
-        UserError: when the packages for ONNX are not installed, when `path` cannot be written, and for a classifier of
-            one size with `dynamic_size`.
+        UserError: the packages for ONNX are not installed, `path` cannot be written, or the classifier only works for
+            one size and `dynamic_size` is set.
     """
     if to == "onnx":
         try:
@@ -322,14 +322,14 @@ def export(model: MAEPreTrainedModel, path: Path, to: str, processor=None, dynam
         model = model.mae
     example, free, axes = _example(model, dynamic_size)
     with torch.no_grad():
-        # strict=False: positions see whether height and width are free.
+        # strict=False, because the positions check whether height and width are free.
         program = torch.export.export(
             _Outputs(model).eval(), (example,), dynamic_shapes={"pixel_values": free}, strict=False
         )
         with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if to == "torch":
-                # In memory first: on a full disk torch's own writer ends the process with abort().
+                # Written to memory first, because on a full disk torch's own writer calls abort().
                 buffer = io.BytesIO()
                 torch.export.save(program, buffer)
                 path.write_bytes(buffer.getbuffer())

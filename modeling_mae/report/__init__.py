@@ -1,1 +1,1 @@
-"""What a person looks at after a run: pictures, charts, model cards, tables and JSON files."""
+"""Reports on a run: pictures, charts, model cards, pages, tables and JSON files."""

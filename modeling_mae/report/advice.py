@@ -1,4 +1,4 @@
-"""What a run's results say, and what to do next: sentences for people, with the commands to type."""
+"""Advice after a run: what its results mean, and what to do next, with the commands to type."""
 
 import math
 import shlex
@@ -12,8 +12,8 @@ from .run import RunFiles, Training
 from .settings import folder_names, setting_text
 
 
-FEW_UPDATES = 20  # an epoch, for a small set
-WAITS = 0.2  # of the time: more than this is worth mending
+FEW_UPDATES = 20  # updates per epoch that a small set should have
+WAITS = 0.2  # share of the time; above it, the report gives advice about waiting
 DATA_OPTIONS = (
     *("dataset_name", "dataset_config_name", "train_dir", "mix", "validation_dir", "train_split", "eval_split"),
     *("image_column_name", "streaming"),
@@ -24,10 +24,10 @@ DATA_OPTIONS = (
 
 
 def judge_growth(log: list[dict[str, Any]]) -> str:
-    """What the entries of `FeatureGrowth` say: since when the features beat raw pixels, whether they beat those of the
-    untrained encoder, and whether they still grow.
+    """Judges the entries of `FeatureGrowth`: since when the features beat raw pixels, whether they beat the untrained
+    encoder's, and whether they still improve.
 
-    A difference counts if it is larger than a standard error of an accuracy on so many images.
+    A difference counts if it is larger than the accuracy's standard error on this number of images.
     """
     baselines, entries = log[0], [entry for entry in log if "knn" in entry]
     if not entries:
@@ -42,7 +42,7 @@ def judge_growth(log: list[dict[str, Any]]) -> str:
         sentence = f"{sentence}, features {beats or f'do not beat raw pixels ({100 * raw:.1f} %)'}"
     untrained = baselines.get("knn_untrained", 0.0)
     if last <= untrained:
-        sentence = f"{sentence}; the untrained encoder has {100 * untrained:.1f} %, so nothing is gained yet"
+        sentence = f"{sentence}; the untrained encoder has {100 * untrained:.1f} %: no gain yet"
     if len(entries) < 2:
         return sentence
     if last > _before_last_quarter(entries, "knn") + _error(last, baselines["knn_images"]):
@@ -51,7 +51,7 @@ def judge_growth(log: list[dict[str, Any]]) -> str:
 
 
 def _before_last_quarter(entries: list[dict[str, Any]], key: str) -> float:
-    """The highest value before the last quarter: a quarter that brings nothing is a plateau."""
+    """The highest value before the last quarter. If the last quarter does not beat it, the curve is flat."""
     return max(entry[key] for entry in entries[: max(1, 3 * len(entries) // 4)])
 
 
@@ -61,12 +61,12 @@ def _error(accuracy: float, images: int) -> float:
 
 
 def pretraining_advice(run: RunFiles) -> list[Text]:
-    """What to do after a pre-training, most urgent first."""
+    """What to do after a pre-training, the most urgent first."""
     checkpoint, shared = _place(run), bool(run.summary.get("repo_id"))
     data = _data_words(run.training.arguments, shared)
-    advice = [*_troubles(run), *_troubles_with_images(run), _length_of_pretraining(run)]
+    advice = [*_problems(run), *_problems_with_images(run), _length_of_pretraining(run)]
     if not data and run.training.arguments.get("output_dir", "").endswith("runs/demo"):
-        advice.append(Text("Evaluate, with what the demo is made for:", _launch("run_eval.py", "demo_eval")))
+        advice.append(Text("Evaluate, with the demo's own recipe:", _launch("run_eval.py", "demo_eval")))
     else:
         words = ("--model_name_or_path", checkpoint, "--do_train", "false", "--knn", "true", *data)
         text = "Evaluate with labels. k-NN and logistic regression take minutes and need no settings:"
@@ -78,22 +78,22 @@ def pretraining_advice(run: RunFiles) -> list[Text]:
 processor = AutoImageProcessor.from_pretrained({checkpoint!r}, trust_remote_code=True)
 model = AutoModel.from_pretrained({checkpoint!r}, trust_remote_code=True).eval()
 features = model(**processor(image, return_tensors='pt')).pooler_output  # (1, width)"""
-    return [*advice, Text("Use the encoder, which masks nothing:", use, "python"), _export(checkpoint)]
+    return [*advice, Text("Use the encoder, without masking:", use, "python"), _export(checkpoint)]
 
 
-def _troubles(run: RunFiles) -> Iterator[Text]:
-    """What was wrong with a pre-training, if anything."""
+def _problems(run: RunFiles) -> Iterator[Text]:
+    """Problems of a pre-training."""
     losses = run.training.losses
     warmup, epochs = run.training.arguments.get("warmup_epochs") or 0, losses[-1]["epoch"] if losses else 0
     if epochs <= warmup:
         yield Text(
             f"The run ended after {epochs:g} epochs, within the warm-up of {warmup:g}: the learning rate never "
-            "reached its height. Take it for a trial, and train longer or with fewer --warmup_epochs."
+            "reached its peak. Train longer, or with fewer --warmup_epochs."
         )
     elif run.summary.get("normalised") and losses and losses[-1]["loss"] >= 1:
         yield Text(
-            f"The final loss, {losses[-1]['loss']:.3f}, is not below 1, which predicting the mean of each patch "
-            "gives: the model has learnt nothing yet. Train longer, or with another --base_learning_rate."
+            f"The final loss, {losses[-1]['loss']:.3f}, is not below 1, the loss of predicting each patch's mean: "
+            "the model has learnt nothing yet. Train longer, or with another --base_learning_rate."
         )
     trained, untrained = (run.knn.get(f"{name} encoder") for name in ("trained", "untrained"))
     if trained is not None and untrained is not None and trained <= untrained < 1:
@@ -104,22 +104,22 @@ def _troubles(run: RunFiles) -> Iterator[Text]:
     updates = run.summary.get("updates_per_epoch", FEW_UPDATES)
     if updates < FEW_UPDATES:
         yield Text(
-            f"An epoch had {updates} update{'s' if updates > 1 else ''}. A smaller --total_batch_size makes more of "
-            f"the same images; at least {FEW_UPDATES} are a good rule."
+            f"An epoch had {updates} update{'s' if updates > 1 else ''}. Aim for at least {FEW_UPDATES}, with a "
+            f"smaller --total_batch_size."
         )
 
 
-def _troubles_with_images(run: RunFiles) -> Iterator[Text]:
+def _problems_with_images(run: RunFiles) -> Iterator[Text]:
     if run.summary.get("skipped"):
         yield Text(
-            f"{run.summary['skipped']:,} images could not be decoded and were left out: the lines that begin with "
-            "skipped name them. Mend or remove them."
+            f"{run.summary['skipped']:,} images could not be decoded and were left out. The lines that begin with "
+            "skipped name them. Fix or remove them."
         )
     waited = run.summary.get("waited") or 0
     if waited > WAITS:
         yield Text(
-            f"The training waited {100 * waited:.0f} % of its time for images. If cores are idle, more "
-            "--dataloader_num_workers help. Smaller image files help too."
+            f"The training waited {100 * waited:.0f} % of its time for images. If cores are idle, give more "
+            "--dataloader_num_workers. Smaller image files help too."
         )
 
 
@@ -133,7 +133,7 @@ def _length_of_pretraining(run: RunFiles) -> Text:
         return Text(f"{sentence} The same command goes on from here with:", longer)
     return Text(
         "Masked autoencoders gain from long training. The same command goes on from here with the first line below. "
-        "The second shows, every so many epochs, whether the features still improve.",
+        "With the second, the run regularly measures whether the features still improve.",
         f"{longer}\n--eval_every_epochs {max(1, round(epochs / 10))}",
     )
 
@@ -143,7 +143,7 @@ def _fine_tuning(run: RunFiles, checkpoint: str, data: list[str]) -> Text:
     batch = 2 ** max(3, min(10, int(math.log2(max(1, (images or 2**15) / FEW_UPDATES)))))
     words = ["--model_name_or_path", checkpoint, "--n_partial", "0", *([str(depth)] if depth else []), *data]
     words += ["--total_batch_size", str(batch), "--per_device_train_batch_size", str(min(batch, 64))]
-    text = "Train a classifier on it: a linear probe (0), and all blocks tuned. Recipes hold the papers' settings."
+    text = "Train classifiers: a linear probe (0), and all blocks tuned. Recipes hold the papers' settings."
     return Text(text, _launch("run_eval.py", *words, "--output_dir", f"{_folder(run)}_classifiers"))
 
 
@@ -153,7 +153,7 @@ def _fine_tuning(run: RunFiles, checkpoint: str, data: list[str]) -> Text:
 def evaluation_advice(run: RunFiles) -> list[Text]:
     """What to do after an evaluation."""
     problem, trained = run.problem, [row for row in run.rows if "n_partial" in row]
-    advice = [*_troubles_with_images(run)]
+    advice = [*_problems_with_images(run)]
     for row in trained:
         advice += _length_of_training(row, run.trainings[row["name"]], problem, run.summary.get("images"))
     advice += _gain_of_pretraining(trained, problem)
@@ -182,7 +182,7 @@ def _length_of_training(
         yield Text(f"{text} Longer training will help:", longer)
     elif last < best - _error(best, images):
         text = f"{subject} fell from {100 * best:.1f} % to {100 * last:.1f} % at the end. The best epoch was kept."
-        yield Text(f"{text} Fewer epochs, or more augmentation, suit these images better.")
+        yield Text(f"{text} Train for fewer epochs, or with more augmentation.")
 
 
 def _gain_of_pretraining(trained: list[dict[str, Any]], problem: Problem) -> Iterator[Text]:
@@ -212,11 +212,11 @@ def _confusions(row: dict[str, Any], run: RunFiles) -> Iterator[Text]:
         )
 
 
-# --- what both share ---
+# --- shared by both ---
 
 
 def _place(run: RunFiles) -> str:
-    """Where the model is, for a command: on the Hub if the run was pushed."""
+    """The model's place for a command: its Hub id if the run was pushed, else its folder."""
     return run.summary.get("repo_id") or str(run.folder)
 
 
@@ -225,7 +225,7 @@ def _folder(run: RunFiles) -> str:
 
 
 def _data_words(arguments: dict[str, Any], shared: bool) -> list[str]:
-    """The options that name the images. A page that goes to others shows only the last part of a folder."""
+    """The options that name the images. A shared page only shows the last part of a folder's path."""
     words = []
     for name in DATA_OPTIONS:
         value = arguments.get(name)

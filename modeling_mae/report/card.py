@@ -1,4 +1,4 @@
-"""Model cards: sections as Markdown, below the metadata that the Hub reads."""
+"""Writes model cards: sections as Markdown, below the metadata that the Hub reads."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ Metric = tuple[str, str, float]  # type, title, value
 
 @dataclass(frozen=True)
 class Card:
-    """`lead` is the paragraph below the title. `data` are the images that the `metrics` were measured on."""
+    """`lead` is the first paragraph. `data` are the images that the `metrics` were measured on."""
 
     identity: Identity
     lead: str
@@ -36,7 +36,7 @@ def write_card(folder: Path, card: Card) -> None:
         license=card.identity.license,
         pipeline_tag=card.pipeline_tag,
         tags=card.tags,
-        # The Hub can link to a data set with an owner. A name without one is that of a folder.
+        # The Hub can link to a data set only by owner/name. Other names are folders.
         datasets=[card.data.dataset_id] if card.data and "/" in card.data.dataset_id else None,
         model_name=card.identity.name,
         base_model=base.source if base and base.on_hub else None,
@@ -52,7 +52,7 @@ def write_card(folder: Path, card: Card) -> None:
 
 
 def _hub_results(metrics: list[Metric], data: DataFacts) -> list[EvalResult] | None:
-    """The model-index, in which the Hub looks for results."""
+    """The model-index, from which the Hub reads results."""
     return [
         EvalResult(
             task_type="image-classification",
@@ -72,7 +72,7 @@ def _markdown(section: Section) -> list[str]:
 
 
 def _paragraphs(part: Part) -> list[str]:
-    """A part as paragraphs of Markdown. What is folded on a page is left out."""
+    """A part as paragraphs of Markdown. Folded parts are left out."""
     if isinstance(part, Text):
         code = f"```{part.language}\n{part.command}\n```" if part.command else ""
         return [paragraph for paragraph in (part.text, code) if paragraph]
@@ -87,7 +87,7 @@ def _paragraphs(part: Part) -> list[str]:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table. Columns after the first stand right where there are several of them."""
+    """A Markdown table. If there are several columns after the first, they are aligned right."""
     rule = "|--|" + ("--:|" if len(head) > 2 else "--|") * (len(head) - 1)
     lines = [f"| {' | '.join(map(_cell, cells))} |" for cells in (head, *rows)]
     return "\n".join([lines[0], rule, *lines[1:]])

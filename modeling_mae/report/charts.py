@@ -1,5 +1,5 @@
-"""Charts of a run: loss, accuracy by epoch, accuracy by tuned blocks, confusion matrix. Each function gives a figure;
-`figures.py` makes files and parts of pages of them."""
+"""Draws the charts of a run: loss, accuracy by epoch, accuracy by tuned blocks, confusion matrix. Each function
+returns a figure. `figures.py` saves it as a file or as part of a page."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from .problem import Problem
 
 
-COLOURS = 10  # of lines, before matplotlib begins anew
+COLOURS = 10  # line colours before matplotlib repeats them
 LINE_STYLES = ("-", "--", ":", "-.")
-BEGINNING = 0.1  # of a run, whose losses are far above all others and would flatten the rest of the curve
+BEGINNING = 0.1  # share of a run; its losses are so high that they would flatten the rest of the curve
 Log = list[dict[str, Any]]
 Points = Sequence[tuple[float, float]]
 
@@ -22,8 +22,8 @@ Points = Sequence[tuple[float, float]]
 def loss_curve(log: Log, *, normalised: bool = False) -> Figure:
     """Loss and learning rate against epochs. The learning rate has its own axis.
 
-    The loss's axis leaves out what only the beginning reaches. With `normalised` patches a line at 1 shows the loss of
-    predicting each patch's mean. Where the images change their size, there is a line too.
+    The loss's axis leaves out values that only the beginning reaches. With `normalised` patches, a line at 1 shows the
+    loss of predicting each patch's mean. Vertical lines show where the image size changes.
     """
     figure, axes = _axes("loss on masked patches")
     losses = _points(log, "loss")
@@ -47,8 +47,8 @@ def loss_curve(log: Log, *, normalised: bool = False) -> Figure:
 
 
 def features_curve(log: Log, k: int) -> Figure:
-    """k-NN accuracy (`k` neighbours) of the features against epochs, from the untrained encoder on, and their
-    effective rank on an axis of its own. A line shows raw pixels. Entries as `FeatureGrowth` measures them."""
+    """k-NN accuracy (`k` neighbours) of the features against epochs, beginning with the untrained encoder, and their
+    effective rank on a second axis. A line shows raw pixels. `log` has the entries of `FeatureGrowth`."""
     baselines, *later = log
     start = {key.removesuffix("_untrained"): value for key, value in baselines.items() if key.endswith("_untrained")}
     entries = [{"epoch": 0.0, **start}, *later]
@@ -68,7 +68,7 @@ def features_curve(log: Log, k: int) -> Figure:
 
 
 def training_curve(log: Log, problem: Problem) -> Figure:
-    """Training loss and the problem's metric on the evaluation images against epochs, each on an axis of its own."""
+    """Training loss and the problem's metric on the evaluation images against epochs, each with its own axis."""
     figure, axes = _axes("training loss (gray)")
     axes.grid(visible=False)
     axes.plot(*_columns(_points(log, "loss")), color="tab:gray")
@@ -79,16 +79,16 @@ def training_curve(log: Log, problem: Problem) -> Figure:
     return figure
 
 
-def runs_curve(series: Mapping[str, Points], title: str, *, settles: bool = False) -> Figure:
-    """Curves of several runs over each other: `series` are {run: [(epoch, value), ...]}.
+def runs_curve(series: Mapping[str, Points], title: str, *, zoomed: bool = False) -> Figure:
+    """Curves of several runs in one chart: `series` is {run: [(epoch, value), ...]}.
 
-    `settles`: the axis of the values leaves out what only the beginning reaches."""
+    With `zoomed`, the value axis leaves out values that only the beginning reaches."""
     figure, axes = _axes(title, (8, 4.5))
     for number, (name, points) in enumerate(series.items()):
-        style = LINE_STYLES[number // COLOURS % len(LINE_STYLES)]  # where the colours begin anew
+        style = LINE_STYLES[number // COLOURS % len(LINE_STYLES)]  # another style when the colours repeat
         label = name if not name.startswith("_") else f" {name}"  # matplotlib leaves out names that begin so
         _plot(axes, points, color=f"C{number}", linestyle=style, label=label)
-    if settles:
+    if zoomed:
         axes.set_ylim(*_without_beginning(list(series.values())))
     axes.legend(framealpha=0, fontsize="small")
     return figure
@@ -102,12 +102,12 @@ def partial_curve(
 ) -> Figure:
     """Accuracy against the number of tuned blocks (the paper's Figure 9).
 
-    `accuracies` is {tuned blocks: accuracy in 0..1, or the problem's own metric}. `from_scratch`, that of
-    training from scratch, is drawn as a horizontal line. `images` is {tuned blocks: images trained on}, None
-    being from scratch: points of different numbers of images are not joined."""
+    `accuracies` is {tuned blocks: accuracy in 0..1, or the problem's own metric}. `from_scratch`, the accuracy of
+    training from scratch, is a horizontal line. `images` is {tuned blocks, or None for from scratch: images trained
+    on}. Points with different numbers of images are not joined."""
     figure, axes = _axes(_axis_title(problem), (6, 4))
     blocks, scale, images = sorted(accuracies), 100 if problem.is_share else 1, images or {}
-    # Equal steps: on a true scale 0, 0.5 and 1 would crowd together beside 12.
+    # Equal steps, because on a true scale 0, 0.5 and 1 would crowd together.
     points = [(place, scale * accuracies[n]) for place, n in enumerate(blocks)]
     counts = [images.get(n) for n in blocks]
     several = len(set(counts)) > 1
@@ -135,7 +135,7 @@ def partial_curve(
 def confusion_picture(confusion: list[list[int]], names: list[str]) -> Figure:
     """The confusion matrix. Its rows are the true classes, its columns the predicted ones.
 
-    A cell's colour is its share of the images of its row. With at most 20 classes there is room for the counts."""
+    A cell's colour shows its share of its row. With at most 20 classes the cells also show the counts."""
     counts = np.asarray(confusion)  # (classes, classes)
     shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
     inches = 3 + min(12, 0.35 * len(names))
@@ -143,7 +143,7 @@ def confusion_picture(confusion: list[list[int]], names: list[str]) -> Figure:
     axes = figure.subplots()
     axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     size = 8 if len(names) <= 40 else 4
-    # Without `parse_math` a name with a dollar stays a name.
+    # Without `parse_math`, matplotlib does not read a name with a dollar as a formula.
     axes.set_xticks(range(len(names)), names, rotation=90, size=size, parse_math=False)
     axes.set_yticks(range(len(names)), names, size=size, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true")
@@ -154,7 +154,7 @@ def confusion_picture(confusion: list[list[int]], names: list[str]) -> Figure:
     return figure
 
 
-# --- what they share ---
+# --- shared by all charts ---
 
 
 def _axes(title: str, size: tuple[float, float] = (7, 4)) -> tuple[Figure, Axes]:
@@ -166,7 +166,7 @@ def _axes(title: str, size: tuple[float, float] = (7, 4)) -> tuple[Figure, Axes]
 
 
 def _plot(axes: Axes, points: Points, **style: Any) -> None:
-    marker = "." if len(points) < 50 else None  # more markers would run into each other
+    marker = "." if len(points) < 50 else None  # more markers would overlap
     axes.plot(*_columns(points), marker=marker, **style)
 
 

@@ -1,4 +1,4 @@
-"""The JSON files of a run, checked when they are read: whoever changed one gets one line, not a traceback."""
+"""Checks a run's JSON files when they are read: a changed file gives a one-line error, not a traceback."""
 
 import json
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from .problem import PROBLEMS
 from .settings import MERGED, NAMED_FOLDERS
 
 
-MAX_BYTES = 2**28  # of a file; a log of a million lines has half of it
+MAX_BYTES = 2**28  # per file; a log of a million lines takes half of it
 Kind = Callable[[Any], bool]
 
 
@@ -26,7 +26,7 @@ def flag(value: Any) -> bool:
 
 
 def figure(value: Any) -> bool:
-    """A result: any number, also NaN."""
+    """A metric: any number, also NaN."""
     return isinstance(value, (int, float)) and not flag(value) and not abs(value) > 1e300
 
 
@@ -55,7 +55,7 @@ def mapped(kind: Kind, names: Kind = text) -> Kind:
 
 
 def plain(value: Any) -> bool:
-    """A setting: one value, or a list of such."""
+    """A setting: one value, or a list of values."""
     return all(item is None or text(item) or flag(item) or figure(item) for item in _items(value))
 
 
@@ -95,7 +95,7 @@ SETTINGS: dict[str, Kind] = {
     "output_dir": text,
     "warmup_epochs": optional(number),
 }
-ENTRY: dict[str, Kind] = {
+ENTRY: dict[str, Kind] = {  # what the report reads of an entry; others may stand beside it
     "step": count,
     **dict.fromkeys(("epoch", "loss", "learning_rate", "rank", "rank_untrained"), number),
     **dict.fromkeys(("knn", "knn_untrained", "knn_raw_pixels"), share),
@@ -113,12 +113,12 @@ ROW: dict[str, Kind] = {
 
 
 def entry_kinds() -> dict[str, Kind]:
-    """Those of an entry of the log, with the metric of each task."""
+    """The kinds in a log entry, with the metric of each task."""
     return ENTRY | {f"eval_{problem.metric}": share if problem.is_share else figure for problem in PROBLEMS.values()}
 
 
 def row_kinds() -> dict[str, Kind]:
-    """Those of a row of results, with the figures of each task."""
+    """The kinds in a row of results, with the metrics of each task."""
     kinds = dict(ROW)
     for problem in PROBLEMS.values():
         kinds |= dict.fromkeys((*problem.columns, *problem.imbalanced_columns, *problem.titles), optional(figure))
@@ -128,10 +128,10 @@ def row_kinds() -> dict[str, Kind]:
 
 
 def read_json(path: Path) -> Any:
-    """What is in the file, None where there is none.
+    """The content of the file, or None if there is no file.
 
     Raises:
-        UserError: it is a link, too large, or no JSON.
+        UserError: it is a link, too large, or not JSON.
     """
     if path.is_symlink():
         raise UserError(f"{str(path)!r} is a link, which may lead anywhere: put the file itself there")
@@ -142,25 +142,25 @@ def read_json(path: Path) -> Any:
             raise ValueError(f"{path.stat().st_size:,} bytes")
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{str(path)!r} cannot be read ({error}): mend or remove it") from None
+        raise UserError(f"{str(path)!r} cannot be read ({error}): fix or remove it") from None
 
 
-def refuse(path: Path, what: str) -> UserError:
-    return UserError(f"{str(path)!r} is not a file of a run ({what}): mend or remove it")
+def invalid_file(path: Path, what: str) -> UserError:
+    return UserError(f"{str(path)!r} is not a file of a run ({what}): fix or remove it")
 
 
 def check(path: Path, content: Any, kinds: dict[str, Kind], *, needed: tuple[str, ...] = ()) -> dict[str, Any]:
-    """`content` of the file `path`, whose values by name are of their `kinds`.
+    """The `content` of the file `path`, checked: each named value has its kind.
 
     Raises:
-        UserError: they are not, or one of those `needed` is missing; names it.
+        UserError: a value has another kind, or one that is `needed` is missing. The message names it.
     """
     if not isinstance(content, dict):
-        raise refuse(path, f"a {type(content).__name__} in place of names and values")
+        raise invalid_file(path, f"a {type(content).__name__} instead of names and values")
     for name in needed:
         if name not in content:
-            raise refuse(path, f"{name} is missing")
+            raise invalid_file(path, f"{name} is missing")
     for name, kind in kinds.items():
         if name in content and not kind(content[name]):
-            raise refuse(path, f"{name} cannot be {str(content[name])[:40]!r}")
+            raise invalid_file(path, f"{name} cannot be {str(content[name])[:40]!r}")
     return content

@@ -1,4 +1,4 @@
-"""A page that compares runs: results side by side, curves over each other, the settings that differ."""
+"""Writes a page that compares runs: results side by side, curves in one chart, settings that differ."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ def compare_runs(folders: list[Path], out: Path) -> None:
     """Writes the page `out` about the runs in `folders`, pre-trainings and evaluations.
 
     Raises:
-        UserError: a folder holds no run, is given twice, or there is only one; or as `write_page`.
+        UserError: a folder holds no run or is given twice, only one folder is given, or as `write_page`.
     """
     folders = [Path(folder) for folder in folders]
     places = [folder.resolve() for folder in folders]
@@ -38,7 +38,7 @@ def compare_runs(folders: list[Path], out: Path) -> None:
 
 
 def _names(places: list[Path]) -> list[str]:
-    """The last part of each path. Paths that share it get as many parts as tell them apart."""
+    """The last part of each path. Paths with the same last part get as many parts as they need to differ."""
     names = []
     for place in places:
         length = next(
@@ -77,7 +77,7 @@ def _data(run: RunFiles) -> str:
 
 
 def _scores(run: RunFiles) -> dict[str, str]:
-    """The figures of each row of the results, as {row and figure: value for people}."""
+    """The metrics of each row of results as {"row, metric": text}."""
     problem, scores = run.problem, {}
     for row in run.rows:
         title = row_title(row)
@@ -90,14 +90,14 @@ def _scores(run: RunFiles) -> dict[str, str]:
 
 
 def _side_by_side(figures: dict[str, dict[str, str]]) -> Table:
-    """`figures` are {run: {title: value}}."""
+    """`figures` is {run: {title: value}}."""
     titles = list(dict.fromkeys(title for values in figures.values() for title in values))
     rows = [[title, *(values.get(title, "") for values in figures.values())] for title in titles]
     return Table(rows, ["", *figures])
 
 
 def _best_marked(table: Table, problem: Problem) -> Table:
-    """The table of figures, where the best value of each row stands out."""
+    """The table with the best value of each row marked."""
     marked = set()
     for number, row in enumerate(table.rows):
         values = {column: float(cell) for column, cell in enumerate(row) if column and cell}
@@ -112,13 +112,13 @@ def _best_marked(table: Table, problem: Problem) -> Table:
 
 
 def _charts(runs: dict[str, RunFiles]) -> list[Picture]:
-    """A chart of each quantity that a run has logged."""
+    """A chart for each quantity that a run has logged."""
     pretrained, trained = _trainings(runs, PRETRAINING), _trainings(runs, EVALUATION)
     charts = [
-        _chart(pretrained, "loss", "loss on masked patches", settles=True),
+        _chart(pretrained, "loss", "loss on masked patches", zoomed=True),
         _chart(pretrained, "knn", "k-NN accuracy (%)", scale=100),
         _chart(pretrained, "rank", "effective rank"),
-        _chart(trained, "loss", "training loss", settles=True),
+        _chart(trained, "loss", "training loss", zoomed=True),
     ]
     for problem in PROBLEMS.values():
         unit, scale = (" (%)", 100) if problem.is_share else ("", 1)
@@ -136,14 +136,14 @@ def _trainings(runs: dict[str, RunFiles], kind: str) -> dict[str, Training]:
 
 
 def _chart(
-    trainings: dict[str, Training], key: str, title: str, scale: float = 1, settles: bool = False
+    trainings: dict[str, Training], key: str, title: str, scale: float = 1, zoomed: bool = False
 ) -> Picture | None:
     series = {
         name: [(entry["epoch"], scale * entry[key]) for entry in training.log if key in entry]
         for name, training in trainings.items()
     }
     series = {name: points for name, points in series.items() if points}
-    return Picture("", f"{title} of each run", chart=runs_curve(series, title, settles=settles)) if series else None
+    return Picture("", f"{title} of each run", chart=runs_curve(series, title, zoomed=zoomed)) if series else None
 
 
 # --- pictures ---

@@ -1,4 +1,4 @@
-"""What an evaluation leaves: the pictures, predictions and card of each classifier, and the results of all."""
+"""Writes the report of an evaluation: pictures, predictions and card of each classifier, and the results of all."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from .sections import (
 )
 
 
-MAX_CLASSES_SHOWN = 100  # more make a confusion matrix that nobody can read
+MAX_CLASSES_SHOWN = 100  # with more, a confusion matrix is unreadable
 
 
 def report_training(
@@ -40,10 +40,10 @@ def report_training(
 ) -> None:
     """Writes confusion.png, predictions.parquet, training.png, README.md, arguments.json and trainer_state.json.
 
-    `results` are the metrics on the images of `data`. confusion.png is for the problem of one class an image, with at
-    most 100 classes. predictions.parquet is written only if `predictions` are given. `log` and `training` (from
-    `describe_training`) are for a classifier that was trained: without them, training.png and the two JSON files are
-    left out."""
+    `results` are the metrics on the images of `data`. confusion.png is for one class per image and at most 100
+    classes. predictions.parquet is written only if `predictions` are given. `log` and `training` (from
+    `describe_training`) belong to a trained classifier. Without them, training.png and the two JSON files are not
+    written."""
     metrics = [
         (metric, title, results[metric])
         for metric, title in data.problem.titles.items()
@@ -76,7 +76,7 @@ def _figure(metric: str, value: float, problem: Problem) -> str:
 
 
 def _each_label(results: dict[str, Any], data: LabelledFacts) -> list[Part]:
-    """The confusion matrix, and the table of the classes, or of the targets of a regression."""
+    """The confusion matrix, and the table of the classes or the regression targets."""
     parts: list[Part] = []
     if "confusion_matrix" in results:
         chart = confusion_picture(results["confusion_matrix"], data.class_names)
@@ -90,17 +90,16 @@ def _each_label(results: dict[str, Any], data: LabelledFacts) -> list[Part]:
 
 
 def _percent(accuracy: float | None, digits: int = 1) -> str:
-    """None is the accuracy of a class without an image."""
+    """None is the accuracy of a class without images."""
     return "no image" if accuracy is None else f"{100 * accuracy:.{digits}f} %"
 
 
 def describe_training(
     n_partial: float | None, images: int, label_fraction: float, source_name: str, pooling: str = "mean"
 ) -> str:
-    """A sentence for the card: what was trained, and on which images.
+    """A sentence for the card about what was trained, and on which images.
 
-    `n_partial` is the number of blocks tuned, None if the classifier was trained from scratch. `pooling` is that of
-    its MAEConfig."""
+    `n_partial` is the number of tuned blocks, None for training from scratch. `pooling` comes from the MAEConfig."""
     share = f", {100 * label_fraction:g}% of all" if label_fraction < 1 else ""
     if n_partial is None:
         how = "from scratch, with all blocks"
@@ -116,7 +115,7 @@ def _write_predictions(path: Path, columns: dict[str, Any]) -> None:
         datasets.Dataset.from_dict(columns).to_parquet(partial)
 
 
-# --- the whole call ---
+# --- the whole run ---
 
 
 def report_evaluation(
@@ -125,9 +124,9 @@ def report_evaluation(
     """Writes results.json, results.txt, partial.png, summary.json, report.html and README.md, and prints the results.
 
     `rows` are the results of frozen features, with `k` neighbours, and of classifiers, see `results_table`. `folders`
-    are the folders of the trained classifiers in `output_dir`: with fewer than two, README.md is the classifier's own
-    and stays as it is. partial.png is drawn if more than one number of blocks was tuned. The faults that `data`
-    counts are those of all images, also of training."""
+    are the folders of the trained classifiers in `output_dir`. With fewer than two, README.md is the classifier's own
+    and is not changed. partial.png is drawn if several numbers of blocks were tuned. `data` counts faults in all
+    images, including training images."""
     write_json(output_dir / "results.json", rows)
     summary = {"kind": EVALUATION, "name": identity.name, "repo_id": identity.repo_id, **data.summary, "k": k}
     write_json(output_dir / "summary.json", summary)
@@ -142,14 +141,14 @@ def report_evaluation(
         write_overview_card(run, identity, folders)
     page = write_run_page(output_dir)
     if data.skipped:
-        print(f"skipped    {data.skipped} images, which cannot be decoded")
+        print(f"skipped    {data.skipped} images: they cannot be decoded")
     if data.incomplete:
-        print(f"filled     {data.incomplete} images, whose missing values became the mean of their band")
+        print(f"filled     {data.incomplete} images: missing values became the mean of their band")
     print(f"\n{table}\n\nresults    {output_dir / 'results.json'}\nreport     {page}")
 
 
 def write_overview_card(run: RunFiles, identity: Identity, folders: list[str]) -> None:
-    """Writes README.md over several classifiers. Each has its own folder and card."""
+    """Writes README.md about several classifiers. Each also has its own folder and card."""
     links = ", ".join(f"[{folder}]({folder}/README.md)" for folder in folders)
     each = Text(f"Each classifier has its own folder with its weights and its card: {links}.")
     lead = f"Classifiers on the encoder of a masked autoencoder, evaluated on {run.summary['data']}."

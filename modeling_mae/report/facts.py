@@ -1,4 +1,4 @@
-"""What a script tells the report of its run: a small object for each subject."""
+"""What a script tells the report about its run: a small object per subject."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +9,7 @@ from .problem import Problem, problem_named
 
 @dataclass(frozen=True)
 class Base:
-    """The weights that a training began with: where they come from, and their licence where it is known."""
+    """The weights that a training began with: their source, and their licence if known."""
 
     source: str
     license: str | None = None
@@ -17,14 +17,15 @@ class Base:
 
     def __str__(self) -> str:
         where = f"[{self.source}](https://huggingface.co/{self.source})" if self.on_hub else f"`{self.source}`"
-        licence = f"Their licence is {self.license}." if self.license else "Their licence is not known here."
+        licence = f"Their licence is {self.license}." if self.license else "Their licence is unknown."
         return f"The training began with the weights of {where}. {licence}"
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a card calls the model. Users load it from `repo_id`, None if it is only in its folder. None for `license`
-    names none: only the owner of the weights can say it. `base` are the weights that it began with, if there are."""
+    """How a card names the model. Users load it from `repo_id`, None if it is only in its folder. With `license` None
+    the card names no licence, because only the owner of the weights can choose one. `base` are the weights that the
+    training began with, or None."""
 
     name: str
     repo_id: str | None = None
@@ -34,7 +35,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """`log` has one entry for each reading of the loss and for each evaluation."""
+    """`log` has an entry for each logged loss and each evaluation."""
 
     log: list[dict[str, Any]]
     updates: int
@@ -43,7 +44,7 @@ class TrainingLog:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """The images of a run. `name` is for people, `dataset_id` for the Hub. `split` is what was evaluated on. `skipped`
+    """The images of a run. `name` is for readers, `dataset_id` for the Hub. `split` is the evaluation split. `skipped`
     images could not be decoded, `incomplete` ones had missing values."""
 
     name: str
@@ -55,13 +56,13 @@ class DataFacts:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What summary.json says of them."""
+        """Their entries in summary.json."""
         return {"data": self.name, **{name: value for name, value in vars(self).items() if name != "name"}}
 
 
 @dataclass(frozen=True)
 class LabelledFacts(DataFacts):
-    """The images that classifiers are evaluated on, and what their labels mean."""
+    """The images that classifiers are evaluated on, and the meaning of their labels."""
 
     class_names: list[str] = field(default_factory=list)
     problem: Problem = field(default_factory=lambda: problem_named(None))
@@ -73,8 +74,8 @@ class LabelledFacts(DataFacts):
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """`architecture` is a line for people, `depth` the number of the encoder's blocks. `normalised`: patches are
-    normalised before they are predicted."""
+    """`architecture` is one line of text, `depth` the number of encoder blocks. `normalised`: the targets are
+    normalised patches."""
 
     architecture: str
     depth: int | None = None
@@ -82,7 +83,7 @@ class ModelFacts:
 
     @classmethod
     def of(cls, config: MAEConfig, parameters: int) -> "ModelFacts":
-        """Those of a model with so many `parameters`."""
+        """The facts of a model with this `config` and number of `parameters`."""
         patch, image = ("x".join(map(str, size)) for size in (config.patch_height_width, config.image_height_width))
         decoder = "decoder" if config.decoder_type == "self" else f"{config.decoder_type} decoder"
         architecture = (
@@ -95,7 +96,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class MachineFacts:
-    """`waited` is the part of the time, 0..1, in which the training waited for images."""
+    """`waited` is the share of the time, 0..1, in which the training waited for images."""
 
     seconds: float
     processes: int
@@ -105,10 +106,10 @@ class MachineFacts:
 
 
 @dataclass(frozen=True)
-class Looks:
-    """How good a pre-trained model looks. `knn` is the accuracy in 0..1 of each kind of features, with `k` neighbours;
-    empty without a k-NN evaluation. `picture` and `neighbours` say how reconstruction.png and neighbours.png, which
-    are there already, were made."""
+class FeatureFacts:
+    """The evaluation of a pre-trained model. `knn` is the k-NN accuracy in 0..1 of each kind of features, with `k`
+    neighbours; empty if it was not evaluated. `picture` and `neighbours` describe reconstruction.png and
+    neighbours.png, which exist already."""
 
     k: int
     knn: dict[str, float] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""How pictures and charts are saved, and how they become part of a page."""
+"""Saves pictures and charts, as files or as part of a page."""
 
 import base64
 import gc
@@ -14,19 +14,19 @@ from ..files import replacing
 from .parts import Part, Picture
 
 
-MATPLOTLIB_INK = "#000000"  # of text and axes
-# A page is dark or light as the reader's system says. In an <img>, this style of the SVG itself follows it too.
+MATPLOTLIB_INK = "#000000"  # colour of text and axes
+# A page is dark or light as the reader's system is. With this style, an SVG in an <img> follows it too.
 INK_STYLE = "<style>:root{--ink:#222}@media(prefers-color-scheme:dark){:root{--ink:#ddd}}</style>"
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes `figure` to `path` as PNG."""
-    _take_names_as_they_are(figure)
+    _without_formulas(figure)
     with replacing(path) as partial:
         figure.savefig(partial, format="png")
-    # A figure refers to itself in a cycle, so only the garbage collector frees it. Python runs the collector too
-    # rarely for objects this large: without this call, memory grows by 2 MB a figure.
+    # A figure has reference cycles, so only the garbage collector frees it. Python runs the collector too rarely for
+    # objects this large: without this call, memory grows by 2 MB per figure.
     gc.collect()
 
 
@@ -38,26 +38,26 @@ def save_charts(folder: Path, parts: Sequence[Part]) -> None:
 
 
 def chart_uri(figure: Figure) -> str:
-    """`figure` as the address of an SVG picture that holds all of itself, readable on dark and on light pages."""
-    _take_names_as_they_are(figure)
+    """`figure` as a data URI of an SVG, readable on dark and on light pages."""
+    _without_formulas(figure)
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata=NO_METADATA)
     gc.collect()
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :].replace(MATPLOTLIB_INK, "var(--ink)")
     svg = re.sub("<svg[^>]*>", lambda match: match[0] + INK_STYLE, svg, count=1)
-    # What has no colour of its own, such as glyphs, is black by default.
+    # Elements without a colour, such as glyphs, are black by default.
     svg = svg.replace("<g ", '<g style="fill: var(--ink)" ', 1)
     return _uri("image/svg+xml", svg.encode())
 
 
 def picture_uri(path: Path) -> str:
-    """The PNG file `path` as an address that holds all of it."""
+    """The PNG file `path` as a data URI."""
     return _uri("image/png", path.read_bytes())
 
 
-def _take_names_as_they_are(figure: Figure) -> None:
-    """The name of a class or a run may hold $ or _{, which matplotlib would read as a formula."""
+def _without_formulas(figure: Figure) -> None:
+    """Turns formulas off, because the name of a class or a run may hold $ or _{."""
     for text in figure.findobj(Text):
         text.set_parse_math(False)
 

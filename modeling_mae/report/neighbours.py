@@ -1,4 +1,4 @@
-"""The picture of images and their nearest neighbours in the space of the features."""
+"""Draws images with their nearest neighbours in feature space."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,23 +9,23 @@ import torch
 from .reconstruction import save_sheet, visible_colours
 
 
-CELL = 96  # pixels at least of an image's shorter side, so that small images can be seen
+CELL = 96  # smallest shorter side of an image in pixels, so that small images are visible
 FRAME = 5  # pixels around an image
-SAME_CLASS = (46, 160, 67)  # the colour of the frame of a neighbour of the query's class
+SAME_CLASS = (46, 160, 67)  # frame colour of neighbours of the query's class
 BETWEEN = 4 * FRAME  # pixels between a query and its neighbours
 
 
-LETTERS = 22  # of a title that fit above an image
-TITLE = 0.28  # of an image's width: the space above a row of images with titles
-TITLED_WIDTH = 1.2  # inches of an image with a title
+LETTERS = 22  # longest title above an image
+TITLE = 0.28  # height of a row's titles, as a share of an image's width
+TITLED_WIDTH = 1.2  # width of an image with a title, in inches
 
 
 @dataclass(frozen=True)
 class NeighbourRows:
-    """Images, a row each, and the images that are like them, the nearest first.
+    """Rows of images, each followed by the images that are like it, the nearest first.
 
-    Images are normalised. `same_class` marks neighbours that get a frame. `titles` of a row are those of the image and
-    of its neighbours; None writes one line above all.
+    Images are normalised. `same_class` marks neighbours that get a frame. Each row of `titles` has the titles of the
+    image and of its neighbours. With None, one line is written above all rows.
     """
 
     queries: torch.Tensor  # (rows, channels, height, width)
@@ -35,8 +35,7 @@ class NeighbourRows:
 
 
 def save_neighbours(path: Path, shown: NeighbourRows, mean: list[float], std: list[float]) -> None:
-    """Writes a PNG with a row for each image: the image, then its neighbours. `mean` and `std` undo the
-    normalisation."""
+    """Writes a PNG with a row per image: the image, then its neighbours. `mean` and `std` undo the normalisation."""
     count = shown.neighbours.shape[1]
     colours = visible_colours(shown.queries, shown.neighbours.flatten(0, 1), mean=mean, std=std)
     originals, others = (images.permute(0, 2, 3, 1).numpy() for images in colours)  # (n, height, width, 3)
@@ -68,12 +67,12 @@ def save_neighbours(path: Path, shown: NeighbourRows, mean: list[float], std: li
 
 
 def shortened(name: str) -> str:
-    """The end of a path, which tells more than its beginning."""
+    """The end of a path, which is more informative than its beginning."""
     return name if len(name) <= LETTERS else f"...{name[3 - LETTERS :]}"
 
 
 def save_nearest(path: Path, nearest, mean: list[float], std: list[float]) -> str:
-    """The picture of a `Nearest`, and how it was made, for people. None makes no picture and no words."""
+    """Draws a `Nearest`, and returns a description of the picture. For None, no picture and an empty text."""
     if nearest is None:
         return ""
     save_neighbours(path, NeighbourRows(nearest.queries, nearest.neighbours, nearest.same_class), mean, std)
@@ -81,7 +80,7 @@ def save_nearest(path: Path, nearest, mean: list[float], std: list[float]) -> st
 
 
 def framed(image: np.ndarray, colour: tuple[int, int, int] = (255, 255, 255)) -> np.ndarray:
-    """``(height, width, 3)`` enlarged by a whole number, with a frame and a white line around it."""
+    """``(height, width, 3)`` enlarged by a whole factor, with a frame and a white line around it."""
     factor = -(-CELL // min(image.shape[:2]))
     image = image.repeat(factor, 0).repeat(factor, 1)
     height, width = image.shape[:2]
@@ -92,13 +91,13 @@ def framed(image: np.ndarray, colour: tuple[int, int, int] = (255, 255, 255)) ->
 
 
 def describe_neighbours(queries: int, compared: int, same_class: torch.Tensor | None, from_evaluation: bool) -> str:
-    """What `save_neighbours` shows and how the neighbours were found, for people. `compared` is the number of training
-    images; the queries are training images too, or with `from_evaluation` images to evaluate on."""
+    """Describes what `save_neighbours` shows and how the neighbours were found. `compared` is the number of training
+    images. The queries are training images too, or evaluation images with `from_evaluation`."""
     kind, others = ("images to evaluate on", "") if from_evaluation else ("training images", "other ")
     sentence = (
-        f"{queries} {kind}, evenly spaced, and those of {compared:,} {others}training images whose features are most "
-        "similar (cosine of the encoder's pooled features)."
+        f"{queries} {kind}, evenly spaced, and the nearest of {compared:,} {others}training images (cosine of the "
+        "encoder's pooled features)."
     )
     if same_class is None:
         return sentence
-    return f"{sentence} A green frame: the same class, as {int(same_class.sum())} of {same_class.numel()} have."
+    return f"{sentence} A green frame marks the same class: {int(same_class.sum())} of {same_class.numel()} have it."

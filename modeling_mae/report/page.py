@@ -1,4 +1,4 @@
-"""Pages that hold all they show: written in one file, read without network. `page.html` is how they look."""
+"""Writes self-contained HTML pages. `page.html` is their template."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ TEMPLATE = Path(__file__).with_name("page.html")
 
 @dataclass(frozen=True)
 class Page:
-    """`lead` is the sentence below the title. The files of pictures are below `folder`."""
+    """`lead` is the sentence below the title. Pictures' files are in `folder`."""
 
     title: str
     lead: str
@@ -25,7 +25,7 @@ class Page:
 
 
 def write_page(path: Path, page: Page) -> None:
-    """Writes the page. All texts are plain: what would be markup in them is shown as it is.
+    """Writes the page. All texts are plain: markup in them is shown as text.
 
     Raises:
         UserError: `path` cannot be written.
@@ -39,7 +39,7 @@ def write_page(path: Path, page: Page) -> None:
     sections = [section for section in page.sections if section.only != "card"]
     kinds = {"kind": lambda part: type(part).__name__, "address": address}
     html = template.render(title=page.title, lead=page.lead, sections=sections, **kinds) + "\n"
-    html = html.encode("ascii", "xmlcharrefreplace").decode()  # the same in whatever encoding the system writes
+    html = html.encode("ascii", "xmlcharrefreplace").decode()  # ASCII is the same in every encoding
     try:
         write_text(path, html)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a page and a card are made of. `page.py` shows it as HTML, `card.py` as Markdown."""
+"""The parts of pages and cards. `page.py` shows them as HTML, `card.py` as Markdown."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph, and below it what to type, if there is something, in a `language`."""
+    """A paragraph, with optional code or commands in a `language` below it."""
 
     text: str
     command: str = ""
@@ -17,8 +17,8 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """The first cell of a row is its title. `numbers` stand right. `marked` are (row, column) to stand out, counted
-    from 0; column 0 is the titles'. `typed`: the other cells are values as one types them."""
+    """The first cell of a row is its title. `numbers` are aligned right. `marked` are the cells (row, column) to
+    highlight, counted from 0; column 0 has the titles. `typed`: the other cells are values as a user types them."""
 
     rows: list[list[str]]
     head: list[str] = field(default_factory=list)
@@ -29,8 +29,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """`file` is its PNG in the folder of the run, `chart` what is drawn in it: a page draws it anew, to its colours.
-    `tall`: it is higher than wide, and is to fit a screen."""
+    """`file` is its PNG in the run's folder. `chart` is its figure, which a page draws again in its own colours.
+    `tall`: it is higher than wide, and must fit a screen."""
 
     file: str
     alt: str
@@ -41,7 +41,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Row:
-    """Pictures side by side, where there is room. `charts` take more of it than others."""
+    """Pictures side by side, if there is room. `charts` get more room than other pictures."""
 
     parts: list[Picture]
     charts: bool = False
@@ -49,7 +49,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Folded:
-    """Parts that a click on the title shows. A card leaves them out."""
+    """Parts that open by a click on the title. A card leaves them out."""
 
     title: str
     parts: "Sequence[Part]"
@@ -60,7 +60,7 @@ Part = Text | Table | Picture | Row | Folded
 
 @dataclass(frozen=True)
 class Section:
-    """Without parts it is left out. `only` is "page" or "card" where one of them alone has it."""
+    """A section without parts is left out. `only` is "page" or "card" if only one of them shows it."""
 
     title: str
     parts: Sequence[Part]

@@ -1,4 +1,4 @@
-"""What pre-training leaves beside the model: its settings, log, curves, k-NN accuracies, card and page."""
+"""Writes the report of a pre-training: settings, log, curves, k-NN accuracies, card and page."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from ..files import write_json
 from .advice import judge_growth
 from .card import PAPER, Card, write_card
-from .facts import DataFacts, Identity, Looks, MachineFacts, ModelFacts, TrainingLog
+from .facts import DataFacts, FeatureFacts, Identity, MachineFacts, ModelFacts, TrainingLog
 from .figures import save_charts
 from .run import PRETRAINING, RunFiles, read_run, write_training
 from .run_page import lead, write_run_page
@@ -21,17 +21,17 @@ def report_pretraining(
     data: DataFacts,
     model: ModelFacts,
     machine: MachineFacts,
-    looks: Looks,
+    features: FeatureFacts,
 ) -> None:
     """Writes arguments.json, trainer_state.json, summary.json, loss.png, knn.json, README.md and report.html, and
-    prints the results. features.png is written where `log` has entries of `FeatureGrowth`, knn.json where there is a
-    k-NN evaluation. `arguments` are the settings of the run by name."""
+    prints the results. features.png is written if `log` has entries of `FeatureGrowth`, knn.json if k-NN was
+    evaluated. `arguments` are the run's settings by name."""
     write_training(output_dir, arguments, log)
-    if looks.knn:
-        write_json(output_dir / "knn.json", looks.knn)
+    if features.knn:
+        write_json(output_dir / "knn.json", features.knn)
     summary = {"kind": PRETRAINING, "name": identity.name, "repo_id": identity.repo_id, **data.summary}
-    summary |= {**vars(model), **vars(machine), "updates_per_epoch": log.updates_per_epoch, "k": looks.k}
-    summary |= {"picture": looks.picture, "neighbours": looks.neighbours}
+    summary |= {**vars(model), **vars(machine), "updates_per_epoch": log.updates_per_epoch, "k": features.k}
+    summary |= {"picture": features.picture, "neighbours": features.neighbours}
     write_json(output_dir / "summary.json", summary)
     run = read_run(output_dir)
     save_charts(output_dir, pretraining_charts(run))
@@ -57,11 +57,9 @@ def write_pretraining_card(run: RunFiles, identity: Identity, data: DataFacts) -
 def _print_results(run: RunFiles, data: DataFacts) -> None:
     folder = run.folder
     if data.skipped:
-        print(f"skipped    {data.skipped} of {data.images} images, which cannot be decoded")
+        print(f"skipped    {data.skipped} of {data.images} images: they cannot be decoded")
     if data.incomplete:
-        print(
-            f"filled     {data.incomplete} of {data.images} images, whose missing values became the mean of their band"
-        )
+        print(f"filled     {data.incomplete} of {data.images} images: missing values became the mean of their band")
     for features, accuracy in run.knn.items():
         print(f"k-NN accuracy, {features:18} {100 * accuracy:5.1f} %")
     print(f"pictures   {folder / 'reconstruction.png'}  {folder / 'loss.png'}")

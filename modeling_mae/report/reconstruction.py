@@ -1,4 +1,4 @@
-"""Pictures of what the model sees and what it reconstructs."""
+"""Draws what the model sees and what it reconstructs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +23,9 @@ STRETCH = (2, 98)  # percentiles that become black and white
 def reconstruct_images(
     model: Any, pixel_values: torch.Tensor, noise: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the reconstruction, of the shape of `pixel_values`, and the mask ``(batch, patches)``.
+    """Returns the reconstruction, shaped as `pixel_values`, and the mask ``(batch, patches)``.
 
-    The `model`, an MAEForPreTraining, runs in eval mode and then returns to the mode it was in."""
+    The `model`, an MAEForPreTraining, runs in eval mode. Afterwards its previous mode is restored."""
     was_training = model.training
     model.eval()
     outputs = model(pixel_values, noise=noise, prediction_ratio=1)  # every masked patch
@@ -36,20 +36,20 @@ def reconstruct_images(
 
 @dataclass
 class ReconstructionSheet:
-    """The same images under the same masks, whenever the training asks for a picture."""
+    """Draws the same images with the same masks whenever the training asks for a picture."""
 
-    model: torch.nn.Module  # not wrapped; on every process, as a sharded model needs all of them
+    model: torch.nn.Module  # not wrapped; every process must draw, because a sharded model needs all of them
     pixel_values: torch.Tensor  # (images, channels, height, width), normalised
     mean: list[float]
     std: list[float]
-    seed: int  # of the masks
+    seed: int  # seed of the masks
 
     @property
     def config(self) -> MAEConfig:
         return cast(MAEConfig, self.model.config)
 
     def draw(self) -> torch.Tensor:
-        """``(height, width, 3)`` uint8, as `reconstruction_grid` gives it."""
+        """The picture ``(height, width, 3)`` uint8 of `reconstruction_grid`."""
         grid, generator = self.config.grid, torch.Generator().manual_seed(self.seed)
         noise = mask_noise(self.config.mask_type, len(self.pixel_values), grid, generator)  # (images, patches)
         noise = noise.to(self.pixel_values.device)
@@ -57,14 +57,14 @@ class ReconstructionSheet:
         return reconstruction_grid(self.pixel_values, mask, reconstruction, self.mean, self.std, grid)
 
     def save(self, path: Path, writes: bool) -> torch.Tensor:
-        """Draw the picture, and write it as PNG where this process `writes`. Gives what `draw` gives."""
+        """Draw the picture, and write it as PNG if this process `writes`. Returns the picture."""
         sheet = self.draw()
         if writes:
             save_reconstruction(path, sheet)
         return sheet
 
     def describe(self, bands: list[int] | None = None) -> str:
-        """How the picture is made, for people. `bands` as in `describe_shown`."""
+        """Describes how the picture is made. `bands` as in `describe_shown`."""
         shown = describe_shown(self.config.num_channels, bands)
         return " ".join(filter(None, [describe_picture(len(self.pixel_values), self.config, self.seed), shown]))
 
@@ -78,9 +78,9 @@ def reconstruction_grid(
     grid: tuple[int, int],
     gap: int = 2,
 ) -> torch.Tensor:
-    """Puts images side by side: original, masked, reconstruction, one image a row.
+    """Puts images side by side: original, masked, reconstruction, one image per row.
 
-    `mean` and `std` undo the normalisation, and colours are those of `visible_colours`. `grid` is the number of rows
+    `mean` and `std` undo the normalisation, and `visible_colours` chooses the colours. `grid` is the number of rows
     and columns of patches. `gap` is the width of the white lines between images. Returns ``(height, width, 3)`` uint8.
     """
     original, reconstructed = visible_colours(pixel_values, reconstruction, mean=mean, std=std)
@@ -102,8 +102,9 @@ def visible_colours(
 ) -> list[torch.Tensor]:
     """Normalised images ``(batch, channels, height, width)`` as ``(batch, 3, height, width)`` uint8, all alike.
 
-    Images with fewer than three channels show the first channel in gray. Images with more show the first three, and
-    they, like values beyond 0..1, are stretched: the 2nd percentile of the originals is black, the 98th white."""
+    Images with fewer than three channels show the first channel in gray, others the first three. With more than three
+    channels, or values beyond 0..1, they are stretched: the 2nd percentile of the originals is black, the 98th
+    white."""
     shown = [_shown(images, mean, std) for images in (originals, *others)]
     sample = shown[0].transpose(0, 1).flatten(1).numpy()  # (3, values)
     low, high = torch.from_numpy(np.percentile(sample, STRETCH, axis=1)).float()  # (3,) each
@@ -114,10 +115,10 @@ def visible_colours(
 
 
 def describe_picture(images: int, config: MAEConfig, seed: int) -> str:
-    """How the picture of a `ReconstructionSheet` of so many images was made."""
+    """Describes how a `ReconstructionSheet` of this many images was made."""
     words = (
-        f"{images} training images, evenly spaced and without random crops, one a row: the image, the image with "
-        f"{100 * config.mask_ratio:g} % of its patches hidden (gray), and what the model makes of the rest. Masks are "
+        f"{images} training images, evenly spaced and without random crops, one per row: the image, the image with "
+        f"{100 * config.mask_ratio:g} % of its patches hidden (gray), and the model's reconstruction. Masks are "
         f"{MASKS[config.mask_type]}, drawn from the seed {seed}. Visible patches of the reconstruction are "
         "the image's own."
     )
@@ -130,8 +131,8 @@ def describe_picture(images: int, config: MAEConfig, seed: int) -> str:
 
 
 def describe_shown(channels: int, bands: list[int] | None = None) -> str:
-    """Which bands the picture shows, and how; empty of gray and RGB images. `bands` are the channels' numbers in the
-    files."""
+    """Describes which bands the picture shows, and how. Empty for gray and RGB images. `bands` are the channels'
+    numbers in the files."""
     if channels in (1, 3) and not bands:
         return ""
     numbers = bands or list(range(1, channels + 1))
@@ -140,7 +141,7 @@ def describe_shown(channels: int, bands: list[int] | None = None) -> str:
     sentence = f"The picture shows bands {numbers[0]}, {numbers[1]} and {numbers[2]} as red, green and blue"
     if channels == 3:
         return f"{sentence}."
-    return f"{sentence}, each stretched: its percentile {STRETCH[0]} is black, its percentile {STRETCH[1]} is white."
+    return f"{sentence}, each stretched: percentile {STRETCH[0]} is black, percentile {STRETCH[1]} is white."
 
 
 def _shown(images: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
@@ -154,7 +155,7 @@ def _to_bytes(images: torch.Tensor) -> torch.Tensor:
 
 
 def save_reconstruction(path: Path, sheet: torch.Tensor) -> None:
-    """Writes a `reconstruction_grid` as PNG with titles, enlarged so that small images can be seen."""
+    """Writes a `reconstruction_grid` as PNG with titles, enlarged so that small images are visible."""
     save_sheet(path, sheet.numpy(), {1 / 6: "original", 3 / 6: "masked", 5 / 6: "reconstruction"})
 
 
@@ -165,9 +166,10 @@ def save_sheet(
     labels: dict[tuple[float, float], str] | None = None,
     inches: float = 6,
 ) -> None:
-    """Writes ``sheet (height, width, 3)`` as PNG, so many `inches` of 150 pixels wide.
+    """Writes ``sheet (height, width, 3)`` as PNG, `inches` wide, at 150 pixels per inch.
 
-    `titles` are {part of the width: text above}, `labels` {(x, y) in the sheet's pixels: text above that place}."""
+    `titles` is {share of the width: text above the sheet}, `labels` is {(x, y) in the sheet's pixels: text above that
+    point}."""
     height, width = sheet.shape[:2]
     title_inches, sheet_inches = 0.4 if titles else 0.0, inches * height / width
     total_inches = title_inches + sheet_inches

@@ -1,15 +1,15 @@
-"""The table of an evaluation's results: its cells, and the table as text."""
+"""The table of an evaluation's results, as cells and as text."""
 
 from .problem import Problem
 
 
 def results_table(rows: list[dict], *, k: int, problem: Problem) -> str:
-    """The rows as text, parts of 1 in %. Columns that no row fills are left out.
+    """The rows as text, shares in %. Empty columns are left out.
 
-    A row has a "name" and, if they apply, "n_partial" (blocks tuned), "pooling", "images", "knn" ({k: accuracy}),
-    "logistic_regression" or "ridge_regression", "accuracy" and "last_accuracy". Other problems have their metric in
-    place of the accuracy, and their other figures. The `imbalanced_columns` of the problem are added if the largest
-    class to evaluate on has more than twice the images of the smallest."""
+    A row has a "name" and, if they apply, "n_partial" (tuned blocks), "pooling", "images", "knn" ({k: accuracy}),
+    "logistic_regression" or "ridge_regression", "accuracy" and "last_accuracy". Other problems have their own metrics
+    instead of the accuracy. The problem's `imbalanced_columns` are added if the largest class of the evaluation set
+    has more than twice the images of the smallest."""
     titles, *columns = zip(*results_cells(rows, k=k, problem=problem), strict=True)
     width = max(map(len, titles))
     text = [title.ljust(width) for title in titles]
@@ -20,7 +20,7 @@ def results_table(rows: list[dict], *, k: int, problem: Problem) -> str:
 
 
 def results_cells(rows: list[dict], *, k: int, problem: Problem) -> list[list[str]]:
-    """The cells of `results_table`. The first row is the head, the first column the titles."""
+    """The cells of `results_table`. The first row is the header, the first column has the titles."""
     columns = problem.columns | (problem.imbalanced_columns if any(map(_is_imbalanced, rows)) else {})
     lines = [["", "images", f"k-NN ({k})", *columns.values(), "last epoch"]]
     for row in rows:
@@ -49,11 +49,11 @@ def probe_name(pooling: str | None) -> str:
 
 
 def tuned_accuracies(rows: list[dict], problem: Problem) -> tuple[dict[float, float], float | None]:
-    """({blocks tuned: the problem's metric}, that of training from scratch or None)."""
+    """({tuned blocks: the problem's metric}, the metric of training from scratch or None)."""
     tuned = {row["n_partial"]: row[problem.metric] for row in rows if row.get("n_partial") is not None}
     return tuned, next((row[problem.metric] for row in rows if row["name"] == "from-scratch"), None)
 
 
 def images_by_blocks(rows: list[dict]) -> dict[float | None, int]:
-    """{blocks tuned: images trained on}; None is from scratch."""
+    """{tuned blocks, or None for from scratch: images trained on}."""
     return {row["n_partial"]: row["images"] for row in rows if "n_partial" in row and "images" in row}

@@ -1,4 +1,4 @@
-"""The files of a run that hold its settings, its log and its results: written, and read again."""
+"""Writes and reads the files of a run that hold its settings, its log and its results."""
 
 import json
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import write_json
-from .checked import SETTINGS, SUMMARY, check, entry_kinds, mapped, plain, read_json, refuse, row_kinds, share
+from .checked import SETTINGS, SUMMARY, check, entry_kinds, invalid_file, mapped, plain, read_json, row_kinds, share
 from .facts import TrainingLog
 from .problem import Problem, problem_named
 
@@ -16,7 +16,7 @@ PRETRAINING, EVALUATION = "pre-training", "evaluation"  # kinds of runs
 
 
 def write_training(folder: Path, arguments: dict[str, Any], log: TrainingLog) -> None:
-    """arguments.json and trainer_state.json of a finished training."""
+    """Writes arguments.json and trainer_state.json of a finished training."""
     write_json(folder / "arguments.json", arguments)
     state = {"global_step": log.updates, "epoch": log.updates / log.updates_per_epoch, "log_history": log.log}
     write_json(folder / "trainer_state.json", state)
@@ -35,18 +35,18 @@ class Training:
 
     @property
     def growth(self) -> list[dict[str, Any]]:
-        """What `FeatureGrowth` has measured. The baselines, of step 0, come first."""
+        """The entries of `FeatureGrowth`. The baselines (step 0) come first."""
         entries = [entry for entry in self.log if "rank" in entry or "rank_untrained" in entry]
         return sorted(entries, key=lambda entry: entry["step"])
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What the folder of a run holds.
+    """The content of a run's folder.
 
-    `summary` is summary.json: what the report knew beside the settings. Early versions did not write it. `knn` are the
-    k-NN accuracies of a pre-training, `rows` the results of an evaluation. `trainings` are by name; a pre-training has
-    one."""
+    `summary` is summary.json, the facts that are not settings. Early versions did not write it. `knn` are the k-NN
+    accuracies of a pre-training, `rows` the results of an evaluation. `trainings` maps names to trainings. A
+    pre-training has one."""
 
     folder: Path
     kind: str
@@ -69,11 +69,11 @@ class RunFiles:
         return problem_named(self.summary.get("problem"))
 
     def folder_of(self, training: str) -> str:
-        """The folder of a training in that of the run, empty if it is the run's own."""
+        """The folder of a training in the run's folder, empty if they are the same."""
         return training if len(self.trainings) > 1 else ""
 
     def holds(self, name: str) -> bool:
-        """Whether the folder has the file `name` itself. A link may lead to a file that nobody wants to show."""
+        """Whether the folder has the file `name`, and not as a link: a link may lead to a private file."""
         path = self.folder / name
         return path.is_file() and path.resolve() == self.folder.resolve() / name
 
@@ -82,7 +82,7 @@ def read_run(folder: Path) -> RunFiles:
     """The run in `folder`, which may still be running.
 
     Raises:
-        UserError: the folder holds no run, or a file cannot be read or holds what no run writes.
+        UserError: the folder holds no run, or a file cannot be read or has invalid content.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -103,7 +103,7 @@ def read_run(folder: Path) -> RunFiles:
     kind = EVALUATION if is_evaluation else PRETRAINING
     knn = read_json(folder / "knn.json") or {}
     if not mapped(share)(knn):
-        raise refuse(folder / "knn.json", "it should hold accuracies")
+        raise invalid_file(folder / "knn.json", "it should hold accuracies")
     return RunFiles(folder, kind, summary, {folder.resolve().name: training}, knn=knn)
 
 
@@ -125,19 +125,19 @@ def _training(folder: Path) -> Training:
         path = folder / "history.jsonl"
         log = _history(path)
     if not isinstance(log, list):
-        raise refuse(path, "log_history should be a list")
+        raise invalid_file(path, "log_history should be a list")
     for entry in log:
         check(path, entry, entry_kinds(), needed=("step", "epoch"))
     first, *later = Training({}, log).growth or [{}]
     if any("rank" not in entry for entry in later):
-        raise refuse(path, "rank is missing")
+        raise invalid_file(path, "rank is missing")
     if "knn_images" not in first and any("knn" in entry for entry in (first, *later)):
-        raise refuse(path, "knn_images is missing")
+        raise invalid_file(path, "knn_images is missing")
     settings = folder / "arguments.json"
     arguments = read_json(settings)
     arguments = check(settings, {} if arguments is None else arguments, SETTINGS)
     if not mapped(plain)(arguments):
-        raise refuse(settings, "a setting is neither a value nor a list of values")
+        raise invalid_file(settings, "a setting is neither a value nor a list of values")
     return Training(arguments, log)
 
 
@@ -149,7 +149,7 @@ def _history(path: Path) -> list[Any]:
         for line in path.read_text(encoding="utf-8").splitlines():
             entries.append(json.loads(line))
     except (OSError, RecursionError, UnicodeDecodeError) as error:
-        raise UserError(f"{str(path)!r} cannot be read ({error}): mend or remove it") from None
+        raise UserError(f"{str(path)!r} cannot be read ({error}): fix or remove it") from None
     except ValueError:
         pass  # the last line is being written
     return entries
@@ -157,18 +157,18 @@ def _history(path: Path) -> list[Any]:
 
 def _rows(path: Path, rows: Any, metric: str) -> list[dict[str, Any]]:
     if not isinstance(rows, list):
-        raise refuse(path, "it should hold a list")
+        raise invalid_file(path, "it should hold a list")
     for row in rows:
         check(path, row, row_kinds(), needed=("name",))
         if "n_partial" in row:
             check(path, row, {metric: lambda value: value is not None}, needed=(metric,))
             if Path(row["name"]).name != row["name"]:
-                raise refuse(path, f"{row['name'][:40]!r} cannot name a folder")
+                raise invalid_file(path, f"{row['name'][:40]!r} cannot name a folder")
         if "confusion_matrix" in row:
             check(path, row, {"accuracy": lambda value: value is not None}, needed=("accuracy",))
     return [_with_numbers(row) for row in rows]
 
 
 def _with_numbers(row: dict[str, Any]) -> dict[str, Any]:
-    """JSON has text for the numbers of neighbours."""
+    """Turns the numbers of neighbours, which JSON stores as text, back into ints."""
     return row | {"knn": {int(k): value for k, value in row["knn"].items()}} if "knn" in row else row

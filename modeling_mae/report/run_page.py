@@ -1,4 +1,4 @@
-"""report.html of a run."""
+"""Writes report.html of a run."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from .sections import evaluation_sections, pretraining_sections
 
 
 def write_run_page(folder: Path, out: Path | None = None) -> Path:
-    """Writes the page of the run in `folder`: results, what to do next, curves, pictures, settings. Gives its path,
-    `out` or report.html in the folder.
+    """Writes the page of the run in `folder`: results, what to do next, curves, pictures, settings. Returns its path,
+    which is `out` or report.html in the folder.
 
     Raises:
         UserError: as `read_run` and `write_page`.
@@ -22,7 +22,7 @@ def write_run_page(folder: Path, out: Path | None = None) -> Path:
 
 
 def lead(run: RunFiles, paper: str = "") -> str:
-    """What a run is, in a sentence. `paper` stands behind the name of the method."""
+    """A sentence about what the run is. `paper` is put after the name of the method."""
     data = run.summary.get("data")
     if run.kind == PRETRAINING:
         images = f" on {run.summary['images']:,} images of {data}" if data else ""

@@ -1,5 +1,5 @@
-"""The sections of a run, for its card and its page, made from the files in its folder alone. So the figures of both
-are those of the JSON files."""
+"""The sections of a run for card and page, made only from the files in its folder. So both show the numbers of the
+JSON files."""
 
 import re
 
@@ -14,8 +14,8 @@ from .run import RunFiles, Training
 from .settings import setting_text, shown_settings
 
 
-EARLIER = 3  # pictures of reconstructions during the training
-WORST = 10  # classes: those that the classifier does worst on
+EARLIER = 3  # number of reconstructions from earlier epochs
+WORST = 10  # number of classes with the lowest accuracy
 CITATION = """@inproceedings{he2022masked,
   title     = {Masked Autoencoders Are Scalable Vision Learners},
   author    = {He, Kaiming and Chen, Xinlei and Xie, Saining and Li, Yanghao and
@@ -33,8 +33,8 @@ def pretraining_sections(run: RunFiles) -> list[Section]:
     charts = pretraining_charts(run)
     use = "features = model(**inputs).pooler_output  # (1, width); last_hidden_state has one for each patch"
     encoder = (
-        "`AutoModel` loads the encoder. It masks nothing: an image always gives the same features, and those of its "
-        "patches are in raster order. `AutoModelForPreTraining` loads the decoder too."
+        "`AutoModel` loads the encoder. It does not mask: an image always gives the same features, and its patches "
+        "are in raster order. `AutoModelForPreTraining` loads the decoder too."
     )
     return [
         Section("Results", [_two_columns(pretraining_figures(run))]),
@@ -60,7 +60,7 @@ def pretraining_charts(run: RunFiles) -> list[Picture]:
 
 
 def pretraining_figures(run: RunFiles) -> dict[str, str]:
-    """The results of a pre-training, as {title: value for people}."""
+    """The results of a pre-training as {title: text}."""
     summary, training = run.summary, run.training
     figures = {}
     if training.losses:
@@ -77,7 +77,7 @@ def pretraining_figures(run: RunFiles) -> dict[str, str]:
 
 
 def run_figures(run: RunFiles) -> dict[str, str]:
-    """How long a run took and on what, and what was wrong with its images, as {title: value for people}."""
+    """Time and machine of a run, and faults of its images, as {title: text}."""
     summary, figures = run.summary, {}
     if "seconds" in summary:
         figures["time"] = f"{summary['seconds'] / 60:.1f} minutes on {summary['processes']} x {summary['device_type']}"
@@ -120,7 +120,7 @@ def evaluation_sections(run: RunFiles) -> list[Section]:
     cells = results_cells(run.rows, k=run.summary.get("k", 20), problem=problem)
     if len(cells[0]) > 1:
         results.append(Table(cells[1:], cells[0], numbers=True))
-        results += [Text("Figures but the number of images are in %.")] if problem.is_share else []
+        results += [Text("All figures except the number of images are in %.")] if problem.is_share else []
     results += [_two_columns(figures)] if (figures := run_figures(run)) else []
     partial = partial_chart(run)
     curves = [
@@ -140,7 +140,7 @@ def evaluation_sections(run: RunFiles) -> list[Section]:
 
 
 def partial_chart(run: RunFiles) -> Picture | None:
-    """The metric against the blocks tuned, if several numbers of blocks were."""
+    """The metric against the tuned blocks, if several numbers of blocks were tuned."""
     tuned, from_scratch = tuned_accuracies(run.rows, run.problem)
     if len(tuned) < 2:
         return None
@@ -149,7 +149,7 @@ def partial_chart(run: RunFiles) -> Picture | None:
 
 
 def training_picture(folder: str, training: Training, problem: Problem, caption: str = "") -> Picture:
-    """The curves of a classifier's training, whose files are in `folder` of the run's."""
+    """The curves of a classifier's training, whose files are in the subfolder `folder`."""
     title = f"Training loss and {problem.metric_title} by epoch"
     return Picture(_below(folder, "training.png"), title, caption, chart=training_curve(training.log, problem))
 
@@ -159,7 +159,7 @@ def _below(folder: str, name: str) -> str:
 
 
 def _classes(run: RunFiles) -> list[Part]:
-    """The confusion matrix of each classifier, and the classes that the best one does worst on."""
+    """The confusion matrix of each classifier, and the best classifier's worst classes."""
     tested = [row for row in run.rows if "confusion_matrix" in row]
     places = {row["name"]: _below(run.folder_of(row["name"]), "confusion.png") for row in tested}
     pictures = [
@@ -173,16 +173,16 @@ def _classes(run: RunFiles) -> list[Part]:
     accuracies = best.get("per_class_accuracy") or []
     known = [(value, name) for value, name in zip(accuracies, names, strict=False) if value is not None]
     if known:
-        parts.append(Text(f"Accuracy of {best['name']} on the classes that it does worst on:"))
+        parts.append(Text(f"Accuracy of {best['name']} on its worst classes:"))
         parts.append(Table([[name, f"{100 * value:.1f} %"] for value, name in sorted(known)[:WORST]]))
     return parts
 
 
-# --- what all share ---
+# --- shared by all runs ---
 
 
 def settings_parts(trainings: dict[str, Training]) -> list[Part]:
-    """The settings of each training. Those that are alike in all stand below the others."""
+    """The settings of each training. Settings that all share are folded below the others."""
     columns = {name: shown_settings(training.arguments) for name, training in trainings.items()}
     unknown = [name for name, settings in columns.items() if not settings]
     columns = {name: settings for name, settings in columns.items() if settings}
@@ -193,17 +193,17 @@ def settings_parts(trainings: dict[str, Training]) -> list[Part]:
     same = [row[:2] for row in rows if len(set(row[1:])) == 1]
     parts: list[Part] = [Table(differ, ["", *columns], typed=True) if differ else Text("No setting differs.")]
     parts += [Text(f"The settings of {', '.join(unknown)} are not known yet.")] if unknown else []
-    return [*parts, *([Folded(f"{len(same)} settings that all have alike", [Table(same)])] if same else [])]
+    return [*parts, *([Folded(f"{len(same)} settings that are the same in all", [Table(same)])] if same else [])]
 
 
 def _settings_rows(columns: list[dict]) -> list[list[str]]:
-    """A row for each setting: its name, and its value in each column. A column without it has an empty cell."""
+    """A row for each setting: its name, and its value in each column, empty if missing."""
     names = list(dict.fromkeys(name for column in columns for name in column))
     return [[name, *(setting_text(column.get(name, "")) for column in columns)] for name in names]
 
 
 def use_section(repo_id: str | None, auto_class: str, lines: str, note: str = "") -> Section:
-    """How to load the checkpoint. `lines` show what to do with `model` and the `inputs` made of an image."""
+    """How to load the checkpoint. `lines` use `model` and the `inputs` made from an image."""
     place = repo_id or "PATH_OR_HUB_ID"
     code = f"""from PIL import Image
 from transformers import AutoImageProcessor, {auto_class}

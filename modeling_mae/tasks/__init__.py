@@ -1,5 +1,5 @@
-"""What is learnt from labels: one class an image, several classes, or numbers. A task is a file here and a line in
-`TASKS`; `protocol.py` says what it answers."""
+"""The tasks: one class per image, several classes, or numbers. A task is a file here and a line in `TASKS`.
+`protocol.py` has its interface."""
 
 from ..configuration_mae import MAEConfig
 from ..data.find.sources import Source
@@ -10,22 +10,22 @@ from .protocol import Task
 from .several import SEVERAL_CLASSES
 
 
-# By `--problem_type`. The first that recognises a column of labels reads it.
+# By `--problem_type`. The first task that recognises a label column reads it.
 TASKS: dict[str, Task] = {task.name: task for task in (CLASSES, SEVERAL_CLASSES, NUMBERS)}
 PROBLEMS.update((name, task.problem) for name, task in TASKS.items())
 
 
 def task_of_labels(source: Source) -> Task:
-    """The task that the label column tells; of a joined source that of its first part.
+    """The task that recognises the label column. For a joined source, its first part decides.
 
     Raises:
-        UserError: there is no column of labels, or there are several.
+        UserError: no label column, or several.
     """
     first = source.parts[0] if source.parts else source
     return next((task for task in TASKS.values() if task.recognises(first)), CLASSES)
 
 
 def task_of_checkpoint(config: MAEConfig) -> Task | None:
-    """The task that the model of this configuration was trained for; None for a mere encoder."""
+    """The task that the model of this configuration was trained for, or None for an encoder."""
     trained = [task for task in TASKS.values() if task.model_class.__name__ in (config.architectures or [])]
     return next((task for task in trained if task.name == (config.problem_type or task.name)), None)

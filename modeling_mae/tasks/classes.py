@@ -1,4 +1,4 @@
-"""One class an image."""
+"""One class per image."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,15 +16,15 @@ from .evalnet import LINEAR_PENALTY, LOGISTIC_ITERATIONS, SINGLE_LABEL, EvalNetT
 from .protocol import Answers, Columns
 
 
-TOP = 5  # classes of an image that are named
+TOP = 5  # likeliest classes of an image that are reported
 SCORES_LIMIT = 1 << 30  # bytes; 50,000 images of 1,000 classes take a fifth of it
-KINDS = ("int", "uint", "bool", "string", "large_string", "null")  # of a column of classes
+KINDS = ("int", "uint", "bool", "string", "large_string", "null")  # types of a column of classes
 
 
 class Classes(EvalNetTask):
     """Labels are class numbers ``(images,)`` int64."""
 
-    absent_note = "; means over the classes leave them out"
+    absent_note = "; means over classes leave them out"
     linear_name = "logistic_regression"
     problem = Problem(
         SINGLE_LABEL,
@@ -83,7 +83,7 @@ class Classes(EvalNetTask):
     # --- training ---
 
     def part(self, labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-        """Sorted positions of a random `fraction` of the images of each class, at least one of each."""
+        """Sorted positions of a random `fraction` of the images of each class, at least one per class."""
         generator = np.random.default_rng(seed)
         chosen = []
         for number in np.unique(labels):
@@ -95,25 +95,25 @@ class Classes(EvalNetTask):
         return []
 
     def config_value(self, names: list[str]) -> Any:
-        return self.name if len(names) > 1 else None  # transformers refuses a single label with one class
+        return self.name if len(names) > 1 else None  # transformers refuses single-label classification with one class
 
     # --- evaluation ---
 
     def columns(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Of ``logits (batch, classes)`` and class numbers ``(batch,)``: `label`, `loss` (cross-entropy) and
-        `confidence` ``(batch,)``; ``top5 (batch, at most 5)`` classes, the likeliest first."""
+        """From ``logits (batch, classes)`` and class numbers ``(batch,)``: `label`, `loss` (cross-entropy) and
+        `confidence` ``(batch,)``, and ``top5 (batch, at most 5)`` classes, the likeliest first."""
         confidence, top = logits.softmax(-1).topk(min(TOP, logits.shape[-1]))
         loss = F.cross_entropy(logits, labels, reduction="none")
         return {"label": labels, "loss": loss, "confidence": confidence[:, 0], "top5": top}
 
     def columns_with_scores(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """As `columns`, and ``scores (batch, classes)``, the logarithms of the probabilities, which differ also
-        where the probabilities are 1 in float32."""
+        """As `columns`, with ``scores (batch, classes)``: log probabilities, because in float32 many probabilities
+        would be equal to 1."""
         return {**self.columns(logits, labels), "scores": logits.log_softmax(-1)}
 
     def tested_columns(self, images: int, names: int, say: Callable[[str], None]) -> Columns:
-        """With the scores that AUROC needs, of all images on every process. It takes half a minute for 50,000 images
-        of 1,000 classes."""
+        """Adds the scores that AUROC needs, of all images on every process. AUROC takes half a minute for 50,000
+        images of 1,000 classes."""
         size = 4 * images * names
         if size <= SCORES_LIMIT:
             return self.columns_with_scores
@@ -121,7 +121,7 @@ class Classes(EvalNetTask):
         return self.columns
 
     def results(self, columns: dict[str, np.ndarray], names: int) -> dict:
-        """What `ClassificationMetric` and `ImbalanceMetric` compute, and the mean `loss`. AUROC needs the scores."""
+        """The metrics of `ClassificationMetric` and `ImbalanceMetric`, and the mean `loss`. AUROC needs the scores."""
         from .metrics import ClassificationMetric, ImbalanceMetric
 
         top, labels = columns["top5"], columns["label"]
@@ -137,7 +137,7 @@ class Classes(EvalNetTask):
 
     # --- frozen features ---
 
-    def figures(self, predictions: np.ndarray, labels: np.ndarray) -> dict:
+    def metrics(self, predictions: np.ndarray, labels: np.ndarray) -> dict:
         """Accuracy in 0..1 of class numbers ``(images,)``."""
         return {"accuracy": float((predictions == labels).mean())}
 
@@ -147,8 +147,8 @@ class Classes(EvalNetTask):
         return votes.scatter_add_(1, labels, weights).argmax(1)
 
     def linear(self, train_features: np.ndarray, labels: np.ndarray, test_features: np.ndarray) -> np.ndarray:
-        """Class numbers ``(test images,)`` of a logistic regression. It is fitted to the images as they are: a linear
-        probe without augmentation, quick, and without a learning rate to choose."""
+        """Class numbers ``(test images,)`` predicted by a logistic regression: a linear probe without augmentation,
+        quick, and without a learning rate to choose."""
         from sklearn.linear_model import LogisticRegression
 
         regression = LogisticRegression(C=1 / LINEAR_PENALTY, max_iter=LOGISTIC_ITERATIONS)
@@ -160,13 +160,13 @@ class Classes(EvalNetTask):
     def predictions(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.argmax(1)
 
-    # --- predictions for people ---
+    # --- readable predictions ---
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.softmax(-1)
 
     def answers(self, names: list[str]) -> Answers:
-        """`prediction` and `confidence` (its probability), then `prediction_2`, `confidence_2` ... of the next
+        """`prediction` and `confidence` (its probability), then `prediction_2`, `confidence_2` ... for the next
         likeliest."""
         ends = ["", *(f"_{place}" for place in range(2, min(TOP, len(names)) + 1))]
 
@@ -186,7 +186,7 @@ class Classes(EvalNetTask):
 
 
 def _one_class(source: Source, known_names: list[str]) -> np.ndarray:
-    """The class numbers of images that all lie in one folder.
+    """The class numbers of images that are all in one folder.
 
     Raises:
         UserError: the folder's name is not a class.
@@ -195,7 +195,7 @@ def _one_class(source: Source, known_names: list[str]) -> np.ndarray:
     if name not in known_names:
         raise UserError(
             f"{source.name} has images in one folder, {name!r}, which is not one of the {len(known_names)} classes "
-            f"({', '.join(known_names[:5])}): name the folder after a class, or put the images into one for each"
+            f"({', '.join(known_names[:5])}): name the folder after a class, or make a folder for each class"
         )
     return np.full(len(source), known_names.index(name), np.int64)
 

@@ -1,6 +1,6 @@
-"""Metrics of whole sets, by scikit-learn or by hand. Imported late: the app has no `evaluate`.
+"""Metrics of whole sets. Imported late, because the app does not have `evaluate`.
 
-They are ours because `evaluate.load` fetches a metric's code from the network."""
+Not from `evaluate.load`, because that fetches a metric's code from the network."""
 
 import datasets
 import evaluate
@@ -29,8 +29,8 @@ class ClassificationMetric(evaluate.Metric):
 
 class ImbalanceMetric(evaluate.Metric):
     """Balanced accuracy and macro F1; with `scores` also `auroc`, the area under the ROC curve of each class against
-    the rest. Each is a mean over the classes, in which rare classes count as much as frequent ones. A class without
-    images is in none of the means. AUROC is None where one class has all the images, or a score is not a number.
+    the rest. Each is a mean over the classes, so rare classes count as much as frequent ones. The means leave out
+    classes without images. AUROC is None if one class has all images, or a score is not a number.
 
     `predictions` are the likeliest classes, `scores` ``(images, classes)``. The scores do not go through `evaluate`'s
     tables, which would copy them several times."""
@@ -56,8 +56,8 @@ class ImbalanceMetric(evaluate.Metric):
 
 
 class MultiLabelMetric(evaluate.Metric):
-    """Average precision of each class (None for a class without images), its mean over the classes that have some,
-    and F1 at the `threshold` of scores: over all decisions together (micro), and the mean over the classes (macro).
+    """Average precision of each class (None for a class without images), its mean over the classes with images, and F1
+    at the `threshold`: over all decisions (micro), and as a mean over the classes (macro).
 
     `predictions` are scores in 0..1, `references` 0 and 1, both ``(images, classes)``."""
 
@@ -81,8 +81,8 @@ class MultiLabelMetric(evaluate.Metric):
 
 
 class RegressionMetric(evaluate.Metric):
-    """Mean squared and mean absolute error, and R2 (None for fewer than two images), over all targets; of several
-    targets also the mean absolute error of each. `predictions` and `references` are ``(images, targets)``."""
+    """Mean squared and mean absolute error, and R2 (None for fewer than two images), over all targets, and with
+    several targets the mean absolute error of each. `predictions` and `references` are ``(images, targets)``."""
 
     def _info(self):
         return floats_info(self.__doc__)
@@ -103,13 +103,12 @@ class RegressionMetric(evaluate.Metric):
 
 
 def metric_info(description: str | None, predictions, references) -> evaluate.MetricInfo:
-    """What `evaluate` wants to know of a metric. Metrics are ours because `evaluate.load` fetches their code from the
-    network."""
+    """What `evaluate` must know about a metric."""
     features = datasets.Features({"predictions": predictions, "references": references})
     return evaluate.MetricInfo(description=description or "", citation="", inputs_description="", features=features)
 
 
 def floats_info(description: str | None) -> evaluate.MetricInfo:
-    """Of predictions and references ``(images, n)``."""
+    """`metric_info` for predictions and references ``(images, n)``."""
     floats = datasets.Sequence(datasets.Value("float32"))
     return metric_info(description, floats, floats)

@@ -1,4 +1,4 @@
-"""Numbers: regression of one target or several."""
+"""Regression of one or several numbers."""
 
 import datasets
 import numpy as np
@@ -13,7 +13,7 @@ from .evalnet import LINEAR_PENALTY, REGRESSION, EvalNetTask, fitted
 from .protocol import Answers, distinct
 
 
-SMALL_DEVIATION, LARGE_DEVIATION = 0.05, 20.0  # of the targets; outside, the user is told
+SMALL_DEVIATION, LARGE_DEVIATION = 0.05, 20.0  # deviation of the targets; outside, a note warns the user
 NO_NUMBER = "empty, or not finite"
 
 
@@ -57,12 +57,12 @@ class Numbers(EvalNetTask):
         return reading.holds_fractions(reading.label_feature(source))
 
     def read_one(self, source: Source, known_names: list[str] | None) -> tuple[np.ndarray, list[str]]:
-        """A column of numbers, or of lists of as many numbers. The name of a single target is the column's."""
+        """Reads a column of numbers, or of equally long lists of numbers. A single target is named like the column."""
         feature, column, place = reading.label_feature(source), source.label_column, reading.described(source)
         inner = feature.feature if reading.holds_lists(feature) else feature
         if isinstance(inner, datasets.ClassLabel) or not reading.kind_of(feature).startswith(("float", "int", "uint")):
             raise UserError(
-                f"{place} holds {feature}: regression needs numbers, or lists of as many numbers for each image"
+                f"{place} holds {feature}: regression needs numbers, or a list of as many numbers for each image"
             )
         cells = reading.cells_of(source)
         rows = cells if reading.holds_lists(feature) else [[cell] for cell in cells]
@@ -70,14 +70,14 @@ class Numbers(EvalNetTask):
         lengths = sorted({len(row) for row in rows})
         if len(lengths) > 1:
             raise UserError(
-                f"{place} has {lengths[0]} to {lengths[-1]} numbers an image: regression needs as many for each"
+                f"{place} has {lengths[0]} to {lengths[-1]} numbers per image: regression needs as many for each image"
             )
         targets = np.asarray(rows, dtype=np.float32)  # (images, targets)
         reading.refuse_unlabelled(source, int((~np.isfinite(targets)).any(1).sum()), len(rows), NO_NUMBER)
         names = [str(column)] if lengths == [1] else [f"{column} {i}" for i in range(lengths[0])]
         if known_names is not None and len(names) != len(known_names):
             raise UserError(
-                f"{place} has {len(names)} targets, there are {len(known_names)} "
+                f"{place} has {len(names)} targets, but there are {len(known_names)} "
                 f"({', '.join(known_names[:5])}): evaluate on the trained targets"
             )
         return targets, known_names or names
@@ -89,30 +89,30 @@ class Numbers(EvalNetTask):
         largest = labels.std(0, correction=0).max().item()
         if not SMALL_DEVIATION <= largest <= LARGE_DEVIATION:
             notes.append(
-                f"the targets deviate by {largest:.3g}, and learning rates are made for about 1: scale the column if "
-                "the loss falls slowly or not at all"
+                f"the targets deviate by {largest:.3g}, but learning rates suit about 1: scale the column if the loss "
+                "falls slowly or not at all"
             )
         return notes
 
     def first_bias(self, labels: torch.Tensor) -> torch.Tensor | None:
-        """The mean: rates that suit the rest of the model would take long to get there."""
+        """The mean of the targets, because at usual learning rates the bias would take long to get there."""
         return labels.float().mean(0)
 
     # --- evaluation ---
 
     def columns(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Of ``logits (batch, targets)`` and targets of that shape: `label`, `prediction`, and ``loss (batch,)``
+        """From ``logits (batch, targets)`` and targets of that shape: `label`, `prediction`, and ``loss (batch,)``
         (squared error)."""
         return {"label": labels, "prediction": logits, "loss": (logits - labels).square().mean(1)}
 
-    def figures(self, predictions: np.ndarray, labels: np.ndarray) -> dict:
-        """What `RegressionMetric` computes of predictions ``(images, targets)``."""
+    def metrics(self, predictions: np.ndarray, labels: np.ndarray) -> dict:
+        """The metrics of `RegressionMetric` for predictions ``(images, targets)``."""
         from .metrics import RegressionMetric
 
         return RegressionMetric(keep_in_memory=True).compute(predictions=predictions, references=labels)
 
     def written(self, columns: dict[str, np.ndarray]) -> dict:
-        """`label` and `prediction` are numbers, or lists of several targets."""
+        """`label` and `prediction` are numbers, or lists for several targets."""
         numbers = {key: columns[key] for key in ("label", "prediction")}  # (images, targets)
         one = numbers["label"].shape[1] == 1
         return {
@@ -123,7 +123,7 @@ class Numbers(EvalNetTask):
     # --- frozen features ---
 
     def linear(self, train_features: np.ndarray, labels: np.ndarray, test_features: np.ndarray) -> np.ndarray:
-        """Targets ``(test images, targets)`` of a ridge regression."""
+        """Targets ``(test images, targets)`` predicted by a ridge regression."""
         from sklearn.linear_model import Ridge
 
         ridge = fitted(Ridge(alpha=LINEAR_PENALTY), train_features, labels)
@@ -132,13 +132,13 @@ class Numbers(EvalNetTask):
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return F.mse_loss(logits, labels)
 
-    # --- predictions for people ---
+    # --- readable predictions ---
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
         return logits
 
     def answers(self, names: list[str]) -> Answers:
-        """`prediction`, or `prediction_NAME` of each target."""
+        """`prediction`, or `prediction_NAME` for each target."""
         named = [f"prediction_{name}" for name in distinct(names)] if len(names) > 1 else ["prediction"]
 
         def words(columns: dict) -> dict:

@@ -1,4 +1,4 @@
-"""`Task`, the one interface to what is learnt from labels: how they are read, what learns them, how it is judged."""
+"""`Task`, the interface of all tasks: how labels are read, which model learns them, how it is evaluated."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -18,15 +18,15 @@ from ..modeling_mae import MAEPreTrainedModel
 from ..report.problem import Problem
 
 
-Columns = Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]  # of outputs and labels: (batch, ...) each
+Columns = Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]  # (outputs, labels) -> columns
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a trained model says of an image, in columns for people.
+    """Turns a trained model's outputs into readable columns.
 
-    `numbers` makes tensors ``(batch, ...)`` of the model's logits. `words` replaces these, as arrays in a dict with
-    other columns, by what people read. `types` are those of columns whose values do not tell.
+    `numbers` turns the model's logits into tensors ``(batch, ...)``. `words` gets these as arrays, in a dict with
+    other columns, and replaces them by readable columns. `types` are the types of columns whose values do not show it.
     """
 
     types: dict[str, pyarrow.DataType]
@@ -35,15 +35,15 @@ class Answers:
 
 
 class Task(ABC):
-    """What can be learnt from labels. A task is a file of this folder with a line in `TASKS`, and has no state.
+    """A task learnt from labels. Each is a file of this folder with a line in `TASKS`, and has no state.
 
-    The labels of all images are read at once, by name of the class or target. `open_images` brings them to the images,
-    and `labels_of` finds them in a batch again: labels that are images themselves follow crop and flip there.
+    `read` returns the labels of all images, with the names of classes or targets. `open_images` joins them to the
+    images, and `labels_of` takes them from a batch. There, labels that are images themselves follow crop and flip.
     """
 
     problem: Problem
-    model_class: type[MAEPreTrainedModel]  # that learns it and travels with the checkpoint
-    absent_note = ""  # ends the note on classes without an image to evaluate on
+    model_class: type[MAEPreTrainedModel]  # learns the task and travels with the checkpoint
+    absent_note = ""  # end of the note about classes without evaluation images
 
     @property
     def name(self) -> str:
@@ -53,30 +53,31 @@ class Task(ABC):
 
     @abstractmethod
     def recognises(self, source: Source) -> bool:
-        """Whether the labels of `source`, which is not joined, look like this task's.
+        """Whether the labels of `source`, which is not joined, look like this task's. False if the task is only chosen
+        by --problem_type.
 
         Raises:
-            UserError: there is no column of labels, or there are several.
+            UserError: no label column, or several.
         """
 
     @abstractmethod
     def read_one(self, source: Source, known_names: list[str] | None) -> tuple[np.ndarray, list[str]]:
-        """As `read`, of a source that is not joined."""
+        """As `read`, for a source that is not joined."""
 
     @abstractmethod
     def reordered(self, labels: np.ndarray, order: list[int]) -> np.ndarray:
-        """The same labels under other numbers: what was number ``order[i]`` becomes number ``i``."""
+        """The labels renumbered: number ``order[i]`` becomes number ``i``."""
 
     def read(self, source: Source, known_names: list[str] | None = None) -> tuple[np.ndarray, list[str]]:
         """(labels ``(images, ...)``, names of their classes or targets).
 
-        With `known_names` the numbers are positions in them. Two folders that lack different classes number the rest
-        differently, so only the names tell which classes are the same. In a joined source a class has the number that
-        it has in the first part.
+        With `known_names` the numbers are positions in that list. Classes are matched by name, because folders that
+        lack different classes number the others differently. In a joined source, the first part decides a class's
+        number.
 
         Raises:
-            UserError: no label column or several, a column that does not hold such labels, images without a label, a
-                class that is not among the `known_names`, or joined sources of different classes.
+            UserError: no label column or several, a column without such labels, images without a label, a class that
+                is not in `known_names`, or joined sources with different classes.
         """
         if not source.parts:
             return self.read_one(source, known_names)
@@ -87,7 +88,7 @@ class Task(ABC):
             if alone:
                 raise UserError(
                     f"{source.parts[0].name} and {part.name} have different classes: {', '.join(alone[:5])} "
-                    f"{'are' if len(alone) > 1 else 'is'} in one alone; labels need the same classes in all folders"
+                    f"{'are' if len(alone) > 1 else 'is'} in one only; labels need the same classes in all folders"
                 )
             number = {name: i for i, name in enumerate(own_names)}
             labels.append(self.reordered(own_labels, [number[name] for name in names]))
@@ -98,7 +99,8 @@ class Task(ABC):
         return []
 
     def open_images(self, source: Source, labels: np.ndarray, opening: Opening) -> Images:
-        """The images of `source` with what `read` has given for it."""
+        """The images of `source` with the `labels` that `read` returned for it. Labels that follow from the pixels are
+        computed here from `Images.read`, and set by `Images.with_labels`."""
         return open_images(source, opening, labels)
 
     def labels_of(self, batch: dict, size: tuple[int, int]) -> torch.Tensor:
@@ -114,8 +116,7 @@ class Task(ABC):
 
     @abstractmethod
     def notes(self, labels: torch.Tensor, label_fraction: float, mixes: bool, label_smoothing: float) -> list[str]:
-        """Notes for the user: what these settings do, or do not, for training `labels` of this task. `mixes`: by mixup
-        or cutmix."""
+        """Notes for the user on what these settings do with training `labels`. `mixes`: mixup or cutmix is on."""
 
     @abstractmethod
     def new_model(
@@ -127,46 +128,46 @@ class Task(ABC):
         labels: torch.Tensor,
         say: Callable[[str], None],
     ) -> MAEPreTrainedModel:
-        """A model for labels of these `names` that trains `n_partial` blocks (None: all): with the encoder of
-        `checkpoint`, or from scratch where that is None. `labels` ``(images, ...)`` are those of the training.
+        """A model for labels with these `names` that trains `n_partial` blocks (None: all). It has the encoder of
+        `checkpoint`, or starts from scratch if that is None. `labels` ``(images, ...)`` are the training labels.
 
-        The model's `forward` takes `pixel_values` and `labels` and gives `loss` and `logits`.
+        The model's `forward` takes `pixel_values` and `labels` and returns `loss` and `logits`.
         """
 
     # --- evaluation ---
 
     @abstractmethod
     def outputs(self, model, transform: Callable[[dict], torch.Tensor], batch: dict) -> torch.Tensor:
-        """What the prepared `model` says of a batch: logits ``(batch, ...)`` in float32."""
+        """The prepared `model`'s outputs for a batch: logits ``(batch, ...)`` in float32."""
 
     @abstractmethod
     def columns(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What is kept of each image, ``(batch, ...)`` each: `label`, `loss`, and what `results` takes."""
+        """What is kept for each image, all ``(batch, ...)``: `label`, `loss`, and the inputs of `results`."""
 
     def tested_columns(self, images: int, names: int, say: Callable[[str], None]) -> Columns:
-        """As `columns`, for the final test of so many images, which may take more memory and time."""
+        """As `columns`, for the final test of `images` images, which may take more memory and time."""
         return self.columns
 
     @abstractmethod
     def results(self, columns: dict[str, np.ndarray], names: int) -> dict:
-        """The figures of `problem`, from the columns of all images; `names` is their number."""
+        """The metrics of `problem` from the columns of all images. `names` is the number of classes or targets."""
 
     @abstractmethod
     def written(self, columns: dict[str, np.ndarray]) -> dict:
         """The columns of predictions.parquet, one row for each image."""
 
-    # --- predictions for people ---
+    # --- readable predictions ---
 
     @abstractmethod
     def answers(self, names: list[str]) -> Answers:
-        """What `mae predict` writes."""
+        """The columns that `mae predict` writes."""
 
     @abstractmethod
     def shown(self, logits: torch.Tensor, names: list[str], count: int = 5) -> dict[str, float] | str:
-        """What the app shows for an image's ``logits (n,)``: the `count` largest shares by name, or a text."""
+        """What the app shows for an image's ``logits (n,)``: the `count` largest scores by name, or a text."""
 
 
 def distinct(names: list[str]) -> list[str]:
-    """The names, with the number of the class behind those that occur twice."""
+    """The names. Those that occur twice get the number of the class appended."""
     counts = Counter(names)
     return [name if counts[name] == 1 else f"{name}_{i}" for i, name in enumerate(names)]

@@ -1,4 +1,4 @@
-"""What reading any kind of labels has in common: their column, classes matched by name, and what has no class."""
+"""Reads labels for all tasks: the label column, matching class names, and images without a label."""
 
 import datasets
 
@@ -6,12 +6,12 @@ from ..data.find.sources import Source
 from ..errors import UserError
 
 
-MAX_CLASSES = 100_000  # larger whole numbers are no class numbers: something for each would fill the memory
+MAX_CLASSES = 100_000  # larger numbers are not class numbers: a score for each would fill the memory
 OTHER_COLUMN = "choose another split with --train_split or --eval_split, or another column with --label_column_name"
 
 
 def label_feature(source: Source):
-    """What `datasets` knows of the label column.
+    """The `datasets` feature of the label column.
 
     Raises:
         UserError: there is no such column, or several.
@@ -28,8 +28,8 @@ def label_feature(source: Source):
 
 
 def cells_of(source: Source) -> list:
-    """The label column, all at once: the column alone reads the file for each element."""
-    assert source.label_column is not None  # as `label_feature` has seen
+    """The label column, read at once. Indexing it would read the file for each element."""
+    assert source.label_column is not None  # `label_feature` has checked this
     return source.dataset[source.label_column][:]
 
 
@@ -39,7 +39,7 @@ def holds_lists(feature) -> bool:
 
 
 def kind_of(feature) -> str:
-    """The type of the cells, or of what their lists hold; empty where these hold several things."""
+    """The type of the cells or of their lists' elements. Empty for structures."""
     return str(getattr(feature.feature if holds_lists(feature) else feature, "dtype", ""))
 
 
@@ -48,12 +48,12 @@ def holds_fractions(feature) -> bool:
 
 
 def described(source: Source) -> str:
-    """The label column, for messages."""
+    """The label column's name for messages."""
     return f"label column {source.label_column!r} of {source.name}"
 
 
 def only_one_is_named(names: list[str], known_names: list[str]) -> bool:
-    """Whether one of two lists has names and the other only numbers: then the numbers are all there is to compare."""
+    """Whether one list has names and the other only numbers, so that only the numbers can be compared."""
     numbered = [all(name.isdecimal() for name in either) for either in (names, known_names)]
     return any(numbered) and not all(numbered) and len(names) <= len(known_names)
 

@@ -1,4 +1,4 @@
-"""A set to train on and a set to evaluate on, with labels that mean the same."""
+"""A training and an evaluation set whose labels have the same meaning."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -18,8 +18,8 @@ from .evalnet import EvalNetTask
 
 @dataclass
 class LabelledSets:
-    """Whole sets in their evaluation crop. `train` is None where nothing is trained; then `train_name` is
-    `eval_name`. The names are for people. `class_names` are the targets' in a regression."""
+    """Whole sets in their evaluation crop. `train` is None if nothing is trained; then `train_name` is `eval_name`.
+    The names are for messages. In a regression `class_names` are the targets' names."""
 
     train: Images | None
     evaluation: Images
@@ -29,11 +29,11 @@ class LabelledSets:
     eval_name: str
     eval_split: str
     task: Task = CLASSES
-    eval_dataset_id: str | None = None  # on the Hub
+    eval_dataset_id: str | None = None  # its id on the Hub
 
     @property
     def training(self) -> Images:
-        """The images to train on, in a run that needs them."""
+        """The training images, in a run that has some."""
         assert self.train is not None
         return self.train
 
@@ -42,22 +42,22 @@ class LabelledSets:
 
     @property
     def frozen_task(self) -> EvalNetTask:
-        """The task, where frozen features can be compared by it.
+        """The task, if frozen features can be evaluated with it.
 
         Raises:
             UserError: they cannot.
         """
         if not isinstance(self.task, EvalNetTask):
-            raise UserError(f"frozen features cannot be compared by {self.task.problem.labels}: give no --knn")
+            raise UserError(f"frozen features cannot be evaluated with {self.task.problem.labels}: leave --knn out")
         return self.task
 
     @property
     def remarks(self) -> str:
-        """How values are scaled and what is not among the images, of both sets, once each."""
+        """How values are scaled and which files were left out, for both sets."""
         return "".join(dict.fromkeys(images.remarks for images in self.all()))
 
     def facts(self, skipped: int = 0, incomplete: int = 0) -> LabelledFacts:
-        """What a report says of the set that was evaluated on. The faults may be those of all images."""
+        """What a report says about the evaluation set. The counts of faults may cover all images."""
         dataset_id, count = self.eval_dataset_id or self.eval_name, len(self.evaluation)
         faults = (skipped, incomplete)
         return LabelledFacts(
@@ -73,7 +73,7 @@ class LabelledSets:
 
 @dataclass(frozen=True)
 class MatchingLabels:
-    """The labels of two sources, as `Task.read` gives them, under the same names. `train` is None where nothing is
+    """The labels of two sources, as `Task.read` returns them, under the same names. `train` is None if nothing is
     trained."""
 
     task: Task
@@ -90,10 +90,10 @@ def match_labels(
     task: Task | None = CLASSES,
     names: list[str] | None = None,
 ) -> MatchingLabels:
-    """The labels of `source` and of the evaluation source that `load_eval` gives with its split.
+    """The labels of `source` and of the evaluation source that `load_eval` returns with its split.
 
-    The classes are `names` where these are given, else those of `source`, else those of the evaluation source. `task`
-    None: the first source that is read tells.
+    The classes are `names` if given, else those of `source`, else those of the evaluation source. With `task` None,
+    the first source that is read decides.
 
     Raises:
         UserError: as `load_eval` and `Task.read`.
@@ -119,10 +119,10 @@ def load_labelled_sets(
     main_process_first: Callable[[], AbstractContextManager],
     say: Callable[[str], None],
 ) -> LabelledSets:
-    """Load both sets. With the `train_split` None there are no training images. `task` None: the labels tell.
+    """Load both sets. With `train_split` None there are no training images. With `task` None, the labels decide.
 
-    One process reads first, so that the others find what `datasets` has cached. `class_names` are those of a
-    classifier that is only tested. `say` prints what is worth a note.
+    One process reads first, and the others read from the cache of `datasets`. `class_names` are those of a classifier
+    that is only tested. `say` prints notes.
 
     Raises:
         UserError: as `load_training_source`, `load_eval_source`, `Task.read` and `open_images`.
@@ -133,7 +133,7 @@ def load_labelled_sets(
     task, train = found.task, None
     if source is not None and found.train is not None:
         train = task.open_images(source, found.train, opening)
-        opening = opening.with_white(train.white)  # the same value is as bright in both sets
+        opening = opening.with_white(train.white)  # both sets have the same white
     evaluation = task.open_images(found.eval_source, found.evaluation, opening)
     _note_absent(found, say)
     return LabelledSets(
@@ -150,7 +150,7 @@ def load_labelled_sets(
 
 
 def _note_absent(found: MatchingLabels, say: Callable[[str], None]) -> None:
-    """A note on the classes that one of the sets has no image of."""
+    """Prints a note about classes without an image in one of the sets."""
     for kind, labels in (("training", found.train), ("evaluation", found.evaluation)):
         absent = found.task.absent(labels, found.names) if labels is not None else []
         if absent:

@@ -1,4 +1,4 @@
-"""Several classes an image."""
+"""Several classes per image."""
 
 import numpy as np
 import pyarrow
@@ -13,8 +13,8 @@ from .evalnet import LINEAR_PENALTY, LOGISTIC_ITERATIONS, MULTI_LABEL, EvalNetTa
 from .protocol import Answers, distinct
 
 
-THRESHOLD = 0.5  # of a class's score: above it the image is taken to have the class
-KINDS = ("int", "uint", "bool", "float", "string", "large_string", "null")  # of what the lists may hold
+THRESHOLD = 0.5  # an image has a class if its score is above this
+KINDS = ("int", "uint", "bool", "float", "string", "large_string", "null")  # types of the lists' elements
 
 
 class SeveralClasses(EvalNetTask):
@@ -24,8 +24,8 @@ class SeveralClasses(EvalNetTask):
     predicted = "scores"
     problem = Problem(
         MULTI_LABEL,
-        label="class, several an image",
-        labels="classes, several an image",
+        label="class, several per image",
+        labels="classes, several per image",
         metric="mean_average_precision",
         metric_title="mean average precision",
         lower_is_better=False,
@@ -63,14 +63,14 @@ class SeveralClasses(EvalNetTask):
         return all(value in (0, 1) for row in reading.cells_of(source) for value in row or [])
 
     def read_one(self, source: Source, known_names: list[str] | None) -> tuple[np.ndarray, list[str]]:
-        """A list holds an image's classes, as numbers or names; it may be empty. Or it holds 0 or 1 (false or true)
-        for each class: lists of one length that hold only 0 and 1 are read this way."""
+        """A list holds an image's classes, as numbers or names, and may be empty. Or it holds 0 or 1 (false or true)
+        for each class: equally long lists of only 0 and 1 are read this way."""
         feature = reading.label_feature(source)
         kind = reading.kind_of(feature)
         if not reading.holds_lists(feature) or not kind.startswith(KINDS):
             raise UserError(
-                f"{reading.described(source)} holds {feature}: several labels an image need lists of class numbers or "
-                "names, or of 0 and 1 for each class"
+                f"{reading.described(source)} holds {feature}: several labels per image need lists of class numbers "
+                "or names, or of 0 and 1 for each class"
             )
         lists = reading.cells_of(source)
         missing = sum(row is None or any(value is None for value in row) for row in lists)
@@ -92,13 +92,13 @@ class SeveralClasses(EvalNetTask):
     # --- evaluation ---
 
     def columns(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Of ``logits (batch, classes)`` and 0 and 1 ``(batch, classes)``: `label`, `scores` (sigmoid), and ``loss
+        """From ``logits (batch, classes)`` and 0 and 1 ``(batch, classes)``: `label`, `scores` (sigmoid), and ``loss
         (batch,)`` (binary cross-entropy)."""
         loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
         return {"label": labels, "scores": self.scores(logits), "loss": loss}
 
-    def figures(self, predictions: np.ndarray, labels: np.ndarray) -> dict:
-        """What `MultiLabelMetric` computes of scores ``(images, classes)``."""
+    def metrics(self, predictions: np.ndarray, labels: np.ndarray) -> dict:
+        """The metrics of `MultiLabelMetric` for scores ``(images, classes)``."""
         from .metrics import MultiLabelMetric
 
         metric = MultiLabelMetric(keep_in_memory=True)
@@ -117,7 +117,7 @@ class SeveralClasses(EvalNetTask):
     # --- frozen features ---
 
     def linear(self, train_features: np.ndarray, labels: np.ndarray, test_features: np.ndarray) -> np.ndarray:
-        """Scores ``(test images, classes)`` of a logistic regression for each class."""
+        """Scores ``(test images, classes)`` from a logistic regression for each class."""
         from sklearn.linear_model import LogisticRegression
         from sklearn.multiclass import OneVsRestClassifier
 
@@ -128,13 +128,13 @@ class SeveralClasses(EvalNetTask):
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return F.binary_cross_entropy_with_logits(logits, labels)
 
-    # --- predictions for people ---
+    # --- readable predictions ---
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.sigmoid()
 
     def answers(self, names: list[str]) -> Answers:
-        """`prediction`, the list of the classes with a score above 0.5, and `score_NAME` of each class."""
+        """`prediction`, the list of classes with a score above 0.5, and `score_NAME` for each class."""
         named = [f"score_{name}" for name in distinct(names)]
 
         def words(columns: dict) -> dict:
@@ -148,13 +148,13 @@ class SeveralClasses(EvalNetTask):
 
 
 def _are_vectors(lists: list[list], kind: str, known_names: list[str] | None) -> bool:
-    """Whether the lists hold 0 or 1 for each class, and not classes."""
+    """Whether the lists hold 0 or 1 for each class, instead of classes."""
     if kind.startswith(("bool", "float")):
         return True
     lengths = {len(row) for row in lists}
     if len(lengths) != 1 or not all(value in (0, 1) for row in lists for value in row):
         return False
-    # One number an image is its class. If every image had both of two classes, nobody would write them down.
+    # One number per image is its class. Two classes that every image has would not be worth labels.
     (length,) = lengths
     return length > 1 if known_names is None else length == len(known_names)
 
@@ -165,13 +165,13 @@ def _matrix_of_vectors(
     lengths = {len(row) for row in lists}
     if len(lengths) != 1 or not all(value in (0, 1) for row in lists for value in row):
         raise UserError(
-            f"{reading.described(source)} holds lists of {min(lengths)} to {max(lengths)} numbers: several labels an "
+            f"{reading.described(source)} holds lists of {min(lengths)} to {max(lengths)} numbers: several labels per "
             "image need 0 or 1 for each class; for other numbers give --problem_type regression"
         )
     (length,) = lengths
     if known_names is not None and length != len(known_names):
         raise UserError(
-            f"{reading.described(source)} has {length} numbers an image, there are {len(known_names)} classes: "
+            f"{reading.described(source)} has {length} numbers per image, but there are {len(known_names)} classes: "
             "evaluate on labels of the trained classes"
         )
     matrix = np.asarray(lists, dtype=np.float32)  # (images, classes)

@@ -1,7 +1,7 @@
-"""What happens to cropped images: normalisation, RandAugment, erasing, mixup, cutmix.
+"""Processes cropped images: normalisation, RandAugment, erasing, mixup, cutmix.
 
-All that is random is a pure function of integers (seed, epoch or update, image or place in the batch). timm draws from
-the global generators, so they are seeded right before it draws.
+All randomness is a pure function of integers (seed, epoch or update, image or place in the batch). timm draws from the
+global generators, so they are seeded right before.
 """
 
 import random
@@ -21,13 +21,13 @@ from ..data.serve.crops import finish_crop, uniforms
 from ..errors import UserError
 
 
-MAX_MAGNITUDE = 9.999  # at 10 timm posterizes to 0 bits, which newer Pillows refuse
-MAX_SHIFT = 0.45  # of the image's shorter side, as the official fine-tuning code translates
+MAX_MAGNITUDE = 9.999  # at 10 timm posterizes to 0 bits, which newer versions of Pillow refuse
+MAX_SHIFT = 0.45  # share of the image's shorter side, as in the official fine-tuning code
 
 
 class BatchTransform(nn.Module):
-    """A batch of `Images` -> normalised ``pixel_values (batch, channels, *size)``, on the device of its images. A
-    `size` that is given with the batch takes the place of the usual one."""
+    """A batch of `Images` -> normalised ``pixel_values (batch, channels, *size)``, on the images' device. A `size`
+    given with the batch replaces the default."""
 
     def __init__(self, mean: list[float], std: list[float], size: tuple[int, int]):
         super().__init__()
@@ -39,7 +39,7 @@ class BatchTransform(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: dict, size: tuple[int, int] | None = None) -> torch.Tensor:
-        # In place: new memory for each step would cost more than the arithmetic.
+        # In place, because new memory for each step would cost more than the arithmetic.
         return finish_crop(batch, size or self.size).to(torch.float32, copy=True).sub_(self.mean).div_(self.std)
 
 
@@ -48,7 +48,7 @@ class RandAugment:
     loading workers.
 
     Raises:
-        UserError: images of neither 1 nor 3 channels, or a policy that timm does not know.
+        UserError: images have neither 1 nor 3 channels, or timm does not know the policy.
     """
 
     def __init__(self, policy: str, size: tuple[int, int], mean: list[float], seed: int):
@@ -65,7 +65,7 @@ class RandAugment:
         try:
             self.augment = rand_augment_transform(policy, options)
         except (AssertionError, KeyError, ValueError) as error:
-            raise UserError(f"auto_augment {policy!r} is no RandAugment of timm's ({error!r})") from None
+            raise UserError(f"auto_augment {policy!r} is not a RandAugment policy of timm ({error!r})") from None
         self.seed = seed
 
     def __call__(self, images: torch.Tensor, epoch: int | list[int], indices: list[int]) -> torch.Tensor:
@@ -84,20 +84,20 @@ class Mix:
 
     def __init__(self, erasing: float, mixup: float, cutmix: float, num_classes: int, device):
         self.erase = RandomErasing(erasing, mode="pixel", device=device) if erasing else None
-        # The model's loss smooths the labels.
+        # No label smoothing here, because the model's loss does it.
         options = {"mixup_alpha": mixup, "cutmix_alpha": cutmix, "label_smoothing": 0.0, "num_classes": num_classes}
         self.mix = Mixup(**options) if mixup or cutmix else None
 
     @property
     def changes(self) -> bool:
-        """Whether it changes anything."""
+        """Whether any of the three is on."""
         return self.erase is not None or self.mix is not None
 
     def __call__(self, pixel_values: torch.Tensor, labels: torch.Tensor, *key: int):
-        """``(batch, channels, height, width)`` and class numbers ``(batch,)``, or probabilities ``(batch, classes)``
-        when mixed: a pure function of the integers in `key`.
+        """Returns images ``(batch, channels, height, width)`` and class numbers ``(batch,)``, or if mixed
+        probabilities ``(batch, classes)``. A pure function of the integers in `key`.
 
-        Labels that are floats ``(batch, n)`` are mixed as the images are, in the same shares."""
+        Float labels ``(batch, n)`` are mixed in the same shares as the images."""
         set_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
         if self.erase is not None:
             pixel_values = self.erase(pixel_values)
@@ -105,7 +105,7 @@ class Mix:
             return pixel_values, labels
         if labels.ndim == 1:
             return self.mix(pixel_values, labels)
-        # timm mixes class numbers only. With a class for each image, the probabilities are the images' shares.
+        # timm only mixes class numbers. With a separate class per image, the probabilities are the images' shares.
         self.mix.num_classes = len(labels)
         pixel_values, shares = self.mix(pixel_values, torch.arange(len(labels), device=labels.device))
         return pixel_values, shares.to(labels) @ labels  # (batch, batch) @ (batch, n)

@@ -1,15 +1,14 @@
-"""BatchNorm's running statistics, which are those of one process however many there are."""
+"""Makes BatchNorm's running statistics independent of the number of processes."""
 
 import torch
 from torch import nn
 
 
 def share_statistics(model: nn.Module) -> None:
-    """Have each BatchNorm of `model` remember the images of all processes.
+    """Makes each BatchNorm of `model` collect statistics over all processes.
 
-    A micro-batch is normalised by its own mean and deviation, on whichever process it is. The running statistics take
-    up the micro-batches of all processes in the order in which one process would see them. With one process, nothing
-    changes.
+    Each micro-batch is still normalised by its own mean and deviation. The running statistics collect the
+    micro-batches of all processes in the order in which one process would see them. With one process, nothing changes.
     """
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d):
@@ -19,13 +18,13 @@ def share_statistics(model: nn.Module) -> None:
 
 
 class _SharedStatistics:
-    """The hooks of a BatchNorm. They change its statistics through `data`: autograd takes other changes for errors."""
+    """The hooks of a BatchNorm. They change its statistics through `data`, because autograd refuses other changes."""
 
     earlier: torch.Tensor  # (2, width): running mean and variance before the forward pass
 
     @torch.compiler.disable
     def before(self, module: nn.BatchNorm1d, inputs) -> None:
-        """Clear the statistics: after the forward pass they hold the share of this micro-batch alone."""
+        """Clear the statistics, so that after the forward pass they only hold this micro-batch's share."""
         if _processes(module) > 1:
             self.earlier = torch.stack(_running(module))
             for values in _running(module):
@@ -48,7 +47,7 @@ class _SharedStatistics:
 
 
 def _processes(module: nn.BatchNorm1d) -> int:
-    """How many processes share what `module` sees now."""
+    """The number of processes that run `module` now."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if module.training and distributed else 1
 

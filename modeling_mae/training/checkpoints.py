@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, and which of them to go on from."""
+"""Writes checkpoints, completely or not at all, and chooses the one to go on from."""
 
 import errno
 import json
@@ -19,7 +19,7 @@ from .manifest import PROGRESS, checkpoint_name, checkpoint_update, checkpoints_
 
 @dataclass
 class Progress:
-    """What a checkpoint keeps beside model, optimizer and random states, as JSON."""
+    """What a checkpoint keeps as JSON, in addition to model, optimizer and random states."""
 
     update: int = 0  # updates done
     epoch: int = 0  # epochs for which `after_epoch` has run
@@ -35,7 +35,7 @@ class Progress:
 
 
 class Checkpoints:
-    """Folders `checkpoint-<update>` in `folder`. Each is complete or not there; the newest `kept` stay."""
+    """The folders `checkpoint-<update>` in `folder`. Each is complete or absent. The newest `kept` stay."""
 
     def __init__(self, accelerator: Accelerator, folder: Path, kept: int, made_with: dict):
         self.accelerator, self.folder, self.kept, self.made_with = accelerator, folder, kept, made_with
@@ -45,10 +45,10 @@ class Checkpoints:
         return found[-1] if found else None
 
     def save(self, progress: Progress) -> Path:
-        """Write the checkpoint of now.
+        """Write a checkpoint of the current state.
 
         Raises:
-            TrainingStopped: the disk is full. What was written of the checkpoint is removed again.
+            TrainingStopped: the disk is full. The incomplete checkpoint is removed.
         """
         target = self.folder / checkpoint_name(progress.update)
         if target.exists():
@@ -72,7 +72,7 @@ class Checkpoints:
                 progress.save(partial)
                 share(partial)
                 write_manifest(partial, self.made_with)
-                os.replace(partial, target)  # the one moment at which the checkpoint comes into being
+                os.replace(partial, target)  # the checkpoint appears in this one step
             except OSError as reason:
                 error = reason
         self._stop_if_full(error, partial)
@@ -83,7 +83,7 @@ class Checkpoints:
         return target
 
     def _check_space(self) -> None:
-        # Ahead, because torch ends the whole process when the disk fills up under it.
+        # Checked first, because torch aborts the process if the disk fills up while it writes.
         newest = self.newest()
         files = newest.iterdir() if newest and self.accelerator.is_main_process else []
         needed = sum(path.stat().st_size for path in files)
@@ -91,7 +91,7 @@ class Checkpoints:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     def _stop_if_full(self, error: Exception | None, partial: Path) -> None:
-        """All processes stop where one has met an error: the others would wait for it for ever."""
+        """Stops all processes if one had an error, because the others would wait for it for ever."""
         failed = torch.tensor(int(error is not None), device=self.accelerator.device)
         if not self.accelerator.reduce(failed, "sum"):
             return
@@ -107,7 +107,7 @@ class Checkpoints:
         )
 
     def remove_after(self, update: int) -> None:
-        """Remove checkpoints later than `update`: this run will write its own, and the newest must be one of them."""
+        """Remove checkpoints later than `update`, because the newest checkpoint must be one of this run."""
         later = [path for path in checkpoints_in(self.folder) if (checkpoint_update(path) or 0) > update]
         if later and self.accelerator.is_main_process:
             print(f"removed    {', '.join(path.name for path in later)}: going on from update {update}")
@@ -117,12 +117,12 @@ class Checkpoints:
 
 
 def choose_checkpoint(accelerator: Accelerator, folder: Path, resume: str | None) -> Path | None:
-    """The checkpoint to go on from: the folder `resume`, or for auto the newest in `folder` that is whole.
+    """The checkpoint to go on from: the folder `resume`, or for auto the newest undamaged one in `folder`.
 
-    Prints which are passed over, and why. None for a fresh start.
+    Prints which checkpoints it skips, and why. None for a fresh start.
 
     Raises:
-        UserError: the checkpoint that was asked for is not whole, or none in `folder` is.
+        UserError: the given checkpoint is damaged, or all in `folder` are.
     """
     chosen: list[str | None] = [None]
     if accelerator.is_main_process and resume is not None:
@@ -137,7 +137,7 @@ def choose_checkpoint(accelerator: Accelerator, folder: Path, resume: str | None
             if candidates:
                 reasons = "; ".join(f"{path}: {fault}" for path, fault in faults.items())
                 raise UserError(
-                    f"no checkpoint to go on from ({reasons}): give another, or start anew with --overwrite_output_dir"
+                    f"no checkpoint to go on from ({reasons}): give another, or start over with --overwrite_output_dir"
                 )
         for path, fault in faults.items():
             if fault:

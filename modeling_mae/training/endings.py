@@ -1,4 +1,4 @@
-"""How a script ends: an error that a user can understand is one line, any other keeps its traceback."""
+"""Ends a script: an error for the user becomes one line, any other keeps its traceback."""
 
 import os
 import re
@@ -19,7 +19,7 @@ RECEIVES_BATCH = "_try_get_data"  # the method of torch's loader that gets a bat
 
 
 class OpenOutput:
-    """A stream that outlives its reader: after `| head` has read enough, what is printed is dropped."""
+    """A stream that outlives its reader: after `| head` has ended, output is dropped."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -45,36 +45,36 @@ class OpenOutput:
 def run_script(
     main: Callable,
     arguments,
-    mendable: tuple[type[Exception], ...] = (UserError,),
+    user_errors: tuple[type[Exception], ...] = (UserError,),
     script: str | None = None,
     go_on: str = "go on with --resume_from_checkpoint auto",
 ) -> None:
-    """Run ``main(arguments)``. An error that is `mendable` by the user ends the process with one line.
+    """Run ``main(arguments)``. One of the `user_errors` ends the process with one line.
 
-    The line begins with `script`, by default the file's name. `go_on` says how to go on after a fault of the machine.
+    The line begins with `script`, by default the file's name. `go_on` says how to go on after a machine failure.
     """
     sys.stdout, sys.stderr = OpenOutput(sys.stdout), OpenOutput(sys.stderr)
     script = script or Path(sys.argv[0]).name
     try:
         main(arguments)
-    except KeyboardInterrupt:  # outside of a training, which answers it with a checkpoint
+    except KeyboardInterrupt:  # outside of a training, which would write a checkpoint
         ignore_loading_workers()
         print(f"{script}: stopped by SIGINT", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
         ignore_loading_workers()
-        _end_in_one_line(error, script, arguments, mendable, go_on)
+        _end_in_one_line(error, script, arguments, user_errors, go_on)
         raise
 
 
 def _end_in_one_line(
-    error: Exception, script: str, arguments, mendable: tuple[type[Exception], ...], go_on: str
+    error: Exception, script: str, arguments, user_errors: tuple[type[Exception], ...], go_on: str
 ) -> None:
-    """End the process with one line, if the error is one that a user can understand; else do nothing."""
+    """End the process with one line if the error is for the user; else do nothing."""
     if isinstance(error, TrainingStopped):
         print(error, file=sys.stderr)
         sys.exit(error.code)
-    if isinstance(error, mendable):
+    if isinstance(error, user_errors):
         sys.exit(f"{script}: error: {one_line(error)}")
     if end := dead_worker(error):
         sys.exit(
@@ -85,7 +85,7 @@ def _end_in_one_line(
         place = error.filename or getattr(arguments, "output_dir", None) or arguments.output
         sys.exit(f"{script}: error: no space left on device ({place}): free some space, then {go_on}")
     if lost_process(error):
-        # Not sys.exit: leaving in order would wait for the process that is gone.
+        # Not sys.exit, because a normal exit would wait for the process that is gone.
         print(
             f"{script}: error: another process of this run has ended ({' '.join(str(error).split())[:120]}): its own "
             f"message says why, or it was killed; {go_on}",
@@ -96,24 +96,24 @@ def _end_in_one_line(
 
 
 def ignore_loading_workers() -> None:
-    """From here on the death of a loading worker raises nothing: the run is ending, and may still have to write."""
+    """From here on a dead loading worker raises no error, because the run is ending and may still have to write."""
     if hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error. A loading worker's arrives inside the text of its traceback, which ends with it."""
+    """The message of an error. An error of a loading worker is the last line of a traceback text."""
     return " ".join(str(error).rpartition(f"{type(error).__name__}: ")[2].split())
 
 
 def dead_worker(error: BaseException | None) -> str | None:
-    """How a loading worker has ended, if that caused `error`; else None.
+    """How a loading worker died, if that caused `error`; else None.
 
-    torch learns of it by a signal, at any moment. The code that the signal interrupts may then raise another error."""
+    torch is told by a signal, at any moment. The interrupted code may then raise another error."""
     while error is not None:
         if match := DEAD_WORKER.search(str(error)):
             return match[1]
-        # A batch was on its way: the process that held its memory is gone, and torch has not noticed yet.
+        # The worker died while it sent a batch, and torch has not noticed yet.
         if isinstance(error, (ConnectionError, EOFError, FileNotFoundError)) and any(
             frame.name == RECEIVES_BATCH for frame in traceback.extract_tb(error.__traceback__)
         ):
@@ -123,7 +123,7 @@ def dead_worker(error: BaseException | None) -> str | None:
 
 
 def lost_process(error: Exception) -> bool:
-    """Whether a collective failed because another process is gone."""
+    """Whether a collective operation failed because another process is gone."""
     if not isinstance(error, RuntimeError):
         return False
     words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")

@@ -1,6 +1,6 @@
-"""How a script starts: the Accelerator, its trackers, and what this machine has.
+"""Starts a script: the Accelerator, its trackers, and the machine's resources.
 
-This is the only place that reads the launcher's environment, but for LOCAL_RANK in `configuration/parsing.py`.
+Only this file reads the launcher's environment, except for LOCAL_RANK in `configuration/parsing.py`.
 """
 
 import os
@@ -22,7 +22,7 @@ MAX_IMAGE_MEMORY = 8 << 30  # bytes of decoded images that the processes of a ma
 
 
 def make_accelerator(folder: Path, trackers: list[str]) -> Accelerator:
-    """Accelerate's state, with the trackers' logs in `folder`. The libraries report only errors from here on."""
+    """The Accelerator, with the trackers' logs in `folder`. From here on the libraries only report errors."""
     for library, name in (("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM"), ("FSDP", "FSDP1")):
         is_fsdp2 = library == "FSDP" and os.environ.get("FSDP_VERSION") == "2"
         if os.environ.get(f"ACCELERATE_USE_{library}") == "true" and not is_fsdp2:
@@ -39,7 +39,7 @@ def make_accelerator(folder: Path, trackers: list[str]) -> Accelerator:
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != accelerator.num_processes:
         raise UserError(
-            f"the launcher has started {started} processes, but each sees {accelerator.num_processes} in all: "
+            f"the launcher has started {started} processes, but each only sees {accelerator.num_processes}: "
             "on CPUs, set ACCELERATE_USE_CPU=true before `accelerate launch`"
         )
     compiler = accelerator.state.dynamo_plugin
@@ -57,14 +57,14 @@ def make_accelerator(folder: Path, trackers: list[str]) -> Accelerator:
     if plugin is not None and compiler.backend != DynamoBackend.NO and not compiler.use_regional_compilation:
         raise UserError(
             f"dynamo_backend {compiler.backend.value.lower()} compiles a model that FSDP shards only block by block: "
-            "add --dynamo_use_regional_compilation behind `accelerate launch`"
+            "add --dynamo_use_regional_compilation after `accelerate launch`"
         )
     return accelerator
 
 
 def describe_parallelism(accelerator: Accelerator) -> str:
-    """Which kind of parallelism really runs, with how many processes and threads, and what compiles the model; what to
-    do where cores lie idle."""
+    """Describes the parallelism that really runs: its kind, processes, threads, and the compiler. If cores are idle,
+    it says what to do."""
     kind, threads, cores = accelerator.distributed_type.value, torch.get_num_threads(), available_cores()
     line = f"{accelerator.num_processes} processes ({kind})" if accelerator.num_processes > 1 else "1 process"
     line += f" x {threads} thread{'s' if threads > 1 else ''}"
@@ -77,12 +77,12 @@ def describe_parallelism(accelerator: Accelerator) -> str:
             f"{cores // local_processes()} ...`"
         )
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and accelerator.distributed_type != DistributedType.FSDP:
-        line += f"\nnote       FSDP was asked for, and Accelerate runs {kind}: it shards models on accelerators only"
+        line += f"\nnote       FSDP was requested, but Accelerate runs {kind}: it only shards models on accelerators"
     return line
 
 
 def describe_batch(accelerator: Accelerator, total: int, at_once: int) -> str:
-    """How the `total` images of an update come about, `at_once` on each process."""
+    """Describes how the `total` images of an update are split, `at_once` on each process."""
     return (
         f"{total} = {accelerator.num_processes} processes x {at_once} images x "
         f"{accelerator.gradient_accumulation_steps} accumulation steps"
@@ -94,12 +94,12 @@ def init_trackers(accelerator: Accelerator, arguments: dict) -> None:
     names = [str(tracker) for tracker in accelerator.log_with]
     if names:
         plain = {key: value if isinstance(value, (int, float)) else str(value) for key, value in arguments.items()}
-        # TensorBoard takes a project's name for a folder's.
+        # TensorBoard uses the project's name as a folder name.
         accelerator.init_trackers("tensorboard" if names == ["tensorboard"] else "mae", config=plain)
 
 
 def log_image(accelerator: Accelerator, name: str, image: torch.Tensor, update: int) -> None:
-    """Give ``image (height, width, 3)`` uint8 to the trackers that take images."""
+    """Log ``image (height, width, 3)`` uint8 to the trackers that take images."""
     for tracker in accelerator.trackers:
         if hasattr(tracker, "log_images"):
             options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
@@ -111,7 +111,7 @@ def started_by_launcher() -> bool:
 
 
 def local_processes() -> int:
-    """Training processes on this machine."""
+    """Number of training processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
@@ -120,18 +120,18 @@ def available_cores() -> int:
 
 
 def loading_workers(given: int | None) -> int:
-    """Loading workers of each process: as `given`, or one a core of this machine, shared among its processes."""
+    """Loading workers of each process: as `given`, or the machine's cores divided among its processes."""
     if given is not None:
         return given
     return min(MAX_LOADING_WORKERS, available_cores() // local_processes())
 
 
 def image_memory(accelerator: Accelerator, image_cache: str, workers: int | None) -> Memory:
-    """Where decoded images are kept. `image_cache` is a number of GiB, off, or auto: a quarter of the free memory.
-    Each process has the given loading `workers`.
+    """The memory for decoded images. `image_cache` is a number of GiB, off, or auto: a quarter of the free memory.
+    Each process has `workers` loading workers.
 
     Raises:
-        UserError: a machine has less free memory.
+        UserError: a machine has less free memory than `image_cache`.
     """
     free = psutil.virtual_memory().available
     machine, num_workers = Machine(), loading_workers(workers) * local_processes()
@@ -139,7 +139,7 @@ def image_memory(accelerator: Accelerator, image_cache: str, workers: int | None
         first = accelerator.process_index - accelerator.local_process_index
         count = gather_object([first]).count(first)
         machine = Machine(accelerator.process_index, first, count, lambda value: gather_object([value]), alone=False)
-    free = min(machine.gather(free))  # the processes must agree, also where their machines differ
+    free = min(machine.gather(free))  # the processes must agree, even if their machines differ
     if image_cache == "auto":
         return Memory(min(MAX_IMAGE_MEMORY, free // 4), machine, num_workers)
     budget = 0 if image_cache == "off" else int(float(image_cache) * (1 << 30))
@@ -151,18 +151,18 @@ def image_memory(accelerator: Accelerator, image_cache: str, workers: int | None
 
 
 def feature_memory() -> int:
-    """Bytes of frozen features that one process may keep: a quarter of the free memory, shared among the machine's
+    """Bytes of frozen features that one process may keep: a quarter of the free memory, divided among the machine's
     processes."""
     return min(MAX_IMAGE_MEMORY, psutil.virtual_memory().available // 4) // local_processes()
 
 
 def smallest_budget(accelerator: Accelerator, memory_budget: int) -> int:
-    """The smallest of the processes' budgets, so that all decide alike. Every process must ask."""
+    """The smallest budget of all processes, so that all decide alike. Every process must call this."""
     return int(accelerator.gather(torch.tensor([memory_budget], device=accelerator.device)).min())
 
 
 def count_faults(accelerator: Accelerator, sets: list) -> dict[str, int]:
-    """How many images of all `sets` any process has `skipped`, or found `incomplete`. Every process must ask."""
+    """How many images of all `sets` any process has `skipped`, or found `incomplete`. Every process must call this."""
 
     def count(flags: torch.Tensor) -> int:
         return int((accelerator.reduce(flags.int().to(accelerator.device), "sum") > 0).sum())

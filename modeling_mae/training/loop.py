@@ -1,4 +1,4 @@
-"""The training loop that both scripts share, and what it shows while it runs."""
+"""The training loop of both scripts, and its progress display."""
 
 import math
 import signal
@@ -24,16 +24,16 @@ from .waiting import Waiting, describe_waiting
 
 
 SECONDS_BETWEEN_LINES = 10  # outside a terminal
-# Without tqdm's time left, which takes all updates to last equally long.
+# Without tqdm's time left, which assumes that all updates take equally long.
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
 
 
 class Display:
-    """On a terminal a bar, elsewhere lines: for the first and the last log entry, and about every ten seconds for one
-    between. On the main process only.
+    """Shows progress on the main process: in a terminal a bar, elsewhere lines for the first and the last log entry,
+    and about every ten seconds in between.
 
-    `later` is the work of the trainings that follow, in units of this whole training. ``work(update)`` is the work of
-    all updates before. Without it, all updates count alike."""
+    `later` is the work of the trainings that follow, relative to this training's. ``work(update)`` is the work of all
+    updates before `update`. By default all updates count alike."""
 
     def __init__(self, main: bool, start: int, total: int, images_per_update: int, later: float = 0.0, work=float):
         self.main, self.start, self.total, self.images_per_update = main, start, total, images_per_update
@@ -51,7 +51,7 @@ class Display:
             self.bar.update()
 
     def show(self, entry: dict) -> float:
-        """Show a log entry. Gives the images/s since the one before."""
+        """Show a log entry. Returns the images/s since the previous one."""
         now = time.perf_counter()
         images = (entry["step"] - self.last_update) * self.images_per_update
         speed = images / max(now - self.last_time, 1e-9)
@@ -73,7 +73,7 @@ class Display:
         return speed
 
     def seconds_left(self, update: int, now: float) -> tuple[str, str]:
-        """The time until the end of this training, and of those that follow, for people."""
+        """(time until the end of this training, time until the end of all trainings), as text."""
         pace = (now - self.began) / (self.work(update) - self.work(self.start))
         left, all_work = pace * (self.work(self.total) - self.work(update)), self.work(self.total)
         return tqdm.format_interval(left), tqdm.format_interval(left + self.later * all_work * pace)
@@ -85,27 +85,27 @@ class Display:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A part of an update's images: those that one process sees at a time."""
+    """The images of an update that one process sees at a time."""
 
-    images: dict  # of this process, on its device
-    number: int  # 0, 1, ... among those of all processes
-    rows: slice  # its images' places in the total batch
+    images: dict  # this process's, on its device
+    number: int  # 0, 1, ... over all processes
+    rows: slice  # the images' places in the total batch
 
 
 class Update:
-    """One update of the weights. The script adds up the gradients of its micro-batches, and then calls `step`."""
+    """One update of the weights. The script calls `backward` for each micro-batch, and then `step`."""
 
     def __init__(self, run: Run, number: int, resizing: Resizing, next_batch: Callable[[], dict]):
         self.run, self.number, self.next_batch = run, number, next_batch
         self.size = resizing.size_at(number, run.schedule.updates)  # (height, width) of its images
-        self.size_changes = len(resizing.stages) > 1  # in the course of the run
-        # Only every `logging_steps` updates, since reading the loss waits for the device.
+        self.size_changes = len(resizing.stages) > 1  # during the run
+        # Only every `logging_steps` updates, because reading the loss waits for the device.
         self.logs = (number + 1) % run.settings.logging_steps == 0 or number + 1 == run.schedule.updates
         self.loss: torch.Tensor | float = 0.0  # the mean over this process's images; stays on the device
         self.gradient_norm: torch.Tensor | None = None
 
     def micro_batches(self) -> Iterator[MicroBatch]:
-        """This process's micro-batches. Processes add up their gradients in the last one."""
+        """This process's micro-batches. The processes add their gradients in the last one."""
         accelerator, size = self.run.accelerator, self.run.settings.per_device_train_batch_size
         for micro in range(accelerator.gradient_accumulation_steps):
             batch = send_to_device(self.next_batch(), accelerator.device, non_blocking=True)
@@ -122,7 +122,7 @@ class Update:
         """Change the weights, at the rate of the schedule."""
         run, optimizer = self.run, self.run.optimizer
         if self.logs:
-            run.accelerator.unscale_gradients(optimizer)  # of fp16; else it does nothing
+            run.accelerator.unscale_gradients(optimizer)  # only does something in fp16
             self.gradient_norm = gradient_norm(run.model)
         optimizer.step()
         optimizer.zero_grad()
@@ -134,15 +134,15 @@ def updates(
     after_epoch: Callable[[int, int], None] = lambda epoch, update: None,
     later: float = 0.0,
 ) -> Iterator[Update]:
-    """The updates that the run has still to do. After each one follow the log, the checkpoint, and a signal's stop.
+    """The updates that the run still has to do. After each, it logs, writes checkpoints, and stops if a signal came.
 
     `after_epoch(epoch, update)` runs after each whole epoch, before its checkpoint, and after the last update. The
     loss is read from the device only for a log entry and before a checkpoint. `later` is as in `Display`. `resizing`
     says which size the images of an update have.
 
     Raises:
-        TrainingStopped: after a signal, or without the images of an update, with a checkpoint written; or when the
-            loss or the weights are not finite, without one.
+        TrainingStopped: a signal came or an update has no images (a checkpoint is written), or the loss or the weights
+            are not finite (none is written).
     """
     progress, schedule = run.progress, run.schedule
     work = partial(resizing.work, updates=schedule.updates)
@@ -155,7 +155,7 @@ def updates(
     run.model.train()
     try:
         with StopRequest(run.accelerator) as stop:
-            end_epoch(run, after_epoch)  # a signal may have come between an epoch's last update and what follows it
+            end_epoch(run, after_epoch)  # a signal may have come before an epoch's `after_epoch`
             for number in range(progress.update, schedule.updates):
                 for group in run.optimizer.param_groups:
                     group["lr"] = schedule.rate(number) * group.get("lr_scale", 1.0)
@@ -181,7 +181,7 @@ def updates(
 
 
 def end_epoch(run: Run, after_epoch: Callable[[int, int], None]) -> None:
-    """Calls `after_epoch` where an epoch has ended, or the run, and that was not done yet."""
+    """Calls `after_epoch` if an epoch or the run has ended, unless that was done already."""
     progress, schedule = run.progress, run.schedule
     epoch = math.ceil(schedule.epoch(progress.update))
     due = progress.update % schedule.updates_per_epoch == 0 or progress.update == schedule.updates
@@ -193,7 +193,7 @@ def end_epoch(run: Run, after_epoch: Callable[[int, int], None]) -> None:
 
 
 class BatchSource:
-    """Where the micro-batches of one update come from. All processes give the update up where one has no images."""
+    """The source of one update's micro-batches. All processes drop the update if one has no images."""
 
     def __init__(self, run: Run, batches: Iterator[dict], stop: StopRequest, waiting: Waiting, unread: list):
         self.run, self.batches, self.stop, self.waiting, self.unread = run, batches, stop, waiting, unread
@@ -203,7 +203,7 @@ class BatchSource:
         batch = next_batch(self.run, self.batches, self.stop, self.waiting)
         if not isinstance(batch, str):
             return batch
-        # The update's gradients are lost, and BatchNorm must not remember it.
+        # The update is dropped, so BatchNorm must not count it.
         for buffer, before in zip(self.run.model.buffers(), self.buffers, strict=True):
             buffer.copy_(before)
         checkpoint = save_checkpoint(self.run, self.unread) if self.run.progress.update else None
@@ -211,13 +211,13 @@ class BatchSource:
 
 
 def next_batch(run: Run, batches: Iterator[dict], stop: StopRequest, waiting: Waiting) -> dict | str:
-    """The next batch; or the reason, as text, if this process or another one has none."""
+    """The next batch. If this or another process has none, the reason as text."""
     batch, reason, began = None, "", time.perf_counter()
     try:
         with waiting:
             batch = next(batches)
     except Exception as error:
-        ignore_loading_workers()  # the checkpoint must be written in peace
+        ignore_loading_workers()  # they must not interrupt the checkpoint
         if isinstance(error, UserError):
             reason = one_line(error)
         elif dead_worker(error):
@@ -245,7 +245,7 @@ def how_to_go_on(run: Run) -> str:
 
 
 def read_losses(run: Run, unread: list[torch.Tensor]) -> None:
-    """Move the losses from the device into the progress; they are means over the processes."""
+    """Move the losses, averaged over the processes, from the device into the progress."""
     if not unread:
         return
     losses = run.accelerator.reduce(torch.stack(unread), reduction="mean").tolist()
@@ -257,8 +257,8 @@ def read_losses(run: Run, unread: list[torch.Tensor]) -> None:
 
 
 def log_entry(run: Run, display: Display, update: Update, waiting: Waiting) -> None:
-    """Log the mean loss since the last entry, and the largest share of this time that a process waited for images. The
-    history also gets the size of the images, where it changes, and the trackers the norm of the last gradient."""
+    """Log the mean loss since the last entry, and the largest share of the time that a process waited for images. The
+    history also gets the image size if it changes, and the trackers get the last gradient's norm."""
     progress, schedule = run.progress, run.schedule
     entry = {
         "step": progress.update,
@@ -273,7 +273,7 @@ def log_entry(run: Run, display: Display, update: Update, waiting: Waiting) -> N
     speed = display.show(entry)
     values = {key: entry[key] for key in ("loss", "learning_rate", "waiting")}
     values |= {"images_per_second": speed}
-    values["gradient_norm"] = float(update.gradient_norm or 0.0)  # the losses have waited for the device already
+    values["gradient_norm"] = float(update.gradient_norm or 0.0)  # read_losses has waited already
     run.accelerator.log(values, step=progress.update)
 
 
@@ -282,16 +282,16 @@ def largest_of_processes(run: Run, number: float) -> float:
 
 
 def say_waiting(run: Run, waiting: Waiting) -> None:
-    """Print how much of the training went by waiting for images, and what to do about it."""
-    share = largest_of_processes(run, waiting.whole())
+    """Print how long the training waited for images, and what to do about it."""
+    share = largest_of_processes(run, waiting.overall())
     workers = run.batches.num_workers
-    # A GPU's processes need a core each, a CPU's all that they have.
+    # A process on a GPU needs one core, a process on the CPU needs all its threads.
     spare_cores = available_cores() - local_processes() * (workers + 1)
     run.accelerator.print(describe_waiting(share, workers, spare_cores, not run.batches_can_fail), flush=True)
 
 
 def check_finite(run: Run) -> None:
-    # A finite loss can leave weights that are not. These must not become the newest checkpoint.
+    # After a finite loss, weights may still not be finite. They must not become the newest checkpoint.
     norms = torch.stack(torch._foreach_norm(local_tensors(run.model)))
     if run.accelerator.reduce((~torch.isfinite(norms)).sum(), "sum"):
         update = run.progress.update
@@ -301,7 +301,7 @@ def check_finite(run: Run) -> None:
 def not_finite(run: Run, reason: str, update: int) -> TrainingStopped:
     return TrainingStopped(
         f"{reason} (learning rate {run.schedule.rate(update - 1):.3e}): {how_to_go_on(run)}, and --allow_changes true "
-        "with a lower --base_learning_rate, a longer --warmup_epochs, or bf16 or full precision in place of fp16"
+        "with a lower --base_learning_rate, a longer --warmup_epochs, or bf16 or full precision instead of fp16"
     )
 
 

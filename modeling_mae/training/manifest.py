@@ -1,4 +1,4 @@
-"""What a checkpoint is made of and made with: its name, its manifest, and whether it is whole, safe and fitting."""
+"""The name and manifest of a checkpoint, and checks that it is complete, safe and fits the run."""
 
 import hashlib
 import json
@@ -22,8 +22,8 @@ PICKLES = re.compile(r"optimizer\.bin|random_states_\d+\.pkl|scaler\.pt|pytorch_
 FILES = re.compile(rf"model[\w.-]*\.safetensors|model\.safetensors\.index\.json|{PROGRESS}|{MANIFEST}")
 
 
-# What a run is made with, and may change between two sittings: the weights stay those of an uninterrupted run, or, for
-# a longer schedule, `open_run` says what happens. What was `chosen` for the user is in the other settings.
+# Settings that may change when a run goes on. They do not change the weights, except for the length: then `open_run`
+# prints what changes. `chosen` repeats other settings.
 MAY_CHANGE = {"processes", "versions", "schedule", "chosen"}
 
 
@@ -32,7 +32,7 @@ def checkpoint_name(update: int) -> str:
 
 
 def checkpoint_update(path: Path | str) -> int | None:
-    """The update after which the checkpoint of this name was written; None where the name is not a checkpoint's."""
+    """The update after which the checkpoint of this name was written, or None for other names."""
     match = CHECKPOINT.fullmatch(Path(path).name)
     return int(match[1]) if match else None
 
@@ -54,8 +54,8 @@ def read_manifest(checkpoint: Path) -> dict:
 
 
 def made_with_before(folders: list[Path], resume: str | None) -> dict:
-    """What the checkpoint to go on from was made with: the folder `resume`, or for auto the newest in `folders` whose
-    manifest can be read. Empty where there is none."""
+    """The settings of the checkpoint to go on from: the folder `resume`, or for auto the newest in `folders` with a
+    readable manifest. Empty if there is none."""
     paths = [Path(resume)] if resume not in (None, "auto") else []
     if resume == "auto":
         paths = [path for folder in folders for path in reversed(checkpoints_in(folder))]
@@ -76,7 +76,7 @@ def _size_and_checksum(path: Path) -> dict:
 
 
 def find_fault(checkpoint: Path) -> str | None:
-    """Why training cannot go on from `checkpoint`; None where it is whole, safe and finite."""
+    """Why training cannot go on from `checkpoint`, or None if it is complete, safe and finite."""
     if not (checkpoint / MANIFEST).is_file():
         return f"it has no {MANIFEST}: it is not complete, or an older version wrote it"
     try:
@@ -86,7 +86,7 @@ def find_fault(checkpoint: Path) -> str | None:
         return f"its {MANIFEST} cannot be read"
     present = {path.name: path for path in checkpoint.iterdir()}
     for name in sorted(present):
-        # The manifest may be a stranger's too: what is not one of these files is not loaded, whatever it says.
+        # The manifest may come from a stranger too, so no other files are loaded, even if it lists them.
         if not PICKLES.fullmatch(name) and not FILES.fullmatch(name):
             return f"it holds {name}, which no run writes and which might run code"
     for name, (size, checksum) in expected.items():
@@ -96,7 +96,7 @@ def find_fault(checkpoint: Path) -> str | None:
         if actual["bytes"] != size:
             return f"{name} has {actual['bytes']:,} bytes, not {size:,}"
         if actual["sha256"] != checksum:
-            return f"{name} is damaged: its checksum is another"
+            return f"{name} is damaged: its checksum has changed"
     if PROGRESS not in expected:
         return f"{PROGRESS} is missing"
     return _fault_of_pickles(present) or _fault_of_weights(present)
@@ -104,11 +104,11 @@ def find_fault(checkpoint: Path) -> str | None:
 
 def _fault_of_pickles(present: dict[str, Path]) -> str | None:
     for name, path in present.items():
-        # The optimizer's is large. Accelerate loads it in the same way, and an error there is reported, too.
+        # Not the optimizer's, which is large. Accelerate loads it in the same safe way and reports errors.
         if PICKLES.fullmatch(name) and name.startswith(("random_states", "scaler")):
             try:
                 load(path, map_location="cpu")
-            except Exception as error:  # whatever a crafted file makes the unpickler raise
+            except Exception as error:  # a crafted file can make the unpickler raise anything
                 return f"{name} is refused ({type(error).__name__}): it holds more than tensors and plain values"
     return None
 
@@ -118,7 +118,7 @@ def _fault_of_weights(present: dict[str, Path]) -> str | None:
         if name.endswith(".safetensors"):
             try:
                 with safe_open(path, framework="pt") as file:
-                    for key in file.keys():  # noqa: SIM118  # it is no dict
+                    for key in file.keys():  # noqa: SIM118  # not a dict
                         tensor = file.get_tensor(key)
                         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                             return f"its weights are not finite ({key} in {name})"
@@ -128,26 +128,26 @@ def _fault_of_weights(present: dict[str, Path]) -> str | None:
 
 
 def check_architecture(checkpoint: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raise a UserError where the checkpoint's weights are of another model than one with these `shapes`."""
+    """Raise a UserError if the checkpoint's weights do not have these `shapes`."""
     path = checkpoint / WEIGHTS
     if not path.exists():
-        return  # written in shards: loading them tells
+        return  # written in shards: loading finds the fault
     with safe_open(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118  # it is no dict
+        for key in file.keys():  # noqa: SIM118  # not a dict
             shape = tuple(file.get_slice(key).get_shape())
             if shape != shapes.get(key):
                 here = f"{shapes[key]} here" if key in shapes else "not in this model"
                 raise UserError(
-                    f"checkpoint {str(checkpoint)!r} is of another architecture ({key} is {shape} there, {here}): "
+                    f"checkpoint {str(checkpoint)!r} has another architecture ({key} is {shape} there, {here}): "
                     "give the recipe and config_overrides that it was trained with"
                 )
 
 
 def check_changes(checkpoint: Path, made_with: dict, allow_changes: bool) -> list[str]:
-    """The settings in which this run differs from that of the checkpoint, a line each.
+    """The settings in which this run differs from the checkpoint's, a line for each.
 
     Raises:
-        UserError: there are some, and they are not allowed.
+        UserError: there are some, without `allow_changes`.
     """
     before, changes = read_manifest(checkpoint)["made_with"], []
     made_with = json.loads(json.dumps(made_with))
@@ -156,8 +156,8 @@ def check_changes(checkpoint: Path, made_with: dict, allow_changes: bool) -> lis
             changes.append(f"{key} {_short(before.get(key))} -> {_short(made_with.get(key))}")
     if changes and not allow_changes:
         raise UserError(
-            f"checkpoint {str(checkpoint)!r} was made with other settings ({'; '.join(changes)}): going on exactly is "
-            "not possible with these. Give the old ones, or --allow_changes true to accept the new ones"
+            f"checkpoint {str(checkpoint)!r} was made with other settings ({'; '.join(changes)}), so the run cannot "
+            "go on exactly. Give the old ones, or --allow_changes true to accept the new ones"
         )
     return changes
 

@@ -9,8 +9,8 @@ from .resizing import Resizing
 
 
 class Masks:
-    """Draws the noise that masks follow from, for all images of an update at once. So the masks are the same with any
-    number of processes, and after a resume."""
+    """Draws the noise of the masks for all images of an update at once. So the masks are the same with any number of
+    processes, and after a stop."""
 
     def __init__(self, config: MAEConfig, seed: int, total_batch_size: int, device: torch.device):
         self.config, self.seed, self.total_batch_size = config, seed, total_batch_size
@@ -33,7 +33,7 @@ def grid_of_size(config: MAEConfig, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def check_masks(config: MAEConfig, resizing: Resizing) -> None:
-    """Raises a UserError where images of a size have too few patches to hide a part of them."""
+    """Raises a UserError if images of one of the sizes have too few patches to mask."""
     for _, (height, width) in resizing.stages:
         rows, columns = grid_of_size(config, (height, width))
         try:

@@ -13,28 +13,28 @@ from ..configuration_mae import MAEConfig
 
 
 LARS_TRUST = 0.001  # the paper's LARS (Table 10; arXiv 1708.03888)
-# LARS does not adapt the rate of biases. At a rate of 6.4 the squared error of a regression's bias diverges. It starts
-# at the mean of the targets, so a small rate is enough.
+# LARS does not adapt the rate of biases, so at a rate of 6.4 the bias of a regression diverges. It starts at the mean
+# of the targets, so a small rate is enough.
 REGRESSION_BIAS_SCALE = 0.05
-MOMENTUM = 0.9  # of LARS and of SGD (Table 10)
-RATE_BATCH = 256  # base learning rates are those of 256 images an update (Section A.1)
+MOMENTUM = 0.9  # for LARS and SGD (Table 10)
+RATE_BATCH = 256  # base learning rates are for 256 images per update (Section A.1)
 
 
 @dataclass(frozen=True)
 class LengthSettings:
-    """The length of a run and its learning rate, as a recipe gives them."""
+    """The length of a run and its learning rate, as in a recipe."""
 
-    total_batch_size: int  # images an update
+    total_batch_size: int  # images per update
     num_train_epochs: float
     warmup_epochs: float
-    base_learning_rate: float  # of 256 images an update
-    max_train_steps: int | None = None  # in place of num_train_epochs
+    base_learning_rate: float  # for 256 images per update
+    max_train_steps: int | None = None  # instead of num_train_epochs
     min_learning_rate: float = 0.0
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """Which optimizer, and its numbers beside the learning rate."""
+    """The optimizer and its settings, except the learning rate."""
 
     weight_decay: float
     adam_beta1: float = 0.9
@@ -45,7 +45,7 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The length of a run in updates, made from a recipe's epochs once, and its learning rate at each update."""
+    """The length of a run in updates, computed once from the recipe's epochs, and the learning rate of each update."""
 
     updates: int
     updates_per_epoch: int
@@ -55,7 +55,7 @@ class Schedule:
 
     @classmethod
     def from_epochs(cls, num_images: int, length: LengthSettings) -> "Schedule":
-        """The base learning rate is that of 256 images an update: the linear scaling rule of Section A.1."""
+        """The base learning rate is for 256 images per update and scales linearly (Section A.1)."""
         updates_per_epoch = max(1, num_images // length.total_batch_size)
         return cls(
             updates=length.max_train_steps or math.ceil(length.num_train_epochs * updates_per_epoch),
@@ -67,7 +67,7 @@ class Schedule:
 
     def rate(self, update: int) -> float:
         """The learning rate of update `update` (0, 1, ...): a line from 0 to `peak` over the warm-up, then half a
-        cosine down to `floor`. A pure function of the update: nothing has to be saved or stepped."""
+        cosine down to `floor`. A pure function of the update, so no state has to be saved or stepped."""
         if update < self.warmup:
             return self.peak * update / self.warmup
         progress = (update - self.warmup) / max(1, self.updates - self.warmup)
@@ -85,16 +85,17 @@ class Schedule:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
-    """Groups of the trained parameters. Matrices get weight decay; biases, norms, tokens and positions (`plain`) none.
+    """Groups of the trained parameters. Only matrices get weight decay, not biases, norms, tokens and positions
+    (`plain`).
 
     With `layer_decay` (BEiT, arXiv 2106.08254; Table 9) each group has the `lr_scale` of its depth: decay^(depth + 1)
-    for embeddings, decay^(depth - i) for block i, 1 for what follows the blocks.
+    for embeddings, decay^(depth - i) for block i, 1 for everything after the blocks.
     """
     depth = cast(MAEConfig, model.config).num_hidden_layers if layer_decay != 1 else 0
     groups: dict[tuple, dict] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            # Tokens and learned positions are (1, n, width): values added to activations, like biases.
+            # Tokens and learned positions (1, n, width) are added to activations, like biases.
             plain = parameter.ndim < 2 or (parameter.ndim == 3 and parameter.shape[0] == 1)
             scale = layer_decay ** (depth + 1 - _layer(name, depth)) if layer_decay != 1 else 1.0
             decay = 0.0 if plain else weight_decay
@@ -105,26 +106,26 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
 
 
 def _layer(name: str, depth: int) -> int:
-    """0 for the encoder's embeddings, i + 1 for its block i, depth + 1 for the rest."""
+    """0 for the encoder's embeddings, i + 1 for block i, depth + 1 for the rest."""
     if block := re.match(r"mae\.layers\.(\d+)\.", name):
         return int(block[1]) + 1
     return 0 if name.startswith("mae.embeddings.") else depth + 1
 
 
 def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """The optimizer for what `model` trains. The loop sets the learning rate."""
+    """The optimizer for the trained parameters of `model`. The loop sets the learning rate."""
     groups = parameter_groups(model, settings.weight_decay, settings.layer_decay)
     if settings.optimizer == "adamw":
-        # One fused kernel, where the device has it.
+        # One fused kernel, if the device has it.
         fused = {parameter.device.type for parameter in model.parameters()} <= {"cpu", "cuda", "mps", "xpu"}
         return torch.optim.AdamW(groups, lr=0.0, betas=(settings.adam_beta1, settings.adam_beta2), fused=fused)
     if settings.optimizer == "lars":
         for group in groups:
-            # timm adapts no group without weight decay unless it is told to, and probing has no weight decay.
+            # Without this, timm does not adapt groups without weight decay, and probing has none.
             group["always_adapt"] = not group["plain"]
             if group["plain"] and getattr(model.config, "problem_type", None) == "regression":
                 group["lr_scale"] *= REGRESSION_BIAS_SCALE
         return Lars(groups, lr=0.0, momentum=MOMENTUM, trust_coeff=LARS_TRUST, eps=0.0)
-    if settings.optimizer == "sgd":  # probes as well as LARS at batches of 4096 (Section A.1)
+    if settings.optimizer == "sgd":  # as good as LARS for probing at batches of 4096 (Section A.1)
         return torch.optim.SGD(groups, lr=0.0, momentum=MOMENTUM)
-    raise ValueError(f"optimizer {settings.optimizer!r} is none of adamw, lars, sgd")
+    raise ValueError(f"optimizer {settings.optimizer!r} is not one of adamw, lars, sgd")

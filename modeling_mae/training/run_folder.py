@@ -1,4 +1,4 @@
-"""The folder that a run writes into: it must be empty, new or ours, and no other run may be writing there."""
+"""Claims the folder of a run: it must be new, empty or a run's, and no other run may be writing there."""
 
 import json
 import os
@@ -14,9 +14,9 @@ from ..files import write_json
 from .manifest import checkpoints_in
 
 
-MARK = ".mae_run.json"  # says that a run of ours writes here
+MARK = ".mae_run.json"  # marks a folder as a run's
 LOCK = ".mae_run.lock"
-# What a run writes, beside its checkpoints. Files of other names are the user's.
+# What a run writes, besides its checkpoints. Files with other names are the user's.
 WRITTEN = (
     ".partial-* last tensorboard pictures history.jsonl trainer_state.json arguments.json summary.json knn.json "
     "results.json results.txt report.html eval_results.json config.json preprocessor_config.json model*.safetensors "
@@ -26,14 +26,14 @@ WRITTEN = (
 ).split()
 
 
-_locks: dict[Path, BaseFileLock] = {}  # held until this process ends: the system frees them, however it ends
+_locks: dict[Path, BaseFileLock] = {}  # held until this process ends: then the system frees them
 
 
 def lock_folder(folder: Path) -> None:
     """Lock `folder` for this process until it ends.
 
     Raises:
-        UserError: another process holds the lock; names it.
+        UserError: another process holds the lock. The message names it.
     """
     folder = folder.resolve()
     if folder in _locks:
@@ -55,7 +55,7 @@ def lock_folder(folder: Path) -> None:
 
 
 def is_ours(folder: Path) -> bool:
-    # The log is the mark of runs from before there was one.
+    # Older runs have no mark, but they have a log.
     return (folder / MARK).exists() or (folder / "history.jsonl").exists()
 
 
@@ -74,12 +74,12 @@ def claim_folder(folder: Path, overwrite: bool) -> None:
             names = ", ".join(sorted(path.name for path in written) or sorted(present)[:5])
             raise UserError(
                 f"output_dir {str(folder)!r} holds files that no run wrote ({names}): give a new or empty folder"
-                + ("" if written else ", or --overwrite_output_dir, which leaves them as they are")
+                + ("" if written else ", or --overwrite_output_dir, which keeps these files")
             )
         links = [path.name for path in (*written, folder / MARK) if path.is_symlink()]
         if links and (not overwrite or MARK in links):
             raise UserError(
-                f"output_dir {str(folder)!r} holds a link ({links[0]}), and a run would write where it leads: remove "
+                f"output_dir {str(folder)!r} holds a link ({links[0]}), and the run would write to its target: remove "
                 "it, or give another folder"
             )
         lock_folder(folder)

@@ -1,4 +1,4 @@
-"""What a run keeps on disk beside its checkpoints: history and model. `Run` holds all that `train` needs."""
+"""A run in training, and what it writes besides checkpoints: history and model."""
 
 import json
 import os
@@ -24,17 +24,17 @@ from .checkpoints import Checkpoints, Progress
 from .launch import loading_workers
 from .manifest import check_architecture, check_changes, read_manifest
 from .optim import Schedule
-from .sharded import original_class, settle_gradient_groups
+from .sharded import fix_gradient_buckets, original_class
 
 
 class History:
-    """The log in a file, one JSON line an entry. Nothing grows in memory, and a killed run has all of it."""
+    """The log in a file, one JSON line per entry. It does not grow in memory, and survives a kill."""
 
     def __init__(self, path: Path, main: bool):
         self.path, self.main = path, main
 
     def rewind(self, update: int) -> None:
-        """Forget what was logged after `update`, where training goes on."""
+        """Remove the entries after `update`, from which training goes on."""
         if self.main:
             kept = [entry for entry in self.read() if entry["step"] <= update]
             write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
@@ -45,7 +45,7 @@ class History:
                 file.write(json.dumps(entry) + "\n")
 
     def has(self, key: str) -> bool:
-        """Whether an entry has `key`; the same on every process."""
+        """Whether an entry has `key`. The answer is the same on every process."""
         return bool(broadcast_object_list([self.main and any(key in entry for entry in self.read())])[0])
 
     def read(self) -> list[dict]:
@@ -54,16 +54,16 @@ class History:
             try:
                 entries.append(json.loads(line))
             except json.JSONDecodeError:
-                break  # a kill cut this line off: it is later than any checkpoint
+                break  # a kill cut this line off, so it is later than any checkpoint
         return entries
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What a training is told of its batches, its log and its checkpoints."""
+    """The settings of batches, log and checkpoints."""
 
     seed: int
-    total_batch_size: int  # images an update
+    total_batch_size: int  # images per update
     per_device_train_batch_size: int  # images at a time on each process
     logging_steps: int  # updates between two log entries
     checkpointing_steps: str  # a number of updates, or epoch
@@ -74,7 +74,7 @@ class RunSettings:
 
 
 def batches_of(images: Images, settings: Any, updates: range, accelerator: Accelerator) -> DataLoader:
-    """This process's micro-batches for the `updates`. `settings` has the names of `RunSettings` for them."""
+    """This process's micro-batches for the `updates`. `settings` has the attributes of `RunSettings`."""
     return images.training_loader(
         seed=settings.seed,
         batch_size=settings.per_device_train_batch_size,
@@ -92,13 +92,13 @@ class Place:
     """Where a training writes, and which checkpoint it goes on from."""
 
     folder: Path
-    checkpoint: Path | None = None  # of `choose_checkpoint`; None for a fresh start
+    checkpoint: Path | None = None  # from `choose_checkpoint`; None for a fresh start
     after_checkpoint: Callable[[Path], None] = lambda folder: None
 
 
 @dataclass
 class Run:
-    """One training: what is trained and for how long, its images, and its state on disk."""
+    """One training: model, optimizer, length, images, and its state on disk."""
 
     accelerator: Accelerator
     model: torch.nn.Module  # prepared
@@ -109,10 +109,10 @@ class Run:
     progress: Progress
     history: History
     checkpoints: Checkpoints
-    batches: DataLoader  # this process's micro-batches, from where the run stands
+    batches: DataLoader  # this process's micro-batches, from the next update on
     batches_can_fail: bool
-    seconds: float = 0.0  # that the training took, since it was opened
-    waited: float = 0.0  # seconds of these for images
+    seconds: float = 0.0  # since the run was opened
+    waited: float = 0.0  # seconds of these spent waiting for images
 
     @property
     def checkpointing_steps(self) -> int:
@@ -121,12 +121,12 @@ class Run:
 
     @property
     def start(self) -> str:
-        """Where the run goes on from, as the end of a sentence; empty for a fresh start."""
+        """The checkpoint that the run goes on from, as the end of a sentence. Empty for a fresh start."""
         return f", from update {self.progress.update} of {self.place.checkpoint}" if self.place.checkpoint else ""
 
     @property
     def share_waited(self) -> float:
-        """The part of its seconds, 0..1, in which it waited for images."""
+        """The share of its time, 0..1, in which it waited for images."""
         return self.waited / max(self.seconds, 1e-9)
 
 
@@ -140,12 +140,12 @@ def open_run(
     place: Place,
     made_with: dict,
 ) -> Run:
-    """Open a training: fresh, or going on from the checkpoint of its `place`.
+    """Open a training: a fresh one, or one that goes on from the checkpoint of its `place`.
 
-    `model` and `optimizer` are prepared already. `made_with` are the settings that decide the weights. They go into
-    each checkpoint, and going on with others must be allowed.
+    `model` and `optimizer` are prepared already. `made_with` are the settings that decide the weights. They are saved
+    in each checkpoint. Going on with other settings needs `allow_changes`.
 
-    Going on loads the checkpoint, and forgets what was logged and saved after it.
+    Going on loads the checkpoint, and removes later log entries and checkpoints.
 
     Raises:
         UserError: the checkpoint does not fit, or the batch sizes do not fit each other or the number of images.
@@ -156,7 +156,7 @@ def open_run(
     progress, checkpoint = Progress(), place.checkpoint
     versions = {name: version(name) for name in ("torch", "transformers", "accelerate")}
     made_with = {**made_with, "precision": accelerator.mixed_precision, "schedule": asdict(schedule)}
-    # Crops of files are rounded to 8 bits, those of images in memory are not.
+    # Recorded, because crops from files are rounded to 8 bits, and crops from memory are not.
     made_with["image_cache"] = "from files" if images.decodes else "in memory"
     made_with |= {"processes": accelerator.num_processes, "versions": versions}
     checkpoints = Checkpoints(accelerator, place.folder, settings.checkpoints_kept, made_with)
@@ -167,7 +167,7 @@ def open_run(
         changes += _new_length(checkpoint, schedule, progress.update)
         accelerator.print(*(f"changed    {change}\n" for change in changes), sep="", end="", flush=True)
         checkpoints.remove_after(progress.update)
-    settle_gradient_groups(model)
+    fix_gradient_buckets(model)
     history = History(place.folder / "history.jsonl", accelerator.is_main_process)
     history.rewind(progress.update)
     batches = batches_of(images, settings, range(progress.update, schedule.updates), accelerator)
@@ -194,22 +194,22 @@ def _load_state(accelerator: Accelerator, model: torch.nn.Module, checkpoint: Pa
     except (OSError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"checkpoint {str(checkpoint)!r} cannot be loaded ({reason[:200]}): give another, or start anew with "
+            f"checkpoint {str(checkpoint)!r} cannot be loaded ({reason[:200]}): give another, or start over with "
             "--overwrite_output_dir"
         ) from error
-    # It counts micro-batches. Those of a checkpoint are of another length where the accumulation has changed.
+    # It counts micro-batches, whose size differs from the checkpoint's if the accumulation has changed.
     accelerator.step = 0
 
 
 def _new_length(checkpoint: Path, schedule: Schedule, update: int) -> list[str]:
-    """What a longer or shorter run does to the learning rate, as a line; none where the length is the same.
+    """A line about the learning rate of a longer or shorter run. Empty if the length is the same.
 
     Raises:
         UserError: the run would end before the checkpoint.
     """
     if update > schedule.updates:
         raise UserError(
-            f"checkpoint {str(checkpoint)!r} stands at update {update}, and the run has only {schedule.updates}: give "
+            f"checkpoint {str(checkpoint)!r} is at update {update}, but the run has only {schedule.updates}: give "
             "more --num_train_epochs or --max_train_steps"
         )
     before = Schedule(**read_manifest(checkpoint)["made_with"]["schedule"])
@@ -222,9 +222,9 @@ def _new_length(checkpoint: Path, schedule: Schedule, update: int) -> list[str]:
 
 
 def save_model(accelerator: Accelerator, model: torch.nn.Module, folder: Path) -> None:
-    """`save_pretrained` into `folder`, from sharded and compiled models too. The old files stay until the new are
+    """`save_pretrained` into `folder`, also for sharded and compiled models. Old files stay until the new ones are
     complete."""
-    unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)  # compiled, it has other names
+    unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)  # a compiled model has other names
     state = accelerator.get_state_dict(unwrapped)
     if accelerator.is_main_process:
         partial = folder / ".partial-model"

@@ -1,6 +1,6 @@
-"""What updates that are tried before a training tell: how many images fit into memory, how many epochs into a time.
+"""Tries updates before a training, to find how many images fit into memory, and how many epochs into a time.
 
-Trials change nothing of the run: they train a model of their own, and random states are put back.
+Trials do not change the run: they train a separate model, and restore the random states.
 """
 
 import bisect
@@ -21,15 +21,15 @@ from ..data.serve.images import Images
 from ..errors import UserError
 from ..modeling_mae import MAEForPreTraining
 from .optim import OptimizerSettings, make_optimizer
-from .sharded import settle_gradient_groups
+from .sharded import fix_gradient_buckets
 from .state import batches_of
 
 
-MOST_UPDATES, LEAST_UPDATES = 100, 3  # of a trial; the later half is timed, when loading has settled
-MOST_SECONDS, TRIAL_SHARE = 60, 0.02  # a trial ends after this, or this part of the time there is
-SPARE = 0.05  # part of the time for pictures, checkpoints, and what was not foreseen
-NONE_FITS = -1  # after the last number of images; Accelerate takes it for one more, but not 0
-ADAM_MOMENTS = 2  # tensors that AdamW keeps of each parameter
+MOST_UPDATES, LEAST_UPDATES = 100, 3  # per trial; only the later half is timed, when loading is steady
+MOST_SECONDS, TRIAL_SHARE = 60, 0.02  # a trial ends after this, or after this share of max_hours
+SPARE = 0.05  # share of the time reserved for pictures, checkpoints and delays
+NONE_FITS = -1  # tried after the last batch size; Accelerate would not try 0
+ADAM_MOMENTS = 2  # tensors that AdamW keeps per parameter
 
 
 def find_batch_size(
@@ -38,20 +38,20 @@ def find_batch_size(
     total: int,
     start: int,
 ) -> int:
-    """The images at a time that every process can train on: `start`, or the largest smaller power of two that fits and
-    with which updates of `total` images still come out even.
+    """The largest micro-batch that fits on every process: `start`, or a smaller power of two that divides updates of
+    `total` images.
 
-    `model` is an MAEForPreTraining, unwrapped: it must run without the other processes, since one of them may run out
-    of memory alone. On a CPU `start` stays, because the system ends a process rather than raising an error.
+    `model` is an unwrapped MAEForPreTraining: it must run without the other processes, because a single one may run
+    out of memory. On a CPU the result is `start`, because the system kills a process that takes too much memory.
 
     Raises:
         UserError: not even one image fits, or the model is sharded.
     """
     if accelerator.device.type == "cpu":
-        accelerator.print(f"note       auto_batch_size looks only on a GPU: {start} images at a time stay")
+        accelerator.print(f"note       auto_batch_size only works on a GPU: {start} images at a time stay")
         return start
     if accelerator.distributed_type == DistributedType.FSDP:
-        raise UserError("auto_batch_size does not work with FSDP, whose processes cannot try alone: leave it out")
+        raise UserError("auto_batch_size does not work with FSDP, whose processes cannot run alone: leave it out")
     sizes = iter([*batch_sizes(total, start, accelerator.num_processes), NONE_FITS])
 
     def attempt(size: int) -> int:
@@ -76,7 +76,7 @@ def find_batch_size(
 
 @contextmanager
 def unchanged_random_states(device: torch.device) -> Iterator[None]:
-    """torch's random states, of the CPU and of `device`, are as before at the end."""
+    """Restores torch's random states, of the CPU and of `device`, at the end."""
     generators = [torch] if device.type == "cpu" else [torch, torch.get_device_module(device.type)]
     states = [generator.get_rng_state() for generator in generators]
     try:
@@ -87,33 +87,33 @@ def unchanged_random_states(device: torch.device) -> Iterator[None]:
 
 
 def batch_sizes(total: int, start: int, processes: int) -> list[int]:
-    """`start` images at a time on each process and every smaller power of two, where they divide an update of `total`.
+    """`start` images per process and every smaller power of two, if they divide an update of `total`.
 
     >>> batch_sizes(96, 24, processes=2)  # 48 on each
     [24, 16, 8, 4, 2, 1]
     """
     smaller = [1 << exponent for exponent in reversed(range(start.bit_length())) if 1 << exponent < start]
     sizes = [size for size in (start, *smaller) if total % (size * processes) == 0]
-    return sizes or [start]  # the batch sizes do not fit each other at all, which split_batch explains
+    return sizes or [start]  # if none fits, split_batch explains why
 
 
 @dataclass(frozen=True)
 class TrialSettings:
-    """What the length of a run depends on, beside the time that an update takes."""
+    """What the length of a run depends on, besides the time per update."""
 
     max_hours: float
     num_train_epochs: float  # at most
     seed: int
     total_batch_size: int
     per_device_train_batch_size: int
-    eval_every_epochs: int  # 0: the features are not looked at on the way
+    eval_every_epochs: int  # 0: the features are not measured during the training
     knn: bool  # whether the features are computed twice at the end
     dataloader_num_workers: int | None = None
     repeated_augmentation: int = 1
 
 
 class Trial:
-    """A model and an optimizer that only take time, in place of those that will be trained."""
+    """A model and an optimizer for timing only, not the ones that will be trained."""
 
     def __init__(self, accelerator: Accelerator, config: MAEConfig, optimizer: OptimizerSettings):
         self.accelerator = accelerator
@@ -122,15 +122,15 @@ class Trial:
         self.model, self.optimizer = accelerator.prepare(model, make_optimizer(model, optimizer))
 
     def close(self) -> None:
-        """Free the memory."""
+        """Frees the memory."""
         del self.model, self.optimizer
         self.accelerator.free_memory()
 
-    def seconds_an_update(self, batches: Iterable[dict], transform: Callable[[dict], torch.Tensor], most: float):
-        """Seconds that an update takes, with its loading. `batches` are for `MOST_UPDATES`. `transform` gives the
+    def seconds_per_update(self, batches: Iterable[dict], transform: Callable[[dict], torch.Tensor], most: float):
+        """Seconds per update, including loading. `batches` are enough for `MOST_UPDATES`. `transform` returns the
         pixels ``(batch, channels, height, width)`` of a batch. The trial ends after `most` seconds."""
         accelerator, model, inner = self.accelerator, self.model, self.optimizer.optimizer
-        settle_gradient_groups(model)
+        fix_gradient_buckets(model)
         model.train()
         batches, device = iter(batches), accelerator.device
         moments, enough = [time.perf_counter()], False
@@ -143,7 +143,7 @@ class Trial:
                         accelerator.backward(loss)
                 inner.step()
                 inner.zero_grad()
-                loss.item()  # the device has done its work
+                loss.item()  # waits until the device is done
                 moments.append(time.perf_counter())
                 late = torch.tensor(int(moments[-1] - moments[0] > min(MOST_SECONDS, most)), device=device)
                 late = accelerator.reduce(late, "sum") > 0
@@ -160,47 +160,47 @@ def fit_length(
     transform: Callable[..., torch.Tensor],
     stages: list[tuple[float, tuple[int, int]]],
     settings: TrialSettings,
-    images_a_look: int,
+    images_per_measurement: int,
 ) -> tuple[float, str]:
-    """The epochs of a run that may take `max_hours`, and the reason, by timing some updates.
+    """(epochs of a run that may take `max_hours`, the reason as text). Times some updates.
 
-    `stages` are those of `Resizing`: (part of the updates, size of their images). `transform(batch, size)` gives the
-    pixels. `images_a_look` are those whose features are computed each time. Such an image counts like one that is
-    trained on.
+    `stages` are those of `Resizing`: (share of the updates, size of their images). `transform(batch, size)` returns
+    the pixels. A measurement computes the features of `images_per_measurement` images, each as costly as a training
+    image.
     """
     accelerator, times = trial.accelerator, []
     for number, (part, size) in enumerate(stages):
-        # Each trial reads images that are in no cache yet.
+        # Each trial reads images that are not in a cache yet.
         updates = range(number * MOST_UPDATES, (number + 1) * MOST_UPDATES)
         batches = batches_of(images, settings, updates, accelerator)
         most = TRIAL_SHARE * part * settings.max_hours * 3600
-        times.append(trial.seconds_an_update(batches, partial(transform, size=size), most))
+        times.append(trial.seconds_per_update(batches, partial(transform, size=size), most))
     seconds = sum(part * an_update for (part, _), an_update in zip(stages, times, strict=True))
-    an_epoch = seconds * max(1, len(images) // settings.total_batch_size)
-    a_look = times[-1] / settings.total_batch_size * images_a_look
+    per_epoch = seconds * max(1, len(images) // settings.total_batch_size)
+    per_measurement = times[-1] / settings.total_batch_size * images_per_measurement
     epochs = fit_epochs(
         settings.max_hours,
         settings.num_train_epochs,
-        an_epoch,
-        seconds_of_a_look=a_look,
-        epochs_between_looks=settings.eval_every_epochs,
-        other_seconds=2 * a_look * settings.knn,
+        per_epoch,
+        seconds_per_measurement=per_measurement,
+        epochs_between_measurements=settings.eval_every_epochs,
+        other_seconds=2 * per_measurement * settings.knn,
     )
-    return epochs, f"an epoch takes {an_epoch:.3g} s by trial updates, for max_hours {settings.max_hours:g}"
+    return epochs, f"an epoch takes {per_epoch:.3g} s (timed on trial updates), max_hours is {settings.max_hours:g}"
 
 
 def fit_epochs(
     hours: float,
     wanted: float,
-    seconds_an_epoch: float,
+    seconds_per_epoch: float,
     *,
-    seconds_of_a_look: float = 0.0,
-    epochs_between_looks: int = 0,
+    seconds_per_measurement: float = 0.0,
+    epochs_between_measurements: int = 0,
     other_seconds: float = 0.0,
 ) -> float:
-    """How many epochs fit into `hours`, to a hundredth and at least that; or all that are `wanted`, if they fit.
+    """How many epochs fit into `hours`, in steps of 0.01 and at least 0.01, but at most `wanted`.
 
-    `seconds_of_a_look` at the features count every `epochs_between_looks` (0: never), at the end and once before.
+    The features are measured at the start, at the end, and every `epochs_between_measurements` (0: never).
 
     >>> fit_epochs(1, 800, 60)  # 57 of the 60 minutes are for epochs of a minute
     57.0
@@ -209,8 +209,8 @@ def fit_epochs(
     """
 
     def seconds(epochs: float) -> float:
-        looks = 1 + math.ceil(epochs / epochs_between_looks) if epochs_between_looks else 0
-        return epochs * seconds_an_epoch + looks * seconds_of_a_look + other_seconds
+        measurements = 1 + math.ceil(epochs / epochs_between_measurements) if epochs_between_measurements else 0
+        return epochs * seconds_per_epoch + measurements * seconds_per_measurement + other_seconds
 
     limit = hours * 3600 * (1 - SPARE)
     if seconds(wanted) <= limit:

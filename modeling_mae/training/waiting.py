@@ -1,18 +1,18 @@
-"""How much of its time a training waits for images."""
+"""Measures how long a training waits for images."""
 
 import time
 
 import torch
 
 
-WORTH_ADVICE = 0.1  # of the time
+WORTH_ADVICE = 0.1  # share of the time
 
 
 class Waiting:
     """A clock around each call that may wait for images: ``with waiting: ...``.
 
-    A GPU works on what it was given while the process already waits for the next batch. So on a GPU only its idle time
-    counts: from the end of its work to the moment when the process has the batch.
+    On a GPU, only the time in which it is idle counts, from the end of its work until the process has the next batch:
+    the GPU may still be busy while the process waits.
     """
 
     def __init__(self, device: torch.device):
@@ -42,7 +42,7 @@ class Waiting:
         return event
 
     def read(self) -> float:
-        """The share of the time since the last reading, 0 to 1. The process waits for the GPU here."""
+        """The share of the time since the last reading, 0 to 1. This call waits for the GPU."""
         for before, after in self.marks:
             after.synchronize()
             self.seconds += before.elapsed_time(after) / 1000
@@ -53,17 +53,17 @@ class Waiting:
         self.seconds, self.since = 0.0, now
         return share
 
-    def whole(self) -> float:
-        """The share of all the time up to the last reading."""
+    def overall(self) -> float:
+        """The share of the whole time up to the last reading."""
         return min(1.0, self.total / max(self.since - self.began, 1e-9))
 
 
 def describe_waiting(share: float, workers: int, spare_cores: int, in_memory: bool) -> str:
-    """A line for the end of a training that waited for `share` of its time, and what to do about it."""
+    """A line for the end of a training that waited for `share` of its time, with advice."""
     line = f"waiting    {share:.0%} of the time waiting for images"
     if share < WORTH_ADVICE:
         return line
     if in_memory:
-        return f"{line}, which lie in memory: the model is small beside the work of gathering them"
+        return f"{line}, although they are in memory: the model is small compared to the work of gathering them"
     more = f"more --dataloader_num_workers than {workers}" if spare_cores > 0 else "more cores"
     return f"{line}: {more}, a larger --image_cache, --repeated_augmentation 2 in pre-training, or smaller files"

@@ -17,6 +17,7 @@ from .sources import NAMED, Source, SourceSettings, find_image_column, find_labe
 
 
 Place: TypeAlias = str | os.PathLike | datasets.Dataset | Sequence[str | os.PathLike | Image.Image]
+ONLY_STREAMED = {*FORMATS} - {".parquet"}  # parquet files are also read as a whole
 PATTERN_SIGNS = "*?[{"
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # that PNG keeps as they are
 TIFF_MODES = ("I", "F", "CMYK")
@@ -64,12 +65,13 @@ def _open_word(word: str, split: str | None, settings: SourceSettings) -> Source
     if is_remote(word) or (any(sign in word for sign in PATTERN_SIGNS) and not os.path.exists(word)):
         return load_source(stream, split)
     if os.path.isdir(word):
-        return load_source(stream if _holds_tar_files(word) else folder, split)
+        return load_source(stream if _holds_shards(word) else folder, split)
     if os.path.isfile(word):
-        if ending == ".tar" or settings.streaming:
+        if ending in ONLY_STREAMED or settings.streaming:
             return load_source(stream, split)
         if ending != ".parquet" and ending not in image_endings():
-            raise UserError(f"{word!r} is neither an image nor a parquet or tar file: give such a file, or a folder")
+            shards = " or ".join(FORMATS)
+            raise UserError(f"{word!r} is neither an image nor a {shards} file: give such a file, or a folder")
         above, name = os.path.split(os.path.abspath(word))
         images, parquet = ([], [name]) if ending == ".parquet" else ([name], [])
         return load_source(replace(settings, train_dir=above), split, listing=Listing.of(above, images, parquet))
@@ -79,10 +81,10 @@ def _open_word(word: str, split: str | None, settings: SourceSettings) -> Source
     return load_source(replace(settings, dataset_name=word), split)
 
 
-def _holds_tar_files(folder: str) -> bool:
-    """Whether the folder has tar files at its top and no images beside them."""
+def _holds_shards(folder: str) -> bool:
+    """Whether the folder has files at its top that are only streamed, and no images beside them."""
     endings = {os.path.splitext(name)[1].lower() for name in os.listdir(folder) if not name.startswith(".")}
-    return ".tar" in endings and not endings & {".parquet", *image_endings()}
+    return bool(endings & ONLY_STREAMED) and not endings & {".parquet", *image_endings()}
 
 
 def _of_dataset(dataset: datasets.Dataset, name: str, settings: SourceSettings) -> Source:

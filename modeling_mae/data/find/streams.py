@@ -135,8 +135,9 @@ def expand_braces(pattern: str) -> list[str]:
 def _open(
     urls: list[str], place: str, find_column: Callable, cache_dir: str | None, features: datasets.Features | None
 ) -> ShardedRows:
-    if len({os.path.splitext(url)[1] for url in urls}) > 1:
-        raise UserError(f"{place!r} has both parquet and tar files: give a folder or pattern of one kind")
+    endings = sorted({os.path.splitext(url)[1] for url in urls})
+    if len(endings) > 1:
+        raise UserError(f"{place!r} has {' and '.join(endings)} files: give a folder or pattern of one kind")
     cache = ShardCache(Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "streams" / "units")
     shards = index_shards(urls, cache)
     if not any(shard.counts and sum(shard.counts) for shard in shards):

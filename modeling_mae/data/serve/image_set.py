@@ -67,6 +67,12 @@ class Images(Dataset, ABC):
         """Labels of these images of the whole set."""
         return None if self._labels is None else self._labels[rows]
 
+    def with_labels(self, labels: torch.Tensor) -> "Images":
+        """The same images, shared and not copied, with these labels of the whole set."""
+        images = copy.copy(self)
+        images._labels = labels
+        return images
+
     def _with_labels(self, batch: dict, rows: list[int]) -> dict:
         labels = self.labels_of(rows)
         return batch if labels is None else {**batch, "labels": labels}

@@ -1,4 +1,5 @@
-"""The formats of shards, by the ending of their files."""
+"""The formats of shards, by the ending of their files. A format is a file here that does what `Format` says, and a
+line in `FORMATS`."""
 
 import os
 
