@@ -78,18 +78,6 @@ class DataArguments:
     image_column_name: str | None = option(
         None, "Column of the images. By default the only column of images.", decides="result"
     )
-    mask_dir: str | None = option(
-        None,
-        "Folder of masks, each named like its image. By default folders called masks are found.",
-        decides="result",
-        added=True,
-    )
-    mask_column_name: str | None = option(
-        None,
-        "Column of the masks. By default the one that is called mask, annotation or label.",
-        decides="result",
-        added=True,
-    )
     max_train_samples: int | None = option(None, "Train on this many images only.", decides="result")
     image_mean: list[float] | None = option(
         None, "Mean of each channel (white is 1). By default measured on a sample.", decides="result"

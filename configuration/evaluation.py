@@ -142,6 +142,18 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         decides="result",
     )
     eval_epochs: int = option(1, "Epochs between two evaluations.", decides="result")
+    mask_dir: str | None = option(
+        None,
+        "Folder of masks, each named like its image. By default folders called masks are found.",
+        decides="result",
+        added=True,
+    )
+    mask_column_name: str | None = option(
+        None,
+        "Column of the masks. By default the one that is called mask, annotation or label.",
+        decides="result",
+        added=True,
+    )
     mask_values: str | None = option(
         None,
         "binary: all numbers above 0 in a mask are one class; classes: each number is one, though they look like "

@@ -39,6 +39,7 @@ FOLDERS = (
     "resume_from_checkpoint",
     "train_dir",
     "validation_dir",
+    "mask_dir",
     "cache_dir",
 )
 # Precision, devices and processes belong to the launcher (or its --config_file).

@@ -921,8 +921,14 @@ class MAETunedModel(MAEPreTrainedModel):
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        # Adapters are in the frozen parts too, so everything is in training mode, as in PEFT.
-        if mode and self.n_partial is not None and not self.has_adapters():
+        if not mode:
+            return self
+        if self.has_adapters():
+            # They are in the frozen parts too: those stay in training mode, as PEFT has it. The statistics of a
+            # BatchNorm are not in the adapters' file, unless PEFT has wrapped it for modules_to_save.
+            if isinstance(self.head_norm, nn.BatchNorm1d):
+                self.head_norm.eval()
+        elif self.n_partial is not None:
             tuned = self.tuned_modules()
             if self not in tuned:
                 self.mae.eval()

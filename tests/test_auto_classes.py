@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from applied import save_classifier
 from conftest import tiny_config
 from PIL import Image
 from transformers import (
@@ -164,14 +165,14 @@ def test_pipelines(elsewhere, checkpoints, photograph, channels):
     assert without == pytest.approx(expected, abs=0.02)  # its processor resizes with PIL
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_pipelines_ask_and_warn_of_nothing(checkpoints, channels, monkeypatch, caplog):
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_pipelines_ask_and_warn_of_nothing(tmp_path, channels, monkeypatch, caplog):
     def asked(question):
         raise AssertionError(question)
 
     monkeypatch.setattr("builtins.input", asked)
     logging.getLogger("transformers").addHandler(caplog.handler)  # transformers passes nothing on
-    folder = str(checkpoints / str(channels) / "classifier")
+    folder = str(save_classifier(tmp_path, num_channels=channels))
     found = pipeline("image-classification", model=folder)
     logging.getLogger("transformers").removeHandler(caplog.handler)
     assert isinstance(found.model, EvalNet) and found.image_processor is not None

@@ -1,12 +1,19 @@
 """Streams from clouds: S3 by a server on this machine (moto), and what ends with one line."""
 
+import io
+import tarfile
+
+import numpy as np
 import pytest
+from applied import save_checkpoint
+from conftest import ROOT
 
 from modeling_mae.data.find.listing import list_place
 from modeling_mae.data.find.streams import list_shards
 from modeling_mae.data.stream import shard_cache
 from modeling_mae.data.stream.shard_cache import attempt, download, file_system
 from modeling_mae.errors import UserError
+from modeling_mae.evaluation import extract_features
 
 
 def test_a_url_is_no_folder():
@@ -73,6 +80,21 @@ def test_a_shard_comes_in_few_requests(bucket, tmp_path):
 
 
 @pytest.mark.ecosystem
+def test_features_of_shards_on_s3_are_those_of_the_files(bucket, tmp_path):
+    client, _ = bucket
+    save_checkpoint(tmp_path / "model")
+    shard = io.BytesIO()
+    with tarfile.open(fileobj=shard, mode="w") as tar:
+        for path in sorted((ROOT / "data" / "examples").glob("*.png")):
+            tar.add(path, path.name)
+    client.put_object(Bucket="bucket", Key="shards/0.tar", Body=shard.getvalue())
+    options = {"cache_dir": str(tmp_path / "cache"), "num_workers": 0}
+    found = extract_features(tmp_path / "model", "s3://bucket/shards", **options)
+    expected = extract_features(tmp_path / "model", ROOT / "data" / "examples", num_workers=0)
+    np.testing.assert_allclose(found.values, expected.values, atol=1e-6)
+
+
+@pytest.mark.ecosystem
 def test_no_credentials_are_one_line(monkeypatch, tmp_path):
     import s3fs
 
@@ -87,14 +109,18 @@ def test_no_credentials_are_one_line(monkeypatch, tmp_path):
 
 
 @pytest.mark.ecosystem
-@pytest.mark.parametrize("url", ["s3://bucket", "hf://datasets/owner/name"])
-def test_a_server_that_is_down_is_one_line(credentials, monkeypatch, url):
+@pytest.mark.parametrize(
+    "url, offline", [("s3://bucket", True), ("hf://datasets/owner/name", True), ("hf://datasets/owner/name", False)]
+)
+def test_a_server_that_is_down_is_one_line(credentials, monkeypatch, url, offline):
     import huggingface_hub
     import s3fs
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # refuses connections
+    huggingface_hub.HfFileSystem.clear_instance_cache()
     monkeypatch.setattr(shard_cache, "FIRST_WAIT", 0.01)
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(UserError, match=f"{url} cannot be read.*look at the address and the network") as raised:

@@ -85,8 +85,24 @@ def test_adapters_on_all_linears_of_a_cross_decoder(reads):
     assert any("decoder" in name for name in adapters)
 
 
-def test_freezing_before_adapters_leaves_their_dropout_on():
-    model = lora(model_of(EvalNet).freeze(0), modules_to_save=["head"]).train()
+@pytest.mark.parametrize("saved", [["head"], ["head", "head_norm"]])
+def test_adapters_beside_a_batch_norm_are_loaded_as_they_were_trained(tmp_path, saved):
+    import peft
+
+    base = model_of(EvalNet, head_norm="batch")
+    model = learned(lora(copy.deepcopy(base), modules_to_save=saved))
+    model.save_pretrained(tmp_path)
+    loaded = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(pixel_values=PIXELS).logits, model(pixel_values=PIXELS).logits)
+    statistics = dict(model.named_buffers())
+    moved = [name for name, mean in statistics.items() if name.endswith("running_mean") and mean.any()]
+    assert bool(moved) == ("head_norm" in saved)
+
+
+@pytest.mark.parametrize("n_partial", [0, 0.5, 1, 2])
+def test_freezing_before_adapters_leaves_their_dropout_on(n_partial):
+    model = lora(model_of(EvalNet).freeze(n_partial), modules_to_save=["head"]).train()
     dropouts = [module for name, module in model.named_modules() if name.endswith("lora_dropout.default")]
     assert dropouts and all(module.training for module in dropouts)
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}

@@ -244,6 +244,12 @@ def test_batches_do_not_depend_on_processes_workers_and_start(kind, processes, w
     assert len(dealt) == 20 and all(map(same, dealt, alone[8:]))
 
 
+def test_memory_is_pinned_for_intels_gpus_too(photographs, monkeypatch):
+    assert not photographs.loader([], 0).pin_memory
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
+    assert photographs.loader([], 0).pin_memory
+
+
 def test_workers_load_what_is_work(numbered, photographs):
     """What lies in memory is cropped on the device: a worker would only copy it."""
     batches = [(0, [1, 2])]

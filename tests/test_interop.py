@@ -15,11 +15,13 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 from timm.models.vision_transformer import Block, PatchEmbed, VisionTransformer
 from torch import nn
 from transformers import AutoModel
 
 from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining, MAEModel, interop
+from modeling_mae.checkpoint import open_checkpoint
 from modeling_mae.data.serve.processor import image_processor
 from modeling_mae.errors import UserError
 
@@ -421,6 +423,11 @@ def test_classifier_to_timm_and_back(tmp_path, pooling, norm):
     same(back(IMAGES).logits, expected)
 
 
+def gradient_picture() -> Image.Image:
+    y, x = np.mgrid[:50, :70] / 70
+    return Image.fromarray((np.stack([x, y, (x + y) / 2], -1) * 255).astype(np.uint8))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("crop_fraction, size", [(1.0, 32), (0.8, 32), (1.0, (32, 48))])
 def test_timm_sees_the_pixels_that_our_processor_makes(tmp_path, crop_fraction, size):
@@ -429,12 +436,39 @@ def test_timm_sees_the_pixels_that_our_processor_makes(tmp_path, crop_fraction, 
     ours = randomised(EvalNet(mae(num_labels=3, image_size=[height, width])))
     interop.save_timm(ours, tmp_path, processor)
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    y, x = np.mgrid[:50, :70] / 70
-    picture = Image.fromarray((np.stack([x, y, (x + y) / 2], -1) * 255).astype(np.uint8))
+    picture = gradient_picture()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))
     expected = processor(picture, return_tensors="pt").pixel_values
     # Tensors and PIL images are resized to values a grey level or two apart. No edge here leaves half a pixel to crop.
     torch.testing.assert_close(transform(picture)[None], expected, atol=3 / 255 / 0.2, rtol=0)
+    back = open_checkpoint(tmp_path).processor(picture, return_tensors="pt").pixel_values
+    torch.testing.assert_close(back, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "about, size, note",
+    [
+        ({"crop_pct": 1.0, "crop_mode": "center", "interpolation": "bilinear"}, 32, False),
+        ({"crop_pct": 0.8, "interpolation": "bicubic"}, 32, False),
+        ({"mean": None, "std": None, "crop_pct": None}, 32, False),  # timm's own: ImageNet's, 0.875
+        ({"crop_pct": 1.0, "crop_mode": "squash"}, (32, 48), False),
+        ({"crop_pct": 0.9, "crop_mode": "squash"}, 32, True),
+        ({"crop_pct": 1.0, "crop_mode": "border"}, 32, True),
+        ({"crop_pct": 0.9, "crop_mode": "center"}, (32, 48), True),
+    ],
+)
+def test_a_timm_folder_is_read_with_its_crop(tmp_path, about, size, note):
+    sizes = {**SIZES, "img_size": size}
+    theirs = timm.create_model("vit_tiny_patch16_224", num_classes=3, **sizes)
+    input_size = (3, *size) if isinstance(size, tuple) else (3, size, size)
+    theirs.pretrained_cfg.update({"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "input_size": input_size, **about})
+    save_for_hf(theirs, tmp_path, model_args=sizes, safe_serialization=True)
+    opened, picture = open_checkpoint(tmp_path), gradient_picture()
+    assert any("the whole image is resized" in line for line in opened.notes) == note
+    if not note:
+        transform = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))
+        pixels = opened.processor(picture, return_tensors="pt").pixel_values
+        torch.testing.assert_close(pixels, transform(picture)[None], atol=3 / 255 / 0.2, rtol=0)
 
 
 @torch.no_grad()

@@ -197,7 +197,9 @@ def test_the_second_ctrl_c_stops_at_once(monkeypatch, heeded_signals):
         assert stop.agreed() == signal.SIGINT
 
 
-@pytest.mark.parametrize("library, name", [("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM")])
+@pytest.mark.parametrize(
+    "library, name", [("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM"), ("FSDP", "FSDP1")]
+)
 def test_launchers_of_other_libraries_are_one_line(tmp_path, monkeypatch, library, name):
     monkeypatch.setenv(f"ACCELERATE_USE_{library}", "true")
     with pytest.raises(UserError, match=f"{name} is not supported.*--fsdp_version 2"):

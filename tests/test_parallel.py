@@ -49,10 +49,14 @@ print(type(model).__name__, model(torch.zeros(1, 1, 28, 28))[0].isfinite().all()
 """
 
 
+NEEDS_RIGHT_NORMS = pytest.mark.skipif(torch.__version__ < "2.11", reason="FSDP is refused")
+
+
 def run_sharded(script, *arguments, **options) -> str:
     return run(script, *arguments, script="tests/force_fsdp.py", **{**SHARDED, **options})
 
 
+@NEEDS_RIGHT_NORMS
 def test_a_sharded_model_is_compiled_by_block(tmp_path, recipe):
     run(recipe, "--output_dir", tmp_path / "one")
     words = ("run_pretrain.py", recipe, "--output_dir", tmp_path / "sharded")
@@ -75,6 +79,7 @@ def load_elsewhere(folder, auto: str) -> str:
     return done.stdout.strip()
 
 
+@NEEDS_RIGHT_NORMS
 def test_sharded_pre_training_leaves_what_one_process_does(tmp_path, recipe):
     looks = ("--eval_every_epochs", 2, "--picture_epochs", 2)
     run(recipe, "--output_dir", tmp_path / "one", *looks)
@@ -116,7 +121,7 @@ def probing(tmp_path):
     return (*words, "--config_overrides", "pooling=mean", "--base_learning_rate", 5)
 
 
-@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=NEEDS_RIGHT_NORMS)])
 def test_a_probe_has_the_accuracy_at_the_end_that_it_had_in_training(tmp_path, probing, sharded):
     """BatchNorm's statistics differ between the processes: those that are saved must be those that are evaluated."""
     words = (*probing, "--output_dir", tmp_path / "run")
@@ -137,7 +142,7 @@ def test_a_probe_has_the_accuracy_at_the_end_that_it_had_in_training(tmp_path, p
         assert load_elsewhere(tmp_path / "run", "AutoModelForImageClassification") == "EvalNet True"
 
 
-@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=NEEDS_RIGHT_NORMS)])
 def test_a_probe_of_two_processes_remembers_what_one_does(tmp_path, probing, sharded):
     run(*probing, "--output_dir", tmp_path / "one", script="run_eval.py")
     if sharded:
@@ -158,6 +163,21 @@ def test_processes_that_each_believe_to_be_alone_end_at_once(tmp_path, recipe):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.skipif(torch.__version__ >= "2.11", reason="FSDP is right")
+def test_fsdp_of_an_older_torch_is_refused(tmp_path, recipe):
+    output = run_sharded("run_pretrain.py", recipe, "--output_dir", tmp_path / "run", code=1)
+    assert "install torch 2.11 or later" in output and not (tmp_path / "run").exists()
+
+
+def test_the_first_version_of_fsdp_is_one_line(tmp_path, recipe):
+    launcher = list(SHARDED["launcher"])
+    launcher[launcher.index("--fsdp_version") + 1] = "1"
+    output = run_sharded("run_pretrain.py", recipe, "--output_dir", tmp_path / "run", code=1, launcher=launcher)
+    assert "error: FSDP1 is not supported" in output and "--fsdp_version 2" in output
+    assert not (tmp_path / "run").exists()
+
+
+@NEEDS_RIGHT_NORMS
 def test_sharded_checkpoints_that_are_not_safe_to_read_are_refused(tmp_path, recipe):
     launcher = ["SHARDED_STATE_DICT" if word == "FULL_STATE_DICT" else word for word in SHARDED["launcher"]]
     output = run_sharded("run_pretrain.py", recipe, "--output_dir", tmp_path / "run", code=1, launcher=launcher)

@@ -160,7 +160,7 @@ def test_regression_from_images_to_pipeline(checkpoint, toys, tmp_path):
     processor = AutoImageProcessor.from_pretrained(folder / "n_partial-2")
     classify = pipeline("image-classification", model=model, image_processor=processor)
     image = datasets.Dataset.from_parquet(str(toys / "test.parquet"))["image"][0]
-    (value,) = classify(image)
+    (value,) = classify(image, function_to_apply="none")  # newer versions of transformers know that by themselves
     assert value["score"] == pytest.approx(predictions["prediction"][0], abs=1e-2)
 
 

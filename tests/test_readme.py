@@ -81,6 +81,14 @@ biases = {name for name in saved if name.endswith("bias")}  # they begin at 0
 assert len(biases) > 20 and all(saved[name].any() for name in biases)
 assert list(AutoImageProcessor.from_pretrained("runs/trainer").image_mean) == [0.29]
 """,
+    "get_peft_model": """
+trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+assert trained and all("lora_" in name or "head.modules_to_save" in name for name in trained)
+""",
+    "BitsAndBytesConfig": """
+import torch
+assert encoder.layers[0].mlp.fc1.weight.dtype == torch.uint8  # test_ecosystem.py computes with wider ones
+""",
     "classifier.freeze": """
 assert features.shape == (8, 192) and logits.shape == (8, 10) and picture.shape == images.shape
 """,
@@ -97,7 +105,12 @@ SMALL_DECODER = {
 }
 
 
-@pytest.mark.parametrize("part", CHECKS)
+OF_LIBRARIES = ("get_peft_model", "BitsAndBytesConfig")  # of the extra `ecosystem`
+
+
+@pytest.mark.parametrize(
+    "part", [pytest.param(part, marks=pytest.mark.ecosystem) if part in OF_LIBRARIES else part for part in CHECKS]
+)
 def test_blocks_with_the_package(folder, tmp_path, part):
     (block,) = [block for block in BLOCKS if part in block]
     if part in SMALL_DECODER:

@@ -114,6 +114,15 @@ def test_configuration_knows_of_the_package_only_what_says_which_models_and_task
         assert not at_the_top & {"modeling_mae", "torch", "accelerate", "datasets"}, file
 
 
+def test_what_travels_takes_only_public_names_of_transformers():
+    """A published checkpoint must load with later versions too."""
+    documented = {"", ".activations", ".image_utils", ".modeling_outputs", ".utils"}
+    for name in TRAVELLING:
+        tree = ast.parse((PACKAGE / f"{name}.py").read_text())
+        modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        assert {module.removeprefix("transformers") for module in modules if "transformers" in module} <= documented
+
+
 def test_only_launch_reads_the_launchers_environment():
     files = [*PACKAGE.rglob("*.py"), *ROOT.glob("run_*.py"), *(ROOT / "configuration").glob("*.py")]
     readers = {

@@ -29,6 +29,15 @@ def test_sizes_that_keep_the_total_batch(total, start, processes, sizes):
     assert batch_sizes(total, start, processes) == sizes
 
 
+@pytest.fixture(autouse=True)
+def mps(monkeypatch):
+    """A stand-in for the random state of Apple's GPU."""
+    state = SimpleNamespace(drawn=0)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: state.drawn)
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda drawn: setattr(state, "drawn", drawn))
+    return state
+
+
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
@@ -49,6 +58,7 @@ def find(fits, others=(), error=FULL):
             tried.append(len(pixel_values))
             assert pixel_values.shape[1:] == (2, 3, 4)
             torch.rand(1)  # a mask
+            torch.mps.set_rng_state(torch.mps.get_rng_state() + 1)
             if len(pixel_values) > fits:
                 raise error
             return SimpleNamespace(loss=super().forward(pixel_values).sum())
@@ -63,7 +73,7 @@ def find(fits, others=(), error=FULL):
     model = Model(4, 1)
     state = torch.get_rng_state()
     found = find_batch_size(accelerator, model, total=96, start=48)
-    assert torch.equal(torch.get_rng_state(), state) and model.weight.grad is None
+    assert torch.equal(torch.get_rng_state(), state) and torch.mps.get_rng_state() == 0 and model.weight.grad is None
     return found, tried
 
 

@@ -6,7 +6,8 @@ import torch
 from modeling_mae.training.waiting import Waiting, describe_waiting
 
 
-def test_a_gpu_waits_only_while_it_has_nothing_to_do(monkeypatch):
+@pytest.mark.parametrize("kind", ["cuda", "xpu", "mps"])
+def test_a_gpu_waits_only_while_it_has_nothing_to_do(monkeypatch, kind):
     """A made-up GPU: each call finds it idle for the seconds given here, whatever the process's own clock says."""
     clock, idle = [0.0], []
 
@@ -25,8 +26,8 @@ def test_a_gpu_waits_only_while_it_has_nothing_to_do(monkeypatch):
             return 1000 * gaps[len(idle) - 1]  # milliseconds
 
     monkeypatch.setattr("modeling_mae.training.waiting.time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    waiting, gaps = Waiting(torch.device("cuda")), [0.0, 0.5, 1.5]
+    monkeypatch.setattr(getattr(torch, kind), "Event", Event)
+    waiting, gaps = Waiting(torch.device(kind)), [0.0, 0.5, 1.5]
     for _ in gaps:
         with waiting:
             clock[0] += 2  # the process waits longer than the GPU does

@@ -9,6 +9,7 @@ from ..data.serve.images import Images
 from ..modeling_mae import MAEForPreTraining, MAEModel
 from ..training.sharded import whole_weights
 from ..training.state import History
+from ..training.trials import unchanged_random_states
 from .features import RAW_PIXELS_LIMIT, features_of, knn_metrics
 from .reader import Reader
 
@@ -66,7 +67,7 @@ class FeatureGrowth:
     def baselines(self, config: MAEConfig, seed: int) -> dict[str, float]:
         """`knn_raw_pixels`, and `knn_untrained` and `rank_untrained` of a model initialised by `seed`. Accuracies are
         in 0..1. Also `knn_images`, the number of evaluation images."""
-        with torch.random.fork_rng(devices=[]):  # so that the training's random numbers do not change
+        with unchanged_random_states(self.accelerator.device):  # so that the training's random numbers do not change
             torch.manual_seed(seed)
             untrained = MAEModel(config).to(self.accelerator.device).eval()
         values = {f"{key}_untrained": value for key, value in self.measure(untrained).items()}

@@ -132,7 +132,7 @@ def whitened(values: torch.Tensor) -> torch.Tensor:
 
 
 def _on_device(values: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(values).to("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.from_numpy(values).to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
 
 
 def images_of(features: Features, checkpoint: str | None = None) -> Inputs:

@@ -80,6 +80,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # MAEConfig.pooling -> timm's global_pool.
 TIMM_POOLINGS = {"mean": "avg", "cls": "token"}
+TIMM_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # by PIL's number
 
 # MAEConfig's own fields. Inherited fields do not describe the architecture.
 FIELDS = [name for name in MAEConfig.__annotations__ if not name.startswith("_")]

@@ -21,7 +21,7 @@ from transformers.utils import CONFIG_NAME, cached_file
 from ..checked import parse
 from ..configuration_mae import MAEConfig
 from ..errors import UserError, not_found
-from .layouts import TIMM_POOLINGS, official_from_vit, shared_fields
+from .layouts import IMAGENET_MEAN, IMAGENET_STD, TIMM_FILTERS, TIMM_POOLINGS, official_from_vit, shared_fields
 from .state_dicts import (
     Foreign,
     choose_weights,
@@ -253,8 +253,9 @@ def _groups(content, place: str = "", depth: int = 3) -> Iterator[tuple[str, dic
 
 def _from_timm(source, content: dict, image_size, fields: dict, hub_options: dict) -> Foreign:
     """`content` is the config.json that timm writes."""
-    arguments, pretrained = _table(source, content, "model_args"), _table(source, content, "pretrained_cfg")
-    notes = []
+    arguments = _table(source, content, "model_args")
+    pretrained = _table(source, content, "pretrained_cfg") or content  # older versions have no such table
+    notes: list[str] = []
     if "num_heads" in arguments:
         fields.setdefault("num_attention_heads", arguments["num_heads"])
     global_pool = arguments.get("global_pool", content.get("global_pool"))
@@ -267,15 +268,31 @@ def _from_timm(source, content: dict, image_size, fields: dict, hub_options: dic
         state = load_file(str(cached_file(source, "model.safetensors", **hub_options)))
         image_size = arguments.get("img_size", image_size)
         foreign = from_state_dict(state, name=str(source), image_size=image_size, **fields)
-        if "mean" in pretrained:
-            crop = pretrained.get("crop_pct") or 1.0
-            foreign.processor = image_processor(foreign.config, pretrained["mean"], pretrained["std"], crop)
+        foreign.processor = _timm_processor(foreign.config, pretrained, notes)
     names = pretrained.get("label_names")
     if isinstance(names, list) and len(names) == foreign.config.num_labels and "id2label" not in fields:
         foreign.config.id2label = {i: str(name) for i, name in enumerate(names)}
         foreign.config.label2id = {name: i for i, name in foreign.config.id2label.items()}
     foreign.notes[:0] = notes
     return foreign
+
+
+def _timm_processor(config: MAEConfig, pretrained: dict, notes: list[str]):
+    """The image processor that does what timm's transform for evaluation does. `pretrained` is timm's table; what it
+    does not say is as timm has it."""
+    mean, std = pretrained.get("mean") or IMAGENET_MEAN, pretrained.get("std") or IMAGENET_STD
+    filters = {name: number for number, name in TIMM_FILTERS.items()}
+    resample = filters.get(pretrained.get("interpolation") or "bicubic", 3)
+    mode, crop = pretrained.get("crop_mode") or "center", float(pretrained.get("crop_pct") or 0.875)
+    height, width = config.image_height_width
+    if mode == "center" and height == width:
+        return image_processor(config, mean, std, resample, crop)
+    if mode != "squash" or crop != 1:
+        notes.append(
+            f"the whole image is resized: transformers' processors cannot do timm's crop_mode={mode!r} with crop_pct="
+            f"{crop:g} for {height}x{width} pixels"
+        )
+    return image_processor(config, mean, std, resample)
 
 
 def _table(source, content: dict, key: str) -> dict:

@@ -399,16 +399,18 @@ def leave_out(state: dict, pattern: str, why: str, notes: list[str]) -> None:
 
 
 def image_processor(
-    config: MAEConfig, mean=IMAGENET_MEAN, std=IMAGENET_STD, crop_fraction: float = 1.0
+    config: MAEConfig, mean=IMAGENET_MEAN, std=IMAGENET_STD, resample: int = 3, crop_fraction: float | None = None
 ) -> BitImageProcessor | ViTImageProcessor | None:
     """An image processor, by default with ImageNet's mean and deviation, as in all these projects. None unless images
-    have three channels."""
+    have three channels. With `crop_fraction` the shorter side becomes size / `crop_fraction` and the centre is taken,
+    else the whole image is resized. `resample` is PIL's number of a filter."""
     if config.num_channels != 3:
         return None
     height, width = config.image_height_width
     size = {"height": height, "width": width}
-    shared: dict[str, Any] = {"resample": 3, "image_mean": list(mean), "image_std": list(std), "do_convert_rgb": True}
-    if crop_fraction == 1 or height != width:
+    shared: dict[str, Any] = {"resample": resample, "image_mean": list(mean), "image_std": list(std)}
+    shared["do_convert_rgb"] = True
+    if crop_fraction is None:
         return ViTImageProcessor(size=size, **shared)
     edge = math.floor(height / crop_fraction)
     return BitImageProcessor(size={"shortest_edge": edge}, do_center_crop=True, crop_size=size, **shared)

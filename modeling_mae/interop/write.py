@@ -21,6 +21,7 @@ from .layouts import (
     DECODER,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    TIMM_FILTERS,
     TIMM_POOLINGS,
     check_carried,
     fill_vit,
@@ -31,7 +32,6 @@ from .processors import transformers_processor
 
 
 FORMATS = ("mae", "transformers", "vit", "timm", "onnx", "torch")
-TIMM_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # by PIL's number
 ONNX_FILE_LIMIT = 19 * 10**8  # bytes of weights; protobuf files must stay below 2 GiB
 
 

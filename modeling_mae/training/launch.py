@@ -23,8 +23,9 @@ MAX_IMAGE_MEMORY = 8 << 30  # bytes of decoded images that the processes of a ma
 
 def make_accelerator(folder: Path, trackers: list[str]) -> Accelerator:
     """The Accelerator, with the trackers' logs in `folder`. From here on the libraries only report errors."""
-    for library, name in (("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM")):
-        if os.environ.get(f"ACCELERATE_USE_{library}") == "true":
+    for library, name in (("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM"), ("FSDP", "FSDP1")):
+        is_fsdp2 = library == "FSDP" and os.environ.get("FSDP_VERSION") == "2"
+        if os.environ.get(f"ACCELERATE_USE_{library}") == "true" and not is_fsdp2:
             raise UserError(
                 f"{name} is not supported: run `accelerate config` without it, or share a large model by FSDP2 "
                 "(--use_fsdp --fsdp_version 2)"
@@ -43,8 +44,11 @@ def make_accelerator(folder: Path, trackers: list[str]) -> Accelerator:
         )
     compiler = accelerator.state.dynamo_plugin
     plugin = accelerator.state.fsdp_plugin if accelerator.distributed_type == DistributedType.FSDP else None
-    if plugin is not None and plugin.fsdp_version != 2:
-        raise UserError("FSDP1 is not supported: add --fsdp_version 2 after `accelerate launch`")
+    if plugin is not None and torch.__version__ < "2.11":
+        raise UserError(
+            f"torch {torch.__version__} computes wrong norms of weights that FSDP shards, which LARS divides by: "
+            "install torch 2.11 or later, or leave FSDP out"
+        )
     if plugin is not None and "FULL" not in str(plugin.state_dict_type):
         raise UserError(
             f"fsdp_state_dict_type {plugin.state_dict_type} writes checkpoints that are not safe to read: set it to "

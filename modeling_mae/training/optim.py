@@ -117,7 +117,7 @@ def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim
     groups = parameter_groups(model, settings.weight_decay, settings.layer_decay)
     if settings.optimizer == "adamw":
         # One fused kernel, if the device has it.
-        fused = {parameter.device.type for parameter in model.parameters()} <= {"cpu", "cuda", "xpu"}
+        fused = {parameter.device.type for parameter in model.parameters()} <= {"cpu", "cuda", "mps", "xpu"}
         return torch.optim.AdamW(groups, lr=0.0, betas=(settings.adam_beta1, settings.adam_beta2), fused=fused)
     if settings.optimizer == "lars":
         for group in groups:

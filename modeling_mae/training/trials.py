@@ -6,8 +6,8 @@ Trials do not change the run: they train a separate model, and restore the rando
 import bisect
 import math
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -74,11 +74,16 @@ def find_batch_size(
     return fitting
 
 
-def unchanged_random_states(device: torch.device) -> AbstractContextManager:
-    """Restores torch's random states, which checkpoints keep, at the end."""
-    kinds = {"cuda": torch.cuda, "xpu": torch.xpu}
-    index = [kinds[device.type].current_device()] if device.type in kinds else []
-    return torch.random.fork_rng(index, device_type=device.type if index else "cuda")
+@contextmanager
+def unchanged_random_states(device: torch.device) -> Iterator[None]:
+    """Restores torch's random states, of the CPU and of `device`, at the end."""
+    generators = [torch] if device.type == "cpu" else [torch, torch.get_device_module(device.type)]
+    states = [generator.get_rng_state() for generator in generators]
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_rng_state(state)
 
 
 def batch_sizes(total: int, start: int, processes: int) -> list[int]:

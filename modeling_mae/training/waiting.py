@@ -16,11 +16,12 @@ class Waiting:
     """
 
     def __init__(self, device: torch.device):
-        self.on_gpu = device.type == "cuda"
+        # torch.cuda, torch.xpu, torch.mps
+        self.gpu = None if device.type == "cpu" else torch.get_device_module(device.type)
         self.seconds = 0.0  # since the last reading
         self.total = 0.0
         self.since = self.began = time.perf_counter()
-        self.marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []  # before and after a call
+        self.marks: list[tuple] = []  # the GPU's events before and after a call
 
     def __enter__(self) -> "Waiting":
         self.before = self._mark()
@@ -28,15 +29,15 @@ class Waiting:
 
     def __exit__(self, *_) -> None:
         after = self._mark()
-        if self.on_gpu:
+        if self.gpu is not None:
             self.marks.append((self.before, after))
         else:
             self.seconds += after - self.before
 
     def _mark(self):
-        if not self.on_gpu:
+        if self.gpu is None:
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event = self.gpu.Event(enable_timing=True)
         event.record()
         return event
 

@@ -112,10 +112,10 @@ def look_at(
         BadImage: the image cannot be read.
     """
     name, header = name_of(path), read_header(data, path)
-    if header.plain:
-        return (name, "8 bits", WHITE), header.stack
     with reading(path):
         check_size(data, path, max_image_pixels)
+        if header.plain:
+            return (name, "8 bits", WHITE), header.stack
         stored = read_array(data, path)
         if stored is None:
             data = _read(str(path)) if data is None else data

@@ -19,7 +19,7 @@ def image_endings() -> frozenset[str]:
     Image.init()
     known = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     missing = {ending for ending, kind in Image.registered_extensions().items() if kind in NO_DECODER}
-    avif = set() if features.check("avif") else {".avif", ".avifs"}
+    avif = set() if "avif" in features.get_supported_modules() else {".avif", ".avifs"}
     arrays = {".npy", ".npz"} | ({".dcm"} if has_pydicom() else set())
     return frozenset((known - missing - avif) | arrays)
 

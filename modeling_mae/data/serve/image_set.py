@@ -129,7 +129,7 @@ class Images(Dataset, ABC):
         """The given batches, each (epoch, indices), in order."""
         workers = num_workers if self.can_fail else 0
         prefetched = PREFETCHED_BATCHES if workers else None
-        pinned = torch.cuda.is_available()
+        pinned = torch.cuda.is_available() or torch.xpu.is_available()  # MPS shares the CPU's memory
         return WatchedLoader(self, workers, sampler=batches, pin_memory=pinned, prefetch_factor=prefetched)
 
     def order(self, total_batch_size: int, seed: int) -> UpdateOrder:

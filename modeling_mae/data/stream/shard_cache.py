@@ -24,7 +24,7 @@ CACHE_BYTES = 16 << 30
 PARTIAL = ".partial-"
 FAULTS = (OSError, EOFError, ValueError, asyncio.TimeoutError, pa.ArrowException, tarfile.TarError)
 # Errors of these clients have no base class in common with the others, and each client is loaded for its URLs alone.
-CLIENTS = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "httpx", "huggingface_hub"}
+CLIENTS = set("aiobotocore aiohttp botocore gcsfs google httpcore httpcore2 httpx httpx2 huggingface_hub".split())
 S3 = ("run `pip install 'modeling-mae[s3]'`", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
 GCS = ("run `pip install 'modeling-mae[gcs]'`", "run `gcloud auth application-default login`")
 HUB = ("install huggingface_hub", "run `hf auth login`, or set HF_TOKEN")
