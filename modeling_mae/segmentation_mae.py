@@ -1,9 +1,10 @@
 """Semantic segmentation: the encoder and a head that gives every pixel a class."""
 
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import UperNetConfig
 from transformers import initialization as init
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.utils import can_return_tuple
@@ -57,24 +58,27 @@ class MAEUperNetSegmenter(nn.Module):
 
     def __init__(self, config: MAEConfig):
         super().__init__()
-        # Late: only this head needs it. transformers exports no head without a backbone.
-        from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
+        # Late: no other head needs these.
+        from transformers import ResNetConfig, UperNetConfig, UperNetForSemanticSegmentation
 
         width = config.hidden_size
+        # transformers exports UperNet's heads with a backbone alone. The smallest one of this width makes them.
+        backbone: Any = ResNetConfig(hidden_sizes=[width] * 4, depths=[1] * 4, out_indices=[1, 2, 3, 4])
         settings = UperNetConfig(
+            backbone_config=backbone,
             hidden_size=CHANNELS["upernet"],
             num_labels=config.num_labels,  # type: ignore[call-arg]
             auxiliary_in_channels=width,
             auxiliary_channels=AUXILIARY_CHANNELS,
         )
+        upernet = UperNetForSemanticSegmentation(settings)
         self.larger = nn.ModuleList(
             [
                 nn.Sequential(_doubling(width, width), nn.ConvTranspose2d(width, width, 2, 2)),
                 nn.ConvTranspose2d(width, width, 2, 2),
             ]
         )
-        self.head = UperNetHead(settings, [width] * 4)
-        self.auxiliary = UperNetFCNHead(settings, [width] * 4)
+        self.head, self.auxiliary = cast(nn.Module, upernet.decode_head), cast(nn.Module, upernet.auxiliary_head)
 
     def forward(self, maps: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Four ``(batch, width, rows, columns)`` -> ``(batch, labels, 4 * rows, 4 * columns)``; while training also
