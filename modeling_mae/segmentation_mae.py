@@ -63,7 +63,7 @@ class MAEUperNetSegmenter(nn.Module):
 
         width = config.hidden_size
         # transformers exports UperNet's heads with a backbone alone. The smallest one of this width makes them.
-        backbone: Any = ResNetConfig(hidden_sizes=[width] * 4, depths=[1] * 4, out_indices=[1, 2, 3, 4])
+        backbone: Any = ResNetConfig(hidden_sizes=[width] * 4, depths=[1] * 4, out_indices=[1, 2, 3, 4])  # type: ignore[call-arg]
         settings = UperNetConfig(
             backbone_config=backbone,
             hidden_size=CHANNELS["upernet"],
