@@ -136,8 +136,11 @@ def mask_of(model: MAEForSemanticSegmentation, inputs: Inputs, image: torch.Tens
         rows = image[None, :, top:end].to(device)
         return inputs.transform({"images": rows}, tuple(rows.shape[2:]))
 
-    pieces = logits_by_rows(model, read, (height, width))
-    return np.concatenate([logits.argmax(0).to(torch.uint8).cpu().numpy() for logits in pieces])
+    mask, row = np.empty((height, width), np.uint8), 0
+    for logits in logits_by_rows(model, read, (height, width)):
+        mask[row : row + logits.shape[1]] = logits.argmax(0).cpu().numpy()
+        row += logits.shape[1]
+    return mask
 
 
 def _read_ahead(inputs: Inputs, rows: list[int]) -> Iterator[tuple[int, torch.Tensor | None]]:
