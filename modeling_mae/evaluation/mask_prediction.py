@@ -21,7 +21,7 @@ from ..segmentation_mae import MAEForSemanticSegmentation
 from ..tasks.evalnet import names_of
 from ..tasks.mask_pictures import overlay, palette
 from ..tasks.protocol import distinct
-from ..tasks.windows import logits_by_rows
+from ..tasks.windows import classes_of
 from ..training.run_folder import lock_folder
 from .inputs import Inputs, ProgressBar, names_checksum, weights_checksum
 from .parts import differences
@@ -129,15 +129,12 @@ def _predict(
 
 def mask_of(model: MAEForSemanticSegmentation, inputs: Inputs, image: torch.Tensor) -> np.ndarray:
     """Class numbers ``(height, width)`` uint8 of an image ``(channels, height, width)``, at its own size."""
-    height, width = image.shape[1:]
     device = inputs.transform.mean.device
 
-    def read(top: int, end: int) -> torch.Tensor:
-        rows = image[None, :, top:end].to(device)
-        return inputs.transform({"images": rows}, tuple(rows.shape[2:]))
+    def normalised(rows: torch.Tensor) -> torch.Tensor:
+        return inputs.transform({"images": rows.to(device)}, tuple(rows.shape[2:]))
 
-    pieces = logits_by_rows(model, read, (height, width))
-    return np.concatenate([logits.argmax(0).to(torch.uint8).cpu().numpy() for logits in pieces])
+    return classes_of(model, image, normalised).numpy()
 
 
 def _read_ahead(inputs: Inputs, rows: list[int]) -> Iterator[tuple[int, torch.Tensor | None]]:

@@ -50,6 +50,14 @@ def model_size(model) -> tuple[int, int]:
     return getattr(model, "module", model).config.image_height_width
 
 
+def classes_of(model, image: torch.Tensor, normalised: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """The likeliest class of each pixel, ``(height, width)`` uint8, of an image ``(channels, height, width)`` of any
+    size. ``normalised(rows)`` gives the pixel values of a part of it, ``(1, channels, rows, width)``."""
+    size = tuple(image.shape[1:])
+    pieces = logits_by_rows(model, lambda top, end: normalised(image[None, :, top:end]), (size[0], size[1]))
+    return torch.cat([logits.argmax(0).to(torch.uint8).cpu() for logits in pieces])
+
+
 def model_device(model) -> torch.device:
     return next(model.parameters()).device
 
