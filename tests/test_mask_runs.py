@@ -109,7 +109,11 @@ def trained(place, tmp_path_factory):
 def test_from_a_folder_to_the_report(trained):
     folder, output = trained
     assert "40 training images, 12 of folder (test) to evaluate on, 3 classes" in output
-    assert "pixels: ground" in output and "masks beside images" not in output
+    assert (
+        "pixels of 40 images: ground" in output
+        and "pixels of 12 images: ground" in output
+        and "masks beside images" not in output
+    )
     rows = {row["name"]: row for row in json.loads((folder / "results.json").read_text())}
     for name in ("raw pixels", "untrained encoder", "pre-trained encoder"):
         assert 0.2 < rows[name]["knn"]["20"] <= 1

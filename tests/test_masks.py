@@ -103,7 +103,7 @@ def test_pairs_in_folders(tmp_path, images, masks, options):
     assert {
         stem: Path(path).relative_to(tmp_path if outside else top).as_posix() for stem, path in pairs.items()
     } == named
-    assert ("1 images without a mask" in source.left_out) == (len(masks) < len(images))
+    assert ("1 of 2 images have no mask" in source.left_out) == (len(masks) < len(images))
     # Pre-training takes the images and never the masks.
     plain = load_source(SourceSettings(train_dir=str(top)), None)
     assert sorted(Path(plain.cell(i)["path"]).stem for i in range(len(plain))) == ["a", "b"]

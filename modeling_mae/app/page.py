@@ -126,7 +126,9 @@ class Page:
                 self.scores = gr.Label(label="Classes", visible=explorer.classifies, elem_id="scores")
                 self.legend = gr.HTML(visible=explorer.segments, elem_id="legend")
                 kind = kind_of(explorer)
-                gr.Markdown(NO_DECODER.format(kind=f"{'an' if kind.startswith('e') else 'a'} {kind}"), elem_id="no-decoder")
+                gr.Markdown(
+                    NO_DECODER.format(kind=f"{'an' if kind.startswith('e') else 'a'} {kind}"), elem_id="no-decoder"
+                )
         with gr.Row():
             self.class_attention = pane("Class token's attention", "class-attention")
             self.patch_attention = pane("Patch's attention", "patch-attention")

@@ -33,6 +33,7 @@ DEEP = 1 << 16  # larger numbers are colours
 MATRICES_LIMIT = 1 << 30  # bytes; 2,000 images of 150 classes take a sixth of it
 KEPT_LIMIT = 1 << 30  # bytes of masks that are kept in memory
 EXAMPLES = 8  # images of the worst ones
+SHOWN_CLASSES = 24  # in the line about the data
 MANY_INSTANCES = 8  # numbers in an ordinary image of masks that count things
 WEIGHT_BOUNDS = (0.1, 10.0)  # of the class weights, so that a class of a few pixels does not rule the training
 
@@ -226,8 +227,9 @@ class Masks(Task):
         numbering = Numbering(names, self.settings, source.mask_names)
         masked = MaskedImages(images, MaskFiles(source, numbering, int(labels.sum())), torch.from_numpy(labels))
         shares = labels.sum(0) / max(1, labels.sum())
-        described = ", ".join(f"{name} {share:.1%}" for name, share in zip(names, shares, strict=True))
-        masked.remarks += f"; pixels: {described}"
+        described = [f"{name} {share:.1%}" for name, share in zip(names, shares, strict=True)]
+        described[SHOWN_CLASSES:] = [f"{len(names) - SHOWN_CLASSES} more"] * (len(names) > SHOWN_CLASSES)
+        masked.remarks += f"; pixels of {len(masked):,} images: {', '.join(described)}"
         return masked
 
     def labels_of(self, batch: dict, size: tuple[int, int]) -> torch.Tensor:

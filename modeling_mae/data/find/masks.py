@@ -15,12 +15,11 @@ from ..stream.formats.parquet import ARRAYS
 from ..stream.shards import ShardedRows
 from .image_folder import image_column
 from .layout import above, masks_among
-from .listing import MASK_SUFFIX, Listing, list_place
+from .listing import CLASSES_FILES, MASK_SUFFIX, Listing, list_place
 
 
 MASK = "mask"  # the column of masks that are files
 COLUMNS = (MASK, "masks", "annotation", "annotations", "label", "labels", "segmentation", "ground_truth", "gt")
-CLASSES_FILES = ("classes.json", "classes.txt")
 ROWS_AT_ONCE = 100_000  # whose cells are looked at for a mask
 
 
