@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 import tarfile
 from argparse import ArgumentParser
@@ -106,7 +107,7 @@ def trained(place, tmp_path_factory):
     return folder, output
 
 
-def test_from_a_folder_to_the_report(trained):
+def test_from_a_folder_to_the_report(trained, place):
     folder, output = trained
     assert "40 training images, 12 of folder (test) to evaluate on, 3 classes" in output
     assert (
@@ -125,9 +126,14 @@ def test_from_a_folder_to_the_report(trained):
     assert sum(map(sum, best["confusion_matrix"])) == 12 * 23 * 20
     card = (folder / "n_partial-2" / "README.md").read_text()
     assert "pipeline_tag: image-segmentation" in card and "| light |" in card and "worst.png" in card
-    assert "AutoModelForSemanticSegmentation" in card
+    # The card's lines give the mask of an image, at its size.
+    code = re.search("```python\n(.*?)```", card, re.S)[1].replace("PATH_OR_HUB_ID", str(folder / "n_partial-2"))
+    names: dict = {}
+    exec(code.replace("photograph.jpg", str(place / "folder" / "test" / "images" / "000.png")), names)
+    assert names["mask"].shape == (24, 20) and names["mask"].max() <= 2
     page = (folder / "report.html").read_text()
     assert "Worst images" in page and "mean IoU" in page
+    assert re.search(r"Most often &#x27;\w+&#x27; is taken for &#x27;\w+&#x27; \([\d,]+ of its [\d,]+ pixels\)", page)
     config = json.loads((folder / "n_partial-2" / "config.json").read_text())
     assert config["id2label"] == {"0": "ground", "1": "light", "2": "dark"}
     assert config["segmentation_head"] == "multiscale" and len(config["class_weights"]) == 3
@@ -166,6 +172,19 @@ def test_masks_of_new_images(trained, place, tmp_path):
     (out / "deep" / "002.png").unlink()
     predict(*words)
     assert (out / "deep" / "001.png").stat().st_mtime_ns == before and (out / "deep" / "002.png").exists()
+    # Files that this command has not written are never replaced.
+    images = place / "folder" / "test" / "images"
+    before = {path.name: path.read_bytes() for path in images.iterdir()}
+    with pytest.raises(UserError, match="holds other files: give another"):
+        predict(folder, images, images, "--overwrite")
+    assert {path.name: path.read_bytes() for path in images.iterdir()} == before
+    (tmp_path / "theirs").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "theirs" / "000.png")
+    for content in ("{}", "[1", "3"):
+        (tmp_path / "theirs" / "settings.json").write_text(content)
+        with pytest.raises(UserError, match="settings.json' (is not a file of a run|cannot be read)"):
+            predict(folder, images, tmp_path / "theirs", "--overwrite")
+        assert (tmp_path / "theirs" / "000.png").exists()
     with pytest.raises(UserError, match="masks are pictures: give a folder"):
         predict(folder, tmp_path / "new", tmp_path / "out.parquet")
     # A pipeline of transformers says the same.
@@ -177,6 +196,21 @@ def test_masks_of_new_images(trained, place, tmp_path):
     for name in ("ground", "light", "dark"):
         # The pipeline shows a model whole images, of any size; predict shows windows.
         assert shares.get(name, 0) == pytest.approx(float(row[name]), abs=0.2)
+
+
+def test_unreadable_images_are_counted(trained, place, tmp_path, capsys):
+    folder = trained[0] / "n_partial-2"
+    (tmp_path / "new").mkdir()
+    shutil.copy(place / "folder" / "test" / "images" / "000.png", tmp_path / "new")
+    (tmp_path / "new" / "empty.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"empty.png is not a readable image .* --on_bad_image skip"):
+        predict(folder, tmp_path / "new", tmp_path / "out")
+    predict(folder, tmp_path / "new", tmp_path / "out", "--on_bad_image", "skip")
+    assert f"{tmp_path / 'out'}: 1 mask, classes.json and masks.csv; 1 unreadable image left out" in (
+        capsys.readouterr().out
+    )
+    with (tmp_path / "out" / "masks.csv").open() as file:
+        assert [row["file"] for row in csv.DictReader(file)] == ["000.png"]
 
 
 def killed(words, folder, update, **options) -> None:

@@ -50,8 +50,8 @@ def test_numbers_of_every_kind_of_file(tmp_path):
     file = io.BytesIO()
     palette_image.save(file, "PNG")
     assert decode_mask(file.getvalue(), None).tolist() == NUMBERS.tolist()
-    colours = np.array([[[255, 0, 0], [0, 0, 1], [16, 32, 48]]], np.uint8)
-    assert decode_mask(encoded(colours), None).tolist() == [[0xFF0000, 1, 0x102030]]
+    colours = np.array([[[255, 0, 0], [0, 0, 255], [16, 32, 48], [0, 0, 0]]], np.uint8)
+    assert decode_mask(encoded(colours), None).tolist() == [[0x1FF0000, 0x10000FF, 0x1102030, 0]]
 
 
 def test_masks_that_are_refused():
@@ -177,6 +177,21 @@ def test_classes_and_their_pixels_by_hand(tmp_path):
     assert Masks().read(source_again(tmp_path))[1] == ["ground", "a", "b", "c", "tree", "d", "e", "car"]
 
 
+def test_colours_are_classes_by_their_names(tmp_path):
+    """Blue, whose number in 24 bits is 255, is a class as any other."""
+    mask = np.uint8([[[0, 0, 0], [0, 0, 255]], [[0, 255, 0], [0, 255, 0]]])
+    source = source_of(tmp_path, [mask], IMAGE[:2, :2])
+    labels, names = Masks().read(source)
+    assert (names, labels.tolist()) == (["0", "#0000ff", "#00ff00"], [[1, 1, 2]])
+    binary, _ = Masks(MaskSettings(mask_values="binary")).read(source)
+    assert binary.tolist() == [[1, 3]]
+    (tmp_path / "classes.json").write_text('{"#000000": "ground", "#00FF00": "leaf", "#0000ff": "water"}')
+    labels, names = Masks().read(source_again(tmp_path))
+    assert (names, labels.tolist()) == (["ground", "water", "leaf"], [[1, 1, 2]])
+    (tmp_path / "classes.json").write_text('{"ground": 0, "leaf": "#00ff00", "water": "#0000ff"}')
+    assert Masks().read(source_again(tmp_path))[1] == names
+
+
 def test_black_and_white_masks_have_two_classes(tmp_path):
     labels, names = Masks().read(source_of(tmp_path, [np.uint8([[0, 255], [255, 255]])]))
     assert (names, labels.tolist()) == (["0", "255"], [[1, 3]])
@@ -191,8 +206,17 @@ def test_masks_that_no_training_can_use(tmp_path):
         Masks().read(source)
     assert len(Masks(MaskSettings(mask_values="classes")).read(source)[1]) == 29
     assert Masks(MaskSettings(mask_values="binary")).read(source)[1] == ["ground", "thing"]
-    with pytest.raises(UserError, match="1 masks have the number 5, which no training mask has; the classes are 0, 1"):
+    with pytest.raises(
+        UserError, match="1 of 2 masks have the number 5, which no training mask has; the classes are 0, 1"
+    ):
         Masks().read(source_of(tmp_path / "strange", [np.uint8([[0, 1]]), np.uint8([[0, 5]])]), ["0", "1"])
+    source_of(tmp_path / "negative", [np.uint8([[0, 1]])])
+    np.save(tmp_path / "negative" / "masks" / "0.npy", np.array([[-1, 1]]))
+    (tmp_path / "negative" / "masks" / "0.png").unlink()
+    source = source_again(tmp_path / "negative")
+    with pytest.raises(UserError, match="have the number -1: if its pixels have no class, give --ignore_index -1"):
+        Masks(MaskSettings(mask_values="binary")).read(source)
+    assert Masks(MaskSettings(mask_values="binary", ignore_index=-1)).read(source)[0].tolist() == [[0, 1]]
     with pytest.raises(UserError, match="a model needs two classes"):
         Masks().read(source_of(tmp_path / "one", [np.zeros((2, 2), np.uint8)]))
     (tmp_path / "one" / "classes.json").write_text('{"0": "a", "1": "a"}')

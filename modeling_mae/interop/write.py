@@ -71,9 +71,7 @@ def write_model(
     left_out = ""
     if to in ("transformers", "vit", "timm") and isinstance(model, MAEForSemanticSegmentation):
         model = model.mae
-        left_out = (
-            f"\nnote       --to {to} has no head for masks: this is the encoder alone; --to onnx has it"
-        )
+        left_out = f"\nnote       --to {to} has no head for masks: this is the encoder alone; --to onnx has it"
     if to == "timm":
         return f"written    {target}: {save_timm(model, target, processor)}{left_out}"
     if to == "vit" and isinstance(model, MAEForPreTraining):

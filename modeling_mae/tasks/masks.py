@@ -14,7 +14,7 @@ from ..checkpoint import Checkpoint
 from ..configuration_mae import MAEConfig
 from ..data.find.sources import Source
 from ..data.read.header import read_header
-from ..data.read.masks import decode_mask
+from ..data.read.masks import COLOUR, decode_mask
 from ..data.serve.images import Images, Opening, open_images
 from ..data.serve.masked import IGNORED, MaskedImages, ScaledCrop
 from ..errors import UserError
@@ -29,7 +29,6 @@ from .windows import logits_of, model_device
 
 SEMANTIC_SEGMENTATION = "semantic_segmentation"  # transformers has no name for it
 THREADS = 8  # that read masks before the training
-DEEP = 1 << 16  # larger numbers are colours
 MATRICES_LIMIT = 1 << 30  # bytes; 2,000 images of 150 classes take a sixth of it
 KEPT_LIMIT = 1 << 30  # bytes of masks that are kept in memory
 EXAMPLES = 8  # images of the worst ones
@@ -67,7 +66,7 @@ class Numbering:
             return None
         if self.settings.mask_values == "binary":
             return "thing" if value else "ground"
-        return self.named.get(value) or (f"#{value:06x}" if value >= DEEP else str(value))
+        return self.named.get(value) or (f"#{value - COLOUR:06x}" if value >= COLOUR else str(value))
 
     def number_of(self, value: int) -> int | None:
         """The class number of a number in a mask; None where no class has it."""
@@ -150,6 +149,7 @@ class Masks(Task):
         model="A semantic segmentation",
         usage="outputs = model(**inputs)\n"
         "mask = processor.post_process_semantic_segmentation(outputs, [image.size[::-1]])[0]  # (height, width)",
+        confused="pixels",
         auto_class="AutoModelForSemanticSegmentation",
         hub_task="image-segmentation",
     )
@@ -173,6 +173,12 @@ class Masks(Task):
         counts = list(_counted(source))
         named = source.mask_names
         present = sorted({value for each in counts for value in each})
+        lowest = min((value for value in present if value != self.settings.ignore_index), default=0)
+        if lowest < 0:
+            raise UserError(
+                f"the masks of {source.name} have the number {lowest}: if its pixels have no class, give "
+                f"--ignore_index {lowest}"
+            )
         if self.settings.mask_values is None:
             _refuse_instances(source, counts, named)
         if known_names is None:
@@ -182,8 +188,8 @@ class Masks(Task):
             strange = [value for value in present if numbering.number_of(value) is None]
             if strange:
                 raise UserError(
-                    f"{source.name}: {sum(strange[0] in each for each in counts)} masks have the number {strange[0]}, "
-                    f"which no training mask has; the classes are {', '.join(known_names[:8])}: mend the masks, or "
+                    f"{source.name}: {sum(strange[0] in each for each in counts)} of {len(counts)} masks have the number "
+                    f"{strange[0]}, which no training mask has; the classes are {', '.join(known_names[:8])}: mend the masks, or "
                     f"leave it out with --ignore_index {strange[0]}"
                 )
         numbers = {value: numbering.number_of(value) for value in present}
@@ -382,7 +388,7 @@ def _counted(source: Source) -> Iterator[dict[int, int]]:
 def _refuse_instances(source: Source, counts: list[dict[int, int]], named: dict[int, str]) -> None:
     """UserError where the masks of most images hold the numbers 1, 2, 3, ... as far as there are things in them."""
     present = {value for each in counts for value in each}
-    if named or not present or max(present) >= DEEP or max(present) <= MANY_INSTANCES:
+    if named or not present or max(present) >= COLOUR or max(present) <= MANY_INSTANCES:
         return
     highest = [max(each) for each in counts]
     in_a_row = [len({*each} - {0}) == max(each) for each in counts]
