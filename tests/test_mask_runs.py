@@ -1,6 +1,7 @@
 """Semantic segmentation as a user does it: from a folder of images and masks to masks of new images."""
 
 import csv
+import html
 import io
 import json
 import re
@@ -133,7 +134,8 @@ def test_from_a_folder_to_the_report(trained, place):
     assert names["mask"].shape == (24, 20) and names["mask"].max() <= 2
     page = (folder / "report.html").read_text()
     assert "Worst images" in page and "mean IoU" in page
-    assert re.search(r"Most often &#x27;\w+&#x27; is taken for &#x27;\w+&#x27; \([\d,]+ of its [\d,]+ pixels\)", page)
+    taken = r"Most often '\w+' is taken for '\w+' \([\d,]+ of its [\d,]+ pixels\)"
+    assert re.search(taken, html.unescape(page))
     config = json.loads((folder / "n_partial-2" / "config.json").read_text())
     assert config["id2label"] == {"0": "ground", "1": "light", "2": "dark"}
     assert config["segmentation_head"] == "multiscale" and len(config["class_weights"]) == 3
@@ -242,6 +244,27 @@ def test_killed_and_gone_on_with_to_the_bit(place, tmp_path):
     killed(words, tmp_path / "two", 5)
     run(*words, "--logging_steps", 1, "--resume_from_checkpoint", "auto")
     assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+def test_frozen_features_give_what_the_encoder_gives(place, tmp_path):
+    """Images that do not stay in memory go through the encoder in every epoch."""
+    for path in (place / "folder").rglob("*.png"):
+        target = tmp_path / "same" / path.relative_to(place / "folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as image:
+            image.crop((0, 0, 16, 16)).save(target)
+    more = ("--zoom", 1, 1, "--n_partial", 0, "--num_train_epochs", 4, "--segmentation_head", "multiscale")
+    words = words_for(tmp_path, "same", tmp_path / "once", *more)
+    words = tuple(place / "pretrained" if word == tmp_path / "pretrained" else word for word in words)
+    once = run(*words)
+    live = run(*(tmp_path / "live" if word == tmp_path / "once" else word for word in words), "--image_cache", "off")
+    assert "computed once" in once and "computed once" not in live
+    assert "multiscale head, frozen encoder" in once and "linear probing" not in once
+    (one, history), (other, others) = (weights_and_history(tmp_path / name) for name in ("once", "live"))
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=1e-5, atol=1e-6, msg=name)
+    key = "eval_mean_iou"
+    assert [entry[key] for entry in history if key in entry] == pytest.approx([e[key] for e in others if key in e])
 
 
 def test_refused_in_one_line(place, tmp_path):

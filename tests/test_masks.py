@@ -66,6 +66,11 @@ def test_masks_that_are_refused():
     np.save(file, np.zeros((4, 4, 3), int))
     with pytest.raises(BadImage, match="is a mask of shape 4x4x3"):
         decode_mask(file.getvalue(), "m.npy")
+    file = io.BytesIO()
+    pages = [Image.fromarray(NUMBERS), Image.fromarray(NUMBERS + 1)]
+    pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
+    with pytest.raises(BadImage, match="m.tif is a mask of 2 pages: save one number a pixel"):
+        decode_mask(file.getvalue(), "m.tif")
 
 
 def write(path: Path, array: np.ndarray) -> None:
@@ -173,7 +178,7 @@ def test_classes_and_their_pixels_by_hand(tmp_path):
     labels, names = Masks().read(source_again(tmp_path))
     assert (names, labels.tolist()) == (["ground", "tree", "car", "sky"], [[2, 3, 0, 1], [5, 0, 1, 0]])
     (tmp_path / "classes.json").unlink()
-    (tmp_path / "classes.txt").write_text("ground\na\nb\nc\ntree\nd\ne\ncar\n")
+    (tmp_path / "classes.txt").write_text("\ufeffground\r\na\nb\nc\ntree\nd\ne\ncar\n")
     assert Masks().read(source_again(tmp_path))[1] == ["ground", "a", "b", "c", "tree", "d", "e", "car"]
 
 
@@ -206,9 +211,7 @@ def test_masks_that_no_training_can_use(tmp_path):
         Masks().read(source)
     assert len(Masks(MaskSettings(mask_values="classes")).read(source)[1]) == 29
     assert Masks(MaskSettings(mask_values="binary")).read(source)[1] == ["ground", "thing"]
-    with pytest.raises(
-        UserError, match="1 of 2 masks have the number 5, which no training mask has; the classes are 0, 1"
-    ):
+    with pytest.raises(UserError, match="1 of 2 masks have the number 5, which no training mask has; the"):
         Masks().read(source_of(tmp_path / "strange", [np.uint8([[0, 1]]), np.uint8([[0, 5]])]), ["0", "1"])
     source_of(tmp_path / "negative", [np.uint8([[0, 1]])])
     np.save(tmp_path / "negative" / "masks" / "0.npy", np.array([[-1, 1]]))

@@ -187,10 +187,11 @@ class Masks(Task):
             numbering = Numbering(known_names, self.settings, named)
             strange = [value for value in present if numbering.number_of(value) is None]
             if strange:
+                number, having = strange[0], sum(strange[0] in each for each in counts)
                 raise UserError(
-                    f"{source.name}: {sum(strange[0] in each for each in counts)} of {len(counts)} masks have the number "
-                    f"{strange[0]}, which no training mask has; the classes are {', '.join(known_names[:8])}: mend the masks, or "
-                    f"leave it out with --ignore_index {strange[0]}"
+                    f"{source.name}: {having} of {len(counts)} masks have the number {number}, which no training mask "
+                    f"has; the classes are {', '.join(known_names[:8])}: mend the masks, or leave it out with "
+                    f"--ignore_index {number}"
                 )
         numbers = {value: numbering.number_of(value) for value in present}
         labels = np.zeros((len(counts), len(numbering.names)), np.int64)
@@ -283,6 +284,9 @@ class Masks(Task):
             model.reset_head()
         share_statistics(model)
         return model.freeze(config.num_hidden_layers if n_partial is None else n_partial)
+
+    def reads(self, config: MAEConfig) -> str:
+        return config.segmentation_head
 
     # --- evaluation ---
 

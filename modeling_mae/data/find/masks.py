@@ -132,7 +132,7 @@ def names_of_numbers(folder: str | None) -> dict[int, str]:
     if path is None:
         return {}
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors of Windows begin a file with a mark
         content = json.loads(text) if path.suffix == ".json" else text.split("\n")
         if isinstance(content, list):
             content = {i: name for i, name in enumerate(content) if str(name).strip()}

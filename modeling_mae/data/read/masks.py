@@ -33,6 +33,8 @@ def decode_mask(data: bytes | None, path: str | None) -> np.ndarray:
                 raise BadImage(
                     f"{name_of(path)} is a {opened.format} file, which blurs the numbers of a mask: save masks as PNG"
                 )
+            if (pages := getattr(opened, "n_frames", 1)) > 1:
+                raise BadImage(f"{name_of(path)} is a mask of {pages} pages: save one number a pixel, as PNG")
             if opened.mode in GRAY_MODES:
                 return _whole_numbers(np.asarray(ImageOps.exif_transpose(opened)), path)
             if opened.mode in ("RGB", "RGBA"):
