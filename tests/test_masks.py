@@ -1,5 +1,6 @@
 """Masks: how they are read, which belong to which image, and that they are cropped as their images."""
 
+import copy
 import io
 import json
 import tarfile
@@ -9,9 +10,12 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 from PIL import Image
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 
+from modeling_mae import MAEConfig
+from modeling_mae.checkpoint import open_checkpoint
 from modeling_mae.data.find.sources import SourceSettings, load_source
 from modeling_mae.data.read.faults import BadImage
 from modeling_mae.data.read.masks import decode_mask
@@ -19,6 +23,7 @@ from modeling_mae.data.serve.images import Opening
 from modeling_mae.data.serve.masked import IGNORED, ScaledCrop, crop_pair
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.mask_prediction import mask_files
+from modeling_mae.segmentation_mae import MAEForSemanticSegmentation
 from modeling_mae.tasks.mask_pictures import palette
 from modeling_mae.tasks.masks import Masks, MaskSettings, class_weights
 from modeling_mae.tasks.windows import logits_by_rows, logits_of, starts_of
@@ -232,6 +237,25 @@ def test_masks_that_no_training_can_use(tmp_path):
 def test_class_weights_by_hand():
     # Shares 0.9, 0.09 and 0.01: the median over each, at most 10; a class without a pixel has 1.
     assert class_weights(torch.tensor([[900, 60, 0, 0], [0, 30, 10, 0]])) == pytest.approx([0.1, 1.0, 9.0, 1.0])
+
+
+def test_a_head_goes_on_only_as_it_was(tmp_path):
+    names = {0: "a", 1: "b"}
+    trained = MAEForSemanticSegmentation(MAEConfig(**TINY, id2label=names))
+    trained.save_pretrained(tmp_path)
+    checkpoint, labels = open_checkpoint(tmp_path), torch.tensor([[3, 4]])
+    for settings, classes, note in (
+        (MaskSettings(), ["a", "b"], ""),
+        (MaskSettings(), ["a", "c"], "the checkpoint's head has other classes: it starts anew"),
+        (MaskSettings(segmentation_head="multiscale"), ["a", "b"], "head is linear, not multiscale: it starts anew"),
+    ):
+        said: list[str] = []
+        config = copy.deepcopy(checkpoint.config)
+        model = Masks(settings).new_model(config, checkpoint, classes, 1, labels, said.append)
+        assert note in "".join(said) and bool(said) == bool(note)
+        weights = model.segmenter.state_dict().get("classifier.weight")
+        assert torch.equal(weights, trained.segmenter.classifier.weight) == (not note)
+        assert torch.equal(model.mae.layernorm.weight, trained.mae.layernorm.weight)
 
 
 # --- crops ---

@@ -187,11 +187,11 @@ class Masks(Task):
             numbering = Numbering(known_names, self.settings, named)
             strange = [value for value in present if numbering.number_of(value) is None]
             if strange:
-                number, having = strange[0], sum(strange[0] in each for each in counts)
+                wrong, having = strange[0], sum(strange[0] in each for each in counts)
                 raise UserError(
-                    f"{source.name}: {having} of {len(counts)} masks have the number {number}, which no training mask "
+                    f"{source.name}: {having} of {len(counts)} masks have the number {wrong}, which no training mask "
                     f"has; the classes are {', '.join(known_names[:8])}: mend the masks, or leave it out with "
-                    f"--ignore_index {number}"
+                    f"--ignore_index {wrong}"
                 )
         numbers = {value: numbering.number_of(value) for value in present}
         labels = np.zeros((len(counts), len(numbering.names)), np.int64)
@@ -268,19 +268,21 @@ class Masks(Task):
 
         settings = self.settings
         trained = MAEForSemanticSegmentation.__name__ in (config.architectures or [])
-        same = trained and names_of(config) == names and config.segmentation_head == settings.segmentation_head
+        head, wanted = config.segmentation_head, settings.segmentation_head
+        changed = "has other classes" if names_of(config) != names else f"is {head}, not {wanted}"
+        same = trained and names_of(config) == names and head == wanted
         config.id2label = dict(enumerate(names))
         config.label2id = {name: i for i, name in config.id2label.items()}
         config.problem_type, config.semantic_loss_ignore_index = None, IGNORED
         config.class_weights = class_weights(labels) if settings.class_weights == "auto" else None
-        config.segmentation_head, config.dice_weight = settings.segmentation_head, settings.dice_weight  # type: ignore
+        config.segmentation_head, config.dice_weight = wanted, settings.dice_weight  # type: ignore
         model: MAEForSemanticSegmentation
         if checkpoint is None:
             model = MAEForSemanticSegmentation(config)
         else:
             model = checkpoint.trained(MAEForSemanticSegmentation, config, new_head=trained and not same)
         if trained and not same:
-            say("note       the checkpoint's head has other classes: it starts anew")
+            say(f"note       the checkpoint's head {changed}: it starts anew")
             model.reset_head()
         share_statistics(model)
         return model.freeze(config.num_hidden_layers if n_partial is None else n_partial)
