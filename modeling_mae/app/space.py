@@ -23,7 +23,7 @@ PLAIN_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 # As in setup.cfg: what the package needs, and its extra `app`. A test compares them.
 REQUIREMENTS = """torch>=2.7.1
 transformers>=5.18
-accelerate>=1.7
+accelerate>=1.14
 datasets>=3.6
 gradio>=6.31
 matplotlib>=3.9.4
