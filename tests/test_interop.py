@@ -565,6 +565,9 @@ def test_a_head_for_masks_stays_behind_with_a_note(tmp_path, to):
 def test_a_head_for_one_size_is_not_exported_for_all(tmp_path):
     with pytest.raises(UserError, match="flatten"):
         interop.export(EvalNet(mae(pooling="flatten")), tmp_path / "model.onnx", "onnx", dynamic_size=True)
+    upernet = MAEForSemanticSegmentation(mae(segmentation_head="upernet"))
+    with pytest.raises(UserError, match="in ONNX, segmentation_head='upernet' only works for one size"):
+        interop.export(upernet, tmp_path / "model.onnx", "onnx", dynamic_size=True)
 
 
 # --- what cannot be read is said ---

@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -21,7 +22,7 @@ from modeling_mae.data.find import scenes
 from modeling_mae.data.find.sources import SourceSettings, load_source
 from modeling_mae.data.read.faults import BadImage
 from modeling_mae.data.read.masks import decode_mask
-from modeling_mae.data.serve.images import Opening
+from modeling_mae.data.serve.images import ImageSettings, Opening
 from modeling_mae.data.serve.masked import IGNORED, ScaledCrop, crop_pair
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.dense import dense_metrics
@@ -185,6 +186,8 @@ def test_classes_and_their_pixels_by_hand(tmp_path):
     labels, names = Masks(MaskSettings(ignore_index=0)).read(source)
     assert (names, labels.tolist()) == (["4", "7", "255"], [[3, 0, 1], [0, 1, 0]])
     (tmp_path / "classes.json").write_text(json.dumps({"0": "ground", "4": "tree", "7": "car", "255": "sky"}))
+    # A model that learned the numbers without names knows them again.
+    assert Masks().read(source_again(tmp_path), ["0", "4", "7"])[0].tolist() == [[2, 3, 0], [5, 0, 1]]
     labels, names = Masks().read(source_again(tmp_path))
     assert (names, labels.tolist()) == (["ground", "tree", "car", "sky"], [[2, 3, 0, 1], [5, 0, 1, 0]])
     (tmp_path / "classes.json").unlink()
@@ -237,6 +240,38 @@ def test_masks_that_no_training_can_use(tmp_path):
         Masks().read(
             load_source(SourceSettings(train_dir=str(tmp_path / "one"), problem_type="semantic_segmentation"))
         )
+
+
+def test_bad_images_are_left_to_where_they_are_opened(tmp_path):
+    source_of(tmp_path, [np.uint8([[0, 1, 1]]), np.uint8([[0, 0, 1]])])
+    (tmp_path / "images" / "0.png").write_bytes(b"no image")
+    source = source_again(tmp_path)
+    labels, names = Masks().read(source)
+    assert labels.tolist() == [[1, 2], [2, 1]]
+    with pytest.raises(BadImage, match="0.png is not a readable image"):
+        Masks().open_images(source, labels, names, Opening((1, 3), 3))
+    skipping = ImageSettings(on_bad_image="skip")
+    images = Masks().open_images(source, labels, names, Opening((1, 3), 3, skipping))
+    assert images.batch(0, [0])["masks"].tolist() == [[[0, 0, 1]]] and images.skipped.tolist() == [True, False]
+
+
+def test_an_image_without_known_pixels_is_not_among_the_worst(tmp_path, recwarn):
+    source = source_of(tmp_path, [np.uint8([[0, 1, 1]]), np.uint8([[255, 255, 255]])])
+    task = Masks()
+    labels, names = task.read(source)
+    images = task.open_images(source, labels, names, Opening((1, 3), 3))
+    confusion = np.array([[[1, 0], [1, 1]], [[0, 0], [0, 0]]])
+
+    class Said(torch.nn.Linear):
+        class config:
+            image_height_width = (1, 3)
+
+        def forward(self, pixel_values):
+            return SimpleNamespace(logits=torch.zeros(len(pixel_values), 2, 1, 3))
+
+    figure = task.examples(Said(1, 1), lambda batch, size: batch["images"], images, {"confusion": confusion}, names)
+    assert [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()] == ["image 0, mean IoU 50.0"]
+    assert not [warning for warning in recwarn if "empty slice" in str(warning.message)]
 
 
 def test_class_weights_by_hand():

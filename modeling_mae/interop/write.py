@@ -279,7 +279,7 @@ def graph_metadata(model: MAEPreTrainedModel, processor=None) -> dict[str, str]:
     return {key: json.dumps(value) for key, value in values.items()}
 
 
-def _example(model: MAEPreTrainedModel, dynamic_size: bool) -> tuple[torch.Tensor, dict, dict[int, str]]:
+def _example(model: MAEPreTrainedModel, dynamic_size: bool, to: str) -> tuple[torch.Tensor, dict, dict[int, str]]:
     """(images ``(2, channels, height, width)`` to trace the graph with, their free axes, the axes' names)."""
     config, axes = model.config, {0: "batch"}
     free = {0: torch.export.Dim("batch", min=1, max=65536)}
@@ -287,6 +287,11 @@ def _example(model: MAEPreTrainedModel, dynamic_size: bool) -> tuple[torch.Tenso
     if dynamic_size:
         if config.pooling == "flatten" and not isinstance(model, MAEForSemanticSegmentation):
             raise UserError("--dynamic_size true: pooling='flatten' only works for one size; leave the option out")
+        if to == "onnx" and isinstance(model, MAEForSemanticSegmentation) and config.segmentation_head == "upernet":
+            raise UserError(  # an ONNX graph has no pooling to a fixed grid from any size
+                "--dynamic_size true: in ONNX, segmentation_head='upernet' only works for one size; leave the option "
+                "out, or give --to torch"
+            )
         axes |= {2: "height", 3: "width"}
         for axis, patch in zip((2, 3), config.patch_height_width, strict=True):
             free[axis] = patch * torch.export.Dim(f"patches_of_{axes[axis]}", min=2, max=1024)
@@ -311,7 +316,7 @@ def export(model: MAEPreTrainedModel, path: Path, to: str, processor=None, dynam
         More lines for the user: the metadata, or an empty text.
 
     Raises:
-        UserError: the packages for ONNX are not installed, `path` cannot be written, or the classifier only works for
+        UserError: the packages for ONNX are not installed, `path` cannot be written, or the head only works for
             one size and `dynamic_size` is set.
     """
     if to == "onnx":
@@ -326,7 +331,7 @@ def export(model: MAEPreTrainedModel, path: Path, to: str, processor=None, dynam
                 "--set pooling=mean, or give a classifier"
             )
         model = model.mae
-    example, free, axes = _example(model, dynamic_size)
+    example, free, axes = _example(model, dynamic_size, to)
     with torch.no_grad():
         # strict=False, because the positions check whether height and width are free.
         program = torch.export.export(

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from ..checkpoint import Checkpoint
 from ..configuration_mae import MAEConfig
 from ..data.find.sources import Source
+from ..data.read.faults import BadImage
 from ..data.read.header import read_header
 from ..data.read.masks import COLOUR, decode_mask
 from ..data.serve.images import Images, Opening, open_images
@@ -73,8 +75,9 @@ class Numbering:
         name = self.name_of(value)
         if name is None:
             return IGNORED
-        if name in self.names:
-            return self.names.index(name)
+        for each in (name, str(value)):  # the classes may have no names where the model learned them
+            if each in self.names:
+                return self.names.index(each)
         if value == IGNORED and self.settings.ignore_index is None:
             return IGNORED
         numbered = not self.named and not any(known.isdecimal() for known in self.names)
@@ -330,8 +333,10 @@ class Masks(Task):
     ) -> Figure:
         from .metrics import iou_of
 
-        scores = np.nan_to_num(np.nanmean(iou_of(columns["confusion"].astype(np.int64)), 1))  # (images,)
-        rows = np.argsort(scores, kind="stable")[:EXAMPLES].tolist()
+        iou = iou_of(columns["confusion"].astype(np.int64))  # (images, classes)
+        known = np.flatnonzero(~np.isnan(iou).all(1))  # other images have no pixel with a class
+        scores = dict(zip(known.tolist(), np.nanmean(iou[known], 1).tolist(), strict=True))
+        rows = sorted(scores, key=scores.__getitem__)[:EXAMPLES]
         shown: list[tuple[torch.Tensor, np.ndarray, np.ndarray, str]] = []
         for row in rows:
             batch = images.batch(0, [row])
@@ -373,17 +378,19 @@ def _counted(source: Source) -> Iterator[dict[int, int]]:
     """{number: pixels} of each mask.
 
     Raises:
-        UserError: a mask cannot be read, or has another size than its image.
+        UserError: a mask cannot be read, or has another size than its image, if that can be read.
     """
 
     def count(index: int) -> dict[int, int]:
         cell, image = source.mask_cell(index), source.cell(index)
-        mask, header = decode_mask(cell["bytes"], cell["path"]), read_header(image["bytes"], image["path"])
-        if mask.shape != (header.height, header.width):
-            raise UserError(
-                f"{cell['path'] or f'mask {index}'} has {mask.shape[0]}x{mask.shape[1]} pixels, and its image "
-                f"{header.height}x{header.width}: give them one size"
-            )
+        mask = decode_mask(cell["bytes"], cell["path"])
+        with suppress(BadImage):  # whether bad images end a run is decided where they are opened
+            header = read_header(image["bytes"], image["path"])
+            if mask.shape != (header.height, header.width):
+                raise UserError(
+                    f"{cell['path'] or f'mask {index}'} has {mask.shape[0]}x{mask.shape[1]} pixels, and its image "
+                    f"{header.height}x{header.width}: give them one size"
+                )
         values, counts = np.unique(mask, return_counts=True)
         return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
