@@ -187,11 +187,11 @@ def train_classifier(
     # What the training leaves
     (folder / "last").mkdir(exist_ok=True)
     save_model(accelerator, model, folder / "last")
-    described = (training.n_partial, len(images), recipe.label_fraction, sets.train_name, config.pooling)
+    described = (training.n_partial, len(images), recipe.label_fraction, sets.train_name, task.reads(config))
     log = TrainingLog(run.history.read(), schedule.updates, schedule.updates_per_epoch)
     tested = Tested(training.name, folder, recipe, base_of(start), describe_training(*described), log)
     row = test_classifier(reader, open_checkpoint(folder), tested, sets, hub)
-    row |= {"n_partial": training.n_partial, "pooling": config.pooling}
+    row |= {"n_partial": training.n_partial, "pooling": task.reads(config)}
     row |= {"images": len(images), "tuned_parameters": tuned}
     if accelerator.is_main_process:
         metric = task.problem.metric

@@ -22,6 +22,7 @@ from .modeling_mae import MAEModel, MAEModelOutput
 
 
 ATTENTION = "attention"
+PATCHES = "patches"  # not pooled: the tokens as a map, for `mae features` alone
 # How the tokens of a block, ``(batch, 1 + patches, width)``, become features. Attention needs learned queries, from
 # the checkpoint or from a probe. Until then its features are the patch tokens.
 POOLINGS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -30,6 +31,7 @@ POOLINGS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "mean_deviation": lambda tokens: torch.cat([tokens[:, 1:].mean(1), tokens[:, 1:].std(1, correction=0)], 1),
     ATTENTION: lambda tokens: tokens[:, 1:],
     "flatten": lambda tokens: tokens[:, 1:].flatten(1),
+    PATCHES: lambda tokens: tokens[:, 1:],
 }
 CHUNK = 1024  # images compared with all others at a time
 
@@ -57,12 +59,14 @@ class Readout:
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
     def __call__(self, encoder: MAEModel, pixel_values: torch.Tensor) -> torch.Tensor:
-        """``(batch, channels, height, width) -> (batch, width)``. Attention uses the encoder's queries."""
+        """``(batch, channels, height, width) -> (batch, width)``, or ``(batch, rows, columns, width)`` of patches.
+        Attention uses the encoder's queries."""
         parts = list(read(encoder, pixel_values, self.keys).values())
         if self.pooling == ATTENTION:
             assert encoder.pooler is not None
             parts = [encoder.pooler(patches) for patches in parts]
-        return torch.cat(parts, 1)
+        features = torch.cat(parts, -1)
+        return features.unflatten(1, encoder.config.grid) if self.pooling == PATCHES else features
 
     def __str__(self) -> str:
         return f"{self.pooling}, block{'s' * (len(self.blocks) > 1)} {' '.join(map(str, self.blocks))}"

@@ -1,6 +1,7 @@
 """What the browser app computes, without a browser. `test_app_browser.py` looks at the page itself."""
 
 import io
+from types import SimpleNamespace
 
 import huggingface_hub
 import numpy as np
@@ -19,7 +20,9 @@ from modeling_mae.app.explorer import Explorer, Folder
 from modeling_mae.data.serve.processor import image_processor
 from modeling_mae.errors import UserError
 from modeling_mae.readout import nearest
+from modeling_mae.segmentation_mae import MAEForSemanticSegmentation
 from modeling_mae.tasks import CLASSES, NUMBERS, SEVERAL_CLASSES
+from modeling_mae.tasks.windows import logits_of
 
 
 GRID = (4, 4)  # of TINY
@@ -212,6 +215,64 @@ def test_a_classifier_has_classes_and_no_decoder(tmp_path):
     }
     with pytest.raises(UserError, match="no decoder"):
         explorer.reconstruct(look, views.drawn_mask("random", 0.5, GRID, 0))
+
+
+@pytest.fixture(scope="module")
+def segmentation(tmp_path_factory):
+    path = tmp_path_factory.mktemp("segmentation")
+    names = {0: "ground", 1: "<leaf>", 2: "stem"}
+    return saved(path, MAEForSemanticSegmentation, num_labels=3, id2label=names), Explorer(str(path))
+
+
+def test_a_segmentation_shows_the_class_of_each_pixel(segmentation):
+    model, explorer = segmentation
+    assert explorer.segments and not explorer.classifies and explorer.names == ["ground", "<leaf>", "stem"]
+    pixels = random_pixels(shape=(32, 32, 3))
+    look = explorer.open(encoded(pixels), "x.png")
+    with torch.no_grad():
+        mask = model(look.pixel_values).logits.argmax(1)[0].numpy()
+    assert look.scores is None and np.array_equal(look.segmented.mask, mask)
+    shares = {i: (mask == i).mean() for i in np.unique(mask)}
+    assert look.segmented.shares == pytest.approx(shares) and len(shares) > 1
+    assert [*look.segmented.shares.values()] == sorted(shares.values(), reverse=True)
+    assert np.array_equal(look.segmented.picture(explorer.colours, 0.0, None), pixels)
+    assert np.array_equal(look.segmented.picture(explorer.colours, 1.0, None), explorer.colours[mask])
+    alone = look.segmented.picture(explorer.colours, 1.0, 1)
+    assert np.array_equal((alone == explorer.colours[1]).all(2), mask == 1)
+    assert alone[mask != 1].min() >= 255 - 255 // 6 - 1  # the rest is nearly white
+
+
+def test_large_images_are_segmented_in_windows(segmentation):
+    model, explorer = segmentation
+    pixels = random_pixels(shape=(1100, 50, 3))
+    look = explorer.open(encoded(pixels), "large.png")
+    values = explorer.normalised(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    expected = logits_of(model, values, [[1100, 50]], in_windows=True).argmax(1)[0].numpy()
+    assert np.array_equal(look.segmented.mask, expected[::2, ::2])  # as is the picture
+    assert look.segmented.image.shape == (3, 550, 25)
+    assert look.segmented.shares == pytest.approx({i: (expected == i).mean() for i in np.unique(expected)})
+    assert look.picture.shape == (32, 32, 3)
+
+
+def test_the_page_of_a_segmentation(segmentation, tmp_path):
+    page_module = pytest.importorskip("modeling_mae.app.page", reason="the app needs gradio: pip install gradio")
+    _, explorer = segmentation
+    page = page_module.Page(explorer)
+    path = tmp_path / "x.png"
+    path.write_bytes(encoded(random_pixels(shape=(40, 56, 3))))
+    changes = page.open_file(str(path), "random", 0.75, 2, 0.5)
+    session = changes[page.session]
+    mask = session.look.segmented.mask
+    legend = changes[page.legend]
+    assert legend.count("<li>") == len(np.unique(mask)) and "&lt;leaf&gt;" in legend and "<leaf>" not in legend
+    assert changes[page.alone].choices[0] == ("all classes", page_module.ALL)
+    factor = views.enlargement(mask.shape)
+    assert changes[page.classes].shape == (40 * factor, 56 * factor, 3)
+    click = SimpleNamespace(index=[55 * factor, 39 * factor])  # the last pixel
+    clicked = page.click_class(session, 0.5, page_module.ALL, click)
+    assert clicked[page.alone] == mask[39, 55] and "alone" in clicked[page.message]
+    assert page.click_class(session, 0.5, clicked[page.alone], click)[page.alone] == page_module.ALL
+    assert "no image yet" in page.colour(None, 0.5, page_module.ALL)[page.message]
 
 
 def test_an_encoder_alone(tmp_path):

@@ -21,7 +21,7 @@ from modeling_mae import EvalNet
 from modeling_mae.checkpoint import open_checkpoint
 from modeling_mae.data.find.places import open_place
 from modeling_mae.errors import UserError
-from modeling_mae.evaluation import extract_features, load_features
+from modeling_mae.evaluation import extract_features, load_features, near_duplicates, nearest_neighbours
 from modeling_mae.evaluation.inputs import open_inputs
 from modeling_mae.evaluation.parts import Parts
 from modeling_mae.training import run_folder
@@ -105,7 +105,7 @@ def test_blocks_and_poolings(checkpoint, images):
         ({"pooling": "attention"}, "no trained one"),
         (
             {"pooling": "maximum"},
-            "pooling 'maximum' does not work: give one of mean, cls, mean_deviation, attention, flatten",
+            "pooling 'maximum' does not work: give one of mean, cls, mean_deviation, attention, flatten, patches",
         ),
         ({"batch_size": 0}, "batch_size 0"),
         ({"split": "test"}, "no split 'test'"),
@@ -216,6 +216,29 @@ def test_a_file_holds_what_the_function_gives(tmp_path, checkpoint, images, caps
     for name in ("a.csv", "a", "no/../folder.parquet/x.npz"):
         with pytest.raises(UserError, match="must end in .parquet or .npy"):
             write_features_file(str(checkpoint), str(images), tmp_path / name, **options)
+
+
+def test_patches_as_a_map(tmp_path, checkpoint, images, monkeypatch):
+    """Row r and column c of the map belong to patch 4r + c of the encoder, whose grid is 4 x 4."""
+    encoder, outputs = by_hand(checkpoint, paths_of(images), output_hidden_states=True)
+    tokens = [encoder.layernorm(outputs.hidden_states[-2]), outputs.last_hidden_state]
+    expected = torch.cat(tokens, 2)[:, 1:].unflatten(1, (4, 4)).detach().numpy()
+    options = {"blocks": [1, 2], "pooling": "patches", "num_workers": 0, "batch_size": 3}
+    np.testing.assert_allclose(extract_features(checkpoint, images, **options).values, expected, atol=1e-5)
+    write_features_file(checkpoint, images, tmp_path / "a.npy", **options)
+    np.testing.assert_allclose(np.load(tmp_path / "a.npy"), expected, atol=1e-5)
+    monkeypatch.setattr("modeling_mae.evaluation.parts.GROUP_BYTES", 5 * 4 * expected[0].size)
+    write_features_file(checkpoint, images, tmp_path / "a.parquet", **options)
+    column = pyarrow.parquet.read_table(tmp_path / "a.parquet").column("features")
+    assert column.type.list_size == expected[0].size
+    about = json.loads(pyarrow.parquet.read_schema(tmp_path / "a.parquet").metadata[b"modeling_mae"])
+    assert about["map"] == list(expected.shape[1:])
+    assert pyarrow.parquet.read_metadata(tmp_path / "a.parquet").num_row_groups == 4  # of 6, 6, 6 and 2 rows
+    found = load_features(tmp_path / "a.parquet")
+    np.testing.assert_allclose(found.values, expected, atol=1e-5)
+    for compare in (lambda: nearest_neighbours(found, found), lambda: near_duplicates(found)):
+        with pytest.raises(UserError, match="features of patches do not compare images: .* another --pooling"):
+            compare()
 
 
 @pytest.mark.parametrize("target", ["s3://bucket/a.parquet", Path("hf://me/a.parquet")])

@@ -24,6 +24,7 @@ from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining, MAEModel, intero
 from modeling_mae.checkpoint import open_checkpoint
 from modeling_mae.data.serve.processor import image_processor
 from modeling_mae.errors import UserError
+from modeling_mae.segmentation_mae import MAEForSemanticSegmentation
 
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -526,9 +527,47 @@ def test_exported_graphs_at_any_size(tmp_path, to):
         same(found, ours(images).logits, 1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("to", "head"), [("onnx", "linear"), ("onnx", "multiscale"), ("torch", "linear")])
+def test_masks_of_exported_graphs_at_any_size(tmp_path, to, head):
+    fields = {"num_labels": 3, "id2label": {0: "a", 1: "b", 2: "c"}, "segmentation_head": head}
+    ours = randomised(MAEForSemanticSegmentation(mae(pooling="flatten", **fields)))
+    path = tmp_path / f"model.{to}"
+    described = interop.export(ours, path, to, dynamic_size=True)
+    for batch, height, width in ((2, 32, 32), (1, 48, 64), (3, 16, 40)):
+        images = torch.randn(batch, 3, height, width)
+        if to == "onnx":
+            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            found = torch.from_numpy(session.run(["logits"], {"pixel_values": images.numpy()})[0])
+        else:
+            found = torch.export.load(path).module()(images)
+        assert found.shape == (batch, 3, height, width)
+        same(found, ours(images).logits, 1e-3 if head == "multiscale" else 1e-4)
+    if to == "onnx":
+        assert '["a", "b", "c"]' in described and "semantic_segmentation" in described
+
+
+@pytest.mark.parametrize("to", ["transformers", "vit", "timm"])
+def test_a_head_for_masks_stays_behind_with_a_note(tmp_path, to):
+    ours = randomised(MAEForSemanticSegmentation(mae(num_labels=3)))
+    said = interop.write_model(ours, None, tmp_path / "model", to)
+    assert f"note       --to {to} has no head for masks: this is the encoder alone" in said
+    if to == "timm":
+        theirs = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
+        found = theirs.forward_features(IMAGES)
+    else:
+        found = transformers.ViTModel.from_pretrained(tmp_path / "model", add_pooling_layer=False)(
+            IMAGES
+        ).last_hidden_state
+    same(found, ours.mae(IMAGES).last_hidden_state, 1e-4)
+
+
 def test_a_head_for_one_size_is_not_exported_for_all(tmp_path):
     with pytest.raises(UserError, match="flatten"):
         interop.export(EvalNet(mae(pooling="flatten")), tmp_path / "model.onnx", "onnx", dynamic_size=True)
+    upernet = MAEForSemanticSegmentation(mae(segmentation_head="upernet"))
+    with pytest.raises(UserError, match="in ONNX, segmentation_head='upernet' only works for one size"):
+        interop.export(upernet, tmp_path / "model.onnx", "onnx", dynamic_size=True)
 
 
 # --- what cannot be read is said ---

@@ -1,8 +1,10 @@
 """Semantic segmentation as a user does it: from a folder of images and masks to masks of new images."""
 
 import csv
+import html
 import io
 import json
+import re
 import shutil
 import tarfile
 from argparse import ArgumentParser
@@ -106,10 +108,14 @@ def trained(place, tmp_path_factory):
     return folder, output
 
 
-def test_from_a_folder_to_the_report(trained):
+def test_from_a_folder_to_the_report(trained, place):
     folder, output = trained
     assert "40 training images, 12 of folder (test) to evaluate on, 3 classes" in output
-    assert "pixels: ground" in output and "masks beside images" not in output
+    assert (
+        "pixels of 40 images: ground" in output
+        and "pixels of 12 images: ground" in output
+        and "masks beside images" not in output
+    )
     rows = {row["name"]: row for row in json.loads((folder / "results.json").read_text())}
     for name in ("raw pixels", "untrained encoder", "pre-trained encoder"):
         assert 0.2 < rows[name]["knn"]["20"] <= 1
@@ -121,9 +127,15 @@ def test_from_a_folder_to_the_report(trained):
     assert sum(map(sum, best["confusion_matrix"])) == 12 * 23 * 20
     card = (folder / "n_partial-2" / "README.md").read_text()
     assert "pipeline_tag: image-segmentation" in card and "| light |" in card and "worst.png" in card
-    assert "AutoModelForSemanticSegmentation" in card
+    # The card's lines give the mask of an image, at its size.
+    code = re.search("```python\n(.*?)```", card, re.S)[1].replace("PATH_OR_HUB_ID", str(folder / "n_partial-2"))
+    names: dict = {}
+    exec(code.replace("photograph.jpg", str(place / "folder" / "test" / "images" / "000.png")), names)
+    assert names["mask"].shape == (24, 20) and names["mask"].max() <= 2
     page = (folder / "report.html").read_text()
     assert "Worst images" in page and "mean IoU" in page
+    taken = r"Most often '\w+' is taken for '\w+' \([\d,]+ of its [\d,]+ pixels\)"
+    assert re.search(taken, html.unescape(page))
     config = json.loads((folder / "n_partial-2" / "config.json").read_text())
     assert config["id2label"] == {"0": "ground", "1": "light", "2": "dark"}
     assert config["segmentation_head"] == "multiscale" and len(config["class_weights"]) == 3
@@ -162,6 +174,19 @@ def test_masks_of_new_images(trained, place, tmp_path):
     (out / "deep" / "002.png").unlink()
     predict(*words)
     assert (out / "deep" / "001.png").stat().st_mtime_ns == before and (out / "deep" / "002.png").exists()
+    # Files that this command has not written are never replaced.
+    images = place / "folder" / "test" / "images"
+    before = {path.name: path.read_bytes() for path in images.iterdir()}
+    with pytest.raises(UserError, match="holds other files: give another"):
+        predict(folder, images, images, "--overwrite")
+    assert {path.name: path.read_bytes() for path in images.iterdir()} == before
+    (tmp_path / "theirs").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "theirs" / "000.png")
+    for content in ("{}", "[1", "3"):
+        (tmp_path / "theirs" / "settings.json").write_text(content)
+        with pytest.raises(UserError, match="settings.json' (is not a file of a run|cannot be read)"):
+            predict(folder, images, tmp_path / "theirs", "--overwrite")
+        assert (tmp_path / "theirs" / "000.png").exists()
     with pytest.raises(UserError, match="masks are pictures: give a folder"):
         predict(folder, tmp_path / "new", tmp_path / "out.parquet")
     # A pipeline of transformers says the same.
@@ -173,6 +198,21 @@ def test_masks_of_new_images(trained, place, tmp_path):
     for name in ("ground", "light", "dark"):
         # The pipeline shows a model whole images, of any size; predict shows windows.
         assert shares.get(name, 0) == pytest.approx(float(row[name]), abs=0.2)
+
+
+def test_unreadable_images_are_counted(trained, place, tmp_path, capsys):
+    folder = trained[0] / "n_partial-2"
+    (tmp_path / "new").mkdir()
+    shutil.copy(place / "folder" / "test" / "images" / "000.png", tmp_path / "new")
+    (tmp_path / "new" / "empty.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"empty.png is not a readable image .* --on_bad_image skip"):
+        predict(folder, tmp_path / "new", tmp_path / "out")
+    predict(folder, tmp_path / "new", tmp_path / "out", "--on_bad_image", "skip")
+    assert f"{tmp_path / 'out'}: 1 mask, classes.json and masks.csv; 1 unreadable image left out" in (
+        capsys.readouterr().out
+    )
+    with (tmp_path / "out" / "masks.csv").open() as file:
+        assert [row["file"] for row in csv.DictReader(file)] == ["000.png"]
 
 
 def killed(words, folder, update, **options) -> None:
@@ -204,6 +244,27 @@ def test_killed_and_gone_on_with_to_the_bit(place, tmp_path):
     killed(words, tmp_path / "two", 5)
     run(*words, "--logging_steps", 1, "--resume_from_checkpoint", "auto")
     assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+def test_frozen_features_give_what_the_encoder_gives(place, tmp_path):
+    """Images that do not stay in memory go through the encoder in every epoch."""
+    for path in (place / "folder").rglob("*.png"):
+        target = tmp_path / "same" / path.relative_to(place / "folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as image:
+            image.crop((0, 0, 16, 16)).save(target)
+    more = ("--zoom", 1, 1, "--n_partial", 0, "--num_train_epochs", 4, "--segmentation_head", "multiscale")
+    words = words_for(tmp_path, "same", tmp_path / "once", *more)
+    words = tuple(place / "pretrained" if word == tmp_path / "pretrained" else word for word in words)
+    once = run(*words)
+    live = run(*(tmp_path / "live" if word == tmp_path / "once" else word for word in words), "--image_cache", "off")
+    assert "computed once" in once and "computed once" not in live
+    assert "multiscale head, frozen encoder" in once and "linear probing" not in once
+    (one, history), (other, others) = (weights_and_history(tmp_path / name) for name in ("once", "live"))
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=1e-5, atol=1e-6, msg=name)
+    key = "eval_mean_iou"
+    assert [entry[key] for entry in history if key in entry] == pytest.approx([e[key] for e in others if key in e])
 
 
 def test_refused_in_one_line(place, tmp_path):

@@ -1,30 +1,34 @@
 """Masks: how they are read, which belong to which image, and that they are cropped as their images."""
 
+import copy
 import io
 import json
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import TINY_GRAY
+from conftest import TINY, TINY_GRAY
 from PIL import Image
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 
 from modeling_mae import MAEConfig, MAEModel
+from modeling_mae.checkpoint import open_checkpoint
 from modeling_mae.data.find import scenes
 from modeling_mae.data.find.sources import SourceSettings, load_source
 from modeling_mae.data.read.faults import BadImage
 from modeling_mae.data.read.masks import decode_mask
-from modeling_mae.data.serve.images import Opening
+from modeling_mae.data.serve.images import ImageSettings, Opening
 from modeling_mae.data.serve.masked import IGNORED, ScaledCrop, crop_pair
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.dense import dense_metrics
 from modeling_mae.evaluation.mask_prediction import mask_files
 from modeling_mae.evaluation.reader import Reader
+from modeling_mae.segmentation_mae import MAEForSemanticSegmentation
 from modeling_mae.tasks.mask_pictures import palette
 from modeling_mae.tasks.masks import Masks, MaskSettings, class_weights
 from modeling_mae.tasks.windows import logits_by_rows, logits_of, starts_of
@@ -57,8 +61,8 @@ def test_numbers_of_every_kind_of_file(tmp_path):
     file = io.BytesIO()
     palette_image.save(file, "PNG")
     assert decode_mask(file.getvalue(), None).tolist() == NUMBERS.tolist()
-    colours = np.array([[[255, 0, 0], [0, 0, 1], [16, 32, 48]]], np.uint8)
-    assert decode_mask(encoded(colours), None).tolist() == [[0xFF0000, 1, 0x102030]]
+    colours = np.array([[[255, 0, 0], [0, 0, 255], [16, 32, 48], [0, 0, 0]]], np.uint8)
+    assert decode_mask(encoded(colours), None).tolist() == [[0x1FF0000, 0x10000FF, 0x1102030, 0]]
 
 
 def test_masks_that_are_refused():
@@ -73,6 +77,11 @@ def test_masks_that_are_refused():
     np.save(file, np.zeros((4, 4, 3), int))
     with pytest.raises(BadImage, match="is a mask of shape 4x4x3"):
         decode_mask(file.getvalue(), "m.npy")
+    file = io.BytesIO()
+    pages = [Image.fromarray(NUMBERS), Image.fromarray(NUMBERS + 1)]
+    pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
+    with pytest.raises(BadImage, match="m.tif is a mask of 2 pages: save one number a pixel"):
+        decode_mask(file.getvalue(), "m.tif")
 
 
 def write(path: Path, array: np.ndarray) -> None:
@@ -110,7 +119,7 @@ def test_pairs_in_folders(tmp_path, images, masks, options):
     assert {
         stem: Path(path).relative_to(tmp_path if outside else top).as_posix() for stem, path in pairs.items()
     } == named
-    assert ("1 images without a mask" in source.left_out) == (len(masks) < len(images))
+    assert ("1 of 2 images have no mask" in source.left_out) == (len(masks) < len(images))
     # Pre-training takes the images and never the masks.
     plain = load_source(SourceSettings(train_dir=str(top)), None)
     assert sorted(Path(plain.cell(i)["path"]).stem for i in range(len(plain))) == ["a", "b"]
@@ -177,11 +186,28 @@ def test_classes_and_their_pixels_by_hand(tmp_path):
     labels, names = Masks(MaskSettings(ignore_index=0)).read(source)
     assert (names, labels.tolist()) == (["4", "7", "255"], [[3, 0, 1], [0, 1, 0]])
     (tmp_path / "classes.json").write_text(json.dumps({"0": "ground", "4": "tree", "7": "car", "255": "sky"}))
+    # A model that learned the numbers without names knows them again.
+    assert Masks().read(source_again(tmp_path), ["0", "4", "7"])[0].tolist() == [[2, 3, 0], [5, 0, 1]]
     labels, names = Masks().read(source_again(tmp_path))
     assert (names, labels.tolist()) == (["ground", "tree", "car", "sky"], [[2, 3, 0, 1], [5, 0, 1, 0]])
     (tmp_path / "classes.json").unlink()
-    (tmp_path / "classes.txt").write_text("ground\na\nb\nc\ntree\nd\ne\ncar\n")
+    (tmp_path / "classes.txt").write_text("\ufeffground\r\na\nb\nc\ntree\nd\ne\ncar\n")
     assert Masks().read(source_again(tmp_path))[1] == ["ground", "a", "b", "c", "tree", "d", "e", "car"]
+
+
+def test_colours_are_classes_by_their_names(tmp_path):
+    """Blue, whose number in 24 bits is 255, is a class as any other."""
+    mask = np.uint8([[[0, 0, 0], [0, 0, 255]], [[0, 255, 0], [0, 255, 0]]])
+    source = source_of(tmp_path, [mask], IMAGE[:2, :2])
+    labels, names = Masks().read(source)
+    assert (names, labels.tolist()) == (["0", "#0000ff", "#00ff00"], [[1, 1, 2]])
+    binary, _ = Masks(MaskSettings(mask_values="binary")).read(source)
+    assert binary.tolist() == [[1, 3]]
+    (tmp_path / "classes.json").write_text('{"#000000": "ground", "#00FF00": "leaf", "#0000ff": "water"}')
+    labels, names = Masks().read(source_again(tmp_path))
+    assert (names, labels.tolist()) == (["ground", "water", "leaf"], [[1, 1, 2]])
+    (tmp_path / "classes.json").write_text('{"ground": 0, "leaf": "#00ff00", "water": "#0000ff"}')
+    assert Masks().read(source_again(tmp_path))[1] == names
 
 
 def test_black_and_white_masks_have_two_classes(tmp_path):
@@ -198,8 +224,15 @@ def test_masks_that_no_training_can_use(tmp_path):
         Masks().read(source)
     assert len(Masks(MaskSettings(mask_values="classes")).read(source)[1]) == 29
     assert Masks(MaskSettings(mask_values="binary")).read(source)[1] == ["ground", "thing"]
-    with pytest.raises(UserError, match="1 masks have the number 5, which no training mask has; the classes are 0, 1"):
+    with pytest.raises(UserError, match="1 of 2 masks have the number 5, which no training mask has; the"):
         Masks().read(source_of(tmp_path / "strange", [np.uint8([[0, 1]]), np.uint8([[0, 5]])]), ["0", "1"])
+    source_of(tmp_path / "negative", [np.uint8([[0, 1]])])
+    np.save(tmp_path / "negative" / "masks" / "0.npy", np.array([[-1, 1]]))
+    (tmp_path / "negative" / "masks" / "0.png").unlink()
+    source = source_again(tmp_path / "negative")
+    with pytest.raises(UserError, match="have the number -1: if its pixels have no class, give --ignore_index -1"):
+        Masks(MaskSettings(mask_values="binary")).read(source)
+    assert Masks(MaskSettings(mask_values="binary", ignore_index=-1)).read(source)[0].tolist() == [[0, 1]]
     with pytest.raises(UserError, match="a model needs two classes"):
         Masks().read(source_of(tmp_path / "one", [np.zeros((2, 2), np.uint8)]))
     (tmp_path / "one" / "classes.json").write_text('{"0": "a", "1": "a"}')
@@ -209,9 +242,60 @@ def test_masks_that_no_training_can_use(tmp_path):
         )
 
 
+def test_bad_images_are_left_to_where_they_are_opened(tmp_path):
+    source_of(tmp_path, [np.uint8([[0, 1, 1]]), np.uint8([[0, 0, 1]])])
+    (tmp_path / "images" / "0.png").write_bytes(b"no image")
+    source = source_again(tmp_path)
+    labels, names = Masks().read(source)
+    assert labels.tolist() == [[1, 2], [2, 1]]
+    with pytest.raises(BadImage, match="0.png is not a readable image"):
+        Masks().open_images(source, labels, names, Opening((1, 3), 3))
+    skipping = ImageSettings(on_bad_image="skip")
+    images = Masks().open_images(source, labels, names, Opening((1, 3), 3, skipping))
+    assert images.batch(0, [0])["masks"].tolist() == [[[0, 0, 1]]] and images.skipped.tolist() == [True, False]
+
+
+def test_an_image_without_known_pixels_is_not_among_the_worst(tmp_path, recwarn):
+    source = source_of(tmp_path, [np.uint8([[0, 1, 1]]), np.uint8([[255, 255, 255]])])
+    task = Masks()
+    labels, names = task.read(source)
+    images = task.open_images(source, labels, names, Opening((1, 3), 3))
+    confusion = np.array([[[1, 0], [1, 1]], [[0, 0], [0, 0]]])
+
+    class Said(torch.nn.Linear):
+        class config:
+            image_height_width = (1, 3)
+
+        def forward(self, pixel_values):
+            return SimpleNamespace(logits=torch.zeros(len(pixel_values), 2, 1, 3))
+
+    figure = task.examples(Said(1, 1), lambda batch, size: batch["images"], images, {"confusion": confusion}, names)
+    assert [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()] == ["image 0, mean IoU 50.0"]
+    assert not [warning for warning in recwarn if "empty slice" in str(warning.message)]
+
+
 def test_class_weights_by_hand():
     # Shares 0.9, 0.09 and 0.01: the median over each, at most 10; a class without a pixel has 1.
     assert class_weights(torch.tensor([[900, 60, 0, 0], [0, 30, 10, 0]])) == pytest.approx([0.1, 1.0, 9.0, 1.0])
+
+
+def test_a_head_goes_on_only_as_it_was(tmp_path):
+    names = {0: "a", 1: "b"}
+    trained = MAEForSemanticSegmentation(MAEConfig(**TINY, id2label=names))
+    trained.save_pretrained(tmp_path)
+    checkpoint, labels = open_checkpoint(tmp_path), torch.tensor([[3, 4]])
+    for settings, classes, note in (
+        (MaskSettings(), ["a", "b"], ""),
+        (MaskSettings(), ["a", "c"], "the checkpoint's head has other classes: it starts anew"),
+        (MaskSettings(segmentation_head="multiscale"), ["a", "b"], "head is linear, not multiscale: it starts anew"),
+    ):
+        said: list[str] = []
+        config = copy.deepcopy(checkpoint.config)
+        model = Masks(settings).new_model(config, checkpoint, classes, 1, labels, said.append)
+        assert note in "".join(said) and bool(said) == bool(note)
+        weights = model.segmenter.state_dict().get("classifier.weight")
+        assert torch.equal(weights, trained.segmenter.classifier.weight) == (not note)
+        assert torch.equal(model.mae.layernorm.weight, trained.mae.layernorm.weight)
 
 
 # --- crops ---
@@ -341,7 +425,7 @@ def test_scenes_are_always_the_same_and_their_masks_show_lit_garments(monkeypatc
     monkeypatch.setattr(scenes, "WITH_MASKS", 20)
     wanted = SourceSettings(dataset_name="fashion_scenes", problem_type="semantic_segmentation")
     train, test = load_source(wanted), load_source(wanted, "test")
-    assert (len(train), len(test)) == (20, 10) and "10 images without a mask" in train.left_out
+    assert (len(train), len(test)) == (20, 10) and "10 of 30 images have no mask" in train.left_out
     assert len(load_source(SourceSettings(dataset_name="fashion_scenes"))) == 30
     assert train.mask_names[0] == "ground" and train.mask_names[10] == "ankle boot"
     again = load_source(wanted)

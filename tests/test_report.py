@@ -197,9 +197,7 @@ def test_the_sentence_on_a_training():
     ):
         values = {"n_partial": n_partial, "label_fraction": label_fraction}
         assert describe_training(images=1500, source_name="Pets", **values) == sentence
-    attentive = describe_training(
-        images=1500, source_name="Pets", n_partial=0, label_fraction=1.0, pooling="attention"
-    )
+    attentive = describe_training(images=1500, source_name="Pets", n_partial=0, label_fraction=1.0, reads="attention")
     assert attentive == "Trained by attentive probing, on 1,500 images of Pets."
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from ..checkpoint import Checkpoint, open_checkpoint
@@ -18,9 +19,30 @@ from ..interop.layouts import IMAGENET_MEAN, IMAGENET_STD
 from ..modeling_mae import EvalNet, MAEForPreTraining, MAELayer, MAEModel
 from ..readout import block_tokens, nearest, pooled_output
 from ..report.reconstruction import visible_colours
-from ..tasks import CLASSES, TASKS
+from ..segmentation_mae import MAEForSemanticSegmentation
+from ..tasks import task_of_checkpoint
 from ..tasks.evalnet import names_of
+from ..tasks.mask_pictures import one_class, overlay, palette
+from ..tasks.windows import classes_of
 from . import views
+
+
+LONGEST_MASK = 1024  # pixels of the longer side of a mask on the page
+
+
+@dataclass
+class Segmented:
+    """The class of each pixel of an image. Large images are thinned out by a whole factor."""
+
+    image: torch.Tensor  # (channels, height, width), 255 is white
+    mask: np.ndarray  # (height, width) uint8
+    shares: dict[int, float]  # {class: share of all pixels}, the largest first, without those that have none
+
+    def picture(self, colours: np.ndarray, strength: float, alone: int | None) -> np.ndarray:
+        """``(height, width, 3)`` uint8: the image under the `colours` ``(classes, 3)`` of all classes, or of one."""
+        if alone is None:
+            return overlay(self.image, self.mask, colours, strength)
+        return one_class(self.image, self.mask, colours, strength, alone)
 
 
 @dataclass
@@ -33,10 +55,11 @@ class Look:
     stages: list[torch.Tensor]  # the input of each block, then the last one's output; each (1, 1 + patches, width)
     feature: torch.Tensor  # (width,), the pooled features
     scores: dict[str, float] | str | None  # of a classifier, as `Task.shown` returns them
+    segmented: Segmented | None  # of a segmentation
 
 
 class Explorer:
-    """A checkpoint: pre-trained, a classifier, or an encoder alone, of this or another project.
+    """A checkpoint: pre-trained, trained for a task, or an encoder alone, of this or another project.
 
     Raises:
         UserError: the checkpoint does not exist, or it cannot be read.
@@ -50,7 +73,7 @@ class Explorer:
         self.processing, self.guessed = _processing(opened)
         self.mean, self.std = self.processing.mean or [], self.processing.std or []
         self.encoder: MAEModel = self.model if isinstance(self.model, MAEModel) else self.model.mae
-        self.config = self.model.config
+        self.config, self.task = self.model.config, task_of_checkpoint(opened.config)
         self.grid, self.size = self.config.grid, self.config.image_height_width
 
     @property
@@ -60,6 +83,20 @@ class Explorer:
     @property
     def classifies(self) -> bool:
         return isinstance(self.model, EvalNet)
+
+    @property
+    def segments(self) -> bool:
+        return isinstance(self.model, MAEForSemanticSegmentation)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the classes or targets."""
+        return names_of(self.config)
+
+    @property
+    def colours(self) -> np.ndarray:
+        """The colour of each class, ``(classes, 3)`` uint8."""
+        return palette(len(self.names))
 
     @property
     def depth(self) -> int:
@@ -78,20 +115,19 @@ class Explorer:
             UserError: the file is not an image, or it does not have the model's channels.
         """
         white, bands = self.processing.white, self.processing.bands
-        image = decode(data, name, self.config.num_channels, white, bands, self.max_image_pixels)
-        crop = CenterCrop(self.size, self.processing.crop_fraction or 1.0)
-        boxes, _ = crop(0, [0], *image.shape[1:])
-        return self.look(crop_and_resize(image[None], boxes, None, self.size), name)
+        return self.look(decode(data, name, self.config.num_channels, white, bands, self.max_image_pixels), name)
 
     @torch.inference_mode()
-    def look(self, images: torch.Tensor, name: str) -> Look:
-        """Looks at an image ``(1, channels, height, width)`` of the model's size, in which 255 is white."""
-        pixel_values = self.normalised(images)
+    def look(self, image: torch.Tensor, name: str) -> Look:
+        """Looks at an image ``(channels, height, width)`` of any size, in which 255 is white."""
+        crop = CenterCrop(self.size, self.processing.crop_fraction or 1.0)
+        boxes, _ = crop(0, [0], *image.shape[1:])
+        pixel_values = self.normalised(crop_and_resize(image[None], boxes, None, self.size))
         encoded = self.encoder(pixel_values, output_hidden_states=True)
         scores = None
-        if self.classifies:
+        if self.classifies and self.task is not None:
             logits = self.model.head(self.model.head_norm(encoded.pooler_output))[0]
-            scores = TASKS[self.config.problem_type or CLASSES.name].shown(logits, names_of(self.config))
+            scores = self.task.shown(logits, self.names)
         return Look(
             name,
             pixel_values,
@@ -99,7 +135,16 @@ class Explorer:
             list(encoded.hidden_states),
             pooled_output(encoded)[0],
             scores,
+            self.segmented(image) if self.segments else None,
         )
+
+    def segmented(self, image: torch.Tensor) -> Segmented:
+        """The classes of an image ``(channels, height, width)``, in windows where it is larger than the model's."""
+        mask = classes_of(self.model, image, self.normalised).numpy()
+        counts = np.bincount(mask.ravel(), minlength=len(self.names))
+        shares = {int(i): float(counts[i] / mask.size) for i in np.argsort(-counts, kind="stable") if counts[i]}
+        step = -(-max(mask.shape) // LONGEST_MASK)
+        return Segmented(image[:, ::step, ::step].clone(), mask[::step, ::step].copy(), shares)
 
     def pictures(self, original: torch.Tensor, *others: torch.Tensor) -> list[torch.Tensor]:
         """Normalised images ``(1, channels, height, width)`` as ``(height, width, 3)`` uint8, in the same colours."""
@@ -211,7 +256,7 @@ class Folder:
 
     def look(self, place: int) -> Look:
         """Look at one of the images."""
-        return self.explorer.look(self.images.batch(0, [self.rows[place]])["images"], self.name(place))
+        return self.explorer.look(self.images.read(self.rows[place]), self.name(place))
 
     def name(self, place: int) -> str:
         """The file name of one of the images, or its number in the folder."""

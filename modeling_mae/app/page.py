@@ -13,12 +13,14 @@ import torch
 from ..errors import UserError
 from ..report.reconstruction import describe_shown
 from . import views
-from .explorer import Explorer, Folder, Look
+from .explorer import Explorer, Folder, Look, Segmented
 
 
 CLICKED = "clicked"  # the kind of mask that the visitor clicked
 KINDS = ("random", "block", "grid", CLICKED)
 NEIGHBOURS = 8
+ALL = -1  # in place of a class: all are shown
+STRENGTH = 0.5  # of the classes' colours, at the start
 SAMPLES = 8  # images of the folder to choose from
 KEPT = (3600, 24 * 3600)  # seconds between two clean-ups of uploaded files, and how long files are kept
 NO_DECODER = (
@@ -106,17 +108,27 @@ class Page:
         self.block = gr.Slider(
             1, explorer.depth, value=explorer.depth, step=1, label="Block of the encoder", elem_id="block"
         )
+        self.strength = gr.Slider(
+            0, 1, value=STRENGTH, step=0.05, label="Strength of colours", visible=explorer.segments, elem_id="strength"
+        )
+        self.alone = gr.Radio(
+            [("all classes", ALL)], value=ALL, label="Class", visible=explorer.segments, elem_id="alone"
+        )
 
     def _panes(self) -> None:
         explorer = self.explorer
         with gr.Row():
+            self.classes = pane("Classes: click one", "classes", clickable=True, visible=explorer.segments)
             self.original = pane("Image: click to frame a patch", "original", clickable=True)
             self.masked = pane("Masked: click to change", "masked", clickable=True, visible=explorer.reconstructs)
             self.reconstruction = pane("Reconstruction", "reconstruction", visible=explorer.reconstructs)
             with gr.Column(visible=not explorer.reconstructs):
                 self.scores = gr.Label(label="Classes", visible=explorer.classifies, elem_id="scores")
-                kind = "a classifier" if explorer.classifies else "an encoder"
-                gr.Markdown(NO_DECODER.format(kind=kind), elem_id="no-decoder")
+                self.legend = gr.HTML(visible=explorer.segments, elem_id="legend")
+                kind = kind_of(explorer)
+                gr.Markdown(
+                    NO_DECODER.format(kind=f"{'an' if kind.startswith('e') else 'a'} {kind}"), elem_id="no-decoder"
+                )
         with gr.Row():
             self.class_attention = pane("Class token's attention", "class-attention")
             self.patch_attention = pane("Patch's attention", "patch-attention")
@@ -136,8 +148,9 @@ class Page:
     def _connect(self) -> None:
         shown = [self.original, self.class_attention, self.patch_attention, self.components]
         masked = [self.masked, self.reconstruction]
-        everything = [self.session, self.message, self.kind, *shown, *masked, self.scores, self.neighbours]
-        settings = [self.kind, self.ratio, self.block]
+        classes = [self.classes, self.legend, self.alone]
+        everything = [self.session, self.message, self.kind, *shown, *masked, self.scores, *classes, self.neighbours]
+        settings = [self.kind, self.ratio, self.block, self.strength]
         quiet: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last", "concurrency_id": "model"}
         opening = {**quiet, "show_progress": "minimal"}
         self.file.upload(self.open_file, [self.file, *settings], everything, **opening)
@@ -152,6 +165,10 @@ class Page:
         looking = [self.session, self.message, *shown]
         self.original.select(self.click_original, [self.session, self.block], looking, **quiet)
         self.block.input(self.choose_block, [self.session, self.block], looking, **quiet)
+        colouring, chosen = [self.message, self.classes, self.alone], [self.session, self.strength, self.alone]
+        for event in (self.strength.input, self.alone.input):
+            event(self.colour, chosen, colouring, **quiet)
+        self.classes.select(self.click_class, chosen, colouring, **quiet)
 
     # --- event handlers ---
 
@@ -161,19 +178,21 @@ class Page:
         return self.folder
 
     @showing_errors
-    def open_file(self, path: str, kind: str, ratio: float, block: int):
+    def open_file(self, path: str, *settings: Any):
         with open(path, "rb") as file:
             data = file.read()
-        return self._open(self.explorer.open(data, path.replace("\\", "/").split("/")[-1]), kind, ratio, block)
+        return self._open(self.explorer.open(data, path.replace("\\", "/").split("/")[-1]), *settings)
 
     @showing_errors
-    def open_sample(self, kind: str, ratio: float, block: int, event: gr.SelectData):
-        return self._open(self._folder.look(self.sampled[event.index]), kind, ratio, block)
+    def open_sample(self, kind: str, ratio: float, block: int, strength: float, event: gr.SelectData):
+        return self._open(self._folder.look(self.sampled[event.index]), kind, ratio, block, strength)
 
     @showing_errors
-    def open_neighbour(self, session: Session, kind: str, ratio: float, block: int, event: gr.SelectData):
+    def open_neighbour(
+        self, session: Session, kind: str, ratio: float, block: int, strength: float, event: gr.SelectData
+    ):
         place, _ = self._folder.neighbours(opened(session).look, NEIGHBOURS)[event.index]
-        return self._open(self._folder.look(place), kind, ratio, block)
+        return self._open(self._folder.look(place), kind, ratio, block, strength)
 
     @showing_errors
     def draw(self, session: Session | None, kind: str, ratio: float):
@@ -204,9 +223,25 @@ class Page:
     def choose_block(self, session: Session | None, block: int):
         return self._encoded(opened(session), block), f"block {block} of {self.explorer.depth}"
 
+    @showing_errors
+    def colour(self, session: Session | None, strength: float, alone: int):
+        return self._coloured(opened(session).look, strength, alone)
+
+    @showing_errors
+    def click_class(self, session: Session | None, strength: float, alone: int, event: gr.SelectData):
+        """Shows the clicked class alone, or all if it is alone already."""
+        look = opened(session).look
+        assert look.segmented is not None  # only its picture calls this
+        mask, factor = look.segmented.mask, views.enlargement(look.segmented.mask.shape)
+        x, y = (min(int(place) // factor, side - 1) for place, side in zip(event.index, mask.shape[::-1], strict=True))
+        clicked = int(mask[y, x])
+        chosen = ALL if clicked == alone else clicked
+        changes, what = self._coloured(look, strength, chosen)
+        return {**changes, self.alone: chosen}, what
+
     # --- their answers ---
 
-    def _open(self, look: Look, kind: str, ratio: float, block: int):
+    def _open(self, look: Look, kind: str, ratio: float, block: int, strength: float):
         rows, columns = self.explorer.grid
         session = Session(look, torch.zeros(rows * columns, dtype=torch.bool), rows // 2 * columns + columns // 2)
         changes = {self.session: session, **self._encoded(session, block)}
@@ -216,12 +251,27 @@ class Page:
             changes, what = {**changes, **drawn}, f"{what}: {hidden}"
         if look.scores is not None:
             changes[self.scores] = look.scores
+        if look.segmented is not None:
+            coloured, _ = self._coloured(look, strength, ALL)
+            named = [(f"{self.explorer.names[i]} {share:.1%}", i) for i, share in look.segmented.shares.items()]
+            changes |= coloured
+            changes[self.alone] = gr.Radio([("all classes", ALL), *named], value=ALL)
+            changes[self.legend] = legend(self.explorer, look.segmented)
         if self.folder:
             changes[self.neighbours] = [
                 (self.folder.pictures[place].numpy(), f"{similarity:.2f}  {self.folder.name(place)}")
                 for place, similarity in self.folder.neighbours(look, NEIGHBOURS)
             ]
         return changes, what
+
+    def _coloured(self, look: Look, strength: float, alone: int):
+        segmented = look.segmented
+        assert segmented is not None  # only a segmentation shows classes
+        picture = segmented.picture(self.explorer.colours, strength, None if alone == ALL else alone)
+        changes = {self.classes: views.enlarged(torch.from_numpy(picture)).numpy()}
+        if alone == ALL:
+            return changes, f"{look.name}: {len(segmented.shares)} classes"
+        return changes, f"{look.name}: {self.explorer.names[alone]} alone, {segmented.shares[alone]:.1%} of the pixels"
 
     def _draw(self, session: Session, kind: str, ratio: float):
         if kind == CLICKED:
@@ -297,10 +347,26 @@ def opened(session: Session | None) -> Session:
     return session
 
 
+def legend(explorer: Explorer, segmented: Segmented) -> str:
+    """The classes of an image as HTML: colour, name and share of the pixels."""
+    rows = [
+        f'<li><span style="background: rgb({", ".join(map(str, explorer.colours[i]))})"></span>'
+        f"{html.escape(str(explorer.names[i]))} <b>{share:.1%}</b></li>"
+        for i, share in segmented.shares.items()
+    ]
+    return f"<ul>{''.join(rows)}</ul>"
+
+
+def kind_of(explorer: Explorer) -> str:
+    """What the checkpoint is, in a word or three."""
+    if explorer.segments:
+        return "segmentation"
+    return "classifier" if explorer.classifies else "encoder and decoder" if explorer.reconstructs else "encoder"
+
+
 def describe(explorer: Explorer, folder: Folder | None) -> str:
     """One line about the checkpoint and the folder."""
-    config = explorer.config
-    kind = "classifier" if explorer.classifies else "encoder and decoder" if explorer.reconstructs else "encoder"
+    config, kind = explorer.config, kind_of(explorer)
     (height, width), (patch_height, patch_width) = explorer.size, config.patch_height_width
     channels = f"{config.num_channels} channel{'s' * (config.num_channels > 1)}"
     parts = [

@@ -27,6 +27,8 @@ STYLE = """
 #message p.error {background: #fde8e8; color: #8f1d1d}
 .dark #message p {background: #27303d; color: #dbe4ee}
 .dark #message p.error {background: #4c1d1d; color: #fecaca}
+#legend ul {list-style: none; margin: 0; padding: 0}
+#legend span {display: inline-block; width: 1em; height: 1em; margin-right: .5em; border: 1px solid #888}
 .pane img {cursor: default}
 .pane.clickable img {cursor: crosshair}
 .pane [data-testid=block-label] {position: static; border: none; background: none; padding: .4rem .6rem}

@@ -15,7 +15,8 @@ def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
         metavar="FORMAT",
         help="mae: this project's layout (default). transformers: ViTMAEForPreTraining, ViTForImageClassification or "
         "ViTModel, depending on the source. vit: the same without the decoder. timm: a folder for "
-        "timm.create_model. onnx, torch (torch.export): a graph that returns a classifier's logits, or features",
+        "timm.create_model. onnx, torch (torch.export): a graph that returns the logits of classes or masks, or "
+        "features",
     )
     parser.add_argument(
         "--dynamic_size",

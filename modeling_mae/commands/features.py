@@ -22,10 +22,10 @@ def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
     )
     parser.add_argument(
         "--pooling",
-        choices=("mean", "mean_deviation", "cls", "flatten", "attention"),
+        choices=("mean", "mean_deviation", "cls", "flatten", "patches", "attention"),
         help="how tokens become features: the mean of the patches, mean and standard deviation, the class token, all "
-        "patches in a row, or the checkpoint's trained attention (default: the checkpoint's own pooling, mostly the "
-        "mean)",
+        "patches in a row, all patches as a map (rows, columns, width), or the checkpoint's trained attention "
+        "(default: the checkpoint's own pooling, mostly the mean)",
     )
     parser.add_argument(
         "--to", choices=("parquet", "npy"), help="npy: an array, and the names as CSV (default: by the ending of OUT)"

@@ -12,7 +12,7 @@ from ..checkpoint import Checkpoint, open_checkpoint
 from ..data.find.places import Place
 from ..errors import UserError
 from ..modeling_mae import MAEModel
-from ..readout import ATTENTION, POOLINGS, Readout, check_choice
+from ..readout import ATTENTION, PATCHES, POOLINGS, Readout, check_choice
 from .features import frozen_encoder
 from .inputs import Inputs
 from .tables import ApplySettings, Job, Output, absolute, quiet_accelerator, write_rows
@@ -22,9 +22,9 @@ from .tables import ApplySettings, Job, Output, absolute, quiet_accelerator, wri
 class Features:
     """Features of images, with the images' names.
 
-    `values` ``(images, width)`` float32. `files`: the path of each image in its folder, or its row number if it has no
-    file. `rows`: its number in the source, counted from 0. `labels`: the images' labels, or None. `about`: checkpoint,
-    blocks, pooling, and the place of the images.
+    `values` ``(images, width)`` float32, or ``(images, rows, columns, width)`` of patches. `files`: the path of each
+    image in its folder, or its row number if it has no file. `rows`: its number in the source, counted from 0.
+    `labels`: the images' labels, or None. `about`: checkpoint, blocks, pooling, and the place of the images.
     """
 
     values: np.ndarray
@@ -57,8 +57,11 @@ class Extractor:
 
     @property
     def read(self) -> dict[str, Any]:
-        """Blocks and pooling, as files record them."""
-        return {"blocks": list(self.readout.blocks), "pooling": self.readout.pooling}
+        """Blocks and pooling, as files record them. Of patches also the `map`: rows, columns and width."""
+        read = {"blocks": list(self.readout.blocks), "pooling": self.readout.pooling}
+        config = self.encoder.config
+        width = len(self.readout.blocks) * config.hidden_size
+        return {**read, "map": [*config.grid, width]} if self.readout.pooling == PATCHES else read
 
     def job(self, inputs: Inputs) -> Job:
         def compute(pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -112,13 +115,14 @@ def extract_features(
             images and paths; see `open_place`.
         blocks: encoder blocks, counted from 1, by default the last. The features of several are concatenated.
         pooling: one of `POOLINGS`: ``mean`` of the patch tokens, ``mean_deviation`` (mean and standard deviation),
-            ``cls``, ``flatten``, or ``attention`` if the checkpoint has it. By default the checkpoint's own, mostly
-            the mean.
+            ``cls``, ``flatten``, ``patches`` (a map of all patch tokens), or ``attention`` if the checkpoint has it.
+            By default the checkpoint's own, mostly the mean.
         progress: show a bar, or a line every 10 seconds.
         options: fields of `ApplySettings`: ``batch_size``, ``num_workers``, ``on_bad_image``, ``split``, ...
 
     Returns:
-        `Features`: values ``(images, width)`` float32, files, rows and labels.
+        `Features`: values ``(images, width)`` float32, of ``patches`` ``(images, rows, columns, width)``; files, rows
+            and labels.
 
     Raises:
         UserError: the checkpoint or the images do not exist or do not fit, or an image cannot be read.
@@ -141,8 +145,9 @@ def write_features(
 ) -> None:
     """Writes the features to a file, part by part, by all processes of a launcher.
 
-    A parquet file has the columns `row`, `file`, `features`, and `label` if the images have labels. A .npy file has
-    the array, and a CSV file of the same name the other columns.
+    A parquet file has the columns `row`, `file`, `features`, and `label` if the images have labels. The features of
+    patches are flat there, and the metadata's `map` has their rows, columns and width. A .npy file has the array, and
+    a CSV file of the same name the other columns.
 
     Raises:
         UserError: as `extract_features`, or the file exists or cannot be written.

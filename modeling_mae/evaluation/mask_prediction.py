@@ -1,6 +1,5 @@
 """Masks of any images, as PNG files under the images' names."""
 
-import json
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from ..checked import check, read_json
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..data.find.places import Place
 from ..data.find.row_names import RowNames
@@ -21,7 +21,7 @@ from ..segmentation_mae import MAEForSemanticSegmentation
 from ..tasks.evalnet import names_of
 from ..tasks.mask_pictures import overlay, palette
 from ..tasks.protocol import distinct
-from ..tasks.windows import logits_by_rows
+from ..tasks.windows import classes_of
 from ..training.run_folder import lock_folder
 from .inputs import Inputs, ProgressBar, names_checksum, weights_checksum
 from .parts import differences
@@ -39,7 +39,7 @@ STRENGTH = 0.5  # of the classes' colours over an image
 @dataclass(frozen=True)
 class MaskOutput:
     """The folder that masks go to, whether each also gets a picture of the image under its colours, and whether masks
-    of other settings may be replaced."""
+    of other settings, which this project wrote there, may be replaced."""
 
     folder: Path
     overlay: bool = False
@@ -59,7 +59,7 @@ def write_masks(checkpoint: str, images: Place, output: MaskOutput, settings: Ap
     inputs = settings.open(opened, images, accelerator, say=accelerator.print)
     model = opened.trained(MAEForSemanticSegmentation).eval()
     names = names_of(opened.config)
-    accelerator.print(f"masks      {checkpoint}, {len(names)} classes, {len(inputs):,} images at their own size")
+    accelerator.print(f"masks      {checkpoint}, {len(names)} classes, {_count(len(inputs), 'image')}")
     made_with = {
         "weights": weights_checksum(model),
         "images": f"{len(inputs):,}, {names_checksum(inputs.source)}",
@@ -74,7 +74,14 @@ def write_masks(checkpoint: str, images: Place, output: MaskOutput, settings: Ap
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         _write_table(output.folder, targets, names, RowNames(inputs.source).files(0, len(inputs)))
-        accelerator.print(f"written    {output.folder}: masks, {CLASSES} and {TABLE}", flush=True)
+        written = sum((output.folder / target).exists() for target in targets)
+        gone = f"; {_count(len(targets) - written, 'unreadable image')} left out" if written < len(targets) else ""
+        said = f"written    {output.folder}: {_count(written, 'mask')}, {CLASSES} and {TABLE}{gone}"
+        accelerator.print(said, flush=True)
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
 def mask_files(files: list[str]) -> list[str]:
@@ -89,10 +96,10 @@ def _claim(output: MaskOutput, made_with: dict, names: list[str]) -> None:
     folder, path = output.folder, output.folder / SETTINGS
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not path.exists() and any(folder.iterdir()) and not output.overwrite:
-            raise UserError(f"folder {str(folder)!r} holds other files: give another, or --overwrite")
+        if not path.exists() and any(not inside.name.startswith(".") for inside in folder.iterdir()):
+            raise UserError(f"folder {str(folder)!r} holds other files: give another")
         lock_folder(folder)
-        before = json.loads(path.read_text()) if path.exists() else made_with
+        before = check(path, read_json(path), {}, needed=made_with) if path.exists() else made_with
         changes = differences(before, made_with)
         if changes and not output.overwrite:
             raise UserError(f"{str(folder)!r} holds masks of {changes}: give another folder, or --overwrite")
@@ -129,18 +136,12 @@ def _predict(
 
 def mask_of(model: MAEForSemanticSegmentation, inputs: Inputs, image: torch.Tensor) -> np.ndarray:
     """Class numbers ``(height, width)`` uint8 of an image ``(channels, height, width)``, at its own size."""
-    height, width = image.shape[1:]
     device = inputs.transform.mean.device
 
-    def read(top: int, end: int) -> torch.Tensor:
-        rows = image[None, :, top:end].to(device)
-        return inputs.transform({"images": rows}, tuple(rows.shape[2:]))
+    def normalised(rows: torch.Tensor) -> torch.Tensor:
+        return inputs.transform({"images": rows.to(device)}, tuple(rows.shape[2:]))
 
-    mask, row = np.empty((height, width), np.uint8), 0
-    for logits in logits_by_rows(model, read, (height, width)):
-        mask[row : row + logits.shape[1]] = logits.argmax(0).cpu().numpy()
-        row += logits.shape[1]
-    return mask
+    return classes_of(model, image, normalised).numpy()
 
 
 def _read_ahead(inputs: Inputs, rows: list[int]) -> Iterator[tuple[int, torch.Tensor | None]]:

@@ -8,7 +8,7 @@ import pyarrow.parquet
 import torch
 import torch.nn.functional as F
 
-from ..checked import Kind, anything, check, mapped, optional, parse, text
+from ..checked import Kind, anything, check, count, listed, mapped, optional, parse, text
 from ..checkpoint import open_checkpoint
 from ..data.find.places import Place
 from ..errors import UserError
@@ -24,7 +24,12 @@ RIDGE = 3  # added to the variance of each direction, in median variances; with 
 MOST_ROWS = 4096  # images used to find the directions, and so the largest number of directions
 
 
-ABOUT: dict[str, Kind] = {"place": optional(mapped(anything)), "checkpoint": text, "settings": mapped(anything)}
+ABOUT: dict[str, Kind] = {
+    "place": optional(mapped(anything)),
+    "checkpoint": text,
+    "settings": mapped(anything),
+    "map": listed(count),
+}
 
 
 def load_features(path: str | Path) -> Features:
@@ -39,7 +44,9 @@ def load_features(path: str | Path) -> Features:
         about = check(path, parse((table.schema.metadata or {})[KEY]), ABOUT)
         columns = {name: table.column(name).to_pylist() for name in ("file", "row")}
         labels = table.column("label").to_pylist() if "label" in table.column_names else None
-        return Features(features_array(table), columns["file"], columns["row"], labels, about)
+        values = features_array(table)
+        values = values.reshape(len(values), *about.get("map", [-1]))
+        return Features(values, columns["file"], columns["row"], labels, about)
     except FileNotFoundError:
         raise UserError(f"features file {path!r} does not exist: write one with `mae features`") from None
     except (OSError, ValueError, KeyError) as error:
@@ -83,14 +90,14 @@ def nearest_neighbours(features: Features, queries: Features, k: int = 5) -> tup
     """(positions in `features`, cosines), both ``(queries, k)``, the nearest first. `k` is at most their number.
 
     Raises:
-        UserError: k is below 1, or the features are of different widths.
+        UserError: k is below 1, or the features are of different widths, or of patches.
     """
     if k < 1:
         raise UserError(f"k {k} is not at least 1")
     if features.values.shape[1] != queries.values.shape[1]:
         widths = features.values.shape[1], queries.values.shape[1]
         raise UserError(f"features of {widths[0]} and {widths[1]} values cannot be compared: compute both alike")
-    cosines, positions = nearest(_on_device(queries.values), _on_device(features.values), k)
+    cosines, positions = nearest(_on_device(queries), _on_device(features), k)
     return positions.cpu().numpy(), cosines.cpu().numpy()
 
 
@@ -102,15 +109,16 @@ def near_duplicates(features: Features, threshold: float = ALIKE) -> tuple[np.nd
     threshold does not depend on the encoder.
 
     Raises:
-        UserError: the threshold is not a cosine, or a feature is not finite.
+        UserError: the threshold is not a cosine, a feature is not finite, or they are of patches.
     """
     if not -1 <= threshold <= 1:
         raise UserError(f"threshold {threshold} is not in -1 ... 1: give a cosine, as {ALIKE}")
+    values = _on_device(features)
     finite = np.isfinite(features.values).all(1)
     if not finite.all():
         name = features.files[int(finite.argmin())]
         raise UserError(f"the features of {name!r} are not finite numbers: compute them again in full precision")
-    bank = whitened(_on_device(features.values))
+    bank = whitened(values)
     cosines, earlier = (found[:, 0].cpu().numpy() for found in nearest(bank, bank, 1, only_earlier=True))
     alike = np.flatnonzero(cosines >= threshold)
     alike = alike[np.argsort(-cosines[alike], kind="stable")]
@@ -131,8 +139,10 @@ def whitened(values: torch.Tensor) -> torch.Tensor:
     return F.pad((centred @ directions.T) * scales, (0, 1), value=0.01)
 
 
-def _on_device(values: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(values).to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+def _on_device(features: Features) -> torch.Tensor:
+    if features.values.ndim != 2:
+        raise UserError("features of patches do not compare images: compute them with another --pooling, as mean")
+    return torch.from_numpy(features.values).to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
 
 
 def images_of(features: Features, checkpoint: str | None = None) -> Inputs:

@@ -4,6 +4,7 @@ The parts of `OUT` are numbered parquet files in the folder `OUT.parts`. At the 
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from ..training.run_folder import LOCK, MARK, lock_folder
 
 MOST_PARTS = 1000  # a kill loses at most one part per process
 ROW_GROUP = 8192  # rows that a reader of the merged file loads at once
+GROUP_BYTES = 1 << 28  # of fewer, larger rows
 KEY = b"modeling_mae"  # metadata key of a parquet file: as JSON, how it was made
 FEATURES = "features"  # the column that becomes the array of a .npy file
 
@@ -145,7 +147,7 @@ def write_parquet(target: Path, parts: Parts, about: dict) -> None:
         try:
             for table in parts.tables():
                 waiting.append(table)
-                if sum(map(len, waiting)) >= ROW_GROUP:
+                if sum(map(len, waiting)) >= ROW_GROUP or sum(each.nbytes for each in waiting) >= GROUP_BYTES:
                     write(pyarrow.concat_tables(waiting), writers)
                     waiting = []
             if waiting:
@@ -171,9 +173,10 @@ def write_csv(target: Path, parts: Parts, about: dict) -> None:
 
 
 def write_npy(target: Path, parts: Parts, about: dict) -> None:
-    """Writes the features as an array ``(images, width)`` float32, and the other columns to a CSV file of the same
-    name."""
-    shape = (parts.num_rows(), pyarrow.parquet.read_schema(parts.path(0)).field(FEATURES).type.list_size)
+    """Writes the features as an array ``(images, width)`` or ``(images, rows, columns, width)`` float32, and the other
+    columns to a CSV file of the same name."""
+    length = pyarrow.parquet.read_schema(parts.path(0)).field(FEATURES).type.list_size
+    shape = (parts.num_rows(), *about.get("map", [length]))
     with replacing(target) as partial:
         with partial.open("wb") as file:  # table by table, because the whole array may not fit into memory
             header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False}
@@ -191,9 +194,9 @@ WRITERS: dict[str, Callable[[Path, Parts, dict], None]] = {  # by the file's end
 
 
 def features_column(features: np.ndarray) -> pyarrow.Array:
-    """``(images, width)`` as a column of equally long lists."""
+    """``(images, ...)`` as a column of equally long lists."""
     flat = pyarrow.array(np.ascontiguousarray(features, np.float32).reshape(-1))
-    return pyarrow.FixedSizeListArray.from_arrays(flat, features.shape[1])
+    return pyarrow.FixedSizeListArray.from_arrays(flat, math.prod(features.shape[1:]))
 
 
 def features_array(table: pyarrow.Table) -> np.ndarray:
@@ -204,12 +207,12 @@ def features_array(table: pyarrow.Table) -> np.ndarray:
 
 
 def table_of(columns: dict, types: dict[str, pyarrow.DataType]) -> pyarrow.Table:
-    """The columns as a table. Arrays ``(images, n)`` become equally long lists. Other columns have the type that
+    """The columns as a table. Arrays ``(images, n, ...)`` become equally long lists. Other columns have the type that
     `types` names, else their array's."""
     arrays = {}
     for name, column in columns.items():
         if isinstance(column, np.ndarray):
-            arrays[name] = features_column(column) if column.ndim == 2 else pyarrow.array(column)
+            arrays[name] = features_column(column) if column.ndim > 1 else pyarrow.array(column)
         else:
             arrays[name] = pyarrow.array(column, types[name])
     return pyarrow.table(arrays)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..configuration_mae import MAEConfig
 from ..data.serve.images import Images
 from ..modeling_mae import MAEModel
-from ..readout import ATTENTION, POOLINGS, Readout, check_choice, read
+from ..readout import ATTENTION, PATCHES, POOLINGS, Readout, check_choice, read
 from ..tasks import Task
 from ..training.launch import smallest_budget
 from .features import JudgeSettings, K, judge
@@ -15,7 +15,8 @@ from .probes import probe_metric
 from .reader import FrozenSet, Reader
 
 
-TABLED = [pooling for pooling in POOLINGS if pooling != "flatten"]  # flatten grows with the image
+COMPARED = [pooling for pooling in POOLINGS if pooling != PATCHES]  # by k-NN and linear models
+TABLED = [pooling for pooling in COMPARED if pooling != "flatten"]  # flatten grows with the image
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class ReadoutSettings:
         """
         check_choice("readouts", [] if self.readouts is None else [self.readouts], ["all"])
         check_choice("feature_layers", self.feature_layers or [], range(1, depth + 1))
-        check_choice("feature_pooling", self.feature_pooling or [], POOLINGS)
+        check_choice("feature_pooling", self.feature_pooling or [], COMPARED)
         chosen = []
         if self.feature_layers is not None or self.feature_pooling is not None:
             blocks = tuple(self.feature_layers or [depth])

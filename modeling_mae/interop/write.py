@@ -16,7 +16,8 @@ from torch import nn
 
 from ..configuration_mae import MAEConfig
 from ..errors import UserError
-from ..modeling_mae import EvalNet, MAEForPreTraining, MAEPreTrainedModel
+from ..modeling_mae import EvalNet, MAEForPreTraining, MAEPreTrainedModel, MAETunedModel
+from ..segmentation_mae import MAEForSemanticSegmentation
 from .layouts import (
     DECODER,
     IMAGENET_MEAN,
@@ -53,7 +54,7 @@ def write_model(
         target: a folder; for ``onnx`` and ``torch`` a file.
         to: one of FORMATS. ``mae`` is ours, ``torch`` a torch.export program. ``transformers`` is
             ViTMAEForPreTraining, ViTForImageClassification or ViTModel, depending on the model. ``vit`` is the same
-            without the decoder.
+            without the decoder. Of a segmentation these and ``timm`` have the encoder alone.
         dynamic_size: for ``onnx`` and ``torch``, accept images of any height and width that the patch divides.
 
     Returns:
@@ -67,8 +68,12 @@ def write_model(
     target = Path(target)
     if to in ("onnx", "torch"):
         return f"written    {target}{export(model, target, to, processor, dynamic_size)}"
+    left_out = ""
+    if to in ("transformers", "vit", "timm") and isinstance(model, MAEForSemanticSegmentation):
+        model = model.mae
+        left_out = f"\nnote       --to {to} has no head for masks: this is the encoder alone; --to onnx has it"
     if to == "timm":
-        return f"written    {target}: {save_timm(model, target, processor)}"
+        return f"written    {target}: {save_timm(model, target, processor)}{left_out}"
     if to == "vit" and isinstance(model, MAEForPreTraining):
         model = model.mae
     note = None
@@ -77,7 +82,7 @@ def write_model(
         processor, note = transformers_processor(processor, model.config.num_channels)
         written = to_transformers(model)
     save(written, processor, target)
-    line = f"written    {target}: {type(written).__name__}.from_pretrained({str(target)!r})"
+    line = f"written    {target}: {type(written).__name__}.from_pretrained({str(target)!r}){left_out}"
     return f"{line}\nnote       {note}" if note else line
 
 
@@ -246,8 +251,8 @@ class _Outputs(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor):
         outputs = self.model(pixel_values)
-        if isinstance(self.model, EvalNet):
-            return outputs.logits  # (batch, labels)
+        if isinstance(self.model, MAETunedModel):
+            return outputs.logits  # (batch, labels), or (batch, labels, height, width)
         # (batch, 1 + patches, width), (batch, width)
         return outputs.last_hidden_state, outputs.pooler_output
 
@@ -259,7 +264,7 @@ def _class_names(config: MAEConfig) -> list[str]:
 
 def graph_metadata(model: MAEPreTrainedModel, processor=None) -> dict[str, str]:
     """What a user of the graph must know, as JSON: `image_size` [height, width] and `num_channels`; with a
-    `processor`, `image_mean` and `image_std` of each channel (white is 1); for a classifier, `class_names` and
+    `processor`, `image_mean` and `image_std` of each channel (white is 1); with a head, `class_names` and
     `problem_type`."""
     config = model.config
     values = {"image_size": list(config.image_height_width), "num_channels": config.num_channels}
@@ -267,20 +272,26 @@ def graph_metadata(model: MAEPreTrainedModel, processor=None) -> dict[str, str]:
         for name in ("image_mean", "image_std"):
             value = getattr(processor, name)
             values[name] = [value] * config.num_channels if isinstance(value, float) else list(value)
-    if isinstance(model, EvalNet):
+    if isinstance(model, MAETunedModel):
+        usual = "single_label_classification" if isinstance(model, EvalNet) else "semantic_segmentation"
         values["class_names"] = _class_names(config)
-        values["problem_type"] = config.problem_type or "single_label_classification"
+        values["problem_type"] = config.problem_type or usual
     return {key: json.dumps(value) for key, value in values.items()}
 
 
-def _example(model: MAEPreTrainedModel, dynamic_size: bool) -> tuple[torch.Tensor, dict, dict[int, str]]:
+def _example(model: MAEPreTrainedModel, dynamic_size: bool, to: str) -> tuple[torch.Tensor, dict, dict[int, str]]:
     """(images ``(2, channels, height, width)`` to trace the graph with, their free axes, the axes' names)."""
     config, axes = model.config, {0: "batch"}
     free = {0: torch.export.Dim("batch", min=1, max=65536)}
     rows, columns = config.grid
     if dynamic_size:
-        if config.pooling == "flatten":
+        if config.pooling == "flatten" and not isinstance(model, MAEForSemanticSegmentation):
             raise UserError("--dynamic_size true: pooling='flatten' only works for one size; leave the option out")
+        if to == "onnx" and isinstance(model, MAEForSemanticSegmentation) and config.segmentation_head == "upernet":
+            raise UserError(  # an ONNX graph has no pooling to a fixed grid from any size
+                "--dynamic_size true: in ONNX, segmentation_head='upernet' only works for one size; leave the option "
+                "out, or give --to torch"
+            )
         axes |= {2: "height", 3: "width"}
         for axis, patch in zip((2, 3), config.patch_height_width, strict=True):
             free[axis] = patch * torch.export.Dim(f"patches_of_{axes[axis]}", min=2, max=1024)
@@ -294,7 +305,7 @@ def export(model: MAEPreTrainedModel, path: Path, to: str, processor=None, dynam
     """Write `model` as one file for any batch size. With `dynamic_size`, height and width may be any multiple of the
     patch. An ONNX graph of 2 GB or more has its weights in a second file.
 
-    The graph's input is `pixel_values` (batch, channels, height, width). It returns `logits` for an EvalNet,
+    The graph's input is `pixel_values` (batch, channels, height, width). It returns `logits` of a model with a head,
     otherwise `last_hidden_state` and `pooler_output` of the encoder. An ONNX graph has the `graph_metadata` of the
     model and the image `processor` in its metadata_props.
 
@@ -305,7 +316,7 @@ def export(model: MAEPreTrainedModel, path: Path, to: str, processor=None, dynam
         More lines for the user: the metadata, or an empty text.
 
     Raises:
-        UserError: the packages for ONNX are not installed, `path` cannot be written, or the classifier only works for
+        UserError: the packages for ONNX are not installed, `path` cannot be written, or the head only works for
             one size and `dynamic_size` is set.
     """
     if to == "onnx":
@@ -320,7 +331,7 @@ def export(model: MAEPreTrainedModel, path: Path, to: str, processor=None, dynam
                 "--set pooling=mean, or give a classifier"
             )
         model = model.mae
-    example, free, axes = _example(model, dynamic_size)
+    example, free, axes = _example(model, dynamic_size, to)
     with torch.no_grad():
         # strict=False, because the positions check whether height and width are free.
         program = torch.export.export(
@@ -334,7 +345,7 @@ def export(model: MAEPreTrainedModel, path: Path, to: str, processor=None, dynam
                 torch.export.save(program, buffer)
                 path.write_bytes(buffer.getbuffer())
                 return ""
-            names = ["logits"] if isinstance(model, EvalNet) else ["last_hidden_state", "pooler_output"]
+            names = ["logits"] if isinstance(model, MAETunedModel) else ["last_hidden_state", "pooler_output"]
             graph = torch.onnx.export(
                 program,
                 (example,),

@@ -162,9 +162,9 @@ def evaluation_advice(run: RunFiles) -> list[Text]:
     if best is None:
         return advice
     folder = f"{_place(run)}/{best['name']}" if len(trained) > 1 else _place(run)
-    use = f"from transformers import pipeline\n\nclassify = pipeline({problem.hub_task!r}, {folder!r}, "
-    use += "trust_remote_code=True)\nclassify('photograph.jpg')"
-    return [*advice, Text("Use the best classifier:", use, "python"), _export(folder)]
+    use = f"from transformers import pipeline\n\npredict = pipeline({problem.hub_task!r}, {folder!r}, "
+    use += "trust_remote_code=True)\npredict('photograph.jpg')"
+    return [*advice, Text("Use the best model:", use, "python"), _export(folder)]
 
 
 def _length_of_training(
@@ -207,7 +207,7 @@ def _confusions(row: dict[str, Any], run: RunFiles) -> Iterator[Text]:
     if count:
         yield Text(
             f"Most often {names[true]!r} is taken for {names[predicted]!r} ({count:,} of its {sum(confusion[true]):,} "
-            "images). Look at these images first: labels may be wrong, or the image size too small. "
+            f"{run.problem.confused}). Look at these images first: labels may be wrong, or the image size too small. "
             "--save_predictions true lists every image."
         )
 

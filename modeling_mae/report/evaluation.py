@@ -98,16 +98,17 @@ def _percent(accuracy: float | None, digits: int = 1) -> str:
 
 
 def describe_training(
-    n_partial: float | None, images: int, label_fraction: float, source_name: str, pooling: str = "mean"
+    n_partial: float | None, images: int, label_fraction: float, source_name: str, reads: str = "mean"
 ) -> str:
     """A sentence for the card about what was trained, and on which images.
 
-    `n_partial` is the number of tuned blocks, None for training from scratch. `pooling` comes from the MAEConfig."""
+    `n_partial` is the number of tuned blocks, None for training from scratch. `reads` is as in
+    `probe_name`."""
     share = f", {100 * label_fraction:g}% of all" if label_fraction < 1 else ""
     if n_partial is None:
         how = "from scratch, with all blocks"
     elif n_partial == 0:
-        how = f"by {probe_name(pooling)}"
+        how = f"by {probe_name(reads)}"
     else:
         how = f"with {n_partial:g} block{'' if n_partial == 1 else 's'} tuned"
     return f"Trained {how}, on {images:,} images of {source_name}{share}."

@@ -4,7 +4,9 @@ import base64
 import gc
 import io
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -22,8 +24,7 @@ NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes `figure` to `path` as PNG."""
-    _without_formulas(figure)
-    with replacing(path) as partial:
+    with _plain_text(figure), replacing(path) as partial:
         figure.savefig(partial, format="png")
     # A figure has reference cycles, so only the garbage collector frees it. Python runs the collector too rarely for
     # objects this large: without this call, memory grows by 2 MB per figure.
@@ -39,9 +40,9 @@ def save_charts(folder: Path, parts: Sequence[Part]) -> None:
 
 def chart_uri(figure: Figure) -> str:
     """`figure` as a data URI of an SVG, readable on dark and on light pages."""
-    _without_formulas(figure)
     file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata=NO_METADATA)
+    with _plain_text(figure):
+        figure.savefig(file, format="svg", transparent=True, metadata=NO_METADATA)
     gc.collect()
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :].replace(MATPLOTLIB_INK, "var(--ink)")
@@ -56,10 +57,15 @@ def picture_uri(path: Path) -> str:
     return _uri("image/png", path.read_bytes())
 
 
-def _without_formulas(figure: Figure) -> None:
-    """Turns formulas off, because the name of a class or a run may hold $ or _{."""
+@contextmanager
+def _plain_text(figure: Figure) -> Iterator[None]:
+    """The names of classes and runs may hold anything: $ and _{ are no formulas, and letters that no font here has
+    become boxes without a warning."""
     for text in figure.findobj(Text):
         text.set_parse_math(False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        yield
 
 
 def _uri(kind: str, content: bytes) -> str:

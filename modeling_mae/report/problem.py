@@ -20,7 +20,8 @@ class Problem:
     columns: dict[str, str]  # of the table of results: {key of a row: title}; all are shares, or none
     each: tuple[str, str, str]  # a metric per label: the key of the results, the word for a label, the metric's title
     model: str  # what the card calls the model
-    usage: str  # Python lines that use `model` and the `inputs` made from an image
+    usage: str  # Python lines that use `model`, an `image` and the `inputs` made from it
+    confused: str = "images"  # what a confusion matrix counts
     auto_class: str = "AutoModelForImageClassification"  # transformers' class that loads the model
     hub_task: str = "image-classification"  # the name of the task on the Hub and in pipelines
     # Columns to add if some classes have many more evaluation images than others.

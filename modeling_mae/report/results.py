@@ -44,8 +44,11 @@ def row_title(row: dict) -> str:
     return probe_name(row.get("pooling")) if n_partial == 0 else f"fine-tuned blocks: {n_partial:g}"
 
 
-def probe_name(pooling: str | None) -> str:
-    return "attentive probing" if pooling == "attention" else "linear probing"
+def probe_name(reads: str | None) -> str:
+    """The name of a head on the frozen encoder, which it `reads` by this pooling or head for pixels."""
+    if reads in ("multiscale", "upernet"):
+        return f"{reads} head, frozen encoder"
+    return "attentive probing" if reads == "attention" else "linear probing"
 
 
 def tuned_accuracies(rows: list[dict], problem: Problem) -> tuple[dict[float, float], float | None]:

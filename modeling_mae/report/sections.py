@@ -214,14 +214,15 @@ def _settings_rows(columns: list[dict]) -> list[list[str]]:
 
 
 def use_section(repo_id: str | None, auto_class: str, lines: str, note: str = "") -> Section:
-    """How to load the checkpoint. `lines` use `model` and the `inputs` made from an image."""
+    """How to load the checkpoint. `lines` use `model`, an `image` and the `inputs` made from it."""
     place = repo_id or "PATH_OR_HUB_ID"
     code = f"""from PIL import Image
 from transformers import AutoImageProcessor, {auto_class}
 
 processor = AutoImageProcessor.from_pretrained("{place}", trust_remote_code=True)
 model = {auto_class}.from_pretrained("{place}", trust_remote_code=True).eval()
-inputs = processor(Image.open("photograph.jpg"), return_tensors="pt")
+image = Image.open("photograph.jpg")
+inputs = processor(image, return_tensors="pt")
 {lines}"""
     trust = (
         "`trust_remote_code=True` runs the Python files that are stored with the weights. If you have installed the "

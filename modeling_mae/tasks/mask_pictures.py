@@ -7,6 +7,7 @@ from matplotlib.patches import Patch
 
 
 MISSED = np.array([220, 30, 30], np.uint8)  # the colour of a pixel that the prediction has wrong
+PALE = 6  # how much closer to white the pixels of other classes are, where one class is shown alone
 MOST_NAMED = 24  # classes in a legend
 
 
@@ -30,6 +31,13 @@ def overlay(image: torch.Tensor, mask: np.ndarray, colours: np.ndarray, strength
     ``(height, width)``. `strength` is 0 ... 1."""
     pixels = seen_by_people(image).astype(np.float32)
     return (pixels * (1 - strength) + colours[mask] * strength).round().astype(np.uint8)
+
+
+def one_class(image: torch.Tensor, mask: np.ndarray, colours: np.ndarray, strength: float, number: int) -> np.ndarray:
+    """As `overlay`, with the pixels of all other classes nearly white."""
+    shown = overlay(image, mask, colours, strength)
+    pale = 255 - (255 - seen_by_people(image)) // PALE
+    return np.where((mask == number)[..., None], shown, pale)
 
 
 def compared_masks(shown: list[tuple[torch.Tensor, np.ndarray, np.ndarray, str]], names: list[str]) -> Figure:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,8 +14,9 @@ from matplotlib.figure import Figure
 from ..checkpoint import Checkpoint
 from ..configuration_mae import MAEConfig
 from ..data.find.sources import Source
+from ..data.read.faults import BadImage
 from ..data.read.header import read_header
-from ..data.read.masks import decode_mask
+from ..data.read.masks import COLOUR, decode_mask
 from ..data.serve.images import Images, Opening, open_images
 from ..data.serve.masked import IGNORED, MaskedImages, ScaledCrop
 from ..errors import UserError
@@ -29,10 +31,10 @@ from .windows import logits_of, model_device
 
 SEMANTIC_SEGMENTATION = "semantic_segmentation"  # transformers has no name for it
 THREADS = 8  # that read masks before the training
-DEEP = 1 << 16  # larger numbers are colours
 MATRICES_LIMIT = 1 << 30  # bytes; 2,000 images of 150 classes take a sixth of it
 KEPT_LIMIT = 1 << 30  # bytes of masks that are kept in memory
 EXAMPLES = 8  # images of the worst ones
+SHOWN_CLASSES = 24  # in the line about the data
 MANY_INSTANCES = 8  # numbers in an ordinary image of masks that count things
 WEIGHT_BOUNDS = (0.1, 10.0)  # of the class weights, so that a class of a few pixels does not rule the training
 
@@ -66,15 +68,16 @@ class Numbering:
             return None
         if self.settings.mask_values == "binary":
             return "thing" if value else "ground"
-        return self.named.get(value) or (f"#{value:06x}" if value >= DEEP else str(value))
+        return self.named.get(value) or (f"#{value - COLOUR:06x}" if value >= COLOUR else str(value))
 
     def number_of(self, value: int) -> int | None:
         """The class number of a number in a mask; None where no class has it."""
         name = self.name_of(value)
         if name is None:
             return IGNORED
-        if name in self.names:
-            return self.names.index(name)
+        for each in (name, str(value)):  # the classes may have no names where the model learned them
+            if each in self.names:
+                return self.names.index(each)
         if value == IGNORED and self.settings.ignore_index is None:
             return IGNORED
         numbered = not self.named and not any(known.isdecimal() for known in self.names)
@@ -149,6 +152,7 @@ class Masks(Task):
         model="A semantic segmentation",
         usage="outputs = model(**inputs)\n"
         "mask = processor.post_process_semantic_segmentation(outputs, [image.size[::-1]])[0]  # (height, width)",
+        confused="pixels",
         auto_class="AutoModelForSemanticSegmentation",
         hub_task="image-segmentation",
     )
@@ -172,6 +176,12 @@ class Masks(Task):
         counts = list(_counted(source))
         named = source.mask_names
         present = sorted({value for each in counts for value in each})
+        lowest = min((value for value in present if value != self.settings.ignore_index), default=0)
+        if lowest < 0:
+            raise UserError(
+                f"the masks of {source.name} have the number {lowest}: if its pixels have no class, give "
+                f"--ignore_index {lowest}"
+            )
         if self.settings.mask_values is None:
             _refuse_instances(source, counts, named)
         if known_names is None:
@@ -180,10 +190,11 @@ class Masks(Task):
             numbering = Numbering(known_names, self.settings, named)
             strange = [value for value in present if numbering.number_of(value) is None]
             if strange:
+                wrong, having = strange[0], sum(strange[0] in each for each in counts)
                 raise UserError(
-                    f"{source.name}: {sum(strange[0] in each for each in counts)} masks have the number {strange[0]}, "
-                    f"which no training mask has; the classes are {', '.join(known_names[:8])}: mend the masks, or "
-                    f"leave it out with --ignore_index {strange[0]}"
+                    f"{source.name}: {having} of {len(counts)} masks have the number {wrong}, which no training mask "
+                    f"has; the classes are {', '.join(known_names[:8])}: mend the masks, or leave it out with "
+                    f"--ignore_index {wrong}"
                 )
         numbers = {value: numbering.number_of(value) for value in present}
         labels = np.zeros((len(counts), len(numbering.names)), np.int64)
@@ -226,8 +237,9 @@ class Masks(Task):
         numbering = Numbering(names, self.settings, source.mask_names)
         masked = MaskedImages(images, MaskFiles(source, numbering, int(labels.sum())), torch.from_numpy(labels))
         shares = labels.sum(0) / max(1, labels.sum())
-        described = ", ".join(f"{name} {share:.1%}" for name, share in zip(names, shares, strict=True))
-        masked.remarks += f"; pixels: {described}"
+        described = [f"{name} {share:.1%}" for name, share in zip(names, shares, strict=True)]
+        described[SHOWN_CLASSES:] = [f"{len(names) - SHOWN_CLASSES} more"] * (len(names) > SHOWN_CLASSES)
+        masked.remarks += f"; pixels of {len(masked):,} images: {', '.join(described)}"
         return masked
 
     def labels_of(self, batch: dict, size: tuple[int, int]) -> torch.Tensor:
@@ -259,22 +271,27 @@ class Masks(Task):
 
         settings = self.settings
         trained = MAEForSemanticSegmentation.__name__ in (config.architectures or [])
-        same = trained and names_of(config) == names and config.segmentation_head == settings.segmentation_head
+        head, wanted = config.segmentation_head, settings.segmentation_head
+        changed = "has other classes" if names_of(config) != names else f"is {head}, not {wanted}"
+        same = trained and names_of(config) == names and head == wanted
         config.id2label = dict(enumerate(names))
         config.label2id = {name: i for i, name in config.id2label.items()}
         config.problem_type, config.semantic_loss_ignore_index = None, IGNORED
         config.class_weights = class_weights(labels) if settings.class_weights == "auto" else None
-        config.segmentation_head, config.dice_weight = settings.segmentation_head, settings.dice_weight  # type: ignore
+        config.segmentation_head, config.dice_weight = wanted, settings.dice_weight  # type: ignore
         model: MAEForSemanticSegmentation
         if checkpoint is None:
             model = MAEForSemanticSegmentation(config)
         else:
             model = checkpoint.trained(MAEForSemanticSegmentation, config, new_head=trained and not same)
         if trained and not same:
-            say("note       the checkpoint's head has other classes: it starts anew")
+            say(f"note       the checkpoint's head {changed}: it starts anew")
             model.reset_head()
         share_statistics(model)
         return model.freeze(config.num_hidden_layers if n_partial is None else n_partial)
+
+    def reads(self, config: MAEConfig) -> str:
+        return config.segmentation_head
 
     # --- evaluation ---
 
@@ -316,8 +333,10 @@ class Masks(Task):
     ) -> Figure:
         from .metrics import iou_of
 
-        scores = np.nan_to_num(np.nanmean(iou_of(columns["confusion"].astype(np.int64)), 1))  # (images,)
-        rows = np.argsort(scores, kind="stable")[:EXAMPLES].tolist()
+        iou = iou_of(columns["confusion"].astype(np.int64))  # (images, classes)
+        known = np.flatnonzero(~np.isnan(iou).all(1))  # other images have no pixel with a class
+        scores = dict(zip(known.tolist(), np.nanmean(iou[known], 1).tolist(), strict=True))
+        rows = sorted(scores, key=scores.__getitem__)[:EXAMPLES]
         shown: list[tuple[torch.Tensor, np.ndarray, np.ndarray, str]] = []
         for row in rows:
             batch = images.batch(0, [row])
@@ -359,17 +378,19 @@ def _counted(source: Source) -> Iterator[dict[int, int]]:
     """{number: pixels} of each mask.
 
     Raises:
-        UserError: a mask cannot be read, or has another size than its image.
+        UserError: a mask cannot be read, or has another size than its image, if that can be read.
     """
 
     def count(index: int) -> dict[int, int]:
         cell, image = source.mask_cell(index), source.cell(index)
-        mask, header = decode_mask(cell["bytes"], cell["path"]), read_header(image["bytes"], image["path"])
-        if mask.shape != (header.height, header.width):
-            raise UserError(
-                f"{cell['path'] or f'mask {index}'} has {mask.shape[0]}x{mask.shape[1]} pixels, and its image "
-                f"{header.height}x{header.width}: give them one size"
-            )
+        mask = decode_mask(cell["bytes"], cell["path"])
+        with suppress(BadImage):  # whether bad images end a run is decided where they are opened
+            header = read_header(image["bytes"], image["path"])
+            if mask.shape != (header.height, header.width):
+                raise UserError(
+                    f"{cell['path'] or f'mask {index}'} has {mask.shape[0]}x{mask.shape[1]} pixels, and its image "
+                    f"{header.height}x{header.width}: give them one size"
+                )
         values, counts = np.unique(mask, return_counts=True)
         return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
@@ -380,7 +401,7 @@ def _counted(source: Source) -> Iterator[dict[int, int]]:
 def _refuse_instances(source: Source, counts: list[dict[int, int]], named: dict[int, str]) -> None:
     """UserError where the masks of most images hold the numbers 1, 2, 3, ... as far as there are things in them."""
     present = {value for each in counts for value in each}
-    if named or not present or max(present) >= DEEP or max(present) <= MANY_INSTANCES:
+    if named or not present or max(present) >= COLOUR or max(present) <= MANY_INSTANCES:
         return
     highest = [max(each) for each in counts]
     in_a_row = [len({*each} - {0}) == max(each) for each in counts]

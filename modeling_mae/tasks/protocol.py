@@ -151,6 +151,10 @@ class Task(ABC):
         The model's `forward` takes `pixel_values` and `labels` and returns `loss` and `logits`.
         """
 
+    def reads(self, config: MAEConfig) -> str:
+        """How the model's head reads the encoder: a pooling, or the name of a head for pixels."""
+        return config.pooling
+
     # --- evaluation ---
 
     @abstractmethod

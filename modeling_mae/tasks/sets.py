@@ -54,7 +54,8 @@ class LabelledSets:
     @property
     def remarks(self) -> str:
         """How values are scaled and which files were left out, for both sets."""
-        return "".join(dict.fromkeys(images.remarks for images in self.all()))
+        each = [remark for images in self.all() for remark in images.remarks.split("; ") if remark]
+        return "".join(f"; {remark}" for remark in dict.fromkeys(each))
 
     def facts(self, skipped: int = 0, incomplete: int = 0) -> LabelledFacts:
         """What a report says about the evaluation set. The counts of faults may cover all images."""

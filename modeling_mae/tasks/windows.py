@@ -50,6 +50,17 @@ def model_size(model) -> tuple[int, int]:
     return getattr(model, "module", model).config.image_height_width
 
 
+def classes_of(model, image: torch.Tensor, normalised: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """The likeliest class of each pixel, ``(height, width)`` uint8, of an image ``(channels, height, width)`` of any
+    size. ``normalised(rows)`` gives the pixel values of a part of it, ``(1, channels, rows, width)``."""
+    height, width = image.shape[1:]
+    classes, row = torch.empty(height, width, dtype=torch.uint8), 0
+    for logits in logits_by_rows(model, lambda top, end: normalised(image[None, :, top:end]), (height, width)):
+        classes[row : row + logits.shape[1]] = logits.argmax(0)
+        row += logits.shape[1]
+    return classes
+
+
 def model_device(model) -> torch.device:
     return next(model.parameters()).device
 

@@ -24,6 +24,7 @@ from ..stream.formats import FORMATS
 from .layout import class_names, lies_in, masks_among, split_of
 
 
+CLASSES_FILES = ("classes.json", "classes.txt")  # name the classes of masks
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 CHUNK = 1 << 16  # paths
 REASONS_NAMED = 6  # in one line; the rest are counted together
@@ -275,6 +276,8 @@ class _Walk:
         folder, _, name = path.rpartition("/")
         if reason:
             self.found.left_out[folder, reason] += 1
+        elif name in CLASSES_FILES:
+            pass  # read with the masks
         elif name in METADATA:
             self.found.metadata.append(path)
         elif ending in self.endings:

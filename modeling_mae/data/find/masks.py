@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,16 +12,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...errors import UserError
+from ..read.masks import COLOUR
 from ..stream.formats.parquet import ARRAYS
 from ..stream.shards import ShardedRows
 from .image_folder import image_column
 from .layout import above, masks_among
-from .listing import MASK_SUFFIX, Listing, list_place
+from .listing import CLASSES_FILES, MASK_SUFFIX, Listing, list_place
 
 
 MASK = "mask"  # the column of masks that are files
 COLUMNS = (MASK, "masks", "annotation", "annotations", "label", "labels", "segmentation", "ground_truth", "gt")
-CLASSES_FILES = ("classes.json", "classes.txt")
+NUMBER = re.compile(r"\d+|#[0-9a-fA-F]{6}")  # of a class in classes.json
 ROWS_AT_ONCE = 100_000  # whose cells are looked at for a mask
 
 
@@ -120,6 +122,7 @@ def without_mask_reason(listing: Listing, reason: str) -> Listing:
 
 def names_of_numbers(folder: str | None) -> dict[int, str]:
     """{number in the masks: name} from classes.json or classes.txt in the folder, or in the one above; empty without.
+    A colour as "#ff8000" stands for the number that `decode_mask` gives it.
 
     Raises:
         UserError: the file names no classes.
@@ -129,18 +132,25 @@ def names_of_numbers(folder: str | None) -> dict[int, str]:
     if path is None:
         return {}
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors of Windows begin a file with a mark
         content = json.loads(text) if path.suffix == ".json" else text.split("\n")
         if isinstance(content, list):
             content = {i: name for i, name in enumerate(content) if str(name).strip()}
-        numbered = all(str(key).isdecimal() for key in content)
+        numbered = all(NUMBER.fullmatch(str(key)) for key in content)
         pairs = content.items() if numbered else [(number, name) for name, number in content.items()]
-        named = {int(number): str(name).strip() for number, name in pairs}
+        named = {_number(str(number)): str(name).strip() for number, name in pairs}
         if not named or len({*named.values()}) < len(named):
             raise ValueError("two classes have one name, or there is none")
         return named
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f'{str(path)!r} names no classes ({str(error)[:100]}): write {{"0": "ground", ...}}, or in classes.txt '
-            "a name on each line"
+            f'{str(path)!r} names no classes ({str(error)[:100]}): write {{"0": "ground", ...}} or {{"#ff8000": '
+            '"leaf", ...}, or in classes.txt a name on each line'
         ) from None
+
+
+def _number(text: str) -> int:
+    if not text.startswith("#"):
+        return int(text)
+    colour = int(text[1:], 16)
+    return colour + COLOUR * (colour > 0)

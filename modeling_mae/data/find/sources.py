@@ -198,7 +198,8 @@ def load_source(
         masks = mask_column(dataset.features, image_column, settings.mask_column_name, str(name))
         rows_left, dataset = len(dataset), still_encoded(dataset, masks)
         dataset = dataset.select(rows_with_masks(dataset, masks, str(name)))
-        without = f"{rows_left - len(dataset):,} images without a mask" if len(dataset) < rows_left else ""
+        gone = rows_left - len(dataset)
+        without = f"{gone:,} of {rows_left:,} images have no mask" if gone else ""
         left_out = "; ".join(filter(None, [left_out, without]))
     if max_samples is not None and max_samples < len(dataset):
         # Evenly spread: many sets are sorted by class, and their first images would all be of one class.

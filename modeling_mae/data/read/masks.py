@@ -9,13 +9,14 @@ from .faults import BadImage, name_of, reading
 from .header import kind_of, only_array
 
 
+COLOUR = 1 << 24  # is added to the number of a colour, so that blue, 0x0000ff, is not 255
 LOSSY = ("JPEG", "JPEG2000", "WEBP")
 GRAY_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")  # of Pillow; those of a palette hold its numbers
 
 
 def decode_mask(data: bytes | None, path: str | None) -> np.ndarray:
     """``(height, width)`` int32 of an encoded mask: whole numbers as they are, palettes as the numbers of their
-    entries, colours as 0xRRGGBB. The EXIF orientation is applied, as to images.
+    entries, colours as `COLOUR` + 0xRRGGBB, and black as 0. The EXIF orientation is applied, as to images.
 
     Raises:
         BadImage: it cannot be read, it holds several planes or fractions, or it is a JPEG, which blurs numbers.
@@ -32,11 +33,14 @@ def decode_mask(data: bytes | None, path: str | None) -> np.ndarray:
                 raise BadImage(
                     f"{name_of(path)} is a {opened.format} file, which blurs the numbers of a mask: save masks as PNG"
                 )
+            if (pages := getattr(opened, "n_frames", 1)) > 1:
+                raise BadImage(f"{name_of(path)} is a mask of {pages} pages: save one number a pixel, as PNG")
             if opened.mode in GRAY_MODES:
                 return _whole_numbers(np.asarray(ImageOps.exif_transpose(opened)), path)
             if opened.mode in ("RGB", "RGBA"):
                 colours = np.asarray(ImageOps.exif_transpose(opened), np.int32)  # (height, width, 3 or 4)
-                return colours[..., 0] << 16 | colours[..., 1] << 8 | colours[..., 2]
+                numbers = colours[..., 0] << 16 | colours[..., 1] << 8 | colours[..., 2]
+                return numbers + COLOUR * (numbers > 0)
             if kind != "tiff":
                 raise BadImage(f"{name_of(path)} is a mask of mode {opened.mode}: save one number a pixel, as PNG")
         import tifffile  # late: it takes a moment, and few sets need it
