@@ -6,6 +6,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .faults import BadImage, name_of
+from .limits import Limit
 from .stored import Stored, promised
 
 
@@ -47,21 +48,25 @@ def _opened(file: BinaryIO, path: str | None, header_only: bool) -> Any:
 
 def described_dicom(file: BinaryIO, path: str | None) -> Stored:
     """What a DICOM file holds, still unread. BadImage where it has several frames or cannot be read here."""
-    about = _opened(file, path, header_only=True)
+    return _described(_opened(file, path, header_only=True))
+
+
+def _described(about: Any) -> Stored:
     samples = 3 if about.get("PhotometricInterpretation") == PALETTE else int(about.get("SamplesPerPixel") or 1)
     shape = (int(about.Rows), int(about.Columns), *[samples] * (samples > 1))
     return Stored(promised(shape, np.dtype(np.uint16)), 2 if samples > 1 else None, "rgb" if samples > 1 else "gray")
 
 
-def read_dicom(file: BinaryIO, path: str | None) -> Stored:
+def read_dicom(file: BinaryIO, path: str | None, limit: Limit) -> Stored:
     """The picture of a DICOM file: its colours, or its values rescaled and in its window, from 0 to all of its type.
     Values without a window are rescaled only.
 
     Raises:
-        BadImage: it has several frames, or another package is needed.
+        BadImage: it has several frames, is too large, or another package is needed.
         Exception: the file is damaged.
     """
     about = _opened(file, path, header_only=False)
+    limit.check_stored(_described(about))
     from pydicom import pixels  # late: few sets need it
 
     if "transfer_syntax_uid" not in dir(about) and "TransferSyntaxUID" not in about.file_meta:

@@ -30,9 +30,9 @@ def image_processor(
     """The processor for images of `size` (height, width) in pixels; for `mean` and `std` white is 1.
 
     It resizes the shorter side to size / `crop_fraction` and crops the centre (256 and 224 in the paper). If `size` is
-    not square, it resizes the whole image. The fraction itself is kept as well, for a later evaluation by
-    `run_eval.py`. `white` is the value in the files that is white; `bands`, counted from 1, are those of the files
-    that the model sees. `at_own_size`: images are neither resized nor cropped, and the processor makes masks of logits.
+    not square, it resizes the whole image. The fraction is kept as well, for a later evaluation by run_eval.py.
+    `white` is the value in the files that is white; `bands`, counted from 1, are those of the files that the model
+    sees. `at_own_size`: images are neither resized nor cropped, and the processor makes masks of logits.
     """
     height, width = size
     whole = {"height": height, "width": width}
