@@ -34,14 +34,15 @@ WITH_HEADERS = sorted((*CONFIGURATION.glob("*/*.yaml"), *CONFIGURATION.glob("*/*
 # Blocks that are no commands, by their first line, and the test that compares them with what there is.
 DRAWINGS = {
     "my_images/": "test_readme_guide.py",
+    "scenes/": "test_mask_runs.py",
     "run_pretrain.py      folder and Hub": "test_every_file_of_the_drawing_exists_and_every_folder_is_drawn",
 }
-OF_OTHERS = {"name", "help", "signal", "nodes", "time"}  # any, argparse's, and SLURM's
+OF_OTHERS = {"name", "help", "signal", "nodes", "time", "shm-size"}  # any, argparse's, SLURM's, and Docker's
 # Commands of the README and of docs/ that this file runs, by their beginning, in the order that they need: what they
 # print, and a file that they leave.
 QUICK = {
     "mae features runs/demo": ("48 rows", "features.parquet"),
-    "mae predict ": ("48 rows", "predictions.csv"),
+    "mae predict runs/demo_eval": ("48 rows", "predictions.csv"),
     "mae neighbours features.parquet photo.png": ("class 0/04.jpg", "neighbours.png"),
     "mae neighbours features.parquet --duplicates": ("alike ", "duplicates.csv"),
 }
@@ -75,6 +76,10 @@ NOT_RUN = {
     "accelerate launch run_pretrain.py demo --resume_from_checkpoint hub://": "the Hub; test_hub.py has a stand-in",
     "sbatch": "a cluster; test_slurm.py has a stand-in",
     "accelerate launch run_pretrain.py --streaming true": "a server; test_stream_runs.py has one",
+    "accelerate launch run_eval.py own_images_segment": "test_mask_runs.py runs it",
+    "mae predict runs/own_images_segment": "test_mask_runs.py runs it",
+    "accelerate launch run_pretrain.py pretrain_scenes": "minutes",
+    "accelerate launch run_eval.py segment_demo": "minutes",
 }
 TINY = "hidden_size=32 num_hidden_layers=4 num_attention_heads=2 intermediate_size=32 decoder_hidden_size=16 "
 TINY += "decoder_num_hidden_layers=1 decoder_num_attention_heads=2 decoder_intermediate_size=32"

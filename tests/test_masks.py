@@ -9,19 +9,26 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from conftest import TINY_GRAY
 from PIL import Image
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 
+from modeling_mae import MAEConfig, MAEModel
+from modeling_mae.data.find import scenes
 from modeling_mae.data.find.sources import SourceSettings, load_source
 from modeling_mae.data.read.faults import BadImage
 from modeling_mae.data.read.masks import decode_mask
 from modeling_mae.data.serve.images import Opening
 from modeling_mae.data.serve.masked import IGNORED, ScaledCrop, crop_pair
 from modeling_mae.errors import UserError
+from modeling_mae.evaluation.dense import dense_metrics
 from modeling_mae.evaluation.mask_prediction import mask_files
+from modeling_mae.evaluation.reader import Reader
 from modeling_mae.tasks.mask_pictures import palette
 from modeling_mae.tasks.masks import Masks, MaskSettings, class_weights
 from modeling_mae.tasks.windows import logits_by_rows, logits_of, starts_of
+from modeling_mae.training.augment import BatchTransform
 
 
 def encoded(array: np.ndarray, format: str = "PNG", mode: str | None = None) -> bytes:
@@ -326,6 +333,28 @@ def test_windows_by_hand():
     assert starts_of(9, 8) == [0, 1] and starts_of(24, 9) == [0, 6, 12, 15]
 
 
+# --- the bundled scenes ---
+
+
+def test_scenes_are_always_the_same_and_their_masks_show_lit_garments(monkeypatch):
+    monkeypatch.setattr(scenes, "COUNTS", {"train": 30, "test": 10})
+    monkeypatch.setattr(scenes, "WITH_MASKS", 20)
+    wanted = SourceSettings(dataset_name="fashion_scenes", problem_type="semantic_segmentation")
+    train, test = load_source(wanted), load_source(wanted, "test")
+    assert (len(train), len(test)) == (20, 10) and "10 images without a mask" in train.left_out
+    assert len(load_source(SourceSettings(dataset_name="fashion_scenes"))) == 30
+    assert train.mask_names[0] == "ground" and train.mask_names[10] == "ankle boot"
+    again = load_source(wanted)
+    for i in range(10):
+        assert train.cell(i) == again.cell(i) and train.mask_cell(i) == again.mask_cell(i)
+        image = np.asarray(Image.open(io.BytesIO(train.cell(i)["bytes"])))
+        mask = decode_mask(**cell_arguments(train.mask_cell(i)))
+        assert image.shape == mask.shape == (64, 64) and 0 < mask.max() <= 10
+        assert image[mask > 0].min() > scenes.LIT
+    with pytest.raises(UserError, match="fashion_scenes has no split 'val': it has train, test"):
+        load_source(wanted, "val")
+
+
 # --- predictions ---
 
 
@@ -339,3 +368,39 @@ def test_colours_are_those_of_pascal_voc():
     voc = {0: [0, 0, 0], 1: [128, 0, 0], 2: [0, 128, 0], 3: [128, 128, 0], 15: [192, 128, 128], 20: [0, 64, 128]}
     assert {number: palette(256)[number].tolist() for number in voc} == voc
     assert palette(256)[255].tolist() == [224, 224, 192]
+
+
+# --- dense k-NN ---
+
+
+def masked_set(folder: Path, masks: list[np.ndarray]):
+    """Images whose patches of class 1 are striped, all others flat."""
+    for i, mask in enumerate(masks):
+        stripes = np.tile(np.uint8([20, 220]), mask.size // 2).reshape(mask.shape)
+        write(folder / "images" / f"{i}.png", np.where(mask == 1, stripes, 200).astype(np.uint8))
+        write(folder / "masks" / f"{i}.png", mask)
+    task, source = Masks(), source_again(folder)
+    labels, names = task.read(source)
+    return task.open_images(source, labels, names, Opening((8, 8), 1))
+
+
+def test_dense_neighbours_by_hand(tmp_path):
+    """Of 16 patches of 2 x 2 in each image, raw patches tell striped from flat. The last test mask is wrong about one
+    patch of class 1."""
+    generator = np.random.default_rng(0)
+    patterns = generator.integers(0, 2, (5, 4, 4)).repeat(2, 1).repeat(2, 2).astype(np.uint8)
+    train, test = masked_set(tmp_path / "train", list(patterns[:3])), masked_set(tmp_path / "test", list(patterns[3:]))
+    config = MAEConfig(**{**TINY_GRAY, "image_size": 8, "patch_size": 2})
+    reader = Reader(Accelerator(cpu=True), BatchTransform([0.5], [0.25], (8, 8)), 4, 0)
+    encode = MAEModel(config).patchify
+    assert dense_metrics(reader, encode, train, test, (4, 4), (5,)) == {"knn": {5: 1.0}}
+    wrong = patterns[4].copy()
+    row, column = np.argwhere(patterns[4] == 1)[0]
+    wrong[row : row + 2, column : column + 2] = 0
+    write(tmp_path / "test" / "masks" / "1.png", wrong)
+    source = source_again(tmp_path / "test")
+    labels, names = Masks().read(source)
+    images = Masks().open_images(source, labels, names, Opening((8, 8), 1))
+    ones, zeros = int(patterns[3:].sum()), 128 - int(patterns[3:].sum())  # said; four pixels fewer are true
+    expected = ((ones - 4) / ones + zeros / (zeros + 4)) / 2
+    assert dense_metrics(reader, encode, train, images, (4, 4), (5,))["knn"][5] == pytest.approx(expected)

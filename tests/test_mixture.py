@@ -173,7 +173,7 @@ def test_classes_are_matched_by_name(tmp_path):
     assert (labels.tolist(), names) == ([0, 1, 1, 1, 0], ["ant", "bee"])
     assert CLASSES.read(source, ["cow", "bee", "ant"])[0].tolist() == [2, 1, 1, 1, 2]
     other = put(tmp_path / "other", "ant/0.png", "cow/1.png")
-    with pytest.raises(UserError, match="files and other have different classes: bee, cow are in one alone"):
+    with pytest.raises(UserError, match="files and other have different classes: bee, cow are in one only"):
         CLASSES.read(load_training_source(train_dir=[files, other], **options))
     with pytest.raises(UserError, match="other has 1 classes that the training images do not have"):
         CLASSES.read(load_training_source(train_dir=[files, other], **options), ["ant", "bee"])

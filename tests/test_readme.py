@@ -10,8 +10,9 @@ import pytest
 import torch
 from conftest import ENVIRONMENT, ROOT, TINY_GRAY, copied
 from documented import python_blocks
+from PIL import Image
 
-from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining
+from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining, MAEForSemanticSegmentation
 from modeling_mae.data.serve.processor import image_processor
 
 
@@ -27,6 +28,11 @@ def folder(tmp_path_factory):
     EvalNet(config).save_pretrained(folder / "runs" / "demo_eval" / "n_partial-4")
     for checkpoint in ("demo", "demo_eval/n_partial-4"):
         image_processor((28, 28), [0.29], [0.36], 1).save_pretrained(folder / "runs" / checkpoint)
+    segmenter = folder / "runs" / "own_images_segment" / "n_partial-12"
+    config.id2label = {0: "ground", 1: "thing"}
+    MAEForSemanticSegmentation(config).save_pretrained(segmenter)
+    image_processor((28, 28), [0.29], [0.36], 1, at_own_size=True).save_pretrained(segmenter)
+    Image.new("RGB", (60, 40), "red").save(folder / "photograph.jpg")
     (folder / "data").symlink_to(ROOT / "data")
     return folder
 
@@ -88,6 +94,11 @@ assert trained and all("lora_" in name or "head.modules_to_save" in name for nam
     "BitsAndBytesConfig": """
 import torch
 assert encoder.layers[0].mlp.fc1.weight.dtype == torch.uint8  # test_ecosystem.py computes with wider ones
+""",
+    "image-segmentation": """
+found = segment("photograph.jpg")
+assert {each["label"] for each in found} <= {"ground", "thing"}
+assert all(each["mask"].size == (60, 40) for each in found)
 """,
     "classifier.freeze": """
 assert features.shape == (8, 192) and logits.shape == (8, 10) and picture.shape == images.shape

@@ -13,7 +13,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from configuration import EvalArguments, PretrainArguments, model_config, parse_arguments
 from configuration.own_images import settle
 from configuration.parsing import RECIPES
-from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining
+from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining, MAEForSemanticSegmentation
 from modeling_mae.data.find.facts import ImageFacts
 from modeling_mae.data.serve.order import split_batch
 from modeling_mae.settings import settings as settings_of
@@ -47,6 +47,7 @@ def test_every_recipe_works_and_holds_only_differences(recipe):
         MAEForPreTraining(config)
     assert split_batch(args.total_batch_size, args.per_device_train_batch_size, 1) >= 1
     images = {"imagenet": 1_281_167, "stl10": 100_000, "zalando-datasets/fashion_mnist": 60_000, None: 12_000}
+    images["fashion_scenes"] = 6_000
     count = images.get(args.dataset_name, 50_000)  # CIFAR's
     schedule = Schedule.from_epochs(count, settings_of(LengthSettings, args))
     rates = [schedule.rate(update) for update in (0, schedule.warmup, schedule.updates)]
@@ -65,18 +66,21 @@ def test_every_evaluation_recipe_works(recipe):
     of_pretraining = parse(str(RECIPES / f"{pretraining}.yaml"))  # the encoder is one that a recipe makes
     model_config(of_pretraining).save_pretrained(written["model_name_or_path"])
     args = parse_arguments(EvalArguments, [str(recipe)])
-    assert args.dataset_name == of_pretraining.dataset_name
+    assert args.dataset_name == of_pretraining.dataset_name or (args.with_masks and args.dataset_name is None)
     only_differences(recipe, args, EvalArguments())
     for run in args.trainings():
         n_partial, settings = run.n_partial, run.recipe
         config = model_config(settings)
         with torch.device("meta"):
-            model = EvalNet(config)
+            model = (MAEForSemanticSegmentation if args.with_masks else EvalNet)(config)
         depth = config.num_hidden_layers
         model.freeze(depth if n_partial is None else n_partial)
         assert split_batch(settings.total_batch_size, settings.per_device_train_batch_size, 1) >= 1
         # settings of the kind of evaluation: a probe neither mixes nor decays, a tuned network does not use LARS
-        if n_partial == 0:
+        if args.with_masks:
+            mixed = settings.mixup or settings.cutmix or settings.random_erasing or settings.auto_augment != "none"
+            assert not mixed and settings.optimizer == "adamw" and settings.eval_crop_fraction == 1
+        elif n_partial == 0:
             assert config.drop_path_rate == config.label_smoothing == settings.mixup == settings.weight_decay == 0
             assert config.head_norm == "batch"
         else:
@@ -126,6 +130,18 @@ def test_imagenet_recipes_are_the_published_settings(name):
         assert config.label_smoothing == 0.1 and settings.weight_decay == 0.05 and settings.adam_beta2 == 0.999
     rest = (settings.total_batch_size, settings.warmup_epochs, settings.mixup, settings.cutmix)
     assert (*rest, config.pooling, settings.optimizer, settings.crop_scale, settings.eval_crop_fraction) == shared
+
+
+def test_the_recipe_of_ade20k_has_the_published_settings():
+    model_config(parse(str(RECIPES / "pretrain_imagenet_base.yaml"))).save_pretrained("runs/pretrain_imagenet_base")
+    args = parse_arguments(EvalArguments, [str(RECIPES / "segment_ade20k_base.yaml"), "--train_dir", "x"])
+    (run,) = args.trainings()
+    settings, config = run.recipe, model_config(run.recipe)
+    schedule = Schedule.from_epochs(20_210, settings_of(LengthSettings, settings))  # training images of ADE20K
+    assert schedule.updates == pytest.approx(160_000, rel=1e-3) and schedule.warmup == pytest.approx(1500, rel=0.01)
+    assert schedule.peak == pytest.approx(1e-4) and settings.total_batch_size == 16
+    assert (settings.layer_decay, config.drop_path_rate, config.image_size) == (0.65, 0.1, 512)
+    assert (settings.segmentation_head, settings.ignore_index, run.n_partial) == ("upernet", 0, 12)
 
 
 def only_differences(recipe, args, defaults):
