@@ -13,7 +13,7 @@ from .stored import Stored, promised
 PALETTE = "PALETTE COLOR"
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 FIRST_ELEMENTS = (b"\2\0\0\0", b"\x08\0\0\0", b"\x08\0\1\0", b"\x08\0\5\0", b"\x08\0\x08\0", b"\x08\0\x16\0")
-BIG_ENDIAN = tuple(first[1::-1] + first[:1:-1] for first in FIRST_ELEMENTS)
+FIRST_BYTES = {*FIRST_ELEMENTS, *(first[1::-1] + first[:1:-1] for first in FIRST_ELEMENTS)}  # of both byte orders
 LONGEST = 64  # bytes of the first element of a file without a preamble
 
 
@@ -26,9 +26,10 @@ def is_dicom(start: bytes) -> bool:
     others may look like TIFF."""
     if start[128:132] == b"DICM":
         return True
+    if start[:4] not in FIRST_BYTES:
+        return False
     length = int.from_bytes(start[4:8], "little")
-    explicit = start[4:6] in (b"UL", b"UI", b"CS", b"OB")
-    return start[:4] in FIRST_ELEMENTS + BIG_ENDIAN and (explicit or (0 < length <= LONGEST and length % 2 == 0))
+    return start[4:6] in (b"UL", b"UI", b"CS", b"OB") or (0 < length <= LONGEST and length % 2 == 0)
 
 
 def _opened(file: BinaryIO, path: str | None, header_only: bool) -> Any:
