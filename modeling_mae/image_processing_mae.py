@@ -1,4 +1,4 @@
-"""The image processor of checkpoints whose images are not RGB. Checkpoints for RGB images use transformers' own."""
+"""The image processor of checkpoints: it gives a model the pixels that it is trained on."""
 
 from typing import ClassVar
 
@@ -117,9 +117,9 @@ class MAEImageProcessorKwargs(ImagesKwargs, total=False):
     the shorter side that the evaluation kept; this class does not use it."""
 
     num_channels: int
-    white: float | None
+    white: float | int | None
     bands: list[int] | None
-    crop_fraction: float | None
+    crop_fraction: float | int | None
 
 
 class MAEImageProcessor(PilBackend):

@@ -3,18 +3,23 @@
 import argparse
 import ast
 import configparser
+import io
 
 import datasets
 import numpy as np
 import pytest
+import tifffile
 import yaml
 from conftest import ROOT
 from hub_server import served_hub
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from test_app import encoded, random_pixels, saved
+from test_meaning import dicom, dicom_bytes
 
 from modeling_mae.app.command import add_arguments
 from modeling_mae.app.explorer import Explorer
+from modeling_mae.data.read.decode import decode
 from modeling_mae.errors import UserError
 
 
@@ -154,3 +159,72 @@ def test_pictures_of_a_space_are_written_anew_and_all_go(checkpoint, tmp_path, m
     written = sorted((tmp_path / "space" / "images").iterdir())
     assert len(written) == 10 and b"who took it" not in b"".join(path.read_bytes() for path in written)
     assert (np.asarray(Image.open(written[3])) == np.rot90(random_pixels(3, (32, 48, 3)), -1)).all()
+
+
+SECRET = "Doe^Jane"
+
+
+def files_with_a_secret() -> dict[str, tuple[bytes, int, float | None]]:
+    """{name: (bytes that hold SECRET, channels to read, white)}."""
+    random, notes, exif = np.random.default_rng(0), PngInfo(), Image.Exif()
+    notes.add_text("Author", SECRET)
+    exif[0x010E], exif[0x0112] = SECRET, 6
+    pictures = {
+        "deep.png": (Image.fromarray(random.integers(0, 60000, (6, 8)).astype(np.uint16)), {"pnginfo": notes}, 1),
+        "palette.png": (Image.fromarray(random_pixels(1)).quantize(8), {"pnginfo": notes}, 3),
+        "ink.jpg": (Image.fromarray(random_pixels(2)).convert("CMYK"), {"exif": exif, "comment": SECRET}, 3),
+        "clear.webp": (Image.fromarray(random_pixels(3, (6, 8, 4))), {"lossless": True, "exif": exif}, 3),
+    }
+    found: dict[str, tuple[bytes, int, float | None]] = {}
+    for name, (picture, options, channels) in pictures.items():
+        file = io.BytesIO()
+        picture.save(file, {"jpg": "JPEG"}.get(name[-3:], name.split(".")[1].upper()), **options)
+        found[name] = (file.getvalue(), channels, 65535 if name == "deep.png" else None)
+    film = io.BytesIO()
+    frames = [Image.fromarray(random_pixels(i)).quantize(8) for i in (4, 5)]
+    frames[0].save(film, "GIF", save_all=True, append_images=frames[1:], comment=SECRET)
+    found["film.gif"] = (film.getvalue(), 3, None)
+    deep = random.integers(0, 60000, (6, 8, 4)).astype(np.uint16)
+    tiffs = {
+        "bands.tif": (np.moveaxis(deep, -1, 0), {"photometric": "minisblack", "planarconfig": "separate"}, 4),
+        "clear.tif": (deep, {"photometric": "rgb", "extrasamples": ["unassalpha"]}, 3),
+        "premultiplied.tif": (
+            np.minimum(deep, deep[..., 3:]),
+            {"photometric": "rgb", "extrasamples": ["assocalpha"]},
+            3,
+        ),
+        "white is 0.tif": (deep[..., 0] // 256, {"photometric": "miniswhite", "dtype": np.uint8}, 1),
+    }
+    for name, (values, options, channels) in tiffs.items():
+        file = io.BytesIO()
+        values = values.astype(options.pop("dtype", values.dtype))
+        tifffile.imwrite(file, values, description=SECRET, **options)
+        found[name] = (file.getvalue(), channels, 65535 if values.dtype == np.uint16 else None)
+    packed = io.BytesIO()
+    np.savez(packed, **{SECRET: random.random((5, 6, 8)).astype(np.float32)})
+    found["packed.npz"] = (packed.getvalue(), 5, 1)
+    file = io.BytesIO()
+    np.save(file, random.integers(0, 256, (6, 8, 5)).astype(np.uint8))
+    found["array.npy"] = (file.getvalue() + SECRET.encode(), 5, None)
+    return found
+
+
+@pytest.mark.parametrize("name", files_with_a_secret())
+def test_nothing_but_pixels_goes_into_a_space(name):
+    data, channels, white = files_with_a_secret()[name]
+    assert SECRET.encode() in data
+    written, pixels = space_module._rewritten(name, data)
+    assert SECRET.encode() not in pixels and written.startswith(name.rpartition(".")[0])
+    before, after = decode(data, name, channels, white), decode(pixels, written, channels, white)
+    assert (before.float() - after.float()).abs().max() < 0.01 and before.dtype == after.dtype
+
+
+def test_no_name_of_a_patient_goes_into_a_space():
+    pytest.importorskip("pydicom")
+    levels = np.arange(4096, dtype=np.uint16)[:: 4096 // 48][:48].reshape(6, 8)
+    for window in ({}, {"WindowCenter": 2000, "WindowWidth": 900}, {"RescaleSlope": 1, "RescaleIntercept": -1024}):
+        data = dicom_bytes(dicom(levels, PatientName=SECRET, **window))
+        assert SECRET.encode() in data
+        written, pixels = space_module._rewritten("scan.dcm", data)
+        assert SECRET.encode() not in pixels
+        np.testing.assert_allclose(decode(data, "scan.dcm", 1, 65535), decode(pixels, written, 1, 65535), atol=0.01)

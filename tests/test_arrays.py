@@ -267,7 +267,7 @@ def test_whatever_a_library_raises_is_a_bad_image(tmp_path, monkeypatch, error):
         raise error
 
     path = saved(tmp_path, FIVE)
-    monkeypatch.setattr(np, "load", raises)
+    monkeypatch.setattr(np, "frombuffer", raises)
     with pytest.raises(BadImage, match=f"a.npy is not a readable image .{str(error) or 'MemoryError'}"):
         decode(None, path, 5)
 

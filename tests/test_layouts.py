@@ -77,6 +77,21 @@ def files_of(source):
         ("train/images/0 train/masks/1 val/images/2 val/masks/3", "0", None, "2", 1),
         ("train/0 train_masks/1 test/2", "0", None, "2", 1),
         ("leftImg8bit/train/a/0 leftImg8bit/val/b/1 gtFine/train/a/2", "0", None, "1", 1),
+        # Masks beside their pictures. The others have no picture of their name in their folder.
+        (
+            "train/0 train/0_mask train/1 train/1.seg train/cat_label train/_gt train/2-masks test/3",
+            "0 1 2-masks _gt cat_label",
+            None,
+            "3",
+            2,
+        ),
+        (
+            "train/a/0 train/b/0_mask train/a/0_masked train/b/maskmask test/a/3",
+            "0 0_masked 0_mask maskmask",
+            "a a b b",
+            "3",
+            0,
+        ),
         ("größe/train/Äpfel/ü größe/train/Öl/é größe/val/Öl/日", "ü é", "Äpfel Öl", "日", 0),
     ],
 )

@@ -112,8 +112,21 @@ def tiff() -> bytes:
     return bytes(data)
 
 
+def webp(**options) -> bytes:
+    """A lossy picture, whose frame says its size after its start code (RFC 6386, 9.1)."""
+    data = bytearray(picture("WEBP", **options))
+    frame = data.index(b"\x9d\x01\x2a")
+    data[frame + 3 : frame + 7] = struct.pack("<HH", SIDE, SIDE)
+    if options:
+        canvas = data.index(b"VP8X") + 12
+        data[canvas : canvas + 6] = 2 * (SIDE - 1).to_bytes(3, "little")
+    return bytes(data)
+
+
 LIES = {
     "png": png,
+    "lossy WebP": webp,
+    "lossy WebP with EXIF": lambda: webp(exif=turned()),
     "jpeg": lambda: jpeg(b"\xff\xc0"),
     "progressive jpeg": lambda: jpeg(b"\xff\xc2", progressive=True),
     "turned jpeg": lambda: jpeg(b"\xff\xc0", exif=turned()),
@@ -166,3 +179,11 @@ def test_both_scripts_take_the_option(tmp_path):
     new = ("--from_scratch", "true", "--config_name", "vit_tiny", "--train_dir", tmp_path)
     output = run(*new, "--max_image_pixels", "0", code=2, script="run_eval.py")
     assert "max_image_pixels 0" in output
+
+
+@pytest.mark.parametrize("quality", [1, 80])
+def test_the_smallest_webp_files_are_no_lies(quality):
+    """Of one colour: nothing needs fewer bytes."""
+    file = io.BytesIO()
+    Image.new("RGB", (4000, 4000), "red").save(file, "WEBP", quality=quality, method=6)
+    assert decode(file.getvalue(), "x", 3).shape == (3, 4000, 4000)

@@ -400,9 +400,10 @@ def test_many_deep_files_among_others_have_no_common_scale(tmp_path):
         open_images(folder(tmp_path, **pictures), (6, 9), 1, memory_budget=0)
 
 
-def test_the_processor_of_gray_models_sees_what_training_sees(tmp_path):
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_processor_sees_what_training_sees(tmp_path, channels):
     """Pictures as Pillow opens them, against our decoder of the same files."""
-    image_processor((8, 8), [0.5], [0.25], 1).save_pretrained(tmp_path)
+    image_processor((8, 8), [0.5] * channels, [0.25] * channels, channels).save_pretrained(tmp_path)
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     four = Image.fromarray(RANDOM.integers(0, 256, (8, 8, 4)).astype(np.uint8))
     exif = Image.Exif()
@@ -417,10 +418,11 @@ def test_the_processor_of_gray_models_sees_what_training_sees(tmp_path):
         "cmyk.tif": (four.convert("RGB").convert("CMYK"), {}),
         "turned.png": (four.convert("RGB"), {"exif": exif}),
         "turned.jpg": (four.convert("L"), {"exif": exif}),
+        "deep and dark.png": (Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8)), {}),
     }
     for name, (picture, options) in pictures.items():
         picture.save(tmp_path / name, **options)
-        expected = (decode(None, str(tmp_path / name), 1) / 255 - 0.5) / 0.25
+        expected = (decode(None, str(tmp_path / name), channels, white=255) / 255 - 0.5) / 0.25
         with Image.open(tmp_path / name) as opened:
             given = processor(opened, return_tensors="pt").pixel_values[0]
         torch.testing.assert_close(given, expected, atol=1e-5, rtol=0, msg=name)
@@ -436,13 +438,14 @@ def test_the_processor_takes_bands_of_pictures(tmp_path, channels):
     torch.testing.assert_close(given, decode(None, str(tmp_path / "a.png"), channels, bands=bands) / 255)
 
 
-def test_the_processor_takes_plain_arrays():
-    processor = image_processor((8, 8), [0.5], [0.25], 1)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_processor_takes_plain_arrays(channels):
+    processor = image_processor((8, 8), [0.5] * channels, [0.25] * channels, channels)
     plain = RANDOM.integers(0, 256, (8, 8)).astype(np.uint8)
-    expected = torch.from_numpy((plain / 255 - 0.5) / 0.25).float()[None, None]
+    expected = torch.from_numpy((plain / 255 - 0.5) / 0.25).float().expand(1, channels, 8, 8)
     for given in (plain, [plain], torch.from_numpy(plain), plain[None], [torch.from_numpy(plain)]):
         torch.testing.assert_close(processor(given, return_tensors="pt").pixel_values, expected, atol=1e-5, rtol=0)
-    assert processor([plain, plain], return_tensors="pt").pixel_values.shape == (2, 1, 8, 8)
+    assert processor([plain, plain], return_tensors="pt").pixel_values.shape == (2, channels, 8, 8)
     given = processor(plain, return_tensors="pt", input_data_format="channels_last").pixel_values
     torch.testing.assert_close(given, expected, atol=1e-5, rtol=0)
 

@@ -10,7 +10,7 @@ from flat import load_source, open_images
 from PIL import Image
 from transformers import AutoImageProcessor, BitImageProcessor, ViTImageProcessor
 
-from modeling_mae import EvalNet, MAEConfig
+from modeling_mae import EvalNet, MAEConfig, MAEImageProcessor
 from modeling_mae.data.find.sources import SourceSettings
 from modeling_mae.data.serve.decoded import Memory
 from modeling_mae.data.serve.images import Opening
@@ -36,8 +36,7 @@ def test_what_is_saved_is_read_again(tmp_path, channels, size, fraction, white):
     processor = image_processor(size, mean, std, channels, fraction, white)
     processor.save_pretrained(tmp_path)
     assert checkpoint_processing(str(tmp_path)) == Processing(mean, std, fraction, white)
-    if channels == 3 and white == 255:
-        assert type(processor) in (BitImageProcessor, ViTImageProcessor)  # they load without our code
+    assert type(AutoImageProcessor.from_pretrained(tmp_path)) is MAEImageProcessor
 
 
 def test_processors_of_others(tmp_path):
@@ -93,9 +92,13 @@ def test_pipelines_refuse_what_the_training_refuses():
     ):
         with pytest.raises(ValueError, match=message):
             deep(image, return_tensors="pt")
-    plain = image_processor((8, 8), [0.5], [0.5], 1)
-    with pytest.raises(ValueError, match="values from 0 to 63000, but 0 is black and 255 is white"):
-        plain(Image.fromarray(RAMP * 1000), return_tensors="pt")
+    for channels in (1, 3):
+        plain = image_processor((8, 8), [0.0] * channels, [1.0] * channels, channels)
+        picture = Image.fromarray(RAMP * 1000)
+        with pytest.raises(ValueError, match="values from 0 to 63000, but 0 is black and 255 is white"):
+            plain(picture, return_tensors="pt")
+        given = plain(picture, white=65535, return_tensors="pt").pixel_values[0, -1]  # as the message says
+        np.testing.assert_allclose(given, RAMP * 1000 / 65535, rtol=1e-5)
 
 
 def put(folder, names, values):

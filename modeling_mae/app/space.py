@@ -5,21 +5,24 @@ import json
 import shlex
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio
+import numpy as np
 from huggingface_hub import get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from PIL import Image, ImageOps
 
 from ..errors import UserError
 from .explorer import Explorer
 
 
+if TYPE_CHECKING:
+    from ..data.read.stored import Stored
+
+
 PACKAGE = Path(__file__).parents[1]
 PYTHON = "3.12"
-PLAIN_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 # As in setup.cfg: what the package needs, and its extra `app`. A test compares them.
 REQUIREMENTS = """torch>=2.7.1
 transformers>=5.18
@@ -140,7 +143,7 @@ def write_app(folder: Path, space: str, checkpoint: str, title: str, images: str
 def _copy_images(images: str, folder: Path, most: int) -> int:
     """Copies images of the folder `images`, also from parquet files, evenly spaced. Returns their number.
 
-    Ordinary pictures are decoded and encoded again, so that no metadata goes out with them.
+    All are decoded and encoded again, so that no metadata goes out with them.
 
     Raises:
         UserError: a row names a file outside the folder, or one that is not an image.
@@ -166,29 +169,48 @@ def _copy_images(images: str, folder: Path, most: int) -> int:
 
 
 def _rewritten(name: str, data: bytes) -> tuple[str, bytes]:
-    """(name, bytes) of an 8-bit picture as PNG. Other files, such as arrays, keep their bytes.
+    """(name, bytes) of the pixels of an image alone: pictures as PNG, other numbers as an .npy file.
 
     Raises:
         UserError: the bytes are not an image.
     """
-    from ..data.read.faults import BadImage
-    from ..data.read.header import read_header
-    from ..data.read.limits import MOST_PIXELS, check_size
+    import imagecodecs  # these are imported late: they take a moment
+
+    from ..data.read.decode import stored_of
+    from ..data.read.faults import BadImage, reading
+    from ..data.read.limits import MOST_PIXELS, Limit
 
     try:
-        check_size(data, name, MOST_PIXELS)
+        with reading(name):
+            stored = stored_of(data, name, Limit.of(data, name, MOST_PIXELS))
+            values = _numbers(stored, name)
     except BadImage as error:
         raise UserError(f"{error}: leave it out") from error
-    try:
-        image = Image.open(io.BytesIO(data))
-        if image.mode in PLAIN_MODES and getattr(image, "n_frames", 1) == 1:
-            written = io.BytesIO()
-            ImageOps.exif_transpose(image).save(written, "PNG", exif=b"")
-            return f"{Path(name).stem}.png", written.getvalue()
-    except (OSError, ValueError, SyntaxError):
-        pass  # Pillow does not read every kind that `decode` reads
-    try:
-        kind = read_header(data, name).format.lower()
-    except Exception as error:
-        raise UserError(f"{name} is not an image: leave it out") from error
-    return name if Path(name).suffix else f"{name}.{kind}", data
+    is_deep = values.dtype == np.uint16 and (stored.is_picture or stored.alpha is not None)
+    if stored.colour != "bands" and (values.dtype == np.uint8 or is_deep):
+        return f"{Path(name).stem}.png", bytes(imagecodecs.png_encode(np.ascontiguousarray(values)))
+    written = io.BytesIO()
+    np.save(written, np.moveaxis(values, -1, 0) if stored.axis is not None else values, allow_pickle=False)
+    return f"{Path(name).stem}.npy", written.getvalue()
+
+
+def _numbers(stored: "Stored", name: str) -> np.ndarray:
+    """The upright values: ``(height, width, bands)`` where the file says what is a band. Transparency is the last one.
+
+    Raises:
+        BadImage: they are no numbers.
+    """
+    from ..data.read.meaning import Rules, image_of, numbers_of
+
+    bands = 1 if stored.axis is None else stored.values.shape[stored.axis]
+    if stored.colour == "bands" and stored.axis is None and stored.values.ndim != 2:  # as the .npy file has them
+        numbers_of(stored, Rules(min(stored.values.shape)), name)
+        return stored.values
+    if stored.colour in ("palette", "cmyk"):
+        bands = 3 + (stored.alpha is not None)
+    if stored.alpha == "premultiplied":
+        image, _ = image_of(stored, Rules(bands - 1), name)
+        values = image.numpy() if stored.values.dtype == np.uint8 else np.round(image.numpy() * 257).astype(np.uint16)
+    else:
+        values = numbers_of(stored, Rules(bands), name).values
+    return values[0] if len(values) == 1 else np.moveaxis(values, 0, -1)

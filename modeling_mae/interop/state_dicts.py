@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import BitImageProcessor, ViTImageProcessor
 
 from ..configuration_mae import MAEConfig, pair
 from ..errors import UserError
+from ..image_processing_mae import EIGHT_BITS, MAEImageProcessor
 from ..modeling_mae import EvalNet, MAEForPreTraining, MAEModel, MAEPreTrainedModel
 from .layouts import (
     DECODER,
@@ -400,7 +400,7 @@ def leave_out(state: dict, pattern: str, why: str, notes: list[str]) -> None:
 
 def image_processor(
     config: MAEConfig, mean=IMAGENET_MEAN, std=IMAGENET_STD, resample: int = 3, crop_fraction: float | None = None
-) -> BitImageProcessor | ViTImageProcessor | None:
+) -> MAEImageProcessor | None:
     """An image processor, by default with ImageNet's mean and deviation, as in all these projects. None unless images
     have three channels. With `crop_fraction` the shorter side becomes size / `crop_fraction` and the centre is taken,
     else the whole image is resized. `resample` is PIL's number of a filter."""
@@ -409,8 +409,8 @@ def image_processor(
     height, width = config.image_height_width
     size = {"height": height, "width": width}
     shared: dict[str, Any] = {"resample": resample, "image_mean": list(mean), "image_std": list(std)}
-    shared["do_convert_rgb"] = True
+    shared |= {"num_channels": 3, "white": EIGHT_BITS}
     if crop_fraction is None:
-        return ViTImageProcessor(size=size, **shared)
+        return MAEImageProcessor(size=size, **shared)
     edge = math.floor(height / crop_fraction)
-    return BitImageProcessor(size={"shortest_edge": edge}, do_center_crop=True, crop_size=size, **shared)
+    return MAEImageProcessor(size={"shortest_edge": edge}, do_center_crop=True, crop_size=size, **shared)

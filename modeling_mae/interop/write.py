@@ -29,7 +29,7 @@ from .layouts import (
     shared_fields,
     to_official,
 )
-from .processors import transformers_processor
+from .processors import own_processor, transformers_processor
 
 
 FORMATS = ("mae", "transformers", "vit", "timm", "onnx", "torch")
@@ -81,6 +81,8 @@ def write_model(
     if to in ("transformers", "vit"):
         processor, note = transformers_processor(processor, model.config.num_channels)
         written = to_transformers(model)
+    else:
+        processor = own_processor(processor)
     save(written, processor, target)
     line = f"written    {target}: {type(written).__name__}.from_pretrained({str(target)!r}){left_out}"
     return f"{line}\nnote       {note}" if note else line

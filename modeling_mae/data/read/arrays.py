@@ -1,13 +1,15 @@
 """Images that are arrays of numbers: NumPy files, TIFF, DICOM, arrays in tables."""
 
 import io
-import os
+import zipfile
+from typing import Any
 
 import numpy as np
 
 from .dicom import read_dicom
-from .header import kind_of, only_array, opened
-from .stored import Stored
+from .header import kind_of, numpy_header, only_array, opened
+from .limits import DEFLATE, Limit
+from .stored import Stored, promised
 from .tiff import read_tiff
 
 
@@ -23,30 +25,36 @@ def cell_of(cell) -> dict:
     return {"bytes": file.getvalue(), "path": None}
 
 
-def read_array(data: bytes | None, path: str | None) -> Stored | None:
+def read_array(data: bytes | None, path: str | None, limit: Limit) -> Stored | None:
     """What an array file or a TIFF holds, not yet checked; None of other files.
 
     Raises:
-        BadImage: several arrays or frames, Python objects, or a package that reads the file is not installed.
+        BadImage: too large, several arrays or frames, Python objects, or a package that reads it is not installed.
         OSError and others: the file cannot be read.
     """
     kind = kind_of(data, path)
-    if kind in ("npy", "npz"):
-        return Stored(_numpy(data, path, kind))
-    if kind not in ("tiff", "dicom"):
+    if kind is None:
         return None
     with opened(data, path) as file:
-        return read_tiff(file, path) if kind == "tiff" else read_dicom(file, path)
+        if kind == "npy":
+            return Stored(_numpy(file, limit, 1, str(path) if data is None else None))
+        if kind == "npz":
+            with zipfile.ZipFile(file) as archive, archive.open(only_array(archive.namelist(), path)) as member:
+                return Stored(_numpy(member, limit, DEFLATE))
+        return read_tiff(file, path, limit) if kind == "tiff" else read_dicom(file, path, limit)
 
 
-def _numpy(data: bytes | None, path: str | None, kind: str) -> np.ndarray:
-    # A mapped file is read only where bands or every n-th pixel are taken from it.
-    mapped = kind == "npy" and path is not None and data is None and os.path.getsize(path) > WORTH_MAPPING
-    loaded = np.load(io.BytesIO(data) if data is not None else str(path), "r" if mapped else None, allow_pickle=False)
-    if kind == "npy":
-        return loaded
-    with loaded:
-        return loaded[only_array(loaded.files, path)]
+def _numpy(file: Any, limit: Limit, packed: int, path: str | None = None) -> np.ndarray:
+    """The array of an .npy file, of which one byte holds up to `packed` bytes. Of a large one at `path`, only the
+    bands and pixels that are taken are read."""
+    shape, in_columns, kind = numpy_header(file)
+    size = promised(shape, kind).size * kind.itemsize
+    limit.check_stored(Stored(promised(shape, kind)), size // packed)
+    if kind.hasobject:
+        raise ValueError("Object arrays cannot be loaded when allow_pickle=False")
+    if path is not None and size > WORTH_MAPPING:
+        return np.load(path, "r", allow_pickle=False)
+    return np.frombuffer(file.read(size), kind).reshape(shape, order="F" if in_columns else "C")
 
 
 def describe_stacks(stacks: list[bool]) -> str:

@@ -18,9 +18,9 @@ from .bit_depth import WHITE, check_8_bits, kind_and_highest
 from .deep import bits_of, deep_jpeg, deep_picture, plain_picture
 from .faults import name_of, reading
 from .header import orientation_of, plain_jpeg_size, read_header
-from .limits import MOST_PIXELS, check_size
+from .limits import MOST_PIXELS, PIXELS_OF_A_JPEG_BYTE, Limit
 from .meaning import Rules, chosen_bands, image_of, not_a_picture_of, numbers_of, on_white
-from .reduced import ReducedJpeg, Reduction, picture_tensor, reduce_jpeg
+from .reduced import ReducedJpeg, picture_tensor, reduce_jpeg
 from .stored import Stored
 
 
@@ -68,11 +68,11 @@ def decode_present(data: bytes | None, path: str | None, rules: Rules) -> Decode
     with reading(path):
         if data is None and path is not None and not path.lower().endswith(".npy"):  # of which perhaps a part is read
             data = _read(path)
-        check_size(data, path, rules.max_image_pixels)
-        array = read_array(data, path)
+        limit = Limit.of(data, path, rules.max_image_pixels)
+        array = read_array(data, path, limit)
         if array is not None:
             return image_of(array, rules, name_of(path))
-        return _from_picture(_read(str(path)) if data is None else data, rules, name_of(path))
+        return _from_picture(_read(str(path)) if data is None else data, rules, limit)
 
 
 def _read(path: str) -> bytes:
@@ -80,17 +80,18 @@ def _read(path: str) -> bytes:
         return file.read()
 
 
-def _from_picture(data: bytes, rules: Rules, name: str) -> Decoded:
+def _from_picture(data: bytes, rules: Rules, limit: Limit) -> Decoded:
     if data[:2] != b"\xff\xd8":
-        return _decode_with_pil(data, rules, name)
+        return _decode_with_pil(data, rules, limit)
+    name = limit.name
     channels = 3 if rules.bands else rules.num_channels
     if channels not in (1, 3):
         raise not_a_picture_of(channels, name)
     check_8_bits(rules.white, name)
     try:
-        image = _decode_jpeg(data, channels, rules.enough_pixels, None if rules.bands else rules.reduction)
+        image = _decode_jpeg(data, channels, rules, limit)
     except UnidentifiedImageError:
-        return image_of(deep_jpeg(data), rules, name)
+        return image_of(_deep_jpeg(data, limit), rules, name)
     if isinstance(image, ReducedJpeg):
         return image, None
     if rules.bands:
@@ -113,34 +114,51 @@ def look_at(
     """
     name, header = name_of(path), read_header(data, path)
     with reading(path):
-        check_size(data, path, max_image_pixels)
+        limit = Limit.of(data, path, max_image_pixels)
+        limit.check_header(header)
         if header.plain:
             return (name, "8 bits", WHITE), header.stack
-        stored = read_array(data, path)
-        if stored is None:
-            data = _read(str(path)) if data is None else data
-            stored = _deep(data)
+        stored = stored_of(data, path, limit)
         values = numbers_of(stored, Rules(num_channels, bands=bands), name).values
         kind, highest = kind_and_highest(values)
         declared = stored.most if kind == "whole numbers" else None
         return (name, kind, max(highest, declared or highest)), header.stack
 
 
-def _deep(data: bytes) -> Stored:
+def stored_of(data: bytes | None, path: str | None, limit: Limit) -> Stored:
+    """The numbers of a file of any kind.
+
+    Raises:
+        BadImage: as `read_array`.
+        Exception: the file is damaged, or it is no image.
+    """
+    stored = read_array(data, path, limit)
+    if stored is not None:
+        return stored
+    data = _read(str(path)) if data is None else data
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with limit.opened(io.BytesIO(data), data) as picture:
+            if bits_of(picture) <= 8:
+                return plain_picture(picture)
             return deep_picture(picture, data, orientation_of(picture))
     except UnidentifiedImageError:
-        return deep_jpeg(data)
+        return _deep_jpeg(data, limit)
 
 
-def _decode_jpeg(
-    data: bytes, num_channels: int, enough_pixels: int | None, reduction: Reduction | None
-) -> torch.Tensor | ReducedJpeg:
+def _deep_jpeg(data: bytes, limit: Limit) -> Stored:
+    stored = deep_jpeg(data)
+    limit.check_stored(stored)
+    return stored
+
+
+def _decode_jpeg(data: bytes, num_channels: int, rules: Rules, limit: Limit) -> torch.Tensor | ReducedJpeg:
+    enough_pixels, reduction = rules.enough_pixels, None if rules.bands else rules.reduction
     size = plain_jpeg_size(data) if enough_pixels is None else None
+    if size is not None:
+        limit.check(size[0] * size[1], size[0] * size[1] // PIXELS_OF_A_JPEG_BYTE)
     if size is not None and size[0] * size[1] <= SMALL and (reduction is None or not reduction.possible(*size)):
         return _decode_whole_jpeg(data, num_channels, may_be_turned=False)
-    with Image.open(io.BytesIO(data)) as header:  # reads the header only
+    with limit.opened(io.BytesIO(data), data) as header:
         if enough_pixels and header.width * header.height > enough_pixels:
             # A half, a quarter or an eighth of the size. Pixels are left to spare: reducing lowers the deviation.
             part = max(1, math.isqrt(header.width * header.height // (4 * enough_pixels)))
@@ -166,10 +184,11 @@ def _decode_whole_jpeg(data: bytes, num_channels: int, may_be_turned: bool) -> t
     return decode_image(encoded, mode, apply_exif_orientation=may_be_turned)
 
 
-def _decode_with_pil(data: bytes, rules: Rules, name: str) -> Decoded:
-    with Image.open(io.BytesIO(data)) as opened:
+def _decode_with_pil(data: bytes, rules: Rules, limit: Limit) -> Decoded:
+    name = limit.name
+    with limit.opened(io.BytesIO(data), data) as opened:
         if bits_of(opened) > 8:
-            return image_of(_deep(data), rules, name)
+            return image_of(deep_picture(opened, data, orientation_of(opened)), rules, name)
         if rules.bands or rules.num_channels not in (1, 3):
             return image_of(plain_picture(opened), rules, name)
         check_8_bits(rules.white, name)
@@ -178,7 +197,7 @@ def _decode_with_pil(data: bytes, rules: Rules, name: str) -> Decoded:
         except OSError:
             if opened.format != "JPEG2000":
                 raise
-            return image_of(_deep(data), rules, name)  # OpenJPEG reads more than Pillow makes of it
+            return image_of(deep_picture(opened, data, 1), rules, name)  # OpenJPEG reads more than Pillow makes of it
         ImageOps.exif_transpose(opened, in_place=True)  # a copy of a small picture costs a tenth of its decoding
         image: Image.Image = opened
     if "A" in image.getbands() or "transparency" in image.info:

@@ -6,13 +6,14 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .faults import BadImage, name_of
+from .limits import Limit
 from .stored import Stored, promised
 
 
 PALETTE = "PALETTE COLOR"
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 FIRST_ELEMENTS = (b"\2\0\0\0", b"\x08\0\0\0", b"\x08\0\1\0", b"\x08\0\5\0", b"\x08\0\x08\0", b"\x08\0\x16\0")
-BIG_ENDIAN = tuple(first[1::-1] + first[:1:-1] for first in FIRST_ELEMENTS)
+FIRST_BYTES = {*FIRST_ELEMENTS, *(first[1::-1] + first[:1:-1] for first in FIRST_ELEMENTS)}  # of both byte orders
 LONGEST = 64  # bytes of the first element of a file without a preamble
 
 
@@ -25,9 +26,10 @@ def is_dicom(start: bytes) -> bool:
     others may look like TIFF."""
     if start[128:132] == b"DICM":
         return True
+    if start[:4] not in FIRST_BYTES:
+        return False
     length = int.from_bytes(start[4:8], "little")
-    explicit = start[4:6] in (b"UL", b"UI", b"CS", b"OB")
-    return start[:4] in FIRST_ELEMENTS + BIG_ENDIAN and (explicit or (0 < length <= LONGEST and length % 2 == 0))
+    return start[4:6] in (b"UL", b"UI", b"CS", b"OB") or (0 < length <= LONGEST and length % 2 == 0)
 
 
 def _opened(file: BinaryIO, path: str | None, header_only: bool) -> Any:
@@ -47,21 +49,25 @@ def _opened(file: BinaryIO, path: str | None, header_only: bool) -> Any:
 
 def described_dicom(file: BinaryIO, path: str | None) -> Stored:
     """What a DICOM file holds, still unread. BadImage where it has several frames or cannot be read here."""
-    about = _opened(file, path, header_only=True)
+    return _described(_opened(file, path, header_only=True))
+
+
+def _described(about: Any) -> Stored:
     samples = 3 if about.get("PhotometricInterpretation") == PALETTE else int(about.get("SamplesPerPixel") or 1)
     shape = (int(about.Rows), int(about.Columns), *[samples] * (samples > 1))
     return Stored(promised(shape, np.dtype(np.uint16)), 2 if samples > 1 else None, "rgb" if samples > 1 else "gray")
 
 
-def read_dicom(file: BinaryIO, path: str | None) -> Stored:
+def read_dicom(file: BinaryIO, path: str | None, limit: Limit) -> Stored:
     """The picture of a DICOM file: its colours, or its values rescaled and in its window, from 0 to all of its type.
     Values without a window are rescaled only.
 
     Raises:
-        BadImage: it has several frames, or another package is needed.
+        BadImage: it has several frames, is too large, or another package is needed.
         Exception: the file is damaged.
     """
     about = _opened(file, path, header_only=False)
+    limit.check_stored(_described(about))
     from pydicom import pixels  # late: few sets need it
 
     if "transfer_syntax_uid" not in dir(about) and "TransferSyntaxUID" not in about.file_meta:

@@ -4,6 +4,7 @@ import io
 import logging
 import zipfile
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -12,13 +13,14 @@ from PIL import Image, UnidentifiedImageError
 from .deep import bits_of, deep_jpeg
 from .dicom import described_dicom, is_dicom
 from .faults import BadImage, name_of, reading
+from .limits import DEFLATE, least_bytes
 from .stored import Stored, promised
 from .tiff import described_tiff, is_stack
 
 
 NUMPY = b"\x93NUMPY"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-DEFLATE = 1032  # bytes that one byte of zlib can become at most
+LONGEST_NUMPY_HEADER = 10_000  # bytes; NumPy refuses longer ones
 GRAY = {"1", "L", "LA", "La", "I", "F"}  # Pillow's modes of one channel, beside those of 16 bits
 ORIENTATION, TURNED = 0x0112, 5  # the EXIF tag, and its lowest value that exchanges height and width
 RIGHT_FIRST, BOTTOM_FIRST = {2, 3, 6, 7}, {3, 4, 7, 8}  # orientations whose x or y runs against the file's
@@ -87,15 +89,17 @@ def read_header(data: bytes | None, path: str | None) -> Header:
     Raises:
         BadImage: it cannot be read, or it holds no single picture or array.
     """
-    Image.MAX_IMAGE_PIXELS = None  # a header takes no memory: `check_size` refuses what is too large
+    Image.MAX_IMAGE_PIXELS = None  # a header takes no memory: `Limit` refuses what is too large
     with reading(path), opened(data, path) as file:
         kind = kind_of(data, path)
         if kind == "npy":
-            values = _numpy_promised(file)
+            shape, _, numbers = numpy_header(file)
+            values = promised(shape, numbers)
             return _header_of("NPY", Stored(values), path, least_bytes=values.size * values.itemsize)
         if kind == "npz":
             with zipfile.ZipFile(file) as archive, archive.open(only_array(archive.namelist(), path)) as member:
-                values = _numpy_promised(member)
+                shape, _, numbers = numpy_header(member)
+                values = promised(shape, numbers)
                 packed = values.size * values.itemsize // DEFLATE
                 return _header_of("NPZ", Stored(values), path, least_bytes=packed)
         if kind == "dicom":
@@ -114,7 +118,9 @@ def read_header(data: bytes | None, path: str | None) -> Header:
             gray = picture.mode in GRAY or picture.mode.startswith("I;")
             turned = orientation_of(picture) >= TURNED
             height, width = picture.size if turned else picture.size[::-1]
-            return Header(str(picture.format), height, width, 1 if gray else 3, bits_of(picture) <= 8)
+            least = least_bytes(picture, data) if data is not None else 0
+            bits = bits_of(picture)
+            return Header(str(picture.format), height, width, 1 if gray else 3, bits <= 8, least_bytes=least)
 
 
 def _header_of(format: str, stored: Stored, path: str | None, stack: bool = False, least_bytes: int = 0) -> Header:
@@ -133,11 +139,23 @@ def _header_of(format: str, stored: Stored, path: str | None, stack: bool = Fals
     return Header(format, height, width, channels, plain, stack, least_bytes)
 
 
-def _numpy_promised(file: Any) -> np.ndarray:
+def numpy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """(shape, whether the first axis is the fastest, type) of an .npy file. Afterwards `file` is at its values."""
+    start = file.read(8)
+    size = file.read(2 if start[6:7] == b"\1" else 4)
+    length = int.from_bytes(size, "little")
+    if length > LONGEST_NUMPY_HEADER:
+        raise ValueError(f"a header of {length:,} bytes")
+    return _parsed(start + size + file.read(length))
+
+
+@lru_cache
+def _parsed(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Kept, because parsing takes longer than reading a small array, and all files of a set have the same header."""
+    file = io.BytesIO(header)
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, kind = read(file)
-    return promised(shape, kind)
+    return read(file)
 
 
 def only_array(names: list[str], path: str | None) -> str:

@@ -260,7 +260,8 @@ def plain_numbers(
         if present.size and max(int(present.max()), -int(present.min())) > EXACT:
             raise BadImage(f"{name} has whole numbers above {EXACT:,}, which float32 does not keep: scale them")
     with np.errstate(over="ignore", invalid="ignore"):
-        numbers = values.astype(values.dtype.newbyteorder("=") if values.dtype.kind == "u" else np.float32)
+        kind = values.dtype.newbyteorder("=") if values.dtype.kind == "u" else np.dtype(np.float32)
+        numbers = values.astype(kind, copy=gone is not None)  # a copy is only filled
     if gone is not None:
         _fill(numbers, gone, name, most_missing, bands or range(1, len(numbers) + 1))
     if numbers.dtype.kind == "f" and not np.isfinite(numbers).all():

@@ -9,6 +9,7 @@ from PIL import Image
 
 from .deep import plain_picture
 from .faults import BadImage, name_of
+from .limits import Limit
 from .stored import Stored, promised
 
 
@@ -51,11 +52,11 @@ def described_tiff(tiff: Any, path: str | None) -> tuple[Any, Stored]:
     )
 
 
-def read_tiff(file: BinaryIO, path: str | None) -> Stored:
+def read_tiff(file: BinaryIO, path: str | None, limit: Limit) -> Stored:
     """The picture or array of a TIFF file.
 
     Raises:
-        BadImage: as `described_tiff`.
+        BadImage: as `described_tiff`, or it is too large.
         Exception: the file is damaged, or its compression is not known here.
     """
     import tifffile  # late: it takes a moment, and few sets need it
@@ -63,6 +64,7 @@ def read_tiff(file: BinaryIO, path: str | None) -> Stored:
     with tifffile.TiffFile(file) as tiff:
         pages, stored = described_tiff(tiff, path)
         page = tiff.pages[0]
+        limit.check_stored(stored, _least_bytes(page, stored))
         fault: Exception | None = None
         decoded = int(page.compression) in COLOURS_ONCE_DECODED and page.planarconfig == 1
         if int(page.photometric) != YCBCR or decoded:
@@ -78,6 +80,13 @@ def read_tiff(file: BinaryIO, path: str | None) -> Stored:
                 return replace(plain_picture(picture), missing=stored.missing)
         except Exception as error:
             raise (fault or error) from None
+
+
+def _least_bytes(page: Any, stored: Stored) -> int:
+    """The bytes that the file must have for the values; 0 where they are packed, or parts of them are left out."""
+    if int(page.compression) != 1 or int(page.photometric) == YCBCR or 0 in page.databytecounts:
+        return 0
+    return stored.values.size * int(page.bitspersample) // 8
 
 
 def is_stack(tiff: Any) -> bool:

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from transformers import BitImageProcessor, ViTImageProcessor
-
 from ...errors import UserError
 from ...image_processing_mae import MAEImageProcessor
 from ..read.bit_depth import WHITE
@@ -28,40 +26,34 @@ def image_processor(
     white: float = WHITE,
     bands: list[int] | None = None,
     at_own_size: bool = False,
-):
+) -> MAEImageProcessor:
     """The processor for images of `size` (height, width) in pixels; for `mean` and `std` white is 1.
 
-    It resizes the shorter side to size / `crop_fraction` and crops the centre (256 and 224 in the paper).
-    transformers' processors cannot do this for a `size` that is not square: then the whole image is resized. The
-    fraction itself is kept as well, for a later evaluation by `run_eval.py`.
-    RGB images of 8 bits get one of transformers' own processors, which load without our code. `white` is the value in
-    the files that is white; `bands`, counted from 1, are those of the files that the model sees. `at_own_size`: images
-    are neither resized nor cropped, and the processor makes masks of logits.
+    It resizes the shorter side to size / `crop_fraction` and crops the centre (256 and 224 in the paper). If `size` is
+    not square, it resizes the whole image. The fraction is kept as well, for a later evaluation by run_eval.py.
+    `white` is the value in the files that is white; `bands`, counted from 1, are those of the files that the model
+    sees. `at_own_size`: images are neither resized nor cropped, and the processor makes masks of logits.
     """
-    shared: dict[str, Any] = {
-        "resample": BICUBIC,
-        "image_mean": mean,
-        "image_std": std,
-        "crop_fraction": crop_fraction,
-    }
     height, width = size
-    resizing: Any = MAEImageProcessor
-    cropping: Any = MAEImageProcessor
-    if num_channels == 3 and white == WHITE and not bands and not at_own_size:
-        resizing, cropping = ViTImageProcessor, BitImageProcessor
-        shared["do_convert_rgb"] = True
-    else:
-        shared |= {"num_channels": num_channels, "white": white, "bands": bands}
+    whole = {"height": height, "width": width}
+    sizes: dict[str, Any] = {"size": whole}
     if at_own_size:
-        return MAEImageProcessor(size={"height": height, "width": width}, do_resize=False, **shared)
-    if height == width:
-        edge = round(height / crop_fraction)
-        crop = {"height": height, "width": width}
-        return cropping(size={"shortest_edge": edge}, do_center_crop=True, crop_size=crop, **shared)
-    return resizing(size={"height": height, "width": width}, **shared)
+        sizes["do_resize"] = False
+    elif height == width:
+        sizes = {"size": {"shortest_edge": round(height / crop_fraction)}, "do_center_crop": True, "crop_size": whole}
+    return MAEImageProcessor(
+        **sizes,
+        resample=BICUBIC,
+        image_mean=mean,
+        image_std=std,
+        num_channels=num_channels,
+        crop_fraction=crop_fraction,
+        white=white,
+        bands=bands,
+    )
 
 
-def processor_of(images: "Images", mean: list[float], std: list[float]):
+def processor_of(images: "Images", mean: list[float], std: list[float]) -> MAEImageProcessor:
     """The processor that does to an image what evaluation does with these `images`."""
     return image_processor(
         images.size, mean, std, len(mean), images.crop_fraction, images.white, images.bands, images.at_own_size
