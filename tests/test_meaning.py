@@ -140,6 +140,10 @@ def test_other_colours_of_tiff():
 
 def test_few_and_odd_numbers_of_bits():
     """imagecodecs packs the bits; 15 of 4 bits and 4095 of 12 are white."""
+    try:
+        imagecodecs.packints_encode(np.zeros((1, 8), np.uint8), 4)
+    except NotImplementedError:
+        pytest.skip("this imagecodecs reads such files, and writes none")
     values = RANDOM.integers(0, 16, (6, 8)).astype(np.uint8)
     data = tiff(values, bitspersample=4)
     assert np.array_equal(shown(data, 1), values * 17) and np.array_equal(by_pillow(data, "L"), values * 17)
