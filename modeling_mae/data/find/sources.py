@@ -216,10 +216,6 @@ def still_encoded(dataset: datasets.Dataset, image_column: str) -> datasets.Data
     kind = dataset.features[image_column]
     if isinstance(kind, ARRAYS):
         return dataset.with_format("numpy", [image_column], output_all_columns=True, dtype=np.dtype(kind.dtype))
-    if isinstance(kind, datasets.Value) and kind.dtype.startswith(
-        "large_"
-    ):  # older `datasets` make no images of these
-        dataset = dataset.cast_column(image_column, datasets.Value(kind.dtype.removeprefix("large_")))
     return dataset.cast_column(image_column, datasets.Image(decode=False))
 
 

@@ -69,6 +69,10 @@ def load_parquet(listing: Listing, split: str | None, cache_dir: str | None) -> 
         raise UserError(f"folder {listing.folder!r} cannot be read as parquet: {reason[:200]}") from error
     for name, kind in _columns(files[0]).items():
         if is_image(kind) and not is_image(table.features[name]):
+            stored = table.features[name]
+            if isinstance(stored, datasets.Value) and stored.dtype.startswith("large_"):
+                # Older versions of `datasets` make no images of large bytes.
+                table = table.cast_column(name, datasets.Value(stored.dtype.removeprefix("large_")))
             table = table.cast_column(name, datasets.Image(decode=False))
     return table
 
