@@ -96,8 +96,10 @@ def keep_all(kept, order):
 
 
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
-def test_processes_keep_images_at_the_same_time(method):
+def test_processes_keep_images_at_the_same_time(method, monkeypatch):
     """Four processes decode the same 60 images in different orders. None overwrites another's."""
+    # The lock is of the context that starts the processes, as it is of the system's own.
+    monkeypatch.setattr("modeling_mae.data.serve.decoded.get_context", lambda: get_context(method))
     kept = KeptImages(file_of(KeptImages.bytes_for(60, 1 << 22, Machine())), 60, torch.uint8, Machine())
     context = get_context(method)
     orders = [np.random.default_rng(i).permutation(60).tolist() for i in range(4)]
