@@ -337,6 +337,12 @@ def test_a_box_over_the_edge_by_hand():
     assert twice.tolist() == mask.repeat_interleave(2, 0).repeat_interleave(2, 1).tolist()
 
 
+def test_one_fill_serves_any_number_of_bands():
+    image, mask = torch.ones(5, 2, 2), torch.zeros(2, 2, dtype=torch.uint8)
+    seen, _ = crop_pair(image, mask, [0, 0, 3, 2], (3, 2), torch.tensor([50.0]))
+    assert seen[:, 2].tolist() == [[50.0, 50.0]] * 5 and seen[:, :2].tolist() == image.tolist()
+
+
 def test_boxes_lie_inside_where_they_fit():
     crop = ScaledCrop(0, (10, 20), [0.5, 2.0], True, False, [0.5])
     boxes, flips = crop(0, list(range(500)), 15, 100)

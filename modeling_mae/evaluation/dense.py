@@ -67,7 +67,7 @@ def _patches(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(tokens ``(images, patches, width)``, masks ``(images, height, width)``) of evenly spaced images."""
     rows = np.linspace(0, len(images) - 1, min(len(images), most)).astype(int)
-    crop = ScaledCrop(0, images.size, [1.0, 1.0], False, False, [0.5] * 3)
+    crop = ScaledCrop(0, images.size, [1.0, 1.0], False, False, [0.5])
     view: Images = images.view(crop, rows)
 
     def compute(batch: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -66,14 +66,15 @@ def write_masks(checkpoint: str, images: Place, output: MaskOutput, settings: Ap
         "precision": f"{accelerator.mixed_precision} on {accelerator.device.type}",
         "overlay": output.overlay,
     }
-    targets = mask_files(RowNames(inputs.source).files(0, len(inputs)))
+    files = RowNames(inputs.source).files(0, len(inputs))
+    targets = mask_files(files)
     if accelerator.is_main_process:
         _claim(output, made_with, names)
     accelerator.wait_for_everyone()
     _predict(accelerator, inputs, model, output, targets)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        _write_table(output.folder, targets, names, RowNames(inputs.source).files(0, len(inputs)))
+        _write_table(output.folder, targets, names, files)
         written = sum((output.folder / target).exists() for target in targets)
         gone = f"; {_count(len(targets) - written, 'unreadable image')} left out" if written < len(targets) else ""
         said = f"written    {output.folder}: {_count(written, 'mask')}, {CLASSES} and {TABLE}{gone}"

@@ -25,13 +25,12 @@ from ..report.problem import Problem
 from ..segmentation_mae import MAEForSemanticSegmentation
 from .evalnet import names_of
 from .mask_pictures import compared_masks
-from .protocol import Answers, Columns, Task, ViewSettings
+from .protocol import Answers, Task, ViewSettings
 from .windows import logits_of, model_device
 
 
 SEMANTIC_SEGMENTATION = "semantic_segmentation"  # transformers has no name for it
 THREADS = 8  # that read masks before the training
-MATRICES_LIMIT = 1 << 30  # bytes; 2,000 images of 150 classes take a sixth of it
 KEPT_LIMIT = 1 << 30  # bytes of masks that are kept in memory
 EXAMPLES = 8  # images of the worst ones
 SHOWN_CLASSES = 24  # in the line about the data
@@ -114,7 +113,7 @@ class MaskFiles:
         try:
             return self.numbering.applied(decode_mask(cell["bytes"], cell["path"]), self.table)
         except KeyError as error:
-            raise UserError(f"{cell['path']} has the number {error}, which no class has: mend it") from None
+            raise UserError(f"{cell['path']} has the number {error}, which no class has: fix it") from None
 
     def __call__(self, index: int) -> np.ndarray:
         """Class numbers ``(height, width)`` uint8."""
@@ -143,7 +142,6 @@ class Masks(Task):
         },
         shares=("mean_iou", "mean_dice", "pixel_accuracy"),
         columns={
-            "linear_probe": "linear",
             "mean_iou": "mean IoU",
             "mean_dice": "mean Dice",
             "pixel_accuracy": "pixels",
@@ -315,9 +313,6 @@ class Masks(Task):
         counts = torch.bincount((pairs + first)[known], minlength=len(labels) * classes**2)
         confusion = counts.view(len(labels), classes, classes).int()
         return {"confusion": confusion, "loss": loss / known.sum((1, 2)).clamp(min=1)}
-
-    def tested_columns(self, images: int, names: int, say: Callable[[str], None]) -> Columns:
-        return self.columns
 
     def results(self, columns: dict[str, np.ndarray], names: int) -> dict:
         """What `SegmentationMetric` computes of all images, and the mean `loss`."""

@@ -14,10 +14,9 @@ import pyarrow.compute as pc
 from ...errors import UserError
 from ..read.masks import COLOUR
 from ..stream.formats.parquet import ARRAYS
-from ..stream.shards import ShardedRows
 from .image_folder import image_column
 from .layout import above, masks_among
-from .listing import CLASSES_FILES, MASK_SUFFIX, Listing, list_place
+from .listing import CLASSES_FILES, MASK_SUFFIX, MASKS, Listing, list_place
 
 
 MASK = "mask"  # the column of masks that are files
@@ -89,14 +88,12 @@ def mask_column(features: datasets.Features, image: str, name: str | None, place
     return columns[0]
 
 
-def rows_with_masks(dataset: datasets.Dataset | ShardedRows, column: str, place: str) -> np.ndarray | None:
-    """The numbers of the rows that have a mask; None of a stream, whose rows all have one.
+def rows_with_masks(dataset: datasets.Dataset, column: str, place: str) -> np.ndarray:
+    """The numbers of the rows that have a mask.
 
     Raises:
         UserError: no row has one.
     """
-    if isinstance(dataset, ShardedRows):
-        return None
     filled: list[np.ndarray] = []
     for rows in dataset.select_columns([column]).with_format("arrow").iter(ROWS_AT_ONCE):
         cells = rows[column].combine_chunks()
@@ -114,9 +111,9 @@ def rows_with_masks(dataset: datasets.Dataset | ShardedRows, column: str, place:
     return chosen
 
 
-def without_mask_reason(listing: Listing, reason: str) -> Listing:
-    """The listing, whose masks are not left out."""
-    counts = {key: count for key, count in listing.left_out.items() if key[1] != reason}
+def masks_not_left_out(listing: Listing) -> Listing:
+    """The listing of images whose masks are read too, so that they are not counted as left out."""
+    counts = {key: count for key, count in listing.left_out.items() if key[1] != MASKS}
     return replace(listing, left_out=type(listing.left_out)(counts))
 
 

@@ -18,16 +18,16 @@ from ..stream.formats.parquet import ARRAYS
 from ..stream.shards import ShardedRows
 from . import scenes
 from .image_folder import image_folder
-from .listing import MASKS, Listing, list_place
+from .listing import Listing, list_place
 from .masks import COLUMNS as MASK_COLUMNS
 from .masks import (
     mask_column,
     masks_beside,
     masks_in,
+    masks_not_left_out,
     names_of_numbers,
     rows_with_masks,
     with_mask_column,
-    without_mask_reason,
 )
 from .splits import NoSplit, all_splits, choose_split
 from .streams import only_split, stream_of_hub, stream_of_place
@@ -328,7 +328,7 @@ def _load_folder(
     part.leave_out(len(part.streamed), "shards beside images")
     if not settings.with_masks or part.metadata:
         return image_folder(part), part
-    part = without_mask_reason(part, MASKS)
+    part = masks_not_left_out(part)
     masks = masks_in(settings.mask_dir) if settings.mask_dir else masks_beside(listing)
     return with_mask_column(image_folder(part), part, masks), part
 

@@ -19,8 +19,8 @@ from ..stream.formats.tar import Members
 from ..stream.shard_cache import ShardCache, ShardError, attempt, file_system, is_remote
 from ..stream.shard_index import index_shards
 from ..stream.shards import ShardedRows, read_features
-from .listing import MASKS, Listing, list_place, text_array
-from .masks import masks_beside, without_mask_reason
+from .listing import Listing, list_place, text_array
+from .masks import masks_beside, masks_not_left_out
 from .splits import NoSplit, all_splits, choose_shards, choose_split, refuse_undivided
 
 
@@ -90,7 +90,7 @@ def _chosen_members(
     if only_masked:
         masks = _members_of_masks(members, masks_beside(whole))
         masked = pc.is_in(listing.images, text_array(list(masks)))
-        listing = without_mask_reason(replace(listing, images=listing.images.filter(masked)), MASKS)
+        listing = masks_not_left_out(replace(listing, images=listing.images.filter(masked)))
         listing.leave_out(len(masked) - len(listing.images), "without a mask")
     if len(listing.images) < len(names):
         kept = pc.is_in(names, listing.images)

@@ -158,14 +158,14 @@ def crop_pair(
     image: torch.Tensor, mask: torch.Tensor, box: list[int], size: tuple[int, int], fill: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Both in the box (top, left, height, width), which may reach over the edges, at `size`: ``(channels, *size)`` by
-    antialiased bicubic, ``(*size)`` by the nearest pixel. Outside the image is the `fill` of each channel, and
-    `IGNORED`."""
+    antialiased bicubic, ``(*size)`` by the nearest pixel. Outside the image is the `fill`, one for all channels or one
+    for each, and `IGNORED`."""
     top, left, height, width = box
     rows, columns = slice(max(0, top), top + height), slice(max(0, left), left + width)
     image, mask = image[:, rows, columns], mask[rows, columns]
     if mask.shape != (height, width):
         place = (slice(max(0, -top), max(0, -top) + len(mask)), slice(max(0, -left), max(0, -left) + mask.shape[1]))
-        canvas = fill.to(image.dtype)[:, None, None].repeat(1, height, width)
+        canvas = fill.to(image.dtype)[:, None, None].expand(len(image), height, width).clone()
         canvas[:, place[0], place[1]] = image
         image, known = canvas, mask
         mask = known.new_full((height, width), IGNORED)
