@@ -16,7 +16,7 @@ from .reader import Reader
 
 BANK_IMAGES = 256  # that vote; more take long, and change little
 TEST_IMAGES = 500
-TEMPERATURE = 0.07  # as of the k-NN of images
+TEMPERATURE = 0.07  # of the votes of neighbours, of images too (Wu et al., arXiv 1805.01978)
 
 
 def tokens_of(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -16,7 +16,7 @@ from ..modeling_mae import EvalNet, MAEModel
 from ..readout import CHUNK, nearest, pooled_output
 from ..tasks import CLASSES, Task
 from ..tasks.evalnet import EvalNetTask
-from .dense import dense_metrics, tokens_of
+from .dense import TEMPERATURE, dense_metrics, tokens_of
 from .reader import FrozenSet, Reader
 
 
@@ -24,7 +24,6 @@ EVAL_BATCH = 256  # images; without gradients, they take less memory than a usua
 K = 20  # neighbours of the k-NN accuracy that tables and cards show
 KS = (10, K, 100, 200)
 RAW = "raw pixels"  # as features
-TEMPERATURE = 0.07  # temperature of the k-NN votes (Wu et al., arXiv 1805.01978)
 LOGISTIC_LIMIT = 2 * 10**10  # images x width x classes: beyond it the fit takes hours
 RAW_PIXELS_LIMIT = 8 << 30  # bytes
 
