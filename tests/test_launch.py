@@ -74,7 +74,7 @@ class OneBadImage(torch.utils.data.Dataset):
         return 1
 
     def __getitem__(self, index):
-        raise BadImage("cat.jpg is not a readable image (truncated): mend it")
+        raise BadImage("cat.jpg is not a readable image (truncated): fix it")
 
 
 def test_the_error_of_a_loading_worker_is_one_line():
@@ -84,7 +84,7 @@ def test_the_error_of_a_loading_worker_is_one_line():
         next(iter(loader))
     with pytest.raises(SystemExit) as stop:
         run_script(lambda arguments: next(iter(loader)), None)
-    assert stop.value.code == "run_pretrain.py: error: cat.jpg is not a readable image (truncated): mend it"
+    assert stop.value.code == "run_pretrain.py: error: cat.jpg is not a readable image (truncated): fix it"
 
 
 def test_a_dead_loading_worker_is_one_line_whatever_it_interrupts():

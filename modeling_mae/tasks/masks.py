@@ -191,7 +191,7 @@ class Masks(Task):
                 wrong, having = strange[0], sum(strange[0] in each for each in counts)
                 raise UserError(
                     f"{source.name}: {having} of {len(counts)} masks have the number {wrong}, which no training mask "
-                    f"has; the classes are {', '.join(known_names[:8])}: mend the masks, or leave it out with "
+                    f"has; the classes are {', '.join(known_names[:8])}: fix the masks, or leave it out with "
                     f"--ignore_index {wrong}"
                 )
         numbers = {value: numbering.number_of(value) for value in present}

@@ -254,7 +254,7 @@ def _opened(
     try:
         features = features or read_features(shards)
     except ShardError as error:
-        raise UserError(f"{error}: mend it") from error
+        raise UserError(f"{error}: fix it") from error
     rows = ShardedRows(shards, features, find_column(features), cache)
     rows.left_out, rows.elsewhere = left_out, elsewhere
     return rows
