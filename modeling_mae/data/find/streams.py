@@ -184,7 +184,7 @@ def list_shards(place: str) -> list[str]:
         else:
             shards += _list_remote(pattern)
     if not shards:
-        raise UserError(f"{place!r} is neither a folder nor a pattern of shards that are there: give --train_dir anew")
+        raise UserError(f"{place!r} is neither a folder nor a pattern of shards that are there: check the path")
     return sorted({shard for shard in shards if shard.endswith(ENDINGS)})
 
 
