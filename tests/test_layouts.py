@@ -185,7 +185,7 @@ def test_the_same_files_count_in_a_tar_as_in_a_folder(tmp_path):
     np.savez(folder / "8.npz", PIXELS)
     for name in ("9.heic", "a.xml", "b.zip"):
         (folder / name).write_bytes(b"?")
-    if ("avif" in features.get_supported()):
+    if "avif" in features.get_supported():
         put(folder, "c.avif")
     members = [
         (str(path.relative_to(folder)), path.read_bytes()) for path in sorted(folder.rglob("*")) if path.is_file()
