@@ -145,7 +145,7 @@ def test_a_loading_worker_for_each_core_of_the_machine(monkeypatch):
         (2, 2, 1, 8, 0.0, ["8 threads, free cores: 2. ", "per_process 2 "]),
         (64, 4, 2, 4, 30.0, ["8 threads, free cores: 4. ", "per_process 2 "]),  # a container with a quota
         (64, 4, 2, 2, 30.0, []),
-        (64, 64, 4, 16, 32.0, ["64 threads, free cores: 32; other programs keep 32.0 of 64 cores busy", "per_process 8 "]),
+        (64, 64, 4, 16, 32.0, ["64 threads, free cores: 32; other programs keep 32.0 of 64", "per_process 8 "]),
     ],
 )
 def test_more_threads_than_free_cores_are_one_line(monkeypatch, machine, cores, processes, threads, busy, said):
