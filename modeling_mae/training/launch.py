@@ -93,10 +93,11 @@ def crowding(threads: int, cores: int, busy: float) -> str:
     if threads * local_processes() <= free:
         return ""
     total = threads * local_processes()
+    fitting = max(1, free // local_processes())
     why = f"; other programs keep {busy:.1f} of {machine} cores busy" if total <= cores else ""
     return (
         f"note       {total} threads, free cores: {free}{why}. Each step waits for the slowest thread, so it can take "
-        f"ten times as long: start with `accelerate launch --num_cpu_threads_per_process {max(1, free // local_processes())} ...`"
+        f"ten times as long: start with `accelerate launch --num_cpu_threads_per_process {fitting} ...`"
     )
 
 
