@@ -200,7 +200,8 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
     )
     per_device_eval_batch_size: int | None = option(
         None,
-        f"Images per process at a time in evaluation. By default {EVAL_BATCH}, with masks {MASKS_BATCH}.",
+        f"Images per process at a time in evaluation, on a CPU at most 64. By default {EVAL_BATCH}, with masks "
+        f"{MASKS_BATCH}.",
         decides="nothing",
     )
     save_predictions: bool = option(
