@@ -107,11 +107,12 @@ class MachineFacts:
 
 @dataclass(frozen=True)
 class FeatureFacts:
-    """The evaluation of a pre-trained model. `knn` is the k-NN accuracy in 0..1 of each kind of features, with `k`
-    neighbours; empty if it was not evaluated. `picture` and `neighbours` describe reconstruction.png and
-    neighbours.png, which exist already."""
+    """The evaluation of a pre-trained model. `knn` is the k-NN accuracy in 0..1 of each kind of features, or another
+    metric if there is a `problem`, with `k` neighbours; empty if it was not evaluated. `picture` and `neighbours`
+    describe reconstruction.png and neighbours.png, which exist already."""
 
     k: int
     knn: dict[str, float] = field(default_factory=dict)
     picture: str = ""
     neighbours: str = ""
+    problem: str | None = None

@@ -54,8 +54,9 @@ def pretraining_charts(run: RunFiles) -> list[Picture]:
         chart = loss_curve(training.log, normalised=summary.get("normalised", False))
         charts.append(Picture("loss.png", "Loss and learning rate by epoch", chart=chart))
     if len(training.growth) > 1:
-        chart = features_curve(training.growth, summary.get("k", 0))
-        charts.append(Picture("features.png", "k-NN accuracy and rank of the features by epoch", chart=chart))
+        title = run.problem.knn_title
+        chart = features_curve(training.growth, summary.get("k", 0), title)
+        charts.append(Picture("features.png", f"{title} and rank of the features by epoch", chart=chart))
     return charts
 
 
@@ -67,7 +68,7 @@ def pretraining_figures(run: RunFiles) -> dict[str, str]:
         figures["final loss"] = f"{training.losses[-1]['loss']:.4f}"
         figures["length"] = f"{training.losses[-1]['step']:,} updates, {training.losses[-1]['epoch']:g} epochs"
     for name, accuracy in run.knn.items():
-        figures[f"k-NN accuracy (k = {summary.get('k', '?')}), {name}"] = f"{100 * accuracy:.1f} %"
+        figures[f"{run.problem.knn_title} (k = {summary.get('k', '?')}), {name}"] = f"{100 * accuracy:.1f} %"
     ranks = [entry["rank"] for entry in training.growth if "rank" in entry]
     if ranks:
         untrained = training.growth[0].get("rank_untrained")

@@ -107,6 +107,15 @@ class Listing:
             left_out[self.image_folders[number], MASKS] += count
         return replace(self, images=self.images.filter(pa.array(~gone)), left_out=+left_out)
 
+    def without_folder(self, folder: str) -> "Listing":
+        """The images without those below an absolute path, which hold masks and are counted as such."""
+        inside = os.path.relpath(folder, self.folder)
+        gone = len(self.part({inside}, inside=True).images)
+        rest = replace(self.part({inside}, inside=False), file=self.file) if gone else self
+        if gone:
+            rest.left_out[inside, MASKS] += gone
+        return rest
+
     @cached_property
     def _is_mask(self) -> np.ndarray:
         """Of each image whether it is a mask of another ``(images,)``."""
