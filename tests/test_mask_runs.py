@@ -267,6 +267,73 @@ def test_frozen_features_give_what_the_encoder_gives(place, tmp_path):
     assert [entry[key] for entry in history if key in entry] == pytest.approx([e[key] for e in others if key in e])
 
 
+def pretraining_words(place, kind, folder, *more):
+    return (
+        *("--train_dir", place / kind, "--output_dir", folder, "--total_batch_size", 8, "--warmup_epochs", 0),
+        *("--per_device_train_batch_size", 4, "--report_to", "none", "--max_train_steps", 10, "--logging_steps", 1),
+        *("--config_overrides", *(f"{name}={value}" for name, value in SMALL.items()), *more),
+    )
+
+
+def pretrained(*words):
+    code, output = copied("run_pretrain.py", pretraining_words(*words))
+    assert code == 0 and "Traceback" not in output, output
+    return output
+
+
+WATCHED = ("--knn", "true", "--eval_every_epochs", 1)
+
+
+def test_patches_in_pretraining(place, tmp_path):
+    """Pre-training looks at images alone. k-NN of patches changes no weights, and is that of run_eval.py."""
+    shutil.copytree(place / "folder", tmp_path / "folder")
+    for number in range(10):
+        (tmp_path / "folder" / "train" / "masks" / f"{number:03}.png").unlink()
+    output = pretrained(tmp_path, "folder", tmp_path / "watched", *WATCHED)
+    assert "k-NN of patches: 12 test images among 30 training images; 10 of 40 images have no mask; pixels of 30" in output
+    assert "folder: 40 images" in output and "52 masks beside images" not in output
+    quiet = pretrained(tmp_path, "folder", tmp_path / "quiet")
+    assert "masks  " not in quiet and "k-NN" not in quiet
+    watched = (tmp_path / "watched" / "model.safetensors").read_bytes()
+    assert watched == (tmp_path / "quiet" / "model.safetensors").read_bytes()
+    log = [json.loads(line) for line in (tmp_path / "watched" / "history.jsonl").read_text().splitlines()]
+    assert log[0].keys() >= {"knn_raw_pixels", "knn_untrained", "rank_untrained"}
+    assert (log[0]["knn_images"], log[0]["knn_patches"]) == (12, 12 * 16)
+    knn = json.loads((tmp_path / "watched" / "knn.json").read_text())
+    assert [entry["knn"] for entry in log if "knn" in entry][-1] == pytest.approx(knn["trained encoder"], abs=1e-6)
+    run(
+        *("--model_name_or_path", tmp_path / "watched", "--train_dir", tmp_path / "folder", "--do_train", "false"),
+        *("--problem_type", "semantic_segmentation", "--knn", "true", "--output_dir", tmp_path / "eval"),
+        *("--report_to", "none"),
+    )
+    rows = {row["name"]: row["knn"]["20"] for row in json.loads((tmp_path / "eval" / "results.json").read_text())}
+    assert [*rows.values()] == pytest.approx([*knn.values()], abs=1e-6)
+    card = (tmp_path / "watched" / "README.md").read_text()
+    assert "k-NN mean IoU (k = 20), trained encoder" in card and "type: mean_iou" in card and "accuracy" not in card
+    assert (tmp_path / "watched" / "features.png").exists()
+    assert "k-NN mean IoU, raw pixels" in output and "k-NN accuracy" not in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["table", "tars"])
+def test_patches_of_tables_and_streams(place, tmp_path, kind):
+    output = pretrained(place, kind, tmp_path / "run", "--knn", "true", *("--streaming", "true") * (kind == "tars"))
+    assert "k-NN of patches: 12 test images among 40 training images; pixels of 40 images: 0 " in output
+    knn = json.loads((tmp_path / "run" / "knn.json").read_text())
+    assert knn["raw pixels"] > 0.2
+
+
+@pytest.mark.slow
+def test_pretraining_with_patches_goes_on_to_the_bit(place, tmp_path):
+    more = (*WATCHED, "--checkpointing_steps", 2)
+    pretrained(place, "folder", tmp_path / "one", *more)
+    copies = Copies("run_pretrain.py", pretraining_words(place, "folder", tmp_path / "two", *more))
+    wait_for_update(copies, tmp_path / "two", 5)
+    copies.kill()
+    pretrained(place, "folder", tmp_path / "two", *more, "--resume_from_checkpoint", "auto", "--mask_values", "classes")
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
 def test_refused_in_one_line(place, tmp_path):
     words = words_for(place, "folder", tmp_path / "run")
     for more, said in (

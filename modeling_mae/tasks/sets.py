@@ -178,8 +178,8 @@ class MaskedSets:
     eval_split: str
 
     def __str__(self) -> str:
-        split, remarks = self.eval_split, self.bank.remarks
-        return f"k-NN of the patches of {len(self.evaluation):,} {split} images among {len(self.bank):,}{remarks}"
+        images = f"{len(self.evaluation):,} {self.eval_split} images among {len(self.bank):,} training images"
+        return f"k-NN of patches: {images}{self.bank.remarks}"
 
 
 def load_masked_sets(settings: SourceSettings, opening: Opening, task: Masks = MASKS) -> MaskedSets:
@@ -194,7 +194,7 @@ def load_masked_sets(settings: SourceSettings, opening: Opening, task: Masks = M
     if isinstance(settings.train_dir, list):
         folders = [place for place in settings.train_dir if _has_masks(replace(settings, train_dir=place))]
         settings = replace(settings, train_dir=folders[0] if len(folders) == 1 else folders or settings.train_dir)
-    source = sample(load_training_source(settings), BANK_IMAGES)
+    source = replace(sample(load_training_source(settings), BANK_IMAGES), elsewhere=0)  # told of all images
     eval_source, split = load_eval_source(settings)
     eval_source = sample(eval_source, TEST_IMAGES)
     labels, eval_labels, names = task.read_both(source, eval_source)
