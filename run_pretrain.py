@@ -44,6 +44,7 @@ from modeling_mae.training.masks import Masks
 from modeling_mae.training.optim import LengthSettings, OptimizerSettings, Schedule, make_optimizer
 from modeling_mae.training.run_folder import claim_folder
 from modeling_mae.training.state import Place, Run, RunSettings, open_run, save_model
+from modeling_mae.words import counted
 
 
 def main(options: PretrainArguments) -> None:
@@ -160,8 +161,8 @@ def describe(decided: Decided, run: Run, architecture: str) -> None:
     batch = launch.describe_batch(accelerator, recipe.total_batch_size, recipe.per_device_train_batch_size)
     lines = [
         f"model      {architecture}",
-        f"data       {sets.source.name}: {len(images):,} images, mean {recipe.image_mean}, std {recipe.image_std}, "
-        f"{images.where}{images.remarks}",
+        f"data       {sets.source.name}: {counted(len(images), 'image')}, mean {recipe.image_mean}, std "
+        f"{recipe.image_std}, {images.where}{images.remarks}",
         f"batch      {batch}",
         f"length     {schedule}{run.start}",
         *([f"sizes      {sizes}"] if sizes else []),

@@ -290,7 +290,10 @@ def test_patches_in_pretraining(place, tmp_path):
     for number in range(10):
         (tmp_path / "folder" / "train" / "masks" / f"{number:03}.png").unlink()
     output = pretrained(tmp_path, "folder", tmp_path / "watched", *WATCHED)
-    assert "k-NN of patches: 12 test images among 30 training images; 10 of 40 images have no mask; pixels of 30" in output
+    assert (
+        "k-NN of patches: 12 test images among 30 training images; 10 of 40 images have no mask; pixels of 30"
+        in output
+    )
     assert "folder: 40 images" in output and "52 masks beside images" not in output
     quiet = pretrained(tmp_path, "folder", tmp_path / "quiet")
     assert "masks  " not in quiet and "k-NN" not in quiet
@@ -330,7 +333,9 @@ def test_pretraining_with_patches_goes_on_to_the_bit(place, tmp_path):
     copies = Copies("run_pretrain.py", pretraining_words(place, "folder", tmp_path / "two", *more))
     wait_for_update(copies, tmp_path / "two", 5)
     copies.kill()
-    pretrained(place, "folder", tmp_path / "two", *more, "--resume_from_checkpoint", "auto", "--mask_values", "classes")
+    pretrained(
+        place, "folder", tmp_path / "two", *more, "--resume_from_checkpoint", "auto", "--mask_values", "classes"
+    )
     assert_same_run(tmp_path / "one", tmp_path / "two")
 
 

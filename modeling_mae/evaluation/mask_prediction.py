@@ -23,6 +23,7 @@ from ..tasks.mask_pictures import overlay, palette
 from ..tasks.protocol import distinct
 from ..tasks.windows import classes_of
 from ..training.run_folder import lock_folder
+from ..words import counted
 from .inputs import Inputs, ProgressBar, names_checksum, weights_checksum
 from .parts import differences
 from .tables import ApplySettings, local_path, quiet_accelerator
@@ -59,7 +60,9 @@ def write_masks(checkpoint: str, images: Place, output: MaskOutput, settings: Ap
     inputs = settings.open(opened, images, accelerator, say=accelerator.print)
     model = opened.trained(MAEForSemanticSegmentation).eval()
     names = names_of(opened.config)
-    accelerator.print(f"masks      {checkpoint}, {len(names)} classes, {_count(len(inputs), 'image')}")
+    accelerator.print(
+        f"masks      {checkpoint}, {counted(len(names), 'class', 'classes')}, {counted(len(inputs), 'image')}"
+    )
     made_with = {
         "weights": weights_checksum(model),
         "images": f"{len(inputs):,}, {names_checksum(inputs.source)}",
@@ -76,13 +79,9 @@ def write_masks(checkpoint: str, images: Place, output: MaskOutput, settings: Ap
     if accelerator.is_main_process:
         _write_table(output.folder, targets, names, files)
         written = sum((output.folder / target).exists() for target in targets)
-        gone = f"; {_count(len(targets) - written, 'unreadable image')} left out" if written < len(targets) else ""
-        said = f"written    {output.folder}: {_count(written, 'mask')}, {CLASSES} and {TABLE}{gone}"
+        gone = f"; {counted(len(targets) - written, 'unreadable image')} left out" if written < len(targets) else ""
+        said = f"written    {output.folder}: {counted(written, 'mask')}, {CLASSES} and {TABLE}{gone}"
         accelerator.print(said, flush=True)
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
 def mask_files(files: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..words import counted
 from .parts import Text
 from .problem import Problem, problem_named
 from .run import RunFiles, Training
@@ -87,8 +88,8 @@ def _problems(run: RunFiles) -> Iterator[Text]:
     warmup, epochs = run.training.arguments.get("warmup_epochs") or 0, losses[-1]["epoch"] if losses else 0
     if epochs <= warmup:
         yield Text(
-            f"The run ended after {epochs:g} epochs, within the warm-up of {warmup:g}: the learning rate never "
-            "reached its peak. Train longer, or with fewer --warmup_epochs."
+            f"The run ended after {counted(epochs, 'epoch')}, within the warm-up of {warmup:g}: the learning rate "
+            "never reached its peak. Train longer, or with fewer --warmup_epochs."
         )
     elif run.summary.get("normalised") and losses and losses[-1]["loss"] >= 1:
         yield Text(
@@ -105,7 +106,7 @@ def _problems(run: RunFiles) -> Iterator[Text]:
     updates = run.summary.get("updates_per_epoch", FEW_UPDATES)
     if updates < FEW_UPDATES:
         yield Text(
-            f"An epoch had {updates} update{'s' if updates > 1 else ''}. Aim for at least {FEW_UPDATES}, with a "
+            f"An epoch had {counted(updates, 'update')}. Aim for at least {FEW_UPDATES}, with a "
             f"smaller --total_batch_size."
         )
 
@@ -113,7 +114,7 @@ def _problems(run: RunFiles) -> Iterator[Text]:
 def _problems_with_images(run: RunFiles) -> Iterator[Text]:
     if run.summary.get("skipped"):
         yield Text(
-            f"{run.summary['skipped']:,} images could not be decoded and were left out. The lines that begin with "
+            f"{counted(run.summary['skipped'], 'image')} could not be decoded. The lines that begin with "
             "skipped name them. Fix or remove them."
         )
     waited = run.summary.get("waited") or 0

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import UserError
+from ..words import counted
 from .charts import runs_curve
 from .page import Page, write_page
 from .parts import Part, Picture, Row, Section, Table
@@ -72,7 +73,7 @@ def _results(runs: dict[str, RunFiles]) -> list[Section]:
 
 
 def _data(run: RunFiles) -> str:
-    images = f"{run.summary['images']:,} images of " if run.summary.get("images") else ""
+    images = f"{counted(run.summary['images'], 'image')} of " if run.summary.get("images") else ""
     return f"{images}{run.summary.get('data', '')}"
 
 

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 
+from ..words import counted
 from .advice import evaluation_advice, pretraining_advice
 from .charts import features_curve, loss_curve, partial_curve, training_curve
 from .parts import Folded, Part, Picture, Row, Section, Table, Text
@@ -65,8 +66,9 @@ def pretraining_figures(run: RunFiles) -> dict[str, str]:
     summary, training = run.summary, run.training
     figures = {}
     if training.losses:
-        figures["final loss"] = f"{training.losses[-1]['loss']:.4f}"
-        figures["length"] = f"{training.losses[-1]['step']:,} updates, {training.losses[-1]['epoch']:g} epochs"
+        last = training.losses[-1]
+        figures["final loss"] = f"{last['loss']:.4f}"
+        figures["length"] = f"{counted(last['step'], 'update')}, {counted(last['epoch'], 'epoch')}"
     for name, accuracy in run.knn.items():
         figures[f"{run.problem.knn_title} (k = {summary.get('k', '?')}), {name}"] = f"{100 * accuracy:.1f} %"
     ranks = [entry["rank"] for entry in training.growth if "rank" in entry]
@@ -219,6 +221,7 @@ def use_section(repo_id: str | None, auto_class: str, lines: str, note: str = ""
     place = repo_id or "PATH_OR_HUB_ID"
     code = f"""from PIL import Image
 from transformers import AutoImageProcessor, {auto_class}
+from ..words import counted
 
 processor = AutoImageProcessor.from_pretrained("{place}", trust_remote_code=True)
 model = {auto_class}.from_pretrained("{place}", trust_remote_code=True).eval()

@@ -24,6 +24,7 @@ from ..errors import UserError
 from ..modeling_mae import MAEPreTrainedModel
 from ..report.problem import Problem
 from ..segmentation_mae import MAEForSemanticSegmentation
+from ..words import counted
 from .evalnet import names_of
 from .mask_pictures import compared_masks
 from .protocol import Answers, Task, ViewSettings
@@ -274,7 +275,7 @@ class Masks(Task):
         shares = labels.sum(0) / max(1, labels.sum())
         described = [f"{name} {share:.1%}" for name, share in zip(names, shares, strict=True)]
         described[SHOWN_CLASSES:] = [f"{len(names) - SHOWN_CLASSES} more"] * (len(names) > SHOWN_CLASSES)
-        masked.remarks += f"; pixels of {len(masked):,} images: {', '.join(described)}"
+        masked.remarks += f"; pixels of {counted(len(masked), 'image')}: {', '.join(described)}"
         return masked
 
     def labels_of(self, batch: dict, size: tuple[int, int]) -> torch.Tensor:

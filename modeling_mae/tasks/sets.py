@@ -14,6 +14,7 @@ from ..data.serve.images import Images, Opening
 from ..data.serve.masked import MaskedImages
 from ..errors import UserError
 from ..report.facts import LabelledFacts
+from ..words import counted
 from . import CLASSES, Task, task_of_labels
 from .evalnet import EvalNetTask
 from .masks import MASKS, Masks
@@ -74,7 +75,7 @@ class LabelledSets:
 
     def __str__(self) -> str:
         return (
-            f"{self.train_name}: {len(self.train or ()):,} training images, {len(self.evaluation):,} of "
+            f"{self.train_name}: {counted(len(self.train or ()), 'training image')}, {len(self.evaluation):,} of "
             f"{self.eval_name} ({self.eval_split}) to evaluate on, {self.task.problem.count(len(self.class_names))}"
         )
 
@@ -178,8 +179,8 @@ class MaskedSets:
     eval_split: str
 
     def __str__(self) -> str:
-        images = f"{len(self.evaluation):,} {self.eval_split} images among {len(self.bank):,} training images"
-        return f"k-NN of patches: {images}{self.bank.remarks}"
+        asking = counted(len(self.evaluation), f"{self.eval_split} image")
+        return f"k-NN of patches: {asking} among {counted(len(self.bank), 'training image')}{self.bank.remarks}"
 
 
 def load_masked_sets(settings: SourceSettings, opening: Opening, task: Masks = MASKS) -> MaskedSets:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...errors import UserError
+from ...words import counted
 from ..read.endings import ARCHIVES, MASK_ENDING, MASK_WORDS, ending_of, image_endings, why_hidden, why_no_image
 from ..stream.formats import FORMATS
 from .layout import class_names, lies_in, masks_among, split_of
@@ -156,8 +157,8 @@ class Listing:
             reasons.append(f"{sum(count for _, count in counts[REASONS_NAMED:]):,} others")
         reasons += [f"folder {path!r} ({reason})" for path, reason in self.folders_left_out[:REASONS_NAMED]]
         files, folders = self.left_out.total(), len(self.folders_left_out)
-        amounts = [f"{files:,} file{'s' * (files != 1)}"] * bool(files)
-        amounts += [f"{folders:,} folder{'s' * (folders != 1)}"] * bool(folders)
+        amounts = [counted(files, "file")] * bool(files)
+        amounts += [counted(folders, "folder")] * bool(folders)
         return f"{' and '.join(amounts)} left out: {', '.join(reasons)}" if amounts else ""
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from ...errors import UserError
+from ...words import counted
 from ..read.arrays import cell_of
 from ..stream.formats.parquet import ARRAYS
 from ..stream.shards import ShardedRows
@@ -210,7 +211,7 @@ def load_source(
     if listing is None or not len(listing.images):  # of images in a folder, paths are our own
         rows = len(dataset)
         dataset = checked_rows(dataset, image_column, [folder] if folder else caches(settings.cache), name)
-        empty = f"{rows - len(dataset):,} rows left out: without an image" if len(dataset) < rows else ""
+        empty = f"{counted(rows - len(dataset), 'row')} left out: without an image" if len(dataset) < rows else ""
         left_out = "; ".join(filter(None, [left_out, empty]))
     masks = None
     if settings.with_masks:

@@ -11,6 +11,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ...errors import UserError
+from ...words import counted
 from ..find.sources import Source
 from ..read.arrays import cell_of, describe_stacks
 from ..read.bit_depth import WHITE, common_white, describe_scale, usual_kind
@@ -280,7 +281,7 @@ def open_images(source: Source, opening: Opening, labels: np.ndarray | None = No
         if seen[1] != kind:
             files.try_file(index, files.decode)  # a stray is bad at once, as it is beyond the sample
     scale = describe_scale(files.white) if files.dtype != torch.uint8 else ""
-    elsewhere = f"{source.elsewhere:,} images in other splits" if source.elsewhere else ""
+    elsewhere = f"{counted(source.elsewhere, 'image')} in other splits" if source.elsewhere else ""
     remarks = [scale, describe_stacks(stacks), source.left_out, elsewhere]
     files.remarks = "".join(f"; {remark}" for remark in remarks if remark)
     return files if isinstance(files, StreamedImages) else _kept_in_memory(files, opening.memory)
