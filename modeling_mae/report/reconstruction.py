@@ -118,9 +118,9 @@ def visible_colours(
 def describe_picture(images: int, config: MAEConfig, seed: int) -> str:
     """Describes how a `ReconstructionSheet` of this many images was made."""
     words = (
-        f"{counted(images, 'training image')}, evenly spaced and without random crops, one per row: "
-        f"the image, the image with {100 * config.mask_ratio:g} % of its patches hidden (gray), and the model's reconstruction. Masks are "
-        f"{MASKS[config.mask_type]}, drawn from the seed {seed}. Visible patches of the reconstruction are "
+        f"{counted(images, 'training image')}, evenly spaced and without random crops, one per row: the image, the "
+        f"image with {100 * config.mask_ratio:g} % of its patches hidden (gray), and the model's reconstruction. "
+        f"Masks are {MASKS[config.mask_type]}, drawn from the seed {seed}. Visible patches of the reconstruction are "
         "the image's own."
     )
     if not config.norm_pix_loss:
