@@ -8,8 +8,6 @@ import dataclasses
 import math
 from typing import Any, NamedTuple, Protocol
 
-from modeling_mae.words import counted
-
 from .checks import check_settings
 from .errors import ArgumentError
 from .model import PRESETS, model_config, model_settings, parse_overrides
@@ -89,8 +87,8 @@ def choose_training(
     of the `processes` gets the same number of images per update, at most `most_at_once` at a time."""
     total = given.get("total_batch_size") or _total_batch(count, processes)
     updates = max(1, count // total)
-    why = f"{counted(updates, 'update')} per epoch of {counted(count, 'image')}; the aim is {UPDATES_PER_EPOCH} "
-    why += f"or more, of {BATCH_RANGE[0]} to {BATCH_RANGE[1]} images each"
+    why = f"{updates} updates per epoch of {count:,} images; the aim is {UPDATES_PER_EPOCH} or more, of "
+    why += f"{BATCH_RANGE[0]} to {BATCH_RANGE[1]} images each"
     choices = [Choice({"total_batch_size": total}, why)]
 
     share = max(1, total // processes)
