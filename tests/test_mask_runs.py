@@ -6,14 +6,18 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
 from argparse import ArgumentParser
 
 import datasets
 import numpy as np
 import pytest
+import tifffile
 import torch
 from conftest import (
+    ROOT,
     TINY_GRAY,
     TWO_PROCESSES,
     Copies,
@@ -29,6 +33,7 @@ from modeling_mae import MAEConfig, MAEForPreTraining
 from modeling_mae.commands import predict as command
 from modeling_mae.data.serve.processor import image_processor
 from modeling_mae.errors import UserError
+from modeling_mae.segmentation_mae import MAEForSemanticSegmentation
 
 
 SMALL = {**TINY_GRAY, "image_size": 16, "patch_size": 4, "num_hidden_layers": 2}
@@ -213,6 +218,35 @@ def test_unreadable_images_are_counted(trained, place, tmp_path, capsys):
     )
     with (tmp_path / "out" / "masks.csv").open() as file:
         assert [row["file"] for row in csv.DictReader(file)] == ["000.png"]
+
+
+PEAKS = """
+import resource, sys
+from modeling_mae.__main__ import main
+model, *places = sys.argv[1:]
+for source, output in zip(places[::2], places[1::2]):
+    sys.argv[1:] = ["predict", model, source, output]
+    main()
+    print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_a_large_tiff_takes_little_memory(tmp_path):
+    """Decoded whole, a pixel took 12 bytes."""
+    side, window = 7000, 224
+    changes = {"image_size": window, "patch_size": 32, "num_hidden_layers": 1, "id2label": {0: "a", 1: "b", 2: "c"}}
+    MAEForSemanticSegmentation(MAEConfig(**TINY_GRAY | changes)).save_pretrained(tmp_path / "model")
+    image_processor((window, window), [0.5], [0.25], 1).save_pretrained(tmp_path / "model")
+    image = np.random.default_rng(0).integers(0, 255, (side, side), np.uint8)
+    tifffile.imwrite(tmp_path / "small.tif", image[:window, :window])
+    tifffile.imwrite(tmp_path / "large.tif", image, tile=(256, 256), compression="zlib")
+    places = [tmp_path / name for name in ("model", "small.tif", "small", "large.tif", "large")]
+    output = subprocess.run([sys.executable, "-c", PEAKS, *map(str, places)], capture_output=True, text=True, cwd=ROOT)
+    before, after = (int(line.split()[1]) << 10 for line in output.stdout.splitlines() if line.startswith("peak"))
+    assert after - before < 4 * side**2, output.stdout
+    with Image.open(tmp_path / "large" / "large.png") as mask:
+        assert mask.size == (side, side)
 
 
 def killed(words, folder, update, **options) -> None:

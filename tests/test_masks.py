@@ -29,6 +29,7 @@ from modeling_mae.evaluation.dense import dense_metrics
 from modeling_mae.evaluation.mask_prediction import mask_files
 from modeling_mae.evaluation.reader import Reader
 from modeling_mae.segmentation_mae import MAEForSemanticSegmentation
+from modeling_mae.tasks import windows
 from modeling_mae.tasks.mask_pictures import palette
 from modeling_mae.tasks.masks import Masks, MaskSettings, class_weights
 from modeling_mae.tasks.windows import logits_by_rows, logits_of, starts_of
@@ -395,7 +396,7 @@ class Local(torch.nn.Module):
     """Logits that depend on the pixel alone, so that windows must give what the whole image gives."""
 
     class config:
-        image_height_width = (8, 12)
+        image_height_width, num_labels = (8, 12), 3
 
     def forward(self, pixel_values):
         class Output:
@@ -416,6 +417,14 @@ def test_windows_cover_an_image_of_any_size(size):
     batch[1, :, :8, :12] = 1
     found = logits_of(Local(), batch, [list(size), [8, 12]], True)
     torch.testing.assert_close(found[:1, :, : size[0], : size[1]], expected)
+
+
+@pytest.mark.parametrize("logits_at_once", [1, 600, 1 << 25])
+def test_wide_images_are_done_in_blocks_of_columns(monkeypatch, logits_at_once):
+    monkeypatch.setattr(windows, "LOGITS_AT_ONCE", logits_at_once)
+    image = torch.randn(1, 29, 90)
+    expected = torch.cat([image, -image, image**2]).argmax(0)
+    assert torch.equal(windows.classes_of(Local(), image, lambda rows: rows).long(), expected)
 
 
 def test_windows_by_hand():
