@@ -256,15 +256,17 @@ def killed(words, folder, update, **options) -> None:
     copies.kill()
 
 
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["folder", "table", "tars"])
-def test_two_processes_killed_and_gone_on_with_are_one(place, tmp_path, kind):
-    """Folder, parquet and tar files; the third part of the training has loading workers."""
+def test_several_processes_killed_and_gone_on_with_are_one(place, tmp_path, kind, processes):
+    """Folder, parquet and tar files. Four processes have loading workers, and so has the one that goes on."""
     more = ("--streaming", "true") if kind == "tars" else ()
     more = (*more, "--n_partial", 1, "--max_train_steps", 12, "--checkpointing_steps", 2)
     run(*words_for(place, kind, tmp_path / "one", *more), "--logging_steps", 1)
     two = words_for(place, kind, tmp_path / "two", *more)
-    killed(two, tmp_path / "two", 5, **TWO_PROCESSES)
     workers = tuple(2 if two[i - 1] == "--dataloader_num_workers" else word for i, word in enumerate(two))
+    launcher = [str(processes) if word == "2" else word for word in TWO_PROCESSES["launcher"]]
+    killed(workers if processes == 4 else two, tmp_path / "two", 5, **TWO_PROCESSES | {"launcher": launcher})
     run(*workers, "--logging_steps", 1, "--resume_from_checkpoint", "auto")
     (one, _), (other, _) = (weights_and_history(tmp_path / name) for name in ("one", "two"))
     for name, value in one.items():

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from ..data.find.masks import NoMasks
 from ..data.find.sources import Source
 from ..data.read.faults import BadImage
 from ..data.read.header import read_header
-from ..data.read.masks import COLOUR, decode_mask
+from ..data.read.masks import COLOUR, KeptMask, decode_mask
 from ..data.serve.images import Images, Opening, open_images
 from ..data.serve.masked import IGNORED, MaskedImages, ScaledCrop
 from ..errors import UserError
@@ -63,7 +63,8 @@ class Numbering:
     names: list[str]
     settings: MaskSettings
     named: dict[int, str]
-    known: dict[int, int] = field(default_factory=dict)  # class numbers that were found before
+    # Class numbers that were found before, by the number in a mask.
+    table: np.ndarray = field(default_factory=lambda: np.full(SMALL_NUMBER, -1, np.int16))
 
     def name_of(self, value: int) -> str | None:
         """The name of the class that a number in a mask means; None for pixels without a class."""
@@ -87,24 +88,22 @@ class Numbering:
         return value if numbered and value < len(self.names) else None  # the classes have names elsewhere, here not
 
     def applied(self, mask: np.ndarray) -> np.ndarray:
-        """Class numbers ``(height, width)`` uint8 of a decoded mask.
+        """Class numbers uint8 of the numbers in a mask.
 
         Raises:
             KeyError: a number that no class has.
         """
+        is_small = 0 <= mask.min() <= mask.max() < SMALL_NUMBER
+        if is_small and (known := self.table[mask]).min() >= 0:
+            return known.astype(np.uint8)
         values = [*pixels_by_number(mask)]
-        for value in values:
-            if value not in self.known:
-                number = self.number_of(value)
-                if number is None:
-                    raise KeyError(value)
-                self.known[value] = number
-        numbers = np.array([self.known[value] for value in values], np.uint8)
-        if not 0 <= values[0] <= values[-1] < SMALL_NUMBER:
-            return numbers[np.searchsorted(values, mask)]
-        by_value = np.zeros(values[-1] + 1, np.uint8)
-        by_value[values] = numbers
-        return by_value[mask]
+        found = [self.number_of(value) for value in values]
+        if None in found:
+            raise KeyError(values[found.index(None)])
+        numbers = np.array(found, np.uint8)
+        if is_small:
+            self.table[values] = numbers
+        return numbers[np.searchsorted(values, mask)]
 
 
 class MaskFiles:
@@ -114,11 +113,11 @@ class MaskFiles:
         self.source = source
         # Folders that are joined may name their classes in another order.
         self.numberings = [Numbering(names, settings, part.mask_names) for part in source.parts or [source]]
-        self.kept: list[np.ndarray] | None = None
+        self.kept: list[KeptMask] | None = None
         parts = [part.take_masks() for part in source.parts or [source]]
         if all(masks is not None for masks in parts):
             self.kept = [
-                numbering.applied(mask)
+                replace(mask, values=numbering.applied(mask.values))
                 for numbering, masks in zip(self.numberings, parts, strict=True)
                 for mask in masks or ()
             ]
@@ -126,7 +125,7 @@ class MaskFiles:
     def __call__(self, index: int) -> np.ndarray:
         """Class numbers ``(height, width)`` uint8."""
         if self.kept is not None:
-            return self.kept[index]
+            return self.kept[index].whole()
         cell, (part, _) = self.source.mask_cell(index), self.source.located(index)
         try:
             return self.numberings[part].applied(decode_mask(cell["bytes"], cell["path"]))
@@ -424,7 +423,7 @@ def _read_masks(source: Source) -> list[dict[int, int]]:
         UserError: a mask cannot be read, or has another size than its image, if that can be read.
     """
 
-    def read(index: int) -> tuple[dict[int, int], np.ndarray]:
+    def read(index: int) -> tuple[dict[int, int], KeptMask]:
         cell, image = source.mask_cell(index), source.cell(index)
         mask = decode_mask(cell["bytes"], cell["path"])
         with suppress(BadImage):  # whether bad images end a run is decided where they are opened
@@ -434,12 +433,10 @@ def _read_masks(source: Source) -> list[dict[int, int]]:
                     f"{cell['path'] or f'mask {index}'} has {mask.shape[0]}x{mask.shape[1]} pixels, and its image "
                     f"{header.height}x{header.width}: give them one size"
                 )
-        counts = pixels_by_number(mask)
-        lowest, highest = min(counts), max(counts)
-        return counts, mask.astype(np.min_scalar_type(highest)) if lowest >= 0 else mask
+        return pixels_by_number(mask), KeptMask.of(mask)
 
     counted: list[dict[int, int]] = []
-    kept: list[np.ndarray] | None = []
+    kept: list[KeptMask] | None = []
     room = KEPT_LIMIT
     with ThreadPoolExecutor(1 if source.is_stream else THREADS) as pool:
         for counts, mask in pool.map(read, range(len(source))):

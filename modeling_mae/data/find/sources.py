@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from ...errors import UserError
 from ...words import counted
 from ..read.arrays import cell_of
+from ..read.masks import KeptMask
 from ..stream.formats.parquet import ARRAYS
 from ..stream.shards import ShardedRows
 from . import scenes
@@ -105,7 +106,7 @@ class Source:
     parts: list["Source"] = field(default_factory=list)  # that were joined into this one
     shares: tuple[Fraction, ...] | None = None  # of the training that each part has, where these were given
     elsewhere: int = 0  # images of the folder that are in other splits
-    masks: list[np.ndarray] | None = None  # as they were decoded, if somebody has read them and they fit
+    masks: list[KeptMask] | None = None  # as they were decoded, if somebody has read them and they fit
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -133,7 +134,7 @@ class Source:
             return self.parts[number].mask_cell(index)
         return cell_of(self._masks[index][self.mask_column])
 
-    def take_masks(self) -> list[np.ndarray] | None:
+    def take_masks(self) -> list[KeptMask] | None:
         """The decoded masks, if they were kept. They are given once, so that nobody holds them twice."""
         masks, self.masks = self.masks, None
         return masks
