@@ -26,6 +26,7 @@ from conftest import (
     wait_for_update,
     weights_and_history,
 )
+from documented import python_blocks
 from PIL import Image
 from transformers import AutoModelForSemanticSegmentation, pipeline
 
@@ -218,6 +219,26 @@ def test_unreadable_images_are_counted(trained, place, tmp_path, capsys):
     )
     with (tmp_path / "out" / "masks.csv").open() as file:
         assert [row["file"] for row in csv.DictReader(file)] == ["000.png"]
+
+
+@pytest.mark.slow
+def test_a_real_brain(tmp_path, monkeypatch):
+    """The documents' slices of MNI152: a short training beats the most frequent class, and finds both kinds."""
+    pytest.importorskip("nilearn", reason="no nilearn: pip install nilearn")
+    (code,) = (text for text in python_blocks() if "MNI152" in text)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    words = ("--train_dir", tmp_path / "brain", "--output_dir", tmp_path / "run", "--report_to", "none")
+    words = (*words, "--config_name", tmp_path, "--problem_type", "semantic_segmentation", "--from_scratch", "true")
+    MAEConfig(**SMALL | {"image_size": 64}).save_pretrained(tmp_path)
+    words = (*words, "--total_batch_size", 12, "--num_train_epochs", 6, "--base_learning_rate", 0.1)
+    output = run(*words, "--warmup_epochs", 1, "--eval_epochs", 6, "--dataloader_num_workers", 0)
+    assert "brain: 120 training images, 120 of brain (test) to evaluate on, 3 classes" in output
+    (row,) = json.loads((tmp_path / "run" / "results.json").read_text())
+    confusion = np.array(row["confusion_matrix"])
+    most_frequent = confusion.sum(1).max() / confusion.sum()
+    assert 0.70 < most_frequent < 0.78 and row["pixel_accuracy"] > most_frequent + 0.1
+    assert min(row["per_class_iou"]) > 0.4
 
 
 PEAKS = """
