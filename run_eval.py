@@ -47,6 +47,7 @@ from modeling_mae.training.optim import LengthSettings, OptimizerSettings, Sched
 from modeling_mae.training.resizing import Resizing
 from modeling_mae.training.run_folder import claim_folder
 from modeling_mae.training.state import Place, Run, RunSettings, open_run, save_model
+from modeling_mae.words import counted
 
 
 def main(options: EvalArguments) -> None:
@@ -159,7 +160,7 @@ def train_classifier(
     place = Place(folder, choose_checkpoint(accelerator, folder, resume), hub.checkpoint)
     made_with = decided.made_with(training)
     run = open_run(accelerator, model, optimizer, images, schedule, settings(RunSettings, recipe), place, made_with)
-    describe(training.name, recipe, run, f"{tuned:,} of {whole:,} parameters, {len(images):,} images")
+    describe(training.name, recipe, run, f"{tuned:,} of {whole:,} parameters, {counted(len(images), 'image')}")
     for note in task.notes(labels, recipe.label_fraction, bool(recipe.mixup or recipe.cutmix), config.label_smoothing):
         say(f"note       {note}")
 

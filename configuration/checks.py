@@ -16,11 +16,6 @@ MAX_EPOCHS = 1_000_000
 MAX_UPDATES = 10**12
 MAX_RATE = 1_000_000
 MAX_WORKERS = 1024
-CHOICES = {  # of masks
-    "mask_values": (None, "binary", "classes"),
-    "class_weights": ("none", "auto"),
-    "segmentation_head": ("linear", "multiscale", "upernet"),
-}
 
 
 def check_pretraining(args) -> None:
@@ -40,6 +35,7 @@ def check_pretraining(args) -> None:
     check_resizing(args)
     require(args, "eval_every_epochs", lambda x: x >= 0, "a number of epochs, 0 for none")
     require(args, "picture_epochs", lambda x: x >= 0, "a number of epochs, 0 for none")
+    check_mask_files(args)
     check_hub(args)
 
 
@@ -175,13 +171,23 @@ def check_problem_type(args) -> None:
             )
 
 
+def check_mask_files(args) -> None:
+    """Where masks are, and what their numbers mean."""
+    exclude(args, "mask_dir", "mask_column_name")
+    check_choice(args, "mask_values", (None, "binary", "classes"))
+
+
+def check_choice(args, name: str, known: tuple) -> None:
+    if getattr(args, name) not in known:
+        words = ", ".join(map(str, filter(None, known)))
+        raise ArgumentError(f"{name} {getattr(args, name)!r} does not work: give {words}")
+
+
 def check_masks(args) -> None:
     """What semantic segmentation cannot have, and its own numbers."""
-    exclude(args, "mask_dir", "mask_column_name")
-    for name, known in CHOICES.items():
-        if getattr(args, name) not in known:
-            words = ", ".join(map(str, filter(None, known)))
-            raise ArgumentError(f"{name} {getattr(args, name)!r} does not work: give {words}")
+    check_mask_files(args)
+    check_choice(args, "class_weights", ("none", "auto"))
+    check_choice(args, "segmentation_head", ("linear", "multiscale", "upernet"))
     require(args, "dice_weight", lambda x: x >= 0, "a weight, 0 for none")
     require(args, "zoom", lambda x: 0.01 <= x <= 100, "two enlargements, as in 0.5 2")
     if len(args.zoom) != 2 or args.zoom[0] > args.zoom[1]:

@@ -34,7 +34,7 @@ from modeling_mae.settings import settings
 from modeling_mae.tasks import TASKS, task_of_checkpoint
 from modeling_mae.tasks.evalnet import names_of
 from modeling_mae.tasks.masks import Masks, MaskSettings
-from modeling_mae.tasks.sets import LabelledSets, load_labelled_sets, match_labels
+from modeling_mae.tasks.sets import LabelledSets, load_labelled_sets, load_masked_sets, match_labels
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform
 from modeling_mae.training.masks import check_masks
@@ -149,6 +149,7 @@ def _open_sets(
         match_labels=match_labels,
         main_process_first=accelerator.main_process_first,
         say=accelerator.print,
+        load_masked=partial(load_masked_sets, task=Masks(settings(MaskSettings, recipe))),
     )
 
 
@@ -173,7 +174,7 @@ def _by_trials(
         accelerator.gradient_accumulation_steps = split_batch(
             recipe.total_batch_size, recipe.per_device_train_batch_size, accelerator.num_processes
         )
-        measured = images_per_measurement(images, sets.evaluation)
+        measured = images_per_measurement(images, sets.evaluation, sets.bank)
         trial_settings = settings(TrialSettings, recipe)
         pixels = transform.to(accelerator.device)
         epochs, reason = fit_length(trial, view, partial(pixels), resizing.stages, trial_settings, measured)

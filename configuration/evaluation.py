@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import DataArguments, ModelArguments, OptimizerArguments, RunArguments, option
+from .arguments import DataArguments, MaskArguments, ModelArguments, OptimizerArguments, RunArguments, option
 from .checks import check_blocks, check_evaluation
 from .errors import ArgumentError
 from .model import SEMANTIC_SEGMENTATION, model_fields, parse_overrides, parse_pairs
@@ -83,7 +83,7 @@ BY_BLOCKS = " By default the paper's for the number of tuned blocks."
 
 
 @dataclass(frozen=True)
-class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArguments):
+class EvalArguments(RunArguments, OptimizerArguments, MaskArguments, DataArguments, ModelArguments):
     """The arguments of run_eval.py."""
 
     output_dir: str = option("runs/eval", "Folder for everything the run writes.", decides="nothing")
@@ -142,31 +142,6 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         decides="result",
     )
     eval_epochs: int = option(1, "Epochs between two evaluations.", decides="result")
-    mask_dir: str | None = option(
-        None,
-        "Folder of masks, each named like its image. By default folders called masks are found.",
-        decides="result",
-        added=True,
-    )
-    mask_column_name: str | None = option(
-        None,
-        "Column of the masks. By default the one that is called mask, annotation or label.",
-        decides="result",
-        added=True,
-    )
-    mask_values: str | None = option(
-        None,
-        "binary: all numbers above 0 in a mask are one class; classes: each number is one, though they look like "
-        "numbers of things.",
-        decides="weights",
-        added=True,
-    )
-    ignore_index: int | None = option(
-        None,
-        "Number of the pixels without a class. By default 255, where no class has it.",
-        decides="weights",
-        added=True,
-    )
     class_weights: str = option(
         "none",
         "auto: weigh classes of few pixels more in the loss of masks, 0.1 to 10.",

@@ -78,6 +78,8 @@ NOT_RUN = {
     "accelerate launch run_pretrain.py --streaming true": "a server; test_stream_runs.py has one",
     "accelerate launch run_eval.py own_images_segment": "test_mask_runs.py runs it",
     "mae predict runs/own_images_segment": "test_mask_runs.py runs it",
+    "accelerate launch run_pretrain.py own_images --train_dir scenes": "test_mask_runs.py runs one",
+    "accelerate launch run_pretrain.py own_images --train_dir brain": "minutes; test_mask_runs.py trains on the brain",
     "accelerate launch run_pretrain.py pretrain_scenes": "minutes",
     "accelerate launch run_eval.py segment_demo": "minutes",
 }

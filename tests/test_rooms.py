@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "modeling_mae"
 # With every checkpoint.
 TRAVELLING = ("configuration_mae", "masking_mae", "modeling_mae", "segmentation_mae", "image_processing_mae")
-SHARED = ("checked", "errors", "files", "settings")  # small and without state: words that all rooms use
+SHARED = ("checked", "errors", "files", "settings", "words")  # small and without state: words that all rooms use
 # For each room the others that it may import. What travels to the Hub knows no room at all.
 ARROWS = {
     "data": {"data.find", "data.serve", *SHARED},  # sets with labels
@@ -34,6 +34,7 @@ ARROWS = {
     "errors": set(),
     "files": set(),
     "settings": set(),
+    "words": set(),
     **{name: set(TRAVELLING) for name in TRAVELLING},
 }
 

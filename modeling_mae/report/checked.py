@@ -40,7 +40,7 @@ ENTRY: dict[str, Kind] = {  # what the report reads of an entry; others may stan
     "step": count,
     **dict.fromkeys(("epoch", "loss", "learning_rate", "rank", "rank_untrained"), number),
     **dict.fromkeys(("knn", "knn_untrained", "knn_raw_pixels"), share),
-    "knn_images": lambda value: count(value) and value > 0,
+    **dict.fromkeys(("knn_images", "knn_patches"), lambda value: count(value) and value > 0),
 }
 ROW: dict[str, Kind] = {
     "name": text,

@@ -6,6 +6,7 @@ from typing import Any
 import datasets
 
 from ..files import replacing, write_json, write_text
+from ..words import counted
 from .card import PAPER, Card, write_card
 from .charts import confusion_picture
 from .facts import Identity, LabelledFacts, TrainingLog
@@ -64,7 +65,7 @@ def report_training(
     if (folder / WORST).exists():
         parts.append(Picture(WORST, "The images with the lowest mean IoU: image, truth, prediction, difference"))
     sections = [
-        Section(f"Results on {data.images:,} images of {data.name}, split {data.split}", parts),
+        Section(f"Results on {counted(data.images, 'image')} of {data.name}, split {data.split}", parts),
         use_section(identity.repo_id, data.problem.auto_class, data.problem.usage),
         Section("Settings", settings_parts({"": Training(arguments, [])})),
         citation_section(),
@@ -110,8 +111,8 @@ def describe_training(
     elif n_partial == 0:
         how = f"by {probe_name(reads)}"
     else:
-        how = f"with {n_partial:g} block{'' if n_partial == 1 else 's'} tuned"
-    return f"Trained {how}, on {images:,} images of {source_name}{share}."
+        how = f"with {counted(n_partial, 'block')} tuned"
+    return f"Trained {how}, on {counted(images, 'image')} of {source_name}{share}."
 
 
 def _write_predictions(path: Path, columns: dict[str, Any]) -> None:
@@ -145,9 +146,9 @@ def report_evaluation(
         write_overview_card(run, identity, folders)
     page = write_run_page(output_dir)
     if data.skipped:
-        print(f"skipped    {data.skipped} images: they cannot be decoded")
+        print(f"skipped    {counted(data.skipped, 'image')}: cannot be decoded")
     if data.incomplete:
-        print(f"filled     {data.incomplete} images: missing values became the mean of their band")
+        print(f"filled     {counted(data.incomplete, 'image')}: missing values became the mean of their band")
     print(f"\n{table}\n\nresults    {output_dir / 'results.json'}\nreport     {page}")
 
 

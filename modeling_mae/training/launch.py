@@ -16,6 +16,7 @@ from joblib import cpu_count
 
 from ..data.serve.decoded import Machine, Memory
 from ..errors import UserError
+from ..words import counted
 
 
 MAX_LOADING_WORKERS = 8
@@ -69,7 +70,7 @@ def describe_parallelism(accelerator: Accelerator) -> str:
     or too few for the threads, it says what to do."""
     kind, threads, cores = accelerator.distributed_type.value, torch.get_num_threads(), available_cores()
     line = f"{accelerator.num_processes} processes ({kind})" if accelerator.num_processes > 1 else "1 process"
-    line += f" x {threads} thread{'s' if threads > 1 else ''}"
+    line += f" x {counted(threads, 'thread')}"
     compiler = accelerator.state.dynamo_plugin.backend
     if compiler != DynamoBackend.NO:
         line += f", compiled by {compiler.value.lower()}"
@@ -110,8 +111,8 @@ def busy_cores() -> float:
 def describe_batch(accelerator: Accelerator, total: int, at_once: int) -> str:
     """Describes how the `total` images of an update are split, `at_once` on each process."""
     return (
-        f"{total} = {accelerator.num_processes} processes x {at_once} images x "
-        f"{accelerator.gradient_accumulation_steps} accumulation steps"
+        f"{total} = {counted(accelerator.num_processes, 'process', 'processes')} x {counted(at_once, 'image')} x "
+        f"{counted(accelerator.gradient_accumulation_steps, 'accumulation step')}"
     )
 
 

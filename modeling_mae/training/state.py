@@ -21,6 +21,7 @@ from ..data.serve.images import Images
 from ..data.serve.order import split_batch
 from ..errors import TrainingStopped, UserError
 from ..files import is_full, share, write_text
+from ..words import counted
 from .checkpoints import Checkpoints, Progress
 from .launch import loading_workers
 from .manifest import MANIFEST, check_architecture, check_changes, read_manifest
@@ -221,8 +222,8 @@ def _new_length(checkpoint: Path, schedule: Schedule, update: int) -> list[str]:
     if before.updates == schedule.updates:
         return []
     return [
-        f"length {before.updates} -> {schedule.updates} updates: the rate follows the new curve from here on, "
-        f"{before.rate(update):.3e} -> {schedule.rate(update):.3e} at update {update}"
+        f"length {before.updates} -> {counted(schedule.updates, 'update')}: the rate follows the new curve from here "
+        f"on, {before.rate(update):.3e} -> {schedule.rate(update):.3e} at update {update}"
     ]
 
 
