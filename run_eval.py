@@ -31,6 +31,7 @@ from modeling_mae.files import write_json
 from modeling_mae.hub.common import LOG_AND_BEST
 from modeling_mae.hub.fetch import local_checkpoint
 from modeling_mae.hub.push import Hub, HubSettings
+from modeling_mae.modeling_mae import MAEPreTrainedModel
 from modeling_mae.report.evaluation import WORST, describe_training, report_evaluation, report_training
 from modeling_mae.report.facts import Base, Identity, TrainingLog
 from modeling_mae.report.figures import save_figure
@@ -47,6 +48,7 @@ from modeling_mae.training.optim import LengthSettings, OptimizerSettings, Sched
 from modeling_mae.training.resizing import Resizing
 from modeling_mae.training.run_folder import claim_folder
 from modeling_mae.training.state import Place, Run, RunSettings, open_run, save_model
+from modeling_mae.training.tuning import TuningSettings
 
 
 def main(options: EvalArguments) -> None:
@@ -148,6 +150,7 @@ def train_classifier(
     labels, say = images.labels, accelerator.print
     assert labels is not None
     model = task.new_model(config, start, sets.class_names, training.n_partial, labels, say)
+    adapters = add_adapters(model, training, start, accelerator)
     optimizer = make_optimizer(model, settings(OptimizerSettings, recipe))
     tuned, whole = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (False, True))
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -159,7 +162,8 @@ def train_classifier(
     place = Place(folder, choose_checkpoint(accelerator, folder, resume), hub.checkpoint)
     made_with = decided.made_with(training)
     run = open_run(accelerator, model, optimizer, images, schedule, settings(RunSettings, recipe), place, made_with)
-    describe(training.name, recipe, run, f"{tuned:,} of {whole:,} parameters, {len(images):,} images")
+    described = adapters or f"{tuned:,} of {whole:,} parameters"
+    describe(training.name, recipe, run, f"{described}, {len(images):,} images")
     for note in task.notes(labels, recipe.label_fraction, bool(recipe.mixup or recipe.cutmix), config.label_smoothing):
         say(f"note       {note}")
 
@@ -187,12 +191,12 @@ def train_classifier(
     # What the training leaves
     (folder / "last").mkdir(exist_ok=True)
     save_model(accelerator, model, folder / "last")
-    described = (training.n_partial, len(images), recipe.label_fraction, sets.train_name, task.reads(config))
+    facts = (training.n_partial, len(images), recipe.label_fraction, sets.train_name, task.reads(config), adapters)
     log = TrainingLog(run.history.read(), schedule.updates, schedule.updates_per_epoch)
-    tested = Tested(training.name, folder, recipe, base_of(start), describe_training(*described), log)
+    tested = Tested(training.name, folder, recipe, base_of(start), describe_training(*facts), log)
     row = test_classifier(reader, open_checkpoint(folder), tested, sets, hub)
     row |= {"n_partial": training.n_partial, "pooling": task.reads(config)}
-    row |= {"images": len(images), "tuned_parameters": tuned}
+    row |= {"images": len(images), "tuned_parameters": tuned, "tune": recipe.tune}
     if accelerator.is_main_process:
         metric = task.problem.metric
         last = [entry for entry in log.log if f"eval_{metric}" in entry][-1]
@@ -200,6 +204,21 @@ def train_classifier(
         write_json(training.results_file, row)
     accelerator.free_memory()
     return row
+
+
+def add_adapters(
+    model: MAEPreTrainedModel, training: EvalTraining, start: Checkpoint | None, accelerator: Accelerator
+) -> str:
+    """Puts adapters into `model` if the recipe has them. Returns what trains then, and notes it in recipe.yaml; an
+    empty text without adapters."""
+    recipe, tuning = training.recipe, settings(TuningSettings, training.recipe)
+    if not tuning.rank or start is None:
+        return ""
+    tuning.apply(model, start.source)
+    trained = tuning.describe(model)
+    if accelerator.is_main_process:
+        save_recipe(recipe, training.folder, [f"tune={recipe.tune}: trains {trained}"])
+    return trained
 
 
 def describe(name: str, recipe: EvalRecipe, run: Run, what: str) -> None:

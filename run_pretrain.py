@@ -43,6 +43,7 @@ from modeling_mae.training.masks import Masks
 from modeling_mae.training.optim import LengthSettings, OptimizerSettings, Schedule, make_optimizer
 from modeling_mae.training.run_folder import claim_folder
 from modeling_mae.training.state import Place, Run, RunSettings, open_run, save_model
+from modeling_mae.training.tuning import TuningSettings
 
 
 def main(options: PretrainArguments) -> None:
@@ -78,7 +79,8 @@ def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub)
     # Model, optimizer, length
     set_seed(recipe.seed)
     model = MAEForPreTraining(config) if start is None else start.for_pretraining(config)
-    about = ModelFacts.of(config, sum(p.numel() for p in model.parameters()))
+    about = ModelFacts.of(config, sum(p.numel() for p in model.parameters()), decided.tuned)
+    settings(TuningSettings, recipe).apply(model, None if start is None else start.source)
     optimizer = make_optimizer(model, settings(OptimizerSettings, recipe))
     model, optimizer = accelerator.prepare(model, optimizer)
     unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)

@@ -41,8 +41,10 @@ from modeling_mae.training.masks import check_masks
 from modeling_mae.training.optim import OptimizerSettings
 from modeling_mae.training.resizing import Resizing
 from modeling_mae.training.trials import Trial, TrialSettings, find_batch_size, fit_length
+from modeling_mae.training.tuning import TuningSettings
 
 from .arguments import PretrainArguments, PretrainRecipe
+from .checks import check_tune
 from .evaluation import EvalArguments, EvalRecipe, EvalTraining
 from .model import checkpoint_of, model_config, model_settings
 from .own_images import settle
@@ -60,6 +62,7 @@ class Decided:
     resizing: Resizing
     reasons: list[str]  # one line per choice
     chosen: dict[str, Any]  # what was chosen for the user; a resumed run keeps it
+    tuned: str = ""  # which weights train, empty for all
 
     def made_with(self, data: dict[str, Any] | str) -> dict[str, Any]:
         """All settings that decide the weights, for the checkpoints' manifest. `data` is the images' fingerprint."""
@@ -88,8 +91,11 @@ def decide(options: PretrainArguments, source: Source, accelerator: Accelerator,
     recipe = PretrainRecipe(**vars(given))  # mean and deviation follow
     split_batch(recipe.total_batch_size, recipe.per_device_train_batch_size, processes)
     config, start = model_config(recipe), checkpoint_of(recipe)
+    check_tune(recipe, config)
     if start is not None:
         say(start.notes_text(trains_decoder=True), end="", flush=True)
+    if tuned := settings(TuningSettings, recipe).describe_pretraining(config):
+        reasons.append(f"tune={recipe.tune}: trains {tuned}")
     resizing = Resizing(config.image_height_width, config.patch_height_width, tuple(recipe.progressive_resizing))
     check_masks(config, resizing)
     sets = _open_sets(recipe, config, source, accelerator, before)
@@ -102,7 +108,7 @@ def decide(options: PretrainArguments, source: Source, accelerator: Accelerator,
     if recipe.max_hours:
         chosen |= {"num_train_epochs": recipe.num_train_epochs, "warmup_epochs": recipe.warmup_epochs}
     recipe = replace(recipe, own_images=False, max_hours=None, auto_batch_size=False)
-    return Decided(recipe, start, config, sets, resizing, reasons, chosen)
+    return Decided(recipe, start, config, sets, resizing, reasons, chosen, tuned)
 
 
 def base_of(start: Checkpoint | None) -> Base | None:
@@ -162,7 +168,7 @@ def _by_trials(
     reasons: list[str],
 ) -> PretrainRecipe:
     """The recipe with the largest batch that fits into memory, and the length that fits into `max_hours`."""
-    trial = Trial(accelerator, config, settings(OptimizerSettings, recipe))
+    trial = Trial(accelerator, config, settings(OptimizerSettings, recipe), settings(TuningSettings, recipe))
     if recipe.auto_batch_size:
         model = accelerator.unwrap_model(trial.model, keep_torch_compile=False)
         fitting = find_batch_size(accelerator, model, recipe.total_batch_size, recipe.per_device_train_batch_size)
@@ -250,4 +256,5 @@ def decide_evaluation(options: EvalArguments, accelerator: Accelerator, before: 
     trainings = recipe.trainings()
     for training in trainings:
         training.check_blocks(config.num_hidden_layers)
+        check_tune(training.recipe, config)
     return DecidedEvaluation(recipe, trainings, start, config, sets, readouts, tests_checkpoint)
