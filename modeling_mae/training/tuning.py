@@ -78,9 +78,11 @@ class TuningSettings:
             from peft import LoraConfig, inject_adapter_in_model  # late: nothing else needs it
 
             adapted = rf"mae\.layers\.({'|'.join(map(str, blocks))})\.attention\.qkv"
-            options: dict[str, Any] = {"target_modules": adapted, "modules_to_save": names}
-            config = LoraConfig(r=self.rank, lora_alpha=self.rank, base_model_name_or_path=base, **options)
+            config = LoraConfig(
+                r=self.rank, lora_alpha=self.rank, target_modules=adapted, base_model_name_or_path=base
+            )
             inject_adapter_in_model(config, model)
+            config.modules_to_save = names  # for the file only: PEFT would keep a second copy of them in the model
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(".lora_" in name or id(parameter) in whole)
 
