@@ -2,12 +2,15 @@
 
 import copy
 import importlib.util
+import shutil
 
 import peft
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import TINY_GRAY, TWO_PROCESSES, assert_same_weights, run, tiny_config, weights_and_history
+from conftest import RECIPE, TINY_GRAY, TWO_PROCESSES, assert_same_weights, run, tiny_config, weights_and_history
+from safetensors.torch import load_file
+from test_parallel import NEEDS_RIGHT_NORMS, run_sharded
 
 from configuration import ArgumentError, EvalArguments, PretrainArguments
 from modeling_mae import EvalNet, MAEConfig, MAEForPreTraining
@@ -205,24 +208,80 @@ def test_in_an_evaluation_last_is_n_partial_and_adapters_are_end_to_end(begin):
 # --- runs ---
 
 
-def test_a_pretraining_goes_on_exactly_and_is_the_same_with_two_processes(tmp_path, recipe, begin):
-    words = (recipe, "--model_name_or_path", begin, "--tune", "lora:4+last:1", "--config_overrides", "mask_ratio=0.75")
-    words = (*words, "--checkpointing_steps", 5, "--eval_every_epochs", 2)
-    output = run(*words, "--output_dir", tmp_path / "one")
+@pytest.fixture(scope="module")
+def whole(begin, tmp_path_factory):
+    """(the words of a pre-training, its folder, what it printed)."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "small.yaml").write_text(RECIPE)
+    words = (folder / "small.yaml", "--model_name_or_path", begin, "--tune", "lora:4+last:1")
+    words = (*words, "--config_overrides", "mask_ratio=0.75")
+    return words, folder / "run", run(*words, "--output_dir", folder / "run")
+
+
+def test_a_pretraining_goes_on_exactly_and_says_what_trains(whole, tmp_path, begin):
+    words, folder, output = whole
     what = f"adapters of rank 4, the last block, the norms and decoder: {256 + 96 + BLOCK + DECODER:,} of "
     assert what in next(line for line in output.splitlines() if line.startswith("model "))
-    assert f"# tune=lora:4+last:1: trains {what}" in (tmp_path / "one" / "recipe.yaml").read_text()
-    assert f"trained: {what}" in (tmp_path / "one" / "README.md").read_text()
-    run(*words, "--output_dir", tmp_path / "on", "--resume_from_checkpoint", tmp_path / "one" / "checkpoint-15")
-    (one, history), (on, later) = (weights_and_history(tmp_path / name) for name in ("one", "on"))
+    assert f"# tune=lora:4+last:1: trains {what}" in (folder / "recipe.yaml").read_text()
+    assert f"trained: {what}" in (folder / "README.md").read_text()
+    run(*words, "--output_dir", tmp_path, "--resume_from_checkpoint", folder / "checkpoint-14")
+    (one, history), (on, later) = (weights_and_history(path) for path in (folder, tmp_path))
     assert_same_weights(one, on)
-    assert later == [entry for entry in history if entry["step"] in (0, *range(16, 21))]
+    assert_same_weights(*(load_file(path / "adapter" / "adapter_model.safetensors") for path in (folder, tmp_path)))
+    assert later == [entry for entry in history if entry["step"] > 14]
     before = MAEForPreTraining.from_pretrained(begin).state_dict()
     same = {name for name, value in before.items() if torch.equal(value, one[name])}
-    parts = ("attention.qkv.bias", "attention.proj.weight", "attention.proj.bias", "mlp.fc1.weight", "mlp.fc1.bias")
-    parts = (*parts, "mlp.fc2.weight", "mlp.fc2.bias")
-    frozen = {f"mae.layers.0.{part}" for part in parts} | {name for name in before if "positions" in name}
-    assert same == frozen | {name for name in before if name.startswith("mae.embeddings.")}
-    run(*words, "--output_dir", tmp_path / "two", **TWO_PROCESSES)
-    for name, value in weights_and_history(tmp_path / "two")[0].items():
-        torch.testing.assert_close(value, one[name], atol=2e-4, rtol=1e-3, msg=name)
+    parts = "attention.qkv.bias attention.proj.weight attention.proj.bias mlp.fc1.weight mlp.fc1.bias".split()
+    frozen = {f"mae.layers.0.{part}" for part in (*parts, "mlp.fc2.weight", "mlp.fc2.bias")}
+    assert same == frozen | {name for name in before if "positions" in name or name.startswith("mae.embeddings.")}
+
+
+def test_two_processes_train_the_same(whole, tmp_path):
+    words, folder, _ = whole
+    run(*words, "--output_dir", tmp_path, **TWO_PROCESSES)
+    assert_close_weights(folder, tmp_path)
+
+
+@NEEDS_RIGHT_NORMS
+def test_sharded_processes_train_the_same(whole, tmp_path):
+    words, folder, _ = whole
+    assert "(FSDP)" in run_sharded("run_pretrain.py", *words, "--output_dir", tmp_path)
+    assert_close_weights(folder, tmp_path)
+
+
+def assert_close_weights(*folders):
+    for file in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        one, other = (load_file(folder / file) for folder in folders)
+        torch.testing.assert_close(other, one, atol=2e-4, rtol=1e-3)
+
+
+def test_a_classifier_with_adapters_goes_on_exactly(tmp_path, begin):
+    words = ("--model_name_or_path", begin, "--n_partial", 2, "--tune", "lora:4", "--report_to", "none", "--mixup", 0)
+    words = (*words, "--max_train_samples", 64, "--max_eval_samples", 32, "--max_train_steps", 8, "--cutmix", 0)
+    words = (
+        *words,
+        "--total_batch_size",
+        16,
+        "--per_device_train_batch_size",
+        8,
+        "--config_overrides",
+        "head_norm=batch",
+    )
+    words = (*words, "--checkpointing_steps", 4, "--warmup_epochs", 1, "--base_learning_rate", 0.1)
+    output = run(*words, "--output_dir", tmp_path / "one", script="run_eval.py")
+    what = f"adapters of rank 4 and head: {2 * 256 + 170:,} of "
+    assert f"n_partial-2: {what}" in output and "fine-tuned blocks: 2, by lora:4" in output
+    assert f"# tune=lora:4: trains {what}" in (tmp_path / "one" / "recipe.yaml").read_text()
+    assert f"Trained end to end, by {what}" in (tmp_path / "one" / "README.md").read_text()
+    # as it was when it had done half of its updates
+    shutil.copytree(
+        tmp_path / "one", tmp_path / "on", ignore=shutil.ignore_patterns("checkpoint-8", "eval_results.json")
+    )
+    go_on = ("--output_dir", tmp_path / "on", "--resume_from_checkpoint", "auto")
+    assert "from update 4 of" in run(*words, *go_on, script="run_eval.py")
+    one, on = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("one", "on"))
+    assert_same_weights(one, on)
+    base = EvalNet.from_pretrained(begin, config=MAEConfig.from_pretrained(tmp_path / "one"))
+    loaded = peft.PeftModel.from_pretrained(base, tmp_path / "one" / "last" / "adapter").merge_and_unload()
+    for name, value in loaded.state_dict().items():
+        torch.testing.assert_close(one[name], value, atol=1e-6, rtol=1e-6, msg=name)

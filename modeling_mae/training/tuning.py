@@ -146,5 +146,5 @@ def save_adapter(model: nn.Module, state: dict[str, torch.Tensor], folder: Path)
         for name, value in state.items()
         if ".lora_" in name or name.startswith(beside)
     }
-    config.save_pretrained(folder, inference_mode=True)
+    config.save_pretrained(folder)
     save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
