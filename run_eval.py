@@ -16,7 +16,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from configuration.decide import DecidedEvaluation, base_of, decide_evaluation, save_recipe
+from configuration.decide import DecidedEvaluation, base_of, decide_evaluation, note_tuned, save_recipe
 from configuration.evaluation import EvalRecipe
 from modeling_mae.checkpoint import Checkpoint, open_checkpoint
 from modeling_mae.data.serve.processor import processor_of
@@ -31,7 +31,6 @@ from modeling_mae.files import write_json
 from modeling_mae.hub.common import LOG_AND_BEST
 from modeling_mae.hub.fetch import local_checkpoint
 from modeling_mae.hub.push import Hub, HubSettings
-from modeling_mae.modeling_mae import MAEPreTrainedModel
 from modeling_mae.report.evaluation import WORST, describe_training, report_evaluation, report_training
 from modeling_mae.report.facts import Base, Identity, TrainingLog
 from modeling_mae.report.figures import save_figure
@@ -150,7 +149,8 @@ def train_classifier(
     labels, say = images.labels, accelerator.print
     assert labels is not None
     model = task.new_model(config, start, sets.class_names, training.n_partial, labels, say)
-    adapters = add_adapters(model, training, start, accelerator)
+    adapters = settings(TuningSettings, recipe).apply(model, None if start is None else start.source)
+    accelerator.on_main_process(note_tuned)(recipe, folder, adapters)
     optimizer = make_optimizer(model, settings(OptimizerSettings, recipe))
     tuned, whole = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (False, True))
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -204,21 +204,6 @@ def train_classifier(
         write_json(training.results_file, row)
     accelerator.free_memory()
     return row
-
-
-def add_adapters(
-    model: MAEPreTrainedModel, training: EvalTraining, start: Checkpoint | None, accelerator: Accelerator
-) -> str:
-    """Puts adapters into `model` if the recipe has them. Returns what trains then, and notes it in recipe.yaml; an
-    empty text without adapters."""
-    recipe, tuning = training.recipe, settings(TuningSettings, training.recipe)
-    if not tuning.rank or start is None:
-        return ""
-    tuning.apply(model, start.source)
-    trained = tuning.describe(model)
-    if accelerator.is_main_process:
-        save_recipe(recipe, training.folder, [f"tune={recipe.tune}: trains {trained}"])
-    return trained
 
 
 def describe(name: str, recipe: EvalRecipe, run: Run, what: str) -> None:

@@ -62,7 +62,6 @@ class Decided:
     resizing: Resizing
     reasons: list[str]  # one line per choice
     chosen: dict[str, Any]  # what was chosen for the user; a resumed run keeps it
-    tuned: str = ""  # which weights train, empty for all
 
     def made_with(self, data: dict[str, Any] | str) -> dict[str, Any]:
         """All settings that decide the weights, for the checkpoints' manifest. `data` is the images' fingerprint."""
@@ -94,8 +93,6 @@ def decide(options: PretrainArguments, source: Source, accelerator: Accelerator,
     check_tune(recipe, config)
     if start is not None:
         say(start.notes_text(trains_decoder=True), end="", flush=True)
-    if tuned := settings(TuningSettings, recipe).describe_pretraining(config):
-        reasons.append(f"tune={recipe.tune}: trains {tuned}")
     resizing = Resizing(config.image_height_width, config.patch_height_width, tuple(recipe.progressive_resizing))
     check_masks(config, resizing)
     sets = _open_sets(recipe, config, source, accelerator, before)
@@ -108,7 +105,7 @@ def decide(options: PretrainArguments, source: Source, accelerator: Accelerator,
     if recipe.max_hours:
         chosen |= {"num_train_epochs": recipe.num_train_epochs, "warmup_epochs": recipe.warmup_epochs}
     recipe = replace(recipe, own_images=False, max_hours=None, auto_batch_size=False)
-    return Decided(recipe, start, config, sets, resizing, reasons, chosen, tuned)
+    return Decided(recipe, start, config, sets, resizing, reasons, chosen)
 
 
 def base_of(start: Checkpoint | None) -> Base | None:
@@ -121,6 +118,12 @@ def save_recipe(recipe: object, folder: Path, reasons: Sequence[str] = ()) -> Pa
     path = folder / "recipe.yaml"
     write_text(path, "".join(f"# {reason}\n" for reason in reasons) + recipe_text(recipe))
     return path
+
+
+def note_tuned(recipe: PretrainRecipe | EvalRecipe, folder: Path, tuned: str, reasons: Sequence[str] = ()) -> None:
+    """Adds to the recipe.yaml of `save_recipe` what trains, by `TuningSettings.apply`."""
+    if tuned:
+        save_recipe(recipe, folder, [*reasons, f"tune={recipe.tune}: trains {tuned}"])
 
 
 def _open_white(white: float) -> float | None:

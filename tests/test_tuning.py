@@ -76,12 +76,11 @@ def outputs(model, kind) -> torch.Tensor:
     ],
 )
 def test_parameters_are_those_counted_by_hand(tune, trained, added):
-    config, tuning = MAEConfig(**TINY_GRAY), TuningSettings(tune)
-    model = MAEForPreTraining(config)
+    model = MAEForPreTraining(MAEConfig(**TINY_GRAY))
     whole = sum(p.numel() for p in model.parameters())
-    tuning.apply(model)
+    what = TuningSettings(tune).apply(model)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trained
-    assert tuning.describe_pretraining(config).endswith(f": {trained:,} of {whole + added:,} parameters")
+    assert what.endswith(f": {trained:,} of {whole + added:,} parameters")
 
 
 def test_the_names_of_what_trains():
@@ -93,6 +92,17 @@ def test_the_names_of_what_trains():
     adapters = {f"{first}attention.qkv.lora_{half}.default.weight" for half in "AB"}
     assert names == block | norms | adapters | {"mae.layernorm.weight", "mae.layernorm.bias"}
     assert not model.decoder.positions.table.requires_grad  # what was frozen stays frozen
+    model = MAEForPreTraining(tiny_config())
+    new = frozenset({"mae.layernorm.weight", "decoder.norm.weight", "mae.embeddings.patch_embeddings.weight"})
+    assert new <= set(dict(model.named_parameters()))
+    TuningSettings("lora").apply(model, new=new)  # what the checkpoint did not have trains too
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert new <= trained and "mae.embeddings.cls_token" not in trained
+    assert model.peft_config["default"].modules_to_save == [
+        "decoder",
+        "mae.embeddings.patch_embeddings",
+        "mae.layernorm",
+    ]
     _, model = tuned(MAEForPreTraining, "all")
     assert model.mae.layers[0].attention.qkv.weight.requires_grad
 

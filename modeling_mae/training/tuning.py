@@ -14,7 +14,7 @@ from torch import nn
 
 from ..configuration_mae import MAEConfig
 from ..errors import UserError
-from ..modeling_mae import MAEForPreTraining, MAEPreTrainedModel
+from ..modeling_mae import MAEPreTrainedModel
 
 
 RANK = 8  # of adapters
@@ -63,16 +63,20 @@ class TuningSettings:
         if self.rank > width:
             raise UserError(f"tune {self.tune!r}: rank {self.rank} is above the width {width}: give a lower one")
 
-    def apply(self, model: MAEPreTrainedModel, base: str | None = None) -> None:
-        """Freezes what does not train, and puts adapters into the attention of the encoder's other blocks.
+    def apply(self, model: MAEPreTrainedModel, base: str | None = None, new: frozenset[str] = frozenset()) -> str:
+        """Freezes what does not train, and puts adapters into the attention of the encoder's other blocks. Returns
+        what trains then, and how many parameters; an empty text if all do.
 
-        An adapter belongs to the one linear layer of queries, keys and values. Decoder or head train whole. What
-        `model` has frozen stays frozen. `base` names the weights that training begins with, for the adapters' file.
+        An adapter belongs to the one linear layer of queries, keys and values. Decoder or head train whole, and so do
+        the modules of the parameters `new`, which were not loaded. What `model` has frozen stays frozen. `base` names
+        the weights that training begins with, for the adapters' file.
         """
         if self.tune == "all":
-            return
+            return ""
         blocks = range(model.config.num_hidden_layers - self.last)
         names = self._whole_modules(model, len(blocks))
+        parents = {name.rpartition(".")[0] for name in new}
+        names += sorted(name for name in parents if not f"{name}.".startswith(tuple(f"{each}." for each in names)))
         whole = {id(p) for name in names for p in model.get_submodule(name).parameters() if p.requires_grad}
         if self.rank:
             from peft import LoraConfig, inject_adapter_in_model  # late: nothing else needs it
@@ -85,6 +89,7 @@ class TuningSettings:
             config.modules_to_save = names  # for the file only: PEFT would keep a second copy of them in the model
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(".lora_" in name or id(parameter) in whole)
+        return self._describe(model)
 
     def _whole_modules(self, model: MAEPreTrainedModel, first: int) -> list[str]:
         """The names of the modules that train whole: what is not the encoder's, and its blocks from `first` on. With
@@ -98,17 +103,7 @@ class TuningSettings:
         kept = {name: modules[name] for name in names if name in modules}
         return [name for name, module in kept.items() if module.state_dict()]
 
-    def describe_pretraining(self, config: MAEConfig) -> str:
-        """As `describe`, for a model of this configuration. Empty if everything trains."""
-        if self.tune == "all":
-            return ""
-        with torch.device("meta"):
-            model = MAEForPreTraining(config)
-        self.apply(model)
-        return self.describe(model)
-
-    def describe(self, model: nn.Module) -> str:
-        """What trains of `model` after `apply`, and how many parameters."""
+    def _describe(self, model: nn.Module) -> str:
         sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
         what = [f"adapters of rank {self.rank}"] if self.rank else []
         what += [f"the last {self.last} blocks" if self.last > 1 else "the last block"] if self.last else []
