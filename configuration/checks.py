@@ -74,6 +74,10 @@ def check_evaluation(args) -> None:
         check_augmentation(arguments)
         check_run(arguments)
         check_tune(arguments)
+    if args.tune != "all" and all(run.recipe.tune == "all" for run in runs):
+        raise ArgumentError(
+            f"tune {args.tune!r} is for a training that begins with a checkpoint: give --n_partial, or leave it out"
+        )
     if len(runs) > 1 and args.resume_from_checkpoint not in (None, "auto"):
         raise ArgumentError(
             f"resume_from_checkpoint {args.resume_from_checkpoint!r} is of one training, but there are {len(runs)}: "
@@ -121,7 +125,7 @@ def check_model(args, decoder: bool = False) -> None:
             if getattr(args, name, None) is not None:
                 check_batch(config, getattr(args, name), name)
         trained = None if decoder else getattr(args, "n_partial", None)
-        if trained is None or config.num_hidden_layers in trained:
+        if args.tune == "all" and (trained is None or config.num_hidden_layers in trained):
             check_training_fits(config, decoder)
         channels = config.num_channels
         if args.image_mean is not None and args.image_std is not None and len(args.image_mean) != channels:

@@ -210,6 +210,11 @@ def test_in_an_evaluation_last_is_n_partial_and_adapters_are_end_to_end(begin):
     for n_partial in ([0], [1], None):
         with pytest.raises(ArgumentError, match="is for end-to-end tuning: give --n_partial 2 instead of"):
             EvalArguments(**place, tune="lora", n_partial=n_partial).check()
+    for idle in ({"do_train": False, "n_partial": [2]}, {"from_scratch": True}):
+        with pytest.raises(
+            ArgumentError, match="tune 'lora' is for a training that begins with a checkpoint: give --n_"
+        ):
+            EvalArguments(**place, tune="lora", **idle).check()
     both = EvalArguments(**place, tune="lora", n_partial=[2], from_scratch=True)
     both.check()
     assert [training.recipe.tune for training in both.trainings()] == ["lora", "all"]  # no encoder to keep
