@@ -13,7 +13,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 
-from configuration.decide import Decided, base_of, decide, save_recipe
+from configuration.decide import Decided, base_of, decide, note_tuned, save_recipe
 from modeling_mae import MAEForPreTraining
 from modeling_mae.data.find.fingerprint import fingerprint
 from modeling_mae.data.find.joined import load_training_source
@@ -44,6 +44,7 @@ from modeling_mae.training.masks import Masks
 from modeling_mae.training.optim import LengthSettings, OptimizerSettings, Schedule, make_optimizer
 from modeling_mae.training.run_folder import claim_folder
 from modeling_mae.training.state import Place, Run, RunSettings, open_run, save_model
+from modeling_mae.training.tuning import TuningSettings
 from modeling_mae.words import counted
 
 
@@ -80,7 +81,10 @@ def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub)
     # Model, optimizer, length
     set_seed(recipe.seed)
     model = MAEForPreTraining(config) if start is None else start.for_pretraining(config)
-    about = ModelFacts.of(config, sum(p.numel() for p in model.parameters()))
+    parameters = sum(p.numel() for p in model.parameters())
+    tuned = settings(TuningSettings, recipe).apply(model, None if start is None else start.source)
+    about = ModelFacts.of(config, parameters, tuned)
+    accelerator.on_main_process(note_tuned)(recipe, place.folder, tuned, decided.reasons)
     optimizer = make_optimizer(model, settings(OptimizerSettings, recipe))
     model, optimizer = accelerator.prepare(model, optimizer)
     unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)

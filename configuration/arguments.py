@@ -196,6 +196,13 @@ class RunArguments:
         decides="nothing",
     )
     seed: int = option(0, "Seed of initialisation, masks, order and crops.", decides="weights")
+    tune: str = option(
+        "all",
+        "Which weights of the encoder train. all; last:2: the last two blocks; lora or lora:16: low-rank adapters of "
+        "the attention, by default of rank 8 (PEFT); lora:8+last:1: ExPLoRA. Decoder or head always train.",
+        decides="weights",
+        added=True,
+    )
     logging_steps: int = option(10, "Updates between two log entries of loss and learning rate.", decides="nothing")
     checkpointing_steps: str = option(
         "epoch", "Updates between two checkpoints; epoch: one per epoch.", decides="nothing"

@@ -41,8 +41,10 @@ from modeling_mae.training.masks import check_masks
 from modeling_mae.training.optim import OptimizerSettings
 from modeling_mae.training.resizing import Resizing
 from modeling_mae.training.trials import Trial, TrialSettings, find_batch_size, fit_length
+from modeling_mae.training.tuning import TuningSettings
 
 from .arguments import PretrainArguments, PretrainRecipe
+from .checks import check_tune
 from .evaluation import EvalArguments, EvalRecipe, EvalTraining
 from .model import checkpoint_of, model_config, model_settings
 from .own_images import settle
@@ -88,6 +90,7 @@ def decide(options: PretrainArguments, source: Source, accelerator: Accelerator,
     recipe = PretrainRecipe(**vars(given))  # mean and deviation follow
     split_batch(recipe.total_batch_size, recipe.per_device_train_batch_size, processes)
     config, start = model_config(recipe), checkpoint_of(recipe)
+    check_tune(recipe, config)
     if start is not None:
         say(start.notes_text(trains_decoder=True), end="", flush=True)
     resizing = Resizing(config.image_height_width, config.patch_height_width, tuple(recipe.progressive_resizing))
@@ -115,6 +118,12 @@ def save_recipe(recipe: object, folder: Path, reasons: Sequence[str] = ()) -> Pa
     path = folder / "recipe.yaml"
     write_text(path, "".join(f"# {reason}\n" for reason in reasons) + recipe_text(recipe))
     return path
+
+
+def note_tuned(recipe: PretrainRecipe | EvalRecipe, folder: Path, tuned: str, reasons: Sequence[str] = ()) -> None:
+    """Adds to the recipe.yaml of `save_recipe` what trains, by `TuningSettings.apply`."""
+    if tuned:
+        save_recipe(recipe, folder, [*reasons, f"tune={recipe.tune}: trains {tuned}"])
 
 
 def _open_white(white: float) -> float | None:
@@ -163,7 +172,7 @@ def _by_trials(
     reasons: list[str],
 ) -> PretrainRecipe:
     """The recipe with the largest batch that fits into memory, and the length that fits into `max_hours`."""
-    trial = Trial(accelerator, config, settings(OptimizerSettings, recipe))
+    trial = Trial(accelerator, config, settings(OptimizerSettings, recipe), settings(TuningSettings, recipe))
     if recipe.auto_batch_size:
         model = accelerator.unwrap_model(trial.model, keep_torch_compile=False)
         fitting = find_batch_size(accelerator, model, recipe.total_batch_size, recipe.per_device_train_batch_size)
@@ -251,4 +260,5 @@ def decide_evaluation(options: EvalArguments, accelerator: Accelerator, before: 
     trainings = recipe.trainings()
     for training in trainings:
         training.check_blocks(config.num_hidden_layers)
+        check_tune(training.recipe, config)
     return DecidedEvaluation(recipe, trainings, start, config, sets, readouts, tests_checkpoint)

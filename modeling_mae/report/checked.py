@@ -46,6 +46,7 @@ ROW: dict[str, Kind] = {
     "name": text,
     "n_partial": optional(number),
     "pooling": optional(text),
+    "tune": text,
     "images": count,
     "knn": mapped(figure, digits),
     "confusion_matrix": square,
