@@ -22,7 +22,11 @@ from modeling_mae.training.optim import LengthSettings, Schedule, parameter_grou
 
 CONFIGURATION = RECIPES.parent
 ALL_RECIPES = sorted(RECIPES.glob("*.yaml"))
-PRETRAINING = [path for path in ALL_RECIPES if path.stem in ("demo", "own_images") or path.stem.startswith("pretrain")]
+PRETRAINING = [
+    path
+    for path in ALL_RECIPES
+    if path.stem in ("demo", "own_images", "continue_images") or path.stem.startswith("pretrain")
+]
 EVALUATION = [path for path in ALL_RECIPES if path not in PRETRAINING]
 
 
