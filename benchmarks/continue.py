@@ -3,8 +3,8 @@
 The demo's model is pre-trained on the bundled images of Fashion-MNIST. Its weights then go on with 1,297 images of
 digits (8 x 8 in the files), in one, three and five bands: the image, its two gradients, their size, and the image
 blurred. Measured is k-NN (k = 20, mean of the patch tokens) on 500 other digits: of the weights untouched, after going
-on, and of the same network from scratch, with equal updates. All use the demo's rate, going on a tenth of it. Each
-arm's words are in ARMS.
+on, and of the same network from scratch, with equal updates. From scratch has the demo's rate, going on a tenth of it.
+ARMS has the words of each arm, which the folder of the weights follows.
 
     PYTHONPATH=. python benchmarks/continue.py [--bands 1 3 5] [--seeds 0 1 2] [--updates 300] [--folder FOLDER]
 """
@@ -24,12 +24,7 @@ from sklearn.datasets import load_digits
 TRAINING, RATE = 1_297, 3e-3  # images; the demo's rate for 256 images per update
 CONTINUED = ("continue_images", "--base_learning_rate", RATE / 10, "--model_name_or_path")
 SCRATCH = ("own_images", "--base_learning_rate", RATE, "--config_name")
-ARMS: dict[str, tuple] = {
-    "continued": CONTINUED,
-    "full rate": ("continue_images", *SCRATCH[1:3], "--model_name_or_path"),
-    "scratch": SCRATCH,
-}
-MORE: dict[str, tuple] = {}  # words after those that all arms share, by arm
+ARMS: dict[str, tuple] = {"continued": CONTINUED, "scratch": SCRATCH}
 SHARED = "--total_batch_size 64 --per_device_train_batch_size 64 --eval_every_epochs 1000 --picture_epochs 0"
 SHARED += " --crop_scale 0.6 1 --horizontal_flip false --report_to none --dataloader_num_workers 0"
 
@@ -73,7 +68,7 @@ def measure(folder: Path, bands: int, seeds: list[int], updates: int, arms: list
         scratch = (f"num_channels={bands}",) if ARMS[arm] is SCRATCH else ()
         fit = ("--config_overrides", *scratch) if scratch else ("--new_bands", "mean") if bands > 1 else ()
         for seed in seeds:
-            words = (*ARMS[arm], base, "--train_dir", images, *SHARED.split(), *fit, *MORE.get(arm, ()))
+            words = (*ARMS[arm], base, "--train_dir", images, *SHARED.split(), *fit)
             run = folder / f"{arm}-{bands}-{seed}".replace(" ", "-")
             figures = pretrain(run, *words, "--max_train_steps", updates, "--seed", seed)
             for name, key in (("raw pixels", "knn_raw_pixels"), ("untouched", "knn_start"), (arm, "knn")):

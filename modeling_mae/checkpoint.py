@@ -234,6 +234,9 @@ class Checkpoint:
         for name, value in fields.items():
             setattr(config, name, value)
         _checked(self.name, config.validate)
+        sizes = (config.num_channels, config.patch_height_width)
+        if new_bands is None and sizes == (self.config.num_channels, self.config.patch_height_width):
+            return open_checkpoint(self.name, {**self.fields, **fields}, **self.hub_options)  # nothing to fit
         fitted = dataclasses.replace(self, config=config, patches=self.config, new_bands=new_bands)
         if config.num_channels != self.config.num_channels and new_bands is None:
             raise UserError(

@@ -150,6 +150,22 @@ def test_a_finer_grid_interpolates_positions(place):
     assert again(torch.randn(1, 3, 32, 32)).loss.isfinite()
 
 
+def test_the_own_patch_size_fits_nothing(place):
+    fitted = open_checkpoint(place / "colour").fitted({"patch_size": 8, "image_size": 64})
+    assert fitted.patches is None and fitted.config.image_size == 64
+    before, after = open_checkpoint(place / "colour").for_pretraining(), fitted.for_pretraining()
+    assert torch.equal(before.decoder.head.weight, after.decoder.head.weight) and after.config.grid == (8, 8)
+
+
+def test_new_weights_are_the_same_whenever_they_are_made(place):
+    """The baseline of the starting weights is made apart from the training's model."""
+    models = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        models.append(open_checkpoint(place / "colour").fitted({"num_channels": 4}, "random").for_pretraining())
+    assert_same_weights(models[0].state_dict(), models[1].state_dict())
+
+
 # --- what is new, and what is trained when ---
 
 
