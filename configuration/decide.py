@@ -117,14 +117,14 @@ def _continued(
     say: Callable[..., None],
 ) -> PretrainRecipe:
     """The recipe with what follows from the weights that the training begins with."""
-    chosen, found = list[str](), len(reasons)
+    found = len(reasons)
     if recipe.train_new_first and not start.has_new_parts:
         recipe = replace(recipe, train_new_first=0.0)
-        chosen.append("train_new_first=0: the checkpoint has all parts")
-    elif recipe.train_new_first:
-        chosen.append(f"train_new_first={recipe.train_new_first:g}: new parts would pull at trained weights")
-    if recipe.layer_decay != 1:
-        chosen.append(f"layer_decay={recipe.layer_decay:g}: lower blocks fit most images already and change less")
+        reasons.append("train_new_first=0: the checkpoint has all parts")
+    elif recipe.train_new_first and recipe.continue_images:
+        reasons.append(f"train_new_first={recipe.train_new_first:g}: new parts would pull at trained weights")
+    if recipe.layer_decay != 1 and recipe.continue_images:
+        reasons.append(f"layer_decay={recipe.layer_decay:g}: lower blocks fit most images already and change less")
     if recipe.continue_images and recipe.image_mean is None and not goes_on:  # a run keeps those that it began with
         kept = keep_mean_std(sets.images, start.processing, start.sources_of_bands, say)
         if kept is None:
@@ -132,8 +132,7 @@ def _continued(
         else:
             recipe = replace(recipe, image_mean=kept[0], image_std=kept[1])
             why = "the checkpoint's" + (" where it knows the band, else measured" if recipe.new_bands else "")
-            chosen.append(f"image_mean={kept[0]} image_std={kept[1]}: {why}")
-    reasons += chosen
+            reasons.append(f"image_mean={kept[0]} image_std={kept[1]}: {why}")
     for reason in reasons[found:]:
         say(f"chosen     {reason}", flush=True)
     return recipe

@@ -393,7 +393,8 @@ def test_a_run_on_images_of_other_bands(place, tmp_path):
     output = run("continue_images", *SMALL[2:], *words, "--max_train_steps", 2, "--output_dir", tmp_path / "run")
     assert "num_channels=5: the images have 5 bands" in output and "the checkpoint does not say mean and dev" in output
     assert MAEModel.from_pretrained(tmp_path / "run").config.num_channels == 5
-    run(tmp_path / "run" / "recipe.yaml", "--output_dir", tmp_path / "again")  # new_bands and num_channels are in it
+    # The recipe has new_bands and num_channels, and nothing is left to choose.
+    assert "chosen" not in run(tmp_path / "run" / "recipe.yaml", "--output_dir", tmp_path / "again")
     assert_same_run(tmp_path / "run", tmp_path / "again")
 
 
