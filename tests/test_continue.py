@@ -380,7 +380,7 @@ def test_at_a_rate_of_0_the_weights_stay(place, tmp_path):
     log = [json.loads(line) for line in (tmp_path / "still" / "history.jsonl").read_text().splitlines()]
     start, end = log[0], log[-1]
     assert (start["knn_start"], start["rank_start"]) == (end["knn"], end["rank"])
-    assert "verdict    it did not help: use the starting weights as they are" in output
+    assert "verdict    it did not help beyond chance: use the starting weights as they are" in output
 
 
 def test_a_run_on_images_of_other_bands(place, tmp_path):
@@ -412,8 +412,8 @@ def test_the_verdict_in_words():
         "2.1 points over what you started from (k-NN accuracy 80.0 % before, 82.1 % after)"
     )
     assert judged(0.8, 0.9, 0.807) == (
-        "it did not help: use the starting weights as they are (k-NN accuracy 80.0 % before, 80.7 % after; less than "
-        "0.8 points are chance on 10,000 images)"
+        "it did not help beyond chance: use the starting weights as they are (k-NN accuracy 80.0 % before, 80.7 % "
+        "after; less than 0.8 points are chance on 10,000 images)"
     )
     assert judged(0.8, 0.75) == (
         "it did not help: use the starting weights as they are (k-NN accuracy 80.0 % before, 75.0 % after)"

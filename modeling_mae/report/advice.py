@@ -65,9 +65,11 @@ def judge_start(log: list[dict[str, Any]]) -> str | None:
     chance = 2 * _error(start, baselines["knn_images"])
     if last - start > chance:
         return f"{100 * (last - start):.1f} points over what you started from ({figures})"
+    beyond = ""
     if abs(last - start) <= chance:
+        beyond = " beyond chance"
         figures += f"; less than {100 * chance:.1f} points are chance on {baselines['knn_images']:,} images"
-    return f"it did not help: use the starting weights as they are ({figures})"
+    return f"it did not help{beyond}: use the starting weights as they are ({figures})"
 
 
 def _before_last_quarter(entries: list[dict[str, Any]], key: str) -> float:
