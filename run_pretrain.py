@@ -159,7 +159,7 @@ def describe(decided: Decided, run: Run, architecture: str, beginning: Beginning
     batch = launch.describe_batch(accelerator, recipe.total_batch_size, recipe.per_device_train_batch_size)
     lines = [
         f"model      {architecture}",
-        *([f"start      {decided.start.name}: {beginning}"] if decided.start else []),
+        *([f"start      {decided.start.name}: {beginning.about}"] if decided.start else []),
         f"data       {sets.source.name}: {len(images):,} images, mean {recipe.image_mean}, std {recipe.image_std}, "
         f"{images.where}{images.remarks}",
         f"batch      {batch}",

@@ -49,23 +49,26 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Beginning:
-    """A pre-training model before its first update. `new` are the names of its trained parameters that no checkpoint
-    had."""
+    """A pre-training model before its first update. `new` are the names of its trained parameters that the checkpoint
+    does not have. `about` says how many were loaded and how many are new."""
 
     model: MAEForPreTraining
     new: frozenset[str] = frozenset()
+    about: str = ""
+
+    @classmethod
+    def of(cls, model: MAEForPreTraining, new: set[str]) -> "Beginning":
+        sizes = {name: value.numel() for name, value in model.named_parameters() if value.requires_grad}
+        count = sum(sizes[name] for name in new)
+        parts = ", ".join(cls(model, frozenset(new)).new_parts)
+        about = f"{(sum(sizes.values()) - count) / 1e6:.3g} M parameters loaded, "
+        return cls(model, frozenset(new), about + (f"{count / 1e6:.3g} M new ({parts})" if new else "none new"))
 
     @property
     def new_parts(self) -> list[str]:
         """The parts of the model that have new parameters, in words."""
         parts = [next(part for start, part in PARTS.items() if name.startswith(start)) for name in sorted(self.new)]
         return list(dict.fromkeys(part for part in parts if part != "prediction layer" or "decoder" not in parts))
-
-    def __str__(self) -> str:
-        sizes = {name: value.numel() for name, value in self.model.named_parameters() if value.requires_grad}
-        new = sum(sizes[name] for name in self.new)
-        loaded = f"{(sum(sizes.values()) - new) / 1e6:.3g} M parameters loaded"
-        return f"{loaded}, {new / 1e6:.3g} M new ({', '.join(self.new_parts)})" if new else f"{loaded}, none new"
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,7 @@ class Checkpoint:
         new = trained & set(info["missing_keys"])
         if self.patches is not None:
             fit_patches(model, config, self.new_bands, new)
-        return Beginning(model, frozenset(new))
+        return Beginning.of(model, new)
 
     def _with_own_patches(self, config: MAEConfig) -> MAEConfig:
         """`config` with the bands and patches of the weights, and the same grid of patches."""

@@ -170,7 +170,7 @@ def test_new_weights_are_the_same_whenever_they_are_made(place):
 
 
 def test_parts_that_were_loaded_and_parts_that_are_new(place, tmp_path):
-    assert str(open_checkpoint(place / "colour").beginning()).endswith("M parameters loaded, none new")
+    assert open_checkpoint(place / "colour").beginning().about.endswith("M parameters loaded, none new")
     for kind, make in FOLDERS.items():
         make(tmp_path / kind)
         beginning = open_checkpoint(tmp_path / kind, {"mask_ratio": 0.75}).beginning()
@@ -181,7 +181,7 @@ def test_parts_that_were_loaded_and_parts_that_are_new(place, tmp_path):
     net = open_checkpoint(tmp_path / "net").beginning()
     assert net.new_parts == ["decoder", "final norm"]
     new = sum(value.numel() for name, value in net.model.named_parameters() if name in net.new)
-    assert str(net).endswith(f"{new / 1e6:.3g} M new (decoder, final norm)")
+    assert net.about.endswith(f"{new / 1e6:.3g} M new (decoder, final norm)")
 
 
 def test_new_parameters_go_first_and_at_the_full_rate(place):

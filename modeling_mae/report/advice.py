@@ -51,9 +51,9 @@ def judge_growth(log: list[dict[str, Any]]) -> str:
     return f"{sentence}; no longer rising: longer training at these settings will bring little"
 
 
-def judge_start(log: list[dict[str, Any]]) -> str | None:
+def judge_start(log: list[dict[str, Any]], title: str = "k-NN accuracy") -> str | None:
     """Judges by the entries of `FeatureGrowth` whether the training was worth it for someone who has its starting
-    weights. None if there were none, or no labels.
+    weights. None if there were none, or no labels. `title` names the metric.
 
     A gain counts from two standard errors of an accuracy on this number of images.
     """
@@ -61,7 +61,7 @@ def judge_start(log: list[dict[str, Any]]) -> str | None:
     if not entries or "knn_start" not in baselines:
         return None
     start, last = baselines["knn_start"], entries[-1]["knn"]
-    figures = f"k-NN accuracy {100 * start:.1f} % before, {100 * last:.1f} % after"
+    figures = f"{title} {100 * start:.1f} % before, {100 * last:.1f} % after"
     chance = 2 * _error(start, baselines["knn_images"])
     if last - start > chance:
         return f"{100 * (last - start):.1f} points over what you started from ({figures})"
