@@ -288,6 +288,29 @@ class PretrainArguments(RunArguments, OptimizerArguments, MaskArguments, DataArg
         "rate, crop. See the recipe own_images.",
         decides="nothing",
     )
+    continue_images: bool = option(
+        False,
+        "With own_images and model_name_or_path: a tenth of the rate, the checkpoint's mean and deviation, and a "
+        "light decoder if it has none. See the recipe continue_images.",
+        decides="nothing",
+        added=True,
+    )
+    new_bands: str | None = option(
+        None,
+        "What a checkpoint makes of images with another number of bands. mean: each reads the mean of its bands. "
+        "random: new weights. rgb:3,2,1: band 3 is red, 2 green, 1 blue, the others read the mean.",
+        decides="weights",
+        added=True,
+    )
+    train_new_first: float = option(
+        0.0,
+        "Share of the updates, at the start, that train only what the checkpoint does not have, as its decoder.",
+        decides="weights",
+        added=True,
+    )
+    layer_decay: float = option(
+        1.0, "Learning rate of a block, relative to the next block's.", decides="weights", added=True
+    )
     num_train_epochs: float | None = option(None, "Length of the run, in epochs. By default 800.", decides="result")
     total_batch_size: int | None = option(
         None, "Images per update, over all processes and accumulation steps. By default 4096.", decides="weights"

@@ -5,6 +5,7 @@ same result on every process. They run before any long work.
 """
 
 import importlib.util
+import re
 from pathlib import Path
 
 from .errors import ArgumentError, exclude, need, require
@@ -32,6 +33,7 @@ def check_pretraining(args) -> None:
     check_run(args)
     check_tune(args)
     check_output_dir(args)
+    check_continuing(args)
     require(args, "max_hours", lambda x: x > 0, "a number of hours above 0, as in 0.5")
     exclude(args, "max_hours", "max_train_steps")
     check_resizing(args)
@@ -39,6 +41,22 @@ def check_pretraining(args) -> None:
     require(args, "picture_epochs", lambda x: x >= 0, "a number of epochs, 0 for none")
     check_mask_files(args)
     check_hub(args)
+
+
+def check_continuing(args) -> None:
+    """Checks what a run that starts from a checkpoint adds."""
+    for name in ("continue_images", "new_bands", "train_new_first"):
+        need(args, name, "model_name_or_path")
+    need(args, "continue_images", "own_images")
+    require(args, "train_new_first", lambda x: 0 <= x < 1, "a share in [0, 1), as in 0.05")
+    require(args, "layer_decay", lambda x: 0 < x <= 1, "a factor in (0, 1], as in 0.75")
+    if args.new_bands is not None and not re.fullmatch(r"mean|random|rgb:\d+,\d+,\d+", args.new_bands):
+        raise ArgumentError(f"new_bands {args.new_bands!r} does not work: give mean, random, or rgb:3,2,1")
+    if args.new_bands and not args.own_images and "num_channels" not in parse_overrides(args.config_overrides):
+        raise ArgumentError(
+            f"new_bands {args.new_bands!r} needs the number of bands: add --config_overrides num_channels=5, for "
+            "example, or --own_images true"
+        )
 
 
 def check_settings(args) -> None:
