@@ -223,7 +223,6 @@ def use_section(repo_id: str | None, auto_class: str, lines: str, note: str = ""
     place = repo_id or "PATH_OR_HUB_ID"
     code = f"""from PIL import Image
 from transformers import AutoImageProcessor, {auto_class}
-from ..words import counted
 
 processor = AutoImageProcessor.from_pretrained("{place}", trust_remote_code=True)
 model = {auto_class}.from_pretrained("{place}", trust_remote_code=True).eval()
