@@ -41,7 +41,8 @@ def arm_title(arm: str) -> str:
     """An arm in words."""
     if arm == SCRATCH:
         return "training from scratch"
-    blocks = f"{arm.removeprefix(START).removeprefix(OWN)} blocks tuned"
+    count = arm.removeprefix(START).removeprefix(OWN)
+    blocks = "no block tuned" if count == "0" else f"{count} block{'s' * (count not in ('0.5', '1'))} tuned"
     return f"the starting weights ({blocks})" if arm.startswith(START) else f"own pre-training ({blocks})"
 
 
@@ -138,7 +139,7 @@ def worth_table(rows: list[dict[str, Any]], problem: Problem, verdicts: list[Ver
     for verdict in verdicts:
         pairs = zip(verdict.differences, verdict.intervals, strict=True)
         shown = [f"{_signed(value, problem)} ({_interval(interval, problem)})" for value, interval in pairs]
-        cells.append([f"{arm_title(verdict.arm)}, more than {arm_title(verdict.against)}", *shown])
+        cells.append([f"difference from {arm_title(verdict.against)}", *shown])
     return Table(cells, ["labelled images", *counts], numbers=True)
 
 
