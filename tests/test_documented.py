@@ -79,6 +79,7 @@ NOT_RUN = {
     "accelerate launch run_eval.py own_images_segment": "test_mask_runs.py runs it",
     "mae predict runs/own_images_segment": "test_mask_runs.py runs it",
     "accelerate launch run_pretrain.py pretrain_scenes": "minutes",
+    "accelerate launch run_eval.py demo_worth": "minutes; test_worth.py runs a small one",
     "accelerate launch run_eval.py segment_demo": "minutes",
 }
 TINY = "hidden_size=32 num_hidden_layers=4 num_attention_heads=2 intermediate_size=32 decoder_hidden_size=16 "
