@@ -37,10 +37,6 @@ def check_pretraining(args) -> None:
     check_output_dir(args)
     require(args, "max_hours", lambda x: x > 0, "a number of hours above 0, as in 0.5")
     exclude(args, "max_hours", "max_train_steps")
-    if args.exclude is not None and not Path(args.exclude).is_file():
-        raise ArgumentError(
-            f"exclude {args.exclude!r} is not a file: write it with `mae neighbours --duplicates --output FILE`"
-        )
     check_resizing(args)
     require(args, "eval_every_epochs", lambda x: x >= 0, "a number of epochs, 0 for none")
     require(args, "picture_epochs", lambda x: x >= 0, "a number of epochs, 0 for none")
