@@ -60,7 +60,7 @@ def main(options: EvalArguments) -> None:
     decided = decide_evaluation(options, accelerator, made_with_before(options.run_folders(), resume))
     # The results of trainings that are finished already.
     goes_on = resume == "auto"
-    finished = {each.name: each.finished_results(say) if goes_on else None for each in decided.trainings}
+    finished = {each.name: each.finished_results(options, say) if goes_on else None for each in decided.trainings}
     if accelerator.is_main_process:
         decided.save_recipes()
     sets, recipe = decided.sets, decided.recipe

@@ -340,16 +340,16 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
     def _variants(self) -> list[tuple[str, dict[str, Any]]]:
         """(end of the name, options) of each training of an arm. Only what differs between them is named."""
         folds = range(1, (self.folds or 0) + 1) if self.fold is None else ()
-        choices = [
+        choices: list[list[tuple[str, dict[str, Any]]]] = [
             [(f"_labels-{share:g}", {"label_fraction": [share]}) for share in self.label_fractions],
             [(f"_seed-{seed}", {"seed": seed}) for seed in range(self.seed, self.seed + self.seeds)],
             [(f"_fold-{fold}", {"fold": fold}) for fold in folds],
         ]
-        chosen = itertools.product(*(choice for choice in choices if len(choice) > 1))
-        return [
-            ("".join(name for name, _ in each), {key: value for _, options in each for key, value in options.items()})
-            for each in chosen
-        ]
+        variants: list[tuple[str, dict[str, Any]]] = [("", {})]
+        for choice in choices:
+            if len(choice) > 1:
+                variants = [(end + name, given | option) for end, given in variants for name, option in choice]
+        return variants
 
     def _of_one(self, n_partial: float | None, folder: Path, starts: bool) -> "EvalRecipe":
         """The recipe that repeats this one training. `starts`: from the weights that the pre-training began with."""
@@ -465,11 +465,11 @@ class EvalTraining:
         except ArgumentError as error:
             raise ArgumentError(f"{self.name}: {error}") from None
 
-    def finished_results(self, say: Callable[[str], None]) -> dict | None:
+    def finished_results(self, options: EvalArguments, say: Callable[[str], None]) -> dict | None:
         """The results that an earlier call of this training left in the folder, or None if there is training to do.
 
         A finished training goes on from its last checkpoint if its length has changed, or with `allow_changes`. `say`
-        prints that.
+        prints that. `options` are those of the call.
 
         Raises:
             ArgumentError: the results are from another training, or from other settings.
@@ -491,8 +491,9 @@ class EvalTraining:
         now = json.loads(json.dumps(dataclasses.asdict(self.recipe)))
         names = [name for name in self.recipe.deciding("weights", "result") if before.get(name) != now[name]]
         # Not compared here if one call was given them and the other measured them: the checkpoint has the numbers.
-        measured = ("image_mean", "image_std", "white_value")
-        names = [name for name in names if name not in measured or None not in (before.get(name), now[name])]
+        for name in ("image_mean", "image_std", "white_value"):
+            if name in names and None in (before.get(name), getattr(options, name)):
+                names.remove(name)
         if not names:
             return row
         changes = "; ".join(f"{name} {before.get(name)} -> {now[name]}" for name in names)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...errors import UserError
 from ...files import FORMULA_SIGNS
+from ..stream.shards import ShardedRows
 from .row_names import RowNames
 from .sources import Source
 
@@ -22,7 +23,7 @@ def without_excluded(parts: list[Source], path: str) -> list[Source]:
     listed, found, fewer = names_in(path), 0, []
     checksum = hashlib.sha256("\n".join(sorted(listed)).encode()).hexdigest()[:16]
     for part in parts:
-        if part.is_stream:
+        if isinstance(part.dataset, ShardedRows):
             raise UserError(f"exclude {path!r} cannot leave images out of the stream {part.name}: unpack it")
         names = RowNames(part).files(0, len(part))
         kept = [row for row, name in enumerate(names) if name not in listed]
