@@ -161,14 +161,14 @@ def train_classifier(
     all_updates = updates(run, Resizing(images.size, (1, 1)), after_epoch, later)
     for update in classifier.with_patience(all_updates, run, task.problem, recipe.patience):
         for micro_batch in update.micro_batches():
-            seen, labels = micro_batch.images, task.labels_of(micro_batch.images, images.size)
+            seen = micro_batch.images
             if "features" in seen:
-                loss = model(features=seen["features"], labels=labels).loss
+                loss = model(features=seen["features"], labels=task.labels_of(seen, images.size)).loss
             else:
                 # This seeds drop path too. All randomness depends on the update and the place in the total batch.
                 key = (recipe.seed, update.number, micro_batch.number)
-                pixel_values, labels = mix(reader.transform(seen), labels, *key)
-                loss = model(pixel_values, labels=labels).loss
+                pixel_values, mixed = mix(reader.transform(seen), task.labels_of(seen, images.size), *key)
+                loss = model(pixel_values, labels=mixed).loss
             update.backward(loss)
         update.step()
     for tracker in accelerator.trackers:

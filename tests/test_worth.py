@@ -13,8 +13,10 @@ from test_eval_script import recipe as small_recipe  # noqa: F401
 
 from configuration import ArgumentError, EvalArguments
 from configuration.parsing import parse_mapping, recipe_text
+from modeling_mae.errors import UserError
 from modeling_mae.evaluation.worth import Curve, Judged, compare, labels_for, round_level, verdicts
 from modeling_mae.report.problem import problem_named
+from modeling_mae.report.run import read_run
 from modeling_mae.report.worth import Verdict, curves_of, verdict_text
 from modeling_mae.tasks import CLASSES, MASKS, NUMBERS, SEVERAL_CLASSES
 from modeling_mae.tasks.metrics import drawn_sets, iou_of
@@ -251,3 +253,16 @@ def test_a_curve_end_to_end(tmp_path, small_recipe):  # noqa: F811
     assert fold_code == 0, fold_output
     rows = json.loads((folds / "results.json").read_text())
     assert [row["fold"] for row in rows] == [1, 2] and sum(row["images"] for row in rows) == 320
+
+
+@pytest.mark.parametrize("change", [{"labels": []}, {"interval": [0.1]}, {"times": "x"}, {"arm": 3}, {"more": 1}])
+def test_a_changed_file_of_verdicts_is_one_line(tmp_path, change):
+    (tmp_path / "results.json").write_text("[]")
+    content = dataclasses.asdict(VERDICT)
+    for written, holds in (([content], True), ([content | change], False), ({}, True), ({"x": 1}, False)):
+        (tmp_path / "worth.json").write_text(json.dumps(written))
+        if holds:
+            assert read_run(tmp_path).verdicts == [VERDICT] * len(written)
+        else:
+            with pytest.raises(UserError, match=r"worth.json"):
+                read_run(tmp_path)

@@ -98,12 +98,7 @@ def read_run(folder: Path) -> RunFiles:
         trained = [row["name"] for row in rows if "n_partial" in row]
         places = {name: folder / name if len(trained) > 1 else folder for name in trained}
         trainings = {name: _training(place) for name, place in places.items()}
-        path = folder / VERDICTS
-        content = read_json(path) or []
-        if not isinstance(content, list):
-            raise invalid_file(path, "it should hold a list")
-        verdicts = [made_of(Verdict, path, verdict) for verdict in content]
-        return RunFiles(folder, EVALUATION, summary, trainings, rows=rows, verdicts=verdicts)
+        return RunFiles(folder, EVALUATION, summary, trainings, rows=rows, verdicts=_verdicts(folder / VERDICTS))
     training = _training(folder)
     if not training.log:
         raise UserError(f"{str(folder)!r} holds no run that has logged anything: give the output_dir of a run")
@@ -113,6 +108,16 @@ def read_run(folder: Path) -> RunFiles:
     if not mapped(share)(knn):
         raise invalid_file(folder / "knn.json", "it should hold accuracies")
     return RunFiles(folder, kind, summary, {folder.resolve().name: training}, knn=knn)
+
+
+def _verdicts(path: Path) -> list[Verdict]:
+    content = read_json(path) or []
+    if not isinstance(content, list):
+        raise invalid_file(path, "it should hold a list")
+    verdicts = [made_of(Verdict, path, verdict) for verdict in content]
+    if not all(verdict.is_whole for verdict in verdicts):
+        raise invalid_file(path, "differences, intervals and labels do not belong together")
+    return verdicts
 
 
 def _summary(path: Path) -> dict[str, Any]:

@@ -32,6 +32,12 @@ class Verdict:
     bound: str = ""  # more or less, if the curves have no value in common: `times` is only a bound
 
     @property
+    def is_whole(self) -> bool:
+        """Whether the lists have the lengths that belong together, as a file may not."""
+        intervals = [*self.intervals, self.interval, self.times_interval or self.interval]
+        return len(self.labels) == len(self.differences) == len(self.intervals) > 0 and {*map(len, intervals)} == {2}
+
+    @property
     def is_clear(self) -> bool:
         """Whether the difference is beyond chance."""
         return self.seeds_agree and self.interval[0] * self.interval[1] > 0
@@ -97,7 +103,7 @@ def curves_of(rows: list[dict[str, Any]], problem: Problem) -> dict[str, list[tu
     """{arm: [(labels, the metric of each seed and fold), ...]}, the fewest labels first."""
     curves: dict[str, dict[float, list[dict[str, Any]]]] = {}
     for row in rows:
-        if "arm" in row:
+        if {"arm", "label_fraction", "images", problem.metric} <= row.keys():
             curves.setdefault(row["arm"], {}).setdefault(row["label_fraction"], []).append(row)
     return {
         arm: [
@@ -139,7 +145,7 @@ def worth_table(rows: list[dict[str, Any]], problem: Problem, verdicts: list[Ver
     for verdict in verdicts:
         pairs = zip(verdict.differences, verdict.intervals, strict=True)
         shown = [f"{_signed(value, problem)} ({_interval(interval, problem)})" for value, interval in pairs]
-        cells.append([f"difference from {arm_title(verdict.against)}", *shown])
+        cells.append([f"better than {arm_title(verdict.against)} by", *shown])
     return Table(cells, ["labelled images", *counts], numbers=True)
 
 
@@ -152,7 +158,7 @@ def worth_parts(rows: list[dict[str, Any]], problem: Problem, verdicts: list[Ver
     """Sentences, table and figure. Empty if the run has only one training of each arm and compares nothing."""
     curves = curves_of(rows, problem)
     several = any(len(points) > 1 or len(points[0][1]) > 1 for points in curves.values())
-    if not verdicts and not several:
+    if not curves or not (verdicts or several):
         return []
     parts: list[Part] = [Text(verdict_text(verdict, problem)) for verdict in verdicts]
     parts.append(worth_table(rows, problem, verdicts))
