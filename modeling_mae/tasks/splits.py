@@ -13,6 +13,7 @@ from .protocol import Task
 from .sets import LabelledSets
 
 
+MOST_BYTES = 1 << 32  # of pixels that are compared, which takes seconds
 SHOWN = 3  # groups or images that a note names
 
 
@@ -76,7 +77,7 @@ def sets_of_fold(sets: LabelledSets, folds: int, fold: int) -> LabelledSets:
 def leaks(sets: LabelledSets) -> Iterator[str]:
     """Notes about groups and images that are in both sets, so that results are too good.
 
-    Images are compared by their pixels, exactly, and only if both sets lie decoded in memory: that takes no time. `mae
+    Images are compared by their pixels, exactly, and only if both sets lie decoded in memory, within `MOST_BYTES`. `mae
     neighbours --duplicates` finds those that are only alike.
     """
     if sets.groups is not None and sets.eval_groups is not None:
@@ -103,9 +104,9 @@ def _copies(train: Images, evaluation: Images) -> int:
 
 
 def _digests(images: Images) -> Iterator[bytes]:
-    """A checksum of each image. Nothing if they are not in memory."""
+    """A checksum of each image. Nothing if they are not in memory, or too many."""
     whole = images.images if isinstance(images, MaskedImages) else images
-    if not isinstance(whole, MemoryImages):
+    if not isinstance(whole, MemoryImages) or whole.pixels.nbytes > MOST_BYTES:
         return
     rows = range(len(images)) if images.rows is None else images.rows.tolist()
     for row in rows:
