@@ -47,6 +47,7 @@ from modeling_mae.training.resizing import Resizing
 from modeling_mae.training.trials import Trial, TrialSettings, find_batch_size, fit_length
 
 from .arguments import PretrainArguments, PretrainRecipe
+from .errors import ArgumentError
 from .evaluation import EvalArguments, EvalRecipe, EvalTraining
 from .model import checkpoint_of, model_config, model_settings
 from .own_images import settle
@@ -283,7 +284,7 @@ def decide_evaluation(options: EvalArguments, accelerator: Accelerator, before: 
     reading = replace(reading, image_mean=mean, image_std=std, white_value=_open_white(sets.evaluation.white))
     options = replace(options, **vars(reading), per_device_eval_batch_size=options.eval_batch)
     recipe = EvalRecipe(**vars(options))
-    trainings = recipe.trainings()
+    trainings = [_at_the_size_of_others(training, config) for training in recipe.trainings()]
     for training in trainings:
         training.check_blocks(config.num_hidden_layers)
     decided = DecidedEvaluation(recipe, trainings, start, config, sets, readouts, tests_checkpoint)
@@ -295,6 +296,25 @@ def decide_evaluation(options: EvalArguments, accelerator: Accelerator, before: 
     return replace(
         decided, trainings=[_in_a_curve(each, decided.sets_of(each), most, processes) for each in trainings]
     )
+
+
+def _at_the_size_of_others(training: EvalTraining, config: MAEConfig) -> EvalTraining:
+    """A training from the starting weights, whose model has another size of images before.
+
+    Raises:
+        ArgumentError: it takes another number of channels.
+    """
+    recipe, own = training.recipe, model_config(training.recipe) if training.starts else config
+    if own.num_channels != config.num_channels:
+        raise ArgumentError(
+            f"compare start: the weights of {recipe.model_name_or_path!r} take {own.num_channels} channels, and the "
+            f"images have {config.num_channels}: leave start out"
+        )
+    if own.image_height_width == config.image_height_width:
+        return training
+    height, width = config.image_height_width
+    size = f"image_size={height if height == width else [height, width]}"
+    return replace(training, recipe=replace(recipe, config_overrides=[*recipe.config_overrides, size]))
 
 
 def _in_a_curve(training: EvalTraining, sets: LabelledSets, most: float, processes: int) -> EvalTraining:

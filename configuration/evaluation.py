@@ -447,6 +447,11 @@ class EvalTraining:
     arm: str = ""  # n_partial-0, n_partial-0.5, ..., from-scratch, start-n_partial-0, ...
 
     @property
+    def starts(self) -> bool:
+        """Whether it is from the weights that the pre-training began with."""
+        return self.arm.startswith("start-")
+
+    @property
     def kind(self) -> dict[str, Any]:
         """What tells it from the other trainings of the run, for its row of results."""
         recipe = self.recipe

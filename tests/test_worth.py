@@ -6,13 +6,15 @@ import json
 import numpy as np
 import pytest
 import yaml
-from conftest import run_in_turn
+from conftest import TINY_GRAY, run_in_turn
 from sklearn.metrics import average_precision_score
 from test_eval_script import checkpoint  # noqa: F401
 from test_eval_script import recipe as small_recipe  # noqa: F401
 
-from configuration import ArgumentError, EvalArguments
+from configuration import ArgumentError, EvalArguments, EvalTraining, model_config
+from configuration.decide import _at_the_size_of_others
 from configuration.parsing import parse_mapping, recipe_text
+from modeling_mae import MAEConfig, MAEForPreTraining
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.worth import Curve, Judged, compare, labels_for, round_level, verdicts
 from modeling_mae.report.problem import problem_named
@@ -215,6 +217,21 @@ def test_the_starting_weights_are_those_that_the_pre_training_names(tmp_path):
     own, other = options.trainings()
     assert (own.recipe.model_name_or_path, other.recipe.model_name_or_path) == (str(run), str(start))
     assert (other.name, other.n_partial) == ("start-n_partial-2", 2)
+
+
+def test_the_starting_weights_see_images_of_the_same_size(tmp_path):
+    config, places = MAEConfig(**TINY_GRAY), [tmp_path / name for name in ("square", "bands")]
+    for place, changes in zip(places, ({"image_size": 14}, {"num_channels": 3}), strict=True):
+        MAEForPreTraining(MAEConfig(**{**TINY_GRAY, **changes})).save_pretrained(place)
+    recipe = dataclasses.replace(arguments(), model_name_or_path=str(places[0])).trainings()[0].recipe
+    training = EvalTraining("start-n_partial-2", tmp_path, 2, recipe, "start-n_partial-2")
+    sized = _at_the_size_of_others(training, config).recipe
+    assert model_config(sized).image_height_width == (28, 28)
+    own = EvalTraining("n_partial-2", tmp_path, 2, recipe, "n_partial-2")
+    assert _at_the_size_of_others(own, config) is own
+    other = dataclasses.replace(training, recipe=dataclasses.replace(recipe, model_name_or_path=str(places[1])))
+    with pytest.raises(ArgumentError, match="take 3 channels, and the images have 1: leave start out"):
+        _at_the_size_of_others(other, config)
 
 
 @pytest.mark.parametrize("images", [120, 40, 1000])

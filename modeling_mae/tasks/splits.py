@@ -77,7 +77,7 @@ def sets_of_fold(sets: LabelledSets, folds: int, fold: int) -> LabelledSets:
 def leaks(sets: LabelledSets) -> Iterator[str]:
     """Notes about groups and images that are in both sets, so that results are too good.
 
-    Images are compared by their pixels, exactly, and only if both sets lie decoded in memory, within `MOST_BYTES`. `mae
+    Images are compared by their pixels, exactly, and only if both sets lie decoded in memory, in `MOST_BYTES`. `mae
     neighbours --duplicates` finds those that are only alike.
     """
     if sets.groups is not None and sets.eval_groups is not None:
