@@ -16,17 +16,17 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from configuration.decide import DecidedEvaluation, base_of, decide_evaluation, note_tuned, save_recipe
+from configuration.decide import DecidedEvaluation, base_of, decide_evaluation, note_tuned
 from configuration.evaluation import EvalRecipe
 from modeling_mae.checkpoint import Checkpoint, open_checkpoint
 from modeling_mae.data.serve.processor import processor_of
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation import classifier
-from modeling_mae.evaluation.classifier import TrainingPlan
 from modeling_mae.evaluation.features import JudgeSettings, K, frozen_encoder, frozen_table
 from modeling_mae.evaluation.frozen_images import probed_sets
 from modeling_mae.evaluation.reader import Reader
 from modeling_mae.evaluation.readouts import readout_table
+from modeling_mae.evaluation.worth import save_each_image, write_verdicts
 from modeling_mae.files import write_json
 from modeling_mae.hub.common import LOG_AND_BEST
 from modeling_mae.hub.fetch import local_checkpoint
@@ -59,27 +59,20 @@ def main(options: EvalArguments) -> None:
         claim_folder(claimed, options.overwrite_output_dir)
     hub = Hub(folder, settings(HubSettings, options), accelerator.is_main_process, LOG_AND_BEST).start()
     resume = local_checkpoint(accelerator, folder, options.resume_from_checkpoint, LOG_AND_BEST)
+    decided = decide_evaluation(options, accelerator, made_with_before(options.run_folders(), resume))
     # The results of trainings that are finished already.
     goes_on = resume == "auto"
-    finished = {each.name: each.finished_results(say) if goes_on else None for each in options.trainings()}
-    decided = decide_evaluation(options, accelerator, made_with_before(options.run_folders(), resume))
+    finished = {each.name: each.finished_results(options, say) if goes_on else None for each in decided.trainings}
     if accelerator.is_main_process:
-        for each in decided.trainings:
-            save_recipe(each.recipe, each.folder)
-        if len(decided.trainings) != 1:
-            save_recipe(decided.recipe, folder)
+        decided.save_recipes()
     sets, recipe = decided.sets, decided.recipe
     say(f"data       {sets}, mean {recipe.image_mean}, std {recipe.image_std}{sets.remarks}")
     say(f"recipe     {folder / 'recipe.yaml'}", flush=True)
     if options.plan:
         return
     say(f"parallel   {launch.describe_parallelism(accelerator)}")
-    rows = frozen_rows(decided, accelerator, hub)
-    depth, processes = decided.config.num_hidden_layers, accelerator.num_processes
-    work = {
-        each.name: classifier.training_work(plan_of(each), sets, recipe.image_mean, depth, processes)
-        for each in decided.trainings
-    }
+    rows, trained = frozen_rows(decided, accelerator, hub), list[dict]()
+    work = decided.work(accelerator.num_processes)
     with hub.finishing_uploads(accelerator):
         to_do = sum(amount for name, amount in work.items() if not finished[name])
         for training in decided.trainings:
@@ -87,14 +80,15 @@ def main(options: EvalArguments) -> None:
             if not row:
                 to_do -= work[training.name]
                 row = train_classifier(training, decided, hub, resume, later=to_do / work[training.name])
-            rows.append(row)
+            trained.append(row)
     faults = launch.count_faults(accelerator, sets.all())
     accelerator.end_training()
     if not accelerator.is_main_process:
         return
     names = [training.name for training in decided.trainings]
     identity = Identity(hub.card_name(folder), hub.address(folder), recipe.license)
-    report_evaluation(folder, identity, rows, sets.facts(**faults), names, K)
+    write_verdicts(folder, decided.comparison(), trained, sets.task)
+    report_evaluation(folder, identity, rows + trained, sets.facts(**faults), names, K)
     if not hub.push():
         sys.exit(1)
 
@@ -115,7 +109,7 @@ def frozen_rows(decided: DecidedEvaluation, accelerator: Accelerator, hub: Hub) 
         encoder, memory = frozen_encoder(start, config), launch.feature_memory()
         rows += readout_table(reader, encoder, sets.training, sets.evaluation, decided.readouts, judging, memory)
     if decided.tests_checkpoint:
-        place = Tested("checkpoint", Path(recipe.output_dir), recipe)
+        place = Trained("checkpoint", Path(recipe.output_dir), recipe)
         rows.append(test_classifier(reader, start, place, sets, hub))
     return rows
 
@@ -126,22 +120,17 @@ def reader_of(recipe: EvalRecipe, sets: LabelledSets, accelerator: Accelerator) 
     return Reader(accelerator, transform, recipe.per_device_eval_batch_size, workers)
 
 
-def plan_of(training: EvalTraining) -> TrainingPlan:
-    recipe = training.recipe
-    view, length = settings(ViewSettings, recipe), settings(LengthSettings, recipe)
-    return TrainingPlan(training.name, training.n_partial, view, length, recipe.per_device_train_batch_size)
-
-
 def train_classifier(
     training: EvalTraining, decided: DecidedEvaluation, hub: Hub, resume: str | None, later: float
 ) -> dict:
     """Train a classifier, keep the best epoch and the last, and test the best. Returns its row of results. `later` is
     as in `Display`."""
-    recipe, folder, sets = training.recipe, training.folder, decided.sets
+    recipe, folder, sets = training.recipe, training.folder, decided.sets_of(training)
     task = sets.task
     accelerator = launch.make_accelerator(folder, recipe.trackers)
     reader = reader_of(recipe, sets, accelerator)
-    images = classifier.training_view(task, sets.training, settings(ViewSettings, recipe), recipe.image_mean)
+    view = settings(ViewSettings, recipe)
+    images = classifier.training_view(task, sets.training, view, recipe.image_mean, sets.groups)
     mix = Mix(recipe.random_erasing, recipe.mixup, recipe.cutmix, len(sets.class_names), accelerator.device)
 
     # Model, optimizer, length
@@ -174,7 +163,8 @@ def train_classifier(
             classifier.keep_if_best(run, folder, task, results)
 
     launch.init_trackers(accelerator, dataclasses.asdict(recipe))
-    for update in updates(run, Resizing(images.size, (1, 1)), after_epoch, later):
+    all_updates = updates(run, Resizing(images.size, (1, 1)), after_epoch, later)
+    for update in classifier.with_patience(all_updates, run, task.problem, recipe.patience):
         for micro_batch in update.micro_batches():
             seen = micro_batch.images
             if "features" in seen:
@@ -193,11 +183,11 @@ def train_classifier(
     (folder / "last").mkdir(exist_ok=True)
     save_model(accelerator, model, folder / "last")
     facts = (training.n_partial, len(images), recipe.label_fraction, sets.train_name, task.reads(config), adapters)
-    log = TrainingLog(run.history.read(), schedule.updates, schedule.updates_per_epoch)
-    tested = Tested(training.name, folder, recipe, base_of(start), describe_training(*facts), log)
+    log = TrainingLog(run.history.read(), run.progress.update, schedule.updates_per_epoch)
+    tested = Trained(training.name, folder, recipe, base_of(start), describe_training(*facts), log)
     row = test_classifier(reader, open_checkpoint(folder), tested, sets, hub)
     row |= {"n_partial": training.n_partial, "pooling": task.reads(config)}
-    row |= {"images": len(images), "tuned_parameters": tuned, "tune": recipe.tune}
+    row |= {"images": len(images), "tuned_parameters": tuned, "tune": recipe.tune, **training.kind}
     if accelerator.is_main_process:
         metric = task.problem.metric
         last = [entry for entry in log.log if f"eval_{metric}" in entry][-1]
@@ -218,7 +208,7 @@ def describe(name: str, recipe: EvalRecipe, run: Run, what: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tested:
+class Trained:
     """A classifier to test: its name in the results, the folder of its card, and how it was trained."""
 
     name: str
@@ -229,7 +219,7 @@ class Tested:
     log: TrainingLog | None = None  # None: it was trained before
 
 
-def test_classifier(reader: Reader, checkpoint: Checkpoint, tested: Tested, sets: LabelledSets, hub: Hub) -> dict:
+def test_classifier(reader: Reader, checkpoint: Checkpoint, tested: Trained, sets: LabelledSets, hub: Hub) -> dict:
     """Tests the classifier and writes its card and pictures. Returns its row of results."""
     model = reader.accelerator.prepare_model(checkpoint.trained(sets.task.model_class), evaluation_mode=True)
     results, columns = classifier.evaluate_classifier(reader, model, sets, final=True)
@@ -237,6 +227,7 @@ def test_classifier(reader: Reader, checkpoint: Checkpoint, tested: Tested, sets
     examples = sets.task.examples(model, reader.transform, sets.evaluation, columns, sets.class_names)
     if reader.accelerator.is_main_process:
         processor_of(sets.evaluation, recipe.image_mean, recipe.image_std).save_pretrained(folder)
+        save_each_image(folder, sets.task.each_image(columns))
         if examples is not None:
             save_figure(examples, folder / WORST)
         written = sets.task.written(columns) if recipe.save_predictions else None

@@ -337,6 +337,13 @@ class PretrainArguments(RunArguments, OptimizerArguments, MaskArguments, DataArg
         "most num_train_epochs). A run that goes on from a checkpoint keeps its length.",
         decides="nothing",
     )
+    exclude: str | None = option(
+        None,
+        "File of images to leave out: the table that `mae neighbours --duplicates --output` writes, or a name in each "
+        "line.",
+        decides="result",
+        added=True,
+    )
     auto_batch_size: bool = option(
         False,
         "On a GPU, halve per_device_train_batch_size until it fits into memory. total_batch_size stays the same. The "

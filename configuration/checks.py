@@ -75,7 +75,7 @@ def check_evaluation(args) -> None:
     check_place(args)
     check_checkpoint(args)
     check_problem_type(args)
-    require(args, "label_fraction", lambda x: 0 < x <= 1, "a part in (0, 1], as in 0.1")
+    check_curve(args)
     require(args, "max_eval_samples", lambda x: x >= 1, "a number of images, at least 1")
     require(args, "eval_crop_fraction", lambda x: 0 < x <= 1, "a part in (0, 1], as in 0.875")
     require(args, "eval_epochs", lambda x: x >= 1, "a number of epochs, at least 1")
@@ -104,6 +104,31 @@ def check_evaluation(args) -> None:
         )
     check_output_dir(args)
     check_hub(args)
+
+
+def check_curve(args) -> None:
+    """The options that make several trainings of one."""
+    require(args, "label_fraction", lambda x: 0 < x <= 1, "parts in (0, 1], as in 0.1")
+    require(args, "seeds", lambda x: 1 <= x <= 1000, "a number of seeds, 1 for one")
+    require(args, "patience", lambda x: x >= 1, "a number of evaluations, at least 1")
+    require(args, "folds", lambda x: 2 <= x <= 1000, "a number of parts, at least 2")
+    need(args, "fold", "folds")
+    if len(set(args.label_fractions)) < len(args.label_fractions):
+        raise ArgumentError(f"label_fraction {join(args.label_fraction)} has one twice: give each once")
+    if args.fold is not None and not 1 <= args.fold <= args.folds:
+        raise ArgumentError(f"fold {args.fold} is not one of the {args.folds} folds: give 1 to {args.folds}")
+    for arm in args.compare or []:
+        if arm not in ("scratch", "start"):
+            raise ArgumentError(f"compare {arm!r} does not work: give scratch, start or both")
+    if args.compare and not args.do_train:
+        raise ArgumentError("compare trains, but do_train is false: leave one out")
+    if args.compare and args.model_name_or_path is None:
+        raise ArgumentError("compare needs a checkpoint to compare: give --model_name_or_path")
+    if args.folds and (args.validation_dir or args.eval_split or not args.do_train or args.reads_features):
+        raise ArgumentError(
+            "folds evaluate trainings on the training images: leave out validation_dir, eval_split, knn and readouts, "
+            "and do_train false"
+        )
 
 
 def check_texts(args) -> None:

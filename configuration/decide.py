@@ -24,9 +24,11 @@ from modeling_mae.data.serve.order import split_batch
 from modeling_mae.data.serve.processor import Processing, choose_processing
 from modeling_mae.data.serve.statistics import choose_mean_std, keep_mean_std
 from modeling_mae.evaluation import classifier
+from modeling_mae.evaluation.classifier import TrainingPlan, training_work
 from modeling_mae.evaluation.features import K
 from modeling_mae.evaluation.growth import images_per_measurement
 from modeling_mae.evaluation.readouts import ReadoutSettings
+from modeling_mae.evaluation.worth import Comparison
 from modeling_mae.files import write_text
 from modeling_mae.readout import Readout
 from modeling_mae.report.facts import Base
@@ -34,17 +36,20 @@ from modeling_mae.settings import settings
 from modeling_mae.tasks import TASKS, task_of_checkpoint
 from modeling_mae.tasks.evalnet import names_of
 from modeling_mae.tasks.masks import Masks, MaskSettings
+from modeling_mae.tasks.protocol import ViewSettings
 from modeling_mae.tasks.sets import LabelledSets, load_labelled_sets, load_masked_sets, match_labels
+from modeling_mae.tasks.splits import leaks, part_of, sets_of_fold
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform
 from modeling_mae.training.masks import check_masks
-from modeling_mae.training.optim import OptimizerSettings
+from modeling_mae.training.optim import LengthSettings, OptimizerSettings
 from modeling_mae.training.resizing import Resizing
 from modeling_mae.training.trials import Trial, TrialSettings, find_batch_size, fit_length
 from modeling_mae.training.tuning import TuningSettings
 
 from .arguments import PretrainArguments, PretrainRecipe
 from .checks import check_tune
+from .errors import ArgumentError
 from .evaluation import EvalArguments, EvalRecipe, EvalTraining
 from .model import checkpoint_of, model_config, model_settings
 from .own_images import settle
@@ -239,6 +244,36 @@ class DecidedEvaluation:
     readouts: list[Readout]
     tests_checkpoint: bool  # whether to test the checkpoint's own classifier
 
+    def sets_of(self, training: EvalTraining) -> LabelledSets:
+        """The sets of one training, with `folds` parts of the training images."""
+        recipe = training.recipe
+        return sets_of_fold(self.sets, recipe.folds, recipe.fold) if recipe.folds and recipe.fold else self.sets
+
+    def save_recipes(self) -> None:
+        """Writes recipe.yaml of each training, and of a run of several."""
+        for training in self.trainings:
+            save_recipe(training.recipe, training.folder)
+        if len(self.trainings) != 1:
+            save_recipe(self.recipe, Path(self.recipe.output_dir))
+
+    def comparison(self) -> Comparison | None:
+        """Which trainings are compared: each own arm with training from scratch and with the starting weights."""
+        arms = dict.fromkeys(training.arm for training in self.trainings)
+        own = [arm for arm in arms if arm.startswith("n_partial-")]
+        pairs = [(arm, other) for arm in own for other in ("from-scratch", f"start-{arm}") if other in arms]
+        groups = {training.folder: self.sets_of(training).eval_groups for training in self.trainings}
+        return Comparison(pairs, groups) if self.recipe.compare else None
+
+    def work(self, processes: int) -> dict[str, float]:
+        """The amount of work of each training, see `training_work`. Raises a UserError for one that cannot work."""
+        work, depth = {}, self.config.num_hidden_layers
+        for training in self.trainings:
+            recipe = training.recipe
+            view, length = settings(ViewSettings, recipe), settings(LengthSettings, recipe)
+            plan = TrainingPlan(training.name, training.n_partial, view, length, recipe.per_device_train_batch_size)
+            work[training.name] = training_work(plan, self.sets_of(training), recipe.image_mean, depth, processes)
+        return work
+
     def made_with(self, training: EvalTraining) -> dict[str, Any]:
         """All settings that decide a training's weights, for the manifest of its checkpoints."""
         recipe, sets = training.recipe, self.sets
@@ -285,13 +320,67 @@ def decide_evaluation(options: EvalArguments, accelerator: Accelerator, before: 
         class_names=names_of(config) if tests_checkpoint else None,
         main_process_first=accelerator.main_process_first,
         say=say,
+        group_by=options.group_by,
+        in_folds=options.folds is not None,
     )
     mean, std = choose_mean_std(sets.all()[0], reading, before, say)
     reading = replace(reading, image_mean=mean, image_std=std, white_value=_open_white(sets.evaluation.white))
     options = replace(options, **vars(reading), per_device_eval_batch_size=options.eval_batch)
     recipe = EvalRecipe(**vars(options))
-    trainings = recipe.trainings()
+    trainings = [_at_the_size_of_others(training, config) for training in recipe.trainings()]
     for training in trainings:
         training.check_blocks(config.num_hidden_layers)
         check_tune(training.recipe, config)
-    return DecidedEvaluation(recipe, trainings, start, config, sets, readouts, tests_checkpoint)
+    decided = DecidedEvaluation(recipe, trainings, start, config, sets, readouts, tests_checkpoint)
+    for note in leaks(decided.sets_of(trainings[0])) if trainings else ():
+        say(f"note       {note}")
+    if len(options.label_fractions) == 1:
+        return decided
+    most, processes = max(options.label_fractions), accelerator.num_processes
+    return replace(
+        decided, trainings=[_in_a_curve(each, decided.sets_of(each), most, processes) for each in trainings]
+    )
+
+
+def _at_the_size_of_others(training: EvalTraining, config: MAEConfig) -> EvalTraining:
+    """A training from the starting weights, whose model has another size of images before.
+
+    Raises:
+        ArgumentError: it takes another number of channels.
+    """
+    recipe, own = training.recipe, model_config(training.recipe) if training.starts else config
+    if own.num_channels != config.num_channels:
+        raise ArgumentError(
+            f"compare start: the weights of {recipe.model_name_or_path!r} take {own.num_channels} channels, and the "
+            f"images have {config.num_channels}: leave start out"
+        )
+    if own.image_height_width == config.image_height_width:
+        return training
+    height, width = config.image_height_width
+    size = f"image_size={height if height == width else [height, width]}"
+    return replace(training, recipe=replace(recipe, config_overrides=[*recipe.config_overrides, size]))
+
+
+def _in_a_curve(training: EvalTraining, sets: LabelledSets, most: float, processes: int) -> EvalTraining:
+    """The training with as many updates as that of the fraction `most` of the labels, evaluated as often."""
+    recipe, images = training.recipe, sets.training
+    assert images.labels is not None
+    labels = images.labels.numpy()
+    few, whole = (
+        len(part_of(sets.task, labels, sets.groups, fraction, recipe.seed)) if fraction < 1 else len(labels)
+        for fraction in (recipe.label_fraction, most)
+    )
+    length = settings(LengthSettings, recipe)
+    fewer = length.for_fewer(few, whole)
+    epoch, epoch_of_few = (
+        max(1, n // batch) for n, batch in ((whole, length.total_batch_size), (few, fewer.total_batch_size))
+    )
+    changed = {
+        **vars(fewer),
+        "per_device_train_batch_size": min(
+            recipe.per_device_train_batch_size, max(1, fewer.total_batch_size // processes)
+        ),
+        "eval_epochs": max(1, round(recipe.eval_epochs * epoch / epoch_of_few)),
+        "checkpointing_steps": str(epoch) if recipe.checkpointing_steps == "epoch" else recipe.checkpointing_steps,
+    }
+    return replace(training, recipe=replace(recipe, **changed))

@@ -5,6 +5,7 @@ An open argument (None) takes the paper's value for the number of tuned blocks (
 """
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .arguments import DataArguments, MaskArguments, ModelArguments, OptimizerArguments, RunArguments, option
 from .checks import check_blocks, check_evaluation
 from .errors import ArgumentError
-from .model import SEMANTIC_SEGMENTATION, model_fields, parse_overrides, parse_pairs
+from .model import SEMANTIC_SEGMENTATION, model_fields, parse_overrides, parse_pairs, starting_weights
 from .parsing import parse_mapping
 
 
@@ -94,6 +95,19 @@ class EvalArguments(RunArguments, OptimizerArguments, MaskArguments, DataArgumen
         decides="weights",
     )
     from_scratch: bool = option(False, "Also train the same network from scratch, as a baseline.", decides="nothing")
+    compare: list[str] | None = option(
+        None,
+        "What to compare the checkpoint with. scratch: the same network from scratch; start: the weights that its "
+        "pre-training began with. Says what the pre-training is worth, with an interval.",
+        decides="nothing",
+        added=True,
+    )
+    seeds: int = option(
+        1,
+        "Trainings of each kind, with seed, seed + 1, ... A seed also draws the labels.",
+        decides="nothing",
+        added=True,
+    )
     do_train: bool = option(True, "false: train nothing, only test the checkpoint.", decides="result")
     knn: bool = option(
         False,
@@ -131,8 +145,11 @@ class EvalArguments(RunArguments, OptimizerArguments, MaskArguments, DataArgumen
         "makes whole numbers a regression, and only it reads masks.",
         decides="weights",
     )
-    label_fraction: float = option(
-        1.0, "Share of the training images to use, the same for each class, as 0.1.", decides="weights"
+    label_fraction: list[float] = option(  # a single one is a float
+        [1.0],
+        "Share of the training images to use, the same for each class, as 0.1. Several, as 0.01 0.1 1, give a curve: "
+        "each is trained with as many updates as the largest.",
+        decides="weights",
     )
     max_eval_samples: int | None = option(None, "Evaluate on this many images only.", decides="result")
     eval_crop_fraction: float | None = option(
@@ -142,6 +159,27 @@ class EvalArguments(RunArguments, OptimizerArguments, MaskArguments, DataArgumen
         decides="result",
     )
     eval_epochs: int = option(1, "Epochs between two evaluations.", decides="result")
+    patience: int | None = option(
+        None,
+        "Stop after so many evaluations without a better one. By default a training has its full length.",
+        decides="result",
+        added=True,
+    )
+    group_by: str | None = option(
+        None,
+        "Column, or regular expression for the file names, that tells which images belong together (a patient, a "
+        "site, a scene). Label fractions, folds and intervals take whole groups.",
+        decides="weights",
+        added=True,
+    )
+    folds: int | None = option(
+        None,
+        "Without images to evaluate on: split the training images into so many parts, and evaluate on each part a "
+        "training on the others. Every part has its share of each class.",
+        decides="weights",
+        added=True,
+    )
+    fold: int | None = option(None, "Train for this fold only, counted from 1.", decides="weights", added=True)
     class_weights: str = option(
         "none",
         "auto: weigh classes of few pixels more in the loss of masks, 0.1 to 10.",
@@ -228,6 +266,8 @@ class EvalArguments(RunArguments, OptimizerArguments, MaskArguments, DataArgumen
         if word == "last" and blocks.isdecimal() and int(blocks) and self.n_partial is None:  # another word for it
             object.__setattr__(self, "n_partial", [float(blocks)])  # the object is frozen, and still new
             object.__setattr__(self, "tune", "all")
+        if isinstance(self.label_fraction, list) and len(self.label_fraction) == 1:
+            object.__setattr__(self, "label_fraction", self.label_fraction[0])
 
     @property
     def reads_features(self) -> bool:
@@ -253,28 +293,52 @@ class EvalArguments(RunArguments, OptimizerArguments, MaskArguments, DataArgumen
         """Images that a process evaluates at a time."""
         return self.per_device_eval_batch_size or (MASKS_BATCH if self.with_masks else EVAL_BATCH)
 
+    @property
+    def label_fractions(self) -> list[float]:
+        return self.label_fraction if isinstance(self.label_fraction, list) else [self.label_fraction]
+
     def trainings(self) -> list["EvalTraining"]:
-        """All trainings of the run. Raises an ArgumentError for a wrong linear override."""
+        """All trainings of the run. Raises an ArgumentError for a wrong linear override, or if the weights that the
+        pre-training began with are not known."""
         if not self.do_train:
             return []
-        values = self.n_partial if self.n_partial is not None else [] if self.from_scratch else [0.0]
-        trainings: list[tuple[str, float | None]] = [(f"n_partial-{value:g}", value) for value in values]
-        trainings += [("from-scratch", None)] * self.from_scratch
-        output_dir = Path(self.output_dir)
-        # A single training writes into output_dir itself, several write into a subfolder each.
-        folders = [output_dir / name if len(trainings) > 1 else output_dir for name, _ in trainings]
-        return [
-            EvalTraining(name, folder, value, self._of_one(value, folder))
-            for (name, value), folder in zip(trainings, folders, strict=True)
-        ]
+        compare = self.compare or []
+        scratch = self.from_scratch or "scratch" in compare
+        values = self.n_partial if self.n_partial is not None else [] if scratch and not compare else [0.0]
+        arms: list[tuple[str, float | None]] = [(f"n_partial-{value:g}", value) for value in values]
+        arms += [(f"start-{name}", value) for name, value in arms] if "start" in compare else []
+        arms += [("from-scratch", None)] * scratch
+        each = list(itertools.product(arms, self._variants()))
+        trainings = []
+        for (arm, value), (end, options) in each:
+            # A single training writes into output_dir itself, several write into a subfolder each.
+            folder = Path(self.output_dir) / f"{arm}{end}" if len(each) > 1 else Path(self.output_dir)
+            recipe = self._of_one(value, folder, starts=arm.startswith("start-"))
+            trainings.append(EvalTraining(f"{arm}{end}", folder, value, dataclasses.replace(recipe, **options), arm))
+        return trainings
 
-    def _of_one(self, n_partial: float | None, folder: Path) -> "EvalRecipe":
-        """The recipe that repeats this one training."""
+    def _variants(self) -> list[tuple[str, dict[str, Any]]]:
+        """(end of the name, options) of each training of an arm. Only what differs between them is named."""
+        folds = range(1, (self.folds or 0) + 1) if self.fold is None else ()
+        choices: list[list[tuple[str, dict[str, Any]]]] = [
+            [(f"_labels-{share:g}", {"label_fraction": [share]}) for share in self.label_fractions],
+            [(f"_seed-{seed}", {"seed": seed}) for seed in range(self.seed, self.seed + self.seeds)],
+            [(f"_fold-{fold}", {"fold": fold}) for fold in folds],
+        ]
+        variants: list[tuple[str, dict[str, Any]]] = [("", {})]
+        for choice in choices:
+            if len(choice) > 1:
+                variants = [(end + name, given | option) for end, given in variants for name, option in choice]
+        return variants
+
+    def _of_one(self, n_partial: float | None, folder: Path, starts: bool) -> "EvalRecipe":
+        """The recipe that repeats this one training. `starts`: from the weights that the pre-training began with."""
         recipe = dataclasses.replace(self.resolved(n_partial), output_dir=str(folder), linear_overrides=[])
-        if n_partial is not None:
-            recipe = dataclasses.replace(recipe, from_scratch=False)
+        recipe = dataclasses.replace(recipe, from_scratch=n_partial is None, compare=None, seeds=1)
         if str(folder) != self.output_dir:  # frozen features are evaluated once, for output_dir
             recipe = dataclasses.replace(recipe, knn=False, readouts=None, feature_layers=None, feature_pooling=None)
+        if starts:
+            recipe = dataclasses.replace(recipe, model_name_or_path=starting_weights(str(self.model_name_or_path)))
         return EvalRecipe(**vars(recipe))
 
     def run_folders(self) -> list[Path]:
@@ -286,6 +350,8 @@ class EvalArguments(RunArguments, OptimizerArguments, MaskArguments, DataArgumen
         if n_partial is None:
             paper["layer_decay"] = 1.0  # from scratch, the lower blocks have no training to protect
         for_linear = self._linear_overrides() if n_partial == 0 else {}
+        if len(self.label_fractions) > 1:  # the curve's own count
+            for_linear.pop("label_fraction", None)
         overrides = self.config_overrides + for_linear.pop("config_overrides", [])
         if n_partial == 0 and parse_overrides(overrides).get("pooling") == "attention":
             paper |= ATTENTIVE_PROBING
@@ -348,16 +414,30 @@ class EvalRecipe(EvalArguments):
         per_device_eval_batch_size: int
         image_mean: list[float]
         image_std: list[float]
+        label_fraction: float  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
 class EvalTraining:
     """One training of run_eval.py."""
 
-    name: str  # n_partial-0, n_partial-0.5, ..., from-scratch
+    name: str  # of the arm, with what else differs between the trainings: n_partial-4_labels-0.1_seed-0_fold-1
     folder: Path
     n_partial: float | None  # number of tuned blocks; None: from scratch, all of them
     recipe: EvalRecipe
+    arm: str = ""  # n_partial-0, n_partial-0.5, ..., from-scratch, start-n_partial-0, ...
+
+    @property
+    def starts(self) -> bool:
+        """Whether it is from the weights that the pre-training began with."""
+        return self.arm.startswith("start-")
+
+    @property
+    def kind(self) -> dict[str, Any]:
+        """What tells it from the other trainings of the run, for its row of results."""
+        recipe = self.recipe
+        fold = {"fold": recipe.fold} if recipe.fold else {}
+        return {"arm": self.arm, "label_fraction": recipe.label_fraction, "seed": recipe.seed, **fold}
 
     @property
     def results_file(self) -> Path:
@@ -371,11 +451,11 @@ class EvalTraining:
         except ArgumentError as error:
             raise ArgumentError(f"{self.name}: {error}") from None
 
-    def finished_results(self, say: Callable[[str], None]) -> dict | None:
+    def finished_results(self, options: EvalArguments, say: Callable[[str], None]) -> dict | None:
         """The results that an earlier call of this training left in the folder, or None if there is training to do.
 
         A finished training goes on from its last checkpoint if its length has changed, or with `allow_changes`. `say`
-        prints that.
+        prints that. `options` are those of the call.
 
         Raises:
             ArgumentError: the results are from another training, or from other settings.
@@ -397,8 +477,9 @@ class EvalTraining:
         now = json.loads(json.dumps(dataclasses.asdict(self.recipe)))
         names = [name for name in self.recipe.deciding("weights", "result") if before.get(name) != now[name]]
         # Not compared here if one call was given them and the other measured them: the checkpoint has the numbers.
-        measured = ("image_mean", "image_std", "white_value")
-        names = [name for name in names if name not in measured or None not in (before.get(name), now[name])]
+        for name in ("image_mean", "image_std", "white_value"):
+            if name in names and None in (before.get(name), getattr(options, name)):
+                names.remove(name)
         if not names:
             return row
         changes = "; ".join(f"{name} {before.get(name)} -> {now[name]}" for name in names)

@@ -147,6 +147,40 @@ def _fields_to_fit(args, overrides: dict[str, Any]) -> dict[str, Any]:
     return {name: overrides[name] for name in PATCH_FIELDS if name in overrides}
 
 
+def starting_weights(name: str) -> str:
+    """The checkpoint that the pre-training in the folder `name` began with, as its recipe.yaml names it, or
+    arguments.json, or its card.
+
+    Raises:
+        ArgumentError: none is named, or it is not there.
+    """
+    from modeling_mae.checkpoint import open_checkpoint
+    from modeling_mae.errors import UserError
+
+    folder = Path(name)
+    try:
+        recipes = [
+            load_yaml(path.read_text())
+            for file in ("recipe.yaml", "arguments.json")
+            if (path := folder / file).is_file()
+        ]
+        named = [recipe["model_name_or_path"] for recipe in recipes if recipe.get("model_name_or_path")]
+        if not named and folder.is_dir():
+            named = [base for base in [open_checkpoint(name).card.get("base_model")] if base]
+    except (OSError, ValueError, AttributeError, TypeError, UserError) as error:
+        raise ArgumentError(
+            f"compare start: what {name!r} began with cannot be read ({error}): leave start out"
+        ) from None
+    if not named:
+        raise ArgumentError(
+            f"compare start: {name!r} names no weights that its pre-training began with: leave start out"
+        )
+    start = named[0] if isinstance(named[0], str) else str(named[0][0])
+    if not Path(start).exists() and start.count("/") != 1:
+        raise ArgumentError(f"compare start: {name!r} began with {start!r}, which is not here: leave start out")
+    return start
+
+
 def model_config(args):
     """The `MAEConfig` that `args` (a `ModelArguments`) describes.
 

@@ -40,6 +40,7 @@ FOLDERS = (
     "train_dir",
     "validation_dir",
     "mask_dir",
+    "exclude",
     "cache_dir",
 )
 # Precision, devices and processes belong to the launcher (or its --config_file).

@@ -83,6 +83,7 @@ NOT_RUN = {
     "accelerate launch run_pretrain.py own_images --train_dir scenes": "test_mask_runs.py runs one",
     "accelerate launch run_pretrain.py own_images --train_dir brain": "minutes; test_mask_runs.py trains on the brain",
     "accelerate launch run_pretrain.py pretrain_scenes": "minutes",
+    "accelerate launch run_eval.py demo_worth": "minutes; test_worth.py runs a small one",
     "accelerate launch run_eval.py segment_demo": "minutes",
 }
 TINY = "hidden_size=32 num_hidden_layers=4 num_attention_heads=2 intermediate_size=32 decoder_hidden_size=16 "

@@ -20,7 +20,7 @@ ARROWS = {
     "data.read": {*SHARED, "image_processing_mae"},
     "training": {"data", *SHARED, "configuration_mae", "masking_mae", "modeling_mae"},
     "tasks": {"data", "training", "report", "checkpoint", *SHARED, *TRAVELLING},
-    "evaluation": {"data", "training", "tasks", "checkpoint", "readout", *SHARED, *TRAVELLING},
+    "evaluation": {"data", "training", "tasks", "report", "checkpoint", "readout", *SHARED, *TRAVELLING},
     "report": {*SHARED, "configuration_mae", "masking_mae"},
     "interop": {"checked", "errors", *TRAVELLING},
     "checkpoint": {"data", "interop", "errors", *TRAVELLING},

@@ -151,12 +151,12 @@ def test_finished_results(tmp_path, content):
     training = EvalTraining("x", tmp_path, 0, EvalArguments())
     training.results_file.write_text(content)
     with pytest.raises(UserError, match=training.results_file.name):
-        training.finished_results(print)
+        training.finished_results(EvalArguments(), print)
     training.results_file.write_text('{"name": "x"}')
     (tmp_path / "arguments.json").write_text(content if "name" not in content else '{"seed": {}}')
     if "host" not in content:
         with pytest.raises(UserError, match=r"arguments.json"):
-            training.finished_results(print)
+            training.finished_results(EvalArguments(), print)
 
 
 @pytest.mark.parametrize("content", [DEEP, "[1]", "{", '"x"'])

@@ -77,6 +77,9 @@ class Masks(Task):
     def results(self, columns, names):
         return {"accuracy": float(columns["hits"].mean()), "loss": float(columns["loss"].mean())}
 
+    def each_image(self, columns):
+        return columns["hits"][:, None]
+
     def written(self, columns):
         return columns
 

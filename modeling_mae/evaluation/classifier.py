@@ -1,19 +1,25 @@
 """The training of a classifier: its images, its amount of work, and its evaluation."""
 
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from accelerate.utils import broadcast_object_list
 
 from ..checkpoint import Checkpoint
 from ..configuration_mae import MAEConfig
 from ..data.serve.images import Images
 from ..data.serve.order import split_batch
 from ..errors import UserError
+from ..report.problem import Problem
 from ..tasks import Task, task_of_checkpoint
 from ..tasks.protocol import ViewSettings
 from ..tasks.sets import LabelledSets
+from ..tasks.splits import part_of
 from ..training.augment import RandAugment
+from ..training.loop import Update
 from ..training.optim import LengthSettings, Schedule
 from ..training.state import Run, save_model
 from .metrics import predict_with
@@ -60,9 +66,11 @@ def describe_resizing(config: MAEConfig, checkpoint: Checkpoint | None) -> str:
     )
 
 
-def training_view(task: Task, images: Images, settings: ViewSettings, mean: list[float]) -> Images:
-    """The images of a training with its random crops and augmentation: `label_fraction` of them, chosen by
-    `Task.part`. Pixels that an augmentation leaves empty get the `mean` of their channel.
+def training_view(
+    task: Task, images: Images, settings: ViewSettings, mean: list[float], groups: np.ndarray | None = None
+) -> Images:
+    """The images of a training with its random crops and augmentation: `label_fraction` of them, chosen by `part_of`
+    with the `groups` of the images. Pixels that an augmentation leaves empty get the `mean` of their channel.
 
     Raises:
         UserError: as `RandAugment`.
@@ -70,7 +78,7 @@ def training_view(task: Task, images: Images, settings: ViewSettings, mean: list
     rows = augment = None
     if settings.label_fraction < 1:
         assert images.labels is not None
-        rows = task.part(images.labels.numpy(), settings.label_fraction, settings.seed)
+        rows = part_of(task, images.labels.numpy(), groups, settings.label_fraction, settings.seed)
     if settings.auto_augment != "none":
         augment = RandAugment(settings.auto_augment, images.size, mean, settings.seed)
     return images.view(task.crop_of(settings, mean, images.size), rows, augment)
@@ -85,7 +93,7 @@ def training_work(plan: TrainingPlan, sets: LabelledSets, mean: list[float], dep
     """
     try:
         assert sets.train is not None
-        seen = training_view(sets.task, sets.train, plan.view, mean)
+        seen = training_view(sets.task, sets.train, plan.view, mean, sets.groups)
         order = seen.order(plan.length.total_batch_size, plan.view.seed)
         split_batch(order.total_batch_size, plan.per_device_train_batch_size, processes)
         updates = Schedule.from_epochs(len(seen), plan.length).updates
@@ -108,6 +116,29 @@ def keep_if_best(run: Run, folder: Path, task: Task, results: dict) -> None:
     if better:
         run.progress.best = problem.score(results)
         save_model(run.accelerator, run.model, folder)
+
+
+def with_patience(updates: Iterator[Update], run: Run, problem: Problem, patience: int | None) -> Iterator[Update]:
+    """The `updates` of the run, until `patience` evaluations in a row were no better than one before. None: all.
+
+    Only the history decides, at the beginning of an epoch, so a run that goes on from a checkpoint ends where it would
+    have ended.
+    """
+    with closing(updates):  # type: ignore[type-var]  # it is a generator
+        for update in updates:
+            if patience and update.number % run.schedule.updates_per_epoch == 0 and is_over(run, problem, patience):
+                text = f"stopped    {patience} evaluations were no better than one before"
+                run.accelerator.print(f"{text}: {update.number} of {run.schedule.updates} updates", flush=True)
+                return
+            yield update
+
+
+def is_over(run: Run, problem: Problem, patience: int) -> bool:
+    """Whether the last `patience` evaluations in the history are no better than one before. The same everywhere."""
+    key, log = f"eval_{problem.metric}", run.history.read() if run.accelerator.is_main_process else []
+    scores = [problem.score({problem.metric: entry[key]}) for entry in log if key in entry]
+    over = len(scores) > patience and max(scores[-patience:]) <= max(scores[:-patience])
+    return bool(broadcast_object_list([over])[0])
 
 
 def evaluate_classifier(

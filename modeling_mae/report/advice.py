@@ -180,9 +180,10 @@ def evaluation_advice(run: RunFiles) -> list[Text]:
     """What to do after an evaluation."""
     problem, trained = run.problem, [row for row in run.rows if "n_partial" in row]
     advice = [*_problems_with_images(run)]
-    for row in trained:
-        advice += _length_of_training(row, run.trainings[row["name"]], problem, run.summary.get("images"))
-    advice += _gain_of_pretraining(trained, problem)
+    if all(row.get("arm", row["name"]) == row["name"] for row in trained):  # else the section about the curve has it
+        for row in trained:
+            advice += _length_of_training(row, run.trainings[row["name"]], problem, run.summary.get("images"))
+        advice += _gain_of_pretraining(trained, problem)
     best = max(trained, key=problem.score, default=None)
     advice += _confusions(best or next((row for row in run.rows if "confusion_matrix" in row), {}), run)
     if best is None:

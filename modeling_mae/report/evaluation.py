@@ -13,7 +13,7 @@ from .facts import Identity, LabelledFacts, TrainingLog
 from .figures import save_charts
 from .parts import Part, Picture, Section, Table, Text
 from .problem import Problem
-from .results import probe_name, results_table
+from .results import aligned, probe_name, results_table
 from .run import EVALUATION, RunFiles, Training, read_run, write_training
 from .run_page import write_run_page
 from .sections import (
@@ -24,6 +24,7 @@ from .sections import (
     training_picture,
     use_section,
 )
+from .worth import worth_parts
 
 
 WORST = "worst.png"  # the worst images, if the task draws them
@@ -143,11 +144,16 @@ def report_evaluation(
     summary = {"kind": EVALUATION, "name": identity.name, "repo_id": identity.repo_id, **data.summary, "k": k}
     write_json(output_dir / "summary.json", summary)
     run = read_run(output_dir)
-    partial = partial_chart(run)
-    if partial:
-        save_charts(output_dir, [partial])
-        print(f"picture    {output_dir / partial.file}")
+    partial, worth = partial_chart(run), worth_parts(run.rows, data.problem, run.verdicts)
+    for picture in [partial, *worth]:
+        if isinstance(picture, Picture):
+            save_charts(output_dir, [picture])
+            print(f"picture    {output_dir / picture.file}")
     table = results_table(run.rows, k=k, problem=data.problem)
+    for part in worth:
+        if isinstance(part, Table):
+            table += "\n\n" + aligned([part.head, *part.rows])
+    table += "".join(f"\n\n{part.text}" for part in worth if isinstance(part, Text))
     write_text(output_dir / "results.txt", table + "\n")
     if len(folders) > 1:
         write_overview_card(run, identity, folders)

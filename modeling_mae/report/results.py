@@ -10,7 +10,12 @@ def results_table(rows: list[dict], *, k: int, problem: Problem) -> str:
     "logistic_regression" or "ridge_regression", "accuracy" and "last_accuracy". Other problems have their own metrics
     instead of the accuracy. The problem's `imbalanced_columns` are added if the largest class of the evaluation set
     has more than twice the images of the smallest."""
-    titles, *columns = zip(*results_cells(rows, k=k, problem=problem), strict=True)
+    return aligned(results_cells(rows, k=k, problem=problem))
+
+
+def aligned(cells: list[list[str]]) -> str:
+    """The rows of a table as lines of text, in columns."""
+    titles, *columns = zip(*cells, strict=True)
     width = max(map(len, titles))
     text = [title.ljust(width) for title in titles]
     for column in columns:
@@ -39,7 +44,7 @@ def _is_imbalanced(row: dict) -> bool:
 
 def row_title(row: dict) -> str:
     n_partial = row.get("n_partial")
-    if n_partial is None:
+    if n_partial is None or "_" in row["name"].removeprefix("n_partial"):  # one of several of its kind
         return row["name"]
     if row.get("tune", "all") != "all":
         return f"fine-tuned blocks: {n_partial:g}, by {row['tune']}"
@@ -56,6 +61,8 @@ def probe_name(reads: str | None) -> str:
 def tuned_accuracies(rows: list[dict], problem: Problem) -> tuple[dict[float, float], float | None]:
     """({tuned blocks: the problem's metric}, the metric of training from scratch or None)."""
     tuned = {row["n_partial"]: row[problem.metric] for row in rows if row.get("n_partial") is not None}
+    if any(row.get("arm", row["name"]) != row["name"] or row["name"].startswith("start-") for row in rows):
+        return {}, None  # several of each: `worth.py` shows them
     return tuned, next((row[problem.metric] for row in rows if row["name"] == "from-scratch"), None)
 
 

@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..checked import check, invalid_file, mapped, parse, plain, read_json, share
+from ..checked import check, invalid_file, made_of, mapped, parse, plain, read_json, share
 from ..errors import UserError
 from ..files import write_json
 from .checked import SETTINGS, SUMMARY, entry_kinds, row_kinds
 from .facts import TrainingLog
 from .problem import Problem, problem_named
+from .worth import VERDICTS, Verdict
 
 
 PRETRAINING, EVALUATION = "pre-training", "evaluation"  # kinds of runs
@@ -56,6 +57,7 @@ class RunFiles:
     trainings: dict[str, Training]
     knn: dict[str, float] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -100,7 +102,7 @@ def read_run(folder: Path) -> RunFiles:
         trained = [row["name"] for row in rows if "n_partial" in row]
         places = {name: folder / name if len(trained) > 1 else folder for name in trained}
         trainings = {name: _training(place) for name, place in places.items()}
-        return RunFiles(folder, EVALUATION, summary, trainings, rows=rows)
+        return RunFiles(folder, EVALUATION, summary, trainings, rows=rows, verdicts=_verdicts(folder / VERDICTS))
     training = _training(folder)
     if not training.log:
         raise UserError(f"{str(folder)!r} holds no run that has logged anything: give the output_dir of a run")
@@ -110,6 +112,16 @@ def read_run(folder: Path) -> RunFiles:
     if not mapped(share)(knn):
         raise invalid_file(folder / "knn.json", "it should hold accuracies")
     return RunFiles(folder, kind, summary, {folder.resolve().name: training}, knn=knn)
+
+
+def _verdicts(path: Path) -> list[Verdict]:
+    content = read_json(path) or []
+    if not isinstance(content, list):
+        raise invalid_file(path, "it should hold a list")
+    verdicts = [made_of(Verdict, path, verdict) for verdict in content]
+    if not all(verdict.is_whole for verdict in verdicts):
+        raise invalid_file(path, "differences, intervals and labels do not belong together")
+    return verdicts
 
 
 def _summary(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from .problem import Problem
 from .results import images_by_blocks, results_cells, tuned_accuracies
 from .run import RunFiles, Training
 from .settings import setting_text, shown_settings
+from .worth import worth_parts
 
 
 EARLIER = 3  # number of reconstructions from earlier epochs
@@ -136,6 +137,7 @@ def evaluation_sections(run: RunFiles) -> list[Section]:
     charts: list[Part] = [partial] if partial else []
     charts += [Row(curves, charts=True)] if curves else []
     return [
+        Section("Worth it", worth_parts(run.rows, problem, run.verdicts)),
         Section("Results", results),
         Section("What to do next", evaluation_advice(run), only="page"),
         Section("Curves", charts),

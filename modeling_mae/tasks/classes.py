@@ -130,6 +130,9 @@ class Classes(EvalNetTask):
         results |= imbalance.compute(predictions=top[:, 0], references=labels, scores=columns.get("scores"))
         return {"loss": float(columns["loss"].mean()), **results}
 
+    def each_image(self, columns: dict[str, np.ndarray]) -> np.ndarray:
+        return (columns["top5"][:, :1] == columns["label"][:, None]).astype(np.float64)
+
     def written(self, columns: dict[str, np.ndarray]) -> dict:
         top5 = columns["top5"]  # (images, at most 5)
         named = {"label": columns["label"], "prediction": top5[:, 0], "confidence": columns["confidence"]}

@@ -375,8 +375,21 @@ class Masks(Task):
             on_device = {key: value.to(model_device(model)) for key, value in batch.items()}
             predicted = self.outputs(model, transform, on_device).argmax(1)[0].cpu().numpy()
             title = f"image {row}, mean IoU {100 * scores[row]:.1f}"
-            shown.append((images.read(row), batch["masks"][0].numpy(), predicted, title))
+            whole = row if images.rows is None else int(images.rows[row])
+            shown.append((images.read(whole), batch["masks"][0].numpy(), predicted, title))
         return compared_masks(shown, names)
+
+    def each_image(self, columns: dict[str, np.ndarray]) -> np.ndarray:
+        """The pixels of each class that are right, then those that are said or true."""
+        from .metrics import right_and_either
+
+        return np.concatenate(right_and_either(columns["confusion"].astype(np.int64)), 1).astype(np.float64)
+
+    def resampled(self, values: np.ndarray, times: np.ndarray) -> np.ndarray:
+        from .metrics import resampled_iou
+
+        right, either = np.split(values, 2, axis=1)  # (images, classes)
+        return resampled_iou(right, either, times)
 
     def written(self, columns: dict[str, np.ndarray]) -> dict:
         """The IoU of each class in each image, NaN where neither mask nor prediction has it."""

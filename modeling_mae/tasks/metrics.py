@@ -2,12 +2,14 @@
 
 Not from `evaluate.load`, because that fetches a metric's code from the network."""
 
+from collections.abc import Iterator
+
 import datasets
 import evaluate
 import numpy as np
 
 
-DRAWS = 1000  # of the bootstrap
+DRAWS, AT_ONCE = 1000, 50  # sets of the bootstrap, and how many of them are in memory
 
 
 class ClassificationMetric(evaluate.Metric):
@@ -149,10 +151,12 @@ class SegmentationMetric(evaluate.Metric):
 def iou_of(confusion: np.ndarray) -> np.ndarray:
     """``(..., classes)`` of confusion matrices ``(..., classes, classes)``: what is right over all that is said or
     true; NaN for a class that is neither."""
-    return _shares(*_right_and_either(confusion))
+    return _shares(*right_and_either(confusion))
 
 
-def _right_and_either(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def right_and_either(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(pixels that are right, pixels that are said or true) of each class, ``(..., classes)``, of confusion matrices
+    ``(..., classes, classes)``."""
     right = np.diagonal(confusion, axis1=-2, axis2=-1)
     return right, confusion.sum(-1) + confusion.sum(-2) - right
 
@@ -170,11 +174,46 @@ def _present(values: np.ndarray) -> list[float | None]:
 
 
 def _bootstrap(confusion: np.ndarray) -> list[float]:
-    """Quantiles of the mean IoU of `DRAWS` sets of as many images."""
-    generator, images = np.random.default_rng(0), len(confusion)
-    right, either = (values.astype(np.float64) for values in _right_and_either(confusion))  # (images, classes)
-    means = []
-    for _ in range(DRAWS):
-        times = np.bincount(generator.integers(0, images, images), minlength=images)
-        means.append(_mean(_shares(times @ right, times @ either)))
-    return np.quantile(means, [0.025, 0.975]).tolist()
+    """Quantiles of the mean IoU of sets of as many images."""
+    right, either = (values.astype(np.float64) for values in right_and_either(confusion))  # (images, classes)
+    means = [resampled_iou(right, either, times) for times in drawn_sets(len(confusion))]
+    return np.quantile(np.concatenate(means), [0.025, 0.975]).tolist()
+
+
+def drawn_sets(images: int, groups: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """How often each image is in `DRAWS` sets that are drawn from these with replacement (bootstrap): arrays ``(sets,
+    images)``, always the same.
+
+    `groups` ``(images,)`` are numbers from 0 on. With them, whole groups are drawn, as many as there are.
+    """
+    generator, units = np.random.default_rng(0), images if groups is None else int(groups.max()) + 1
+    for first in range(0, DRAWS, AT_ONCE):
+        count = min(AT_ONCE, DRAWS - first)
+        drawn = [np.bincount(generator.integers(0, units, units), minlength=units) for _ in range(count)]
+        times = np.stack(drawn).astype(np.float64)  # (sets, units)
+        yield times if groups is None else times[:, groups]
+
+
+def resampled_iou(right: np.ndarray, either: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """The mean IoU ``(sets,)`` of sets that have each image so many `times` ``(sets, images)``. `right` and `either`
+    are those of `right_and_either`, ``(images, classes)``."""
+    iou = _shares(times @ right, times @ either)  # (sets, classes)
+    present = ~np.isnan(iou)
+    return np.where(present, iou, 0).sum(1) / np.maximum(1, present.sum(1))
+
+
+def resampled_precision(scores: np.ndarray, truth: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """The mean average precision ``(sets,)`` of `scores` and 0 and 1, ``(images, classes)``, in sets that have each
+    image so many `times` ``(sets, images)``. A set leaves out classes that none of its images has."""
+    total, classes = np.zeros(len(times)), np.zeros(len(times))
+    for score, true in zip(scores.T, truth.T, strict=True):
+        order = np.argsort(-score, kind="stable")
+        # Images with the same score count together: the last of them has the precision of all.
+        last = np.searchsorted(-score[order], -score[order], side="right") - 1
+        said = times[:, order]  # (sets, images), the highest score first
+        right = said * true[order]
+        precision = (right.cumsum(1) / np.maximum(1, said.cumsum(1)))[:, last]
+        positives = right.sum(1)
+        total += np.where(positives > 0, (right * precision).sum(1) / np.maximum(1, positives), 0)
+        classes += positives > 0
+    return total / np.maximum(1, classes)

@@ -111,6 +111,10 @@ class Numbers(EvalNetTask):
 
         return RegressionMetric(keep_in_memory=True).compute(predictions=predictions, references=labels)
 
+    def each_image(self, columns: dict[str, np.ndarray]) -> np.ndarray:
+        errors = columns["prediction"].astype(np.float64) - columns["label"]  # (images, targets)
+        return np.square(errors).mean(1, keepdims=True)
+
     def written(self, columns: dict[str, np.ndarray]) -> dict:
         """`label` and `prediction` are numbers, or lists for several targets."""
         numbers = {key: columns[key] for key in ("label", "prediction")}  # (images, targets)

@@ -173,6 +173,18 @@ class Task(ABC):
     def results(self, columns: dict[str, np.ndarray], names: int) -> dict:
         """The metrics of `problem` from the columns of all images. `names` is the number of classes or targets."""
 
+    @abstractmethod
+    def each_image(self, columns: dict[str, np.ndarray]) -> np.ndarray:
+        """What `resampled` needs of each image, ``(images, n)`` float64, from the columns of all images."""
+
+    def resampled(self, values: np.ndarray, times: np.ndarray) -> np.ndarray:
+        """The metric of `problem` on sets of images drawn from these, ``(draws,)``.
+
+        `values` ``(images, n)`` are those of `each_image`, `times` ``(draws, images)`` says how often a set has an
+        image. By default the metric is the mean over the images of its single value.
+        """
+        return times @ values[:, 0] / times.sum(1)
+
     def examples(
         self, model, transform: Callable[..., torch.Tensor], images: Images, columns: dict, names: list[str]
     ) -> Figure | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..data.find.fingerprint import fingerprint
+from ..data.find.groups import groups_of
 from ..data.find.joined import load_eval_source, load_training_source, sample
 from ..data.find.masks import NoMasks
 from ..data.find.sources import Source, SourceSettings
@@ -38,6 +39,8 @@ class LabelledSets:
     eval_split: str
     task: Task = CLASSES
     eval_dataset_id: str | None = None  # its id on the Hub
+    groups: np.ndarray | None = None  # (images,) names of what training images belong to, with --group_by
+    eval_groups: np.ndarray | None = None
 
     @property
     def training(self) -> Images:
@@ -127,8 +130,11 @@ def load_labelled_sets(
     class_names: list[str] | None,
     main_process_first: Callable[[], AbstractContextManager],
     say: Callable[[str], None],
+    group_by: str | None = None,
+    in_folds: bool = False,
 ) -> LabelledSets:
     """Load both sets. With `train_split` None there are no training images. With `task` None, the labels decide.
+    `in_folds`: the evaluation set is the training set, of which each fold evaluates on a part.
 
     One process reads first, and the others read from the cache of `datasets`. `class_names` are those of a classifier
     that is only tested. `say` prints notes.
@@ -138,12 +144,18 @@ def load_labelled_sets(
     """
     with main_process_first():
         source = load_training_source(settings) if settings.train_split is not None else None
-        found = match_labels(source, lambda: load_eval_source(settings), task, class_names)
+        if in_folds and source is not None:
+            found = match_labels(source, lambda: (source, "folds"), task, class_names)
+        else:
+            found = match_labels(source, lambda: load_eval_source(settings), task, class_names)
     task, train = found.task, None
     if source is not None and found.train is not None:
         train = task.open_images(source, found.train, found.names, opening)
         opening = opening.with_white(train.white)  # both sets have the same white
-    evaluation = task.open_images(found.eval_source, found.evaluation, found.names, opening)
+    if in_folds and train is not None:
+        evaluation = train
+    else:
+        evaluation = task.open_images(found.eval_source, found.evaluation, found.names, opening)
     _note_absent(found, say)
     return LabelledSets(
         train=train,
@@ -155,6 +167,8 @@ def load_labelled_sets(
         eval_split="validation" if settings.validation_dir else found.eval_split,
         task=task,
         eval_dataset_id=found.eval_source.dataset_id,
+        groups=groups_of(source, group_by) if group_by and source is not None else None,
+        eval_groups=groups_of(found.eval_source, group_by) if group_by else None,
     )
 
 

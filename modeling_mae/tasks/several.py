@@ -104,6 +104,16 @@ class SeveralClasses(EvalNetTask):
         metric = MultiLabelMetric(keep_in_memory=True)
         return metric.compute(predictions=predictions, references=labels, threshold=THRESHOLD)
 
+    def each_image(self, columns: dict[str, np.ndarray]) -> np.ndarray:
+        """The scores of all classes, then the labels."""
+        return np.concatenate([columns["scores"], columns["label"]], 1).astype(np.float64)
+
+    def resampled(self, values: np.ndarray, times: np.ndarray) -> np.ndarray:
+        from .metrics import resampled_precision
+
+        scores, truth = np.split(values, 2, axis=1)  # (images, classes)
+        return resampled_precision(scores, truth, times)
+
     def written(self, columns: dict[str, np.ndarray]) -> dict:
         """`label` and `prediction` are lists of class numbers, `scores` has a number for each class."""
         scores = columns["scores"]  # (images, classes)

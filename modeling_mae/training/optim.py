@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -32,6 +32,14 @@ class LengthSettings:
     max_train_steps: int | None = None  # instead of num_train_epochs
     min_learning_rate: float = 0.0
     train_new_first: float = 0.0  # share of the updates that train only new parameters
+
+    def for_fewer(self, images: int, whole: int) -> "LengthSettings":
+        """As many updates on `images` images as on `whole`, in batches that these fill: halved until they do."""
+        schedule, batch = Schedule.from_epochs(whole, self), self.total_batch_size
+        while batch > images and batch % 2 == 0:
+            batch //= 2
+        warmup_epochs = schedule.warmup / max(1, images // batch)
+        return replace(self, total_batch_size=batch, max_train_steps=schedule.updates, warmup_epochs=warmup_epochs)
 
 
 @dataclass(frozen=True)

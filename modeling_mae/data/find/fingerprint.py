@@ -17,7 +17,7 @@ def fingerprint(source: Source) -> str:
     """Number of images, and a checksum over a sample of their bytes and labels. Paths and caches do not count."""
     if isinstance(source.dataset, ShardedRows):
         return source.dataset.fingerprint  # a sample of the images would read many shards
-    checksum = hashlib.sha256(str(len(source)).encode())
+    checksum = hashlib.sha256(f"{len(source)}{source.excluded}".encode())
     for i in np.unique(np.linspace(0, len(source) - 1, SAMPLED_IMAGES).astype(int)).tolist():
         row = source.dataset[i]
         checksum.update(_first_bytes(row[source.image_column]))

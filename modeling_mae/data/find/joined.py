@@ -14,6 +14,7 @@ from ...errors import UserError
 from ..stream.formats.parquet import ARRAYS
 from ..stream.shard_index import fingerprint_of
 from ..stream.shards import ShardedRows
+from .excluded import without_excluded
 from .sources import EVAL_SPLITS, Source, SourceSettings, load_eval_split, load_source
 from .splits import NoSplit
 
@@ -28,10 +29,15 @@ def load_training_source(settings: SourceSettings) -> Source:
     Raises:
         UserError: as `load_source`, or the images of the folders cannot stand beside each other.
     """
+    most = settings.max_train_samples
     if not isinstance(settings.train_dir, list):
-        return load_source(settings, settings.train_split, max_samples=settings.max_train_samples)
+        if settings.exclude is None:
+            return load_source(settings, settings.train_split, max_samples=most)
+        return _spread(without_excluded([load_source(settings, settings.train_split)], settings.exclude), most)[0]
     parts = [load_source(replace(settings, train_dir=place), settings.train_split) for place in settings.train_dir]
-    return join(_spread(parts, settings.max_train_samples), settings.mix)
+    if settings.exclude is not None:
+        parts = without_excluded(parts, settings.exclude)
+    return join(_spread(parts, most), settings.mix)
 
 
 def load_eval_source(settings: SourceSettings) -> tuple[Source, str]:
@@ -80,6 +86,7 @@ def join(parts: list[Source], mix: list[float] | None) -> Source:
         JoinedShards(parts) if all(isinstance(part.dataset, ShardedRows) for part in parts) else _concatenated(parts)
     )
     source = Source(dataset, IMAGE, None, " + ".join(names), left_out, parts=parts, shares=shares, elsewhere=elsewhere)
+    source = replace(source, excluded=parts[0].excluded)
     return replace(source, mask_column=parts[0].mask_column, mask_names=parts[0].mask_names)  # each reads its own
 
 

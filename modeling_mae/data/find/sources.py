@@ -68,6 +68,7 @@ class SourceSettings:
     problem_type: str | None = None
     mask_dir: str | None = None
     mask_column_name: str | None = None
+    exclude: str | None = None  # a file that names images
 
     @property
     def with_masks(self) -> bool:
@@ -107,6 +108,7 @@ class Source:
     shares: tuple[Fraction, ...] | None = None  # of the training that each part has, where these were given
     elsewhere: int = 0  # images of the folder that are in other splits
     masks: list[KeptMask] | None = None  # as they were decoded, if somebody has read them and they fit
+    excluded: str = ""  # a checksum of the names that were left out
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -1,0 +1,184 @@
+"""Whether one kind of training is better than another: a paired bootstrap over the evaluation images, and how many
+times the labels the difference is worth."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from ..errors import UserError
+from ..files import replacing, write_json
+from ..report.worth import VERDICTS, Verdict
+from ..tasks import Task
+from ..tasks.metrics import drawn_sets
+
+
+EACH_IMAGE = "each_image.npy"  # in the folder of a training
+COVERED = 0.95  # the share of intervals that hold the truth
+
+
+def save_each_image(folder: Path, values: np.ndarray) -> None:
+    """Keeps what a classifier got right, ``(images, n)``, in its folder."""
+    with replacing(folder / EACH_IMAGE) as partial, partial.open("wb") as file:
+        np.save(file, values.astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one training got right. All arms are tested on the same images in the same order."""
+
+    values: np.ndarray  # (images, n), those of `Task.each_image`
+    arm: str  # own pre-training, from scratch, ...
+    fraction: float  # of the labels
+    seed: int
+    labels: int  # images that it was trained on
+    groups: np.ndarray | None = None  # (images,) of the images, drawn together
+
+
+@dataclass(frozen=True)
+class Curve:
+    """An arm's metric by labels, the fewest labels first; more is better."""
+
+    labels: np.ndarray  # (fractions,)
+    scores: np.ndarray  # (fractions, seeds)
+    drawn: np.ndarray  # (fractions, seeds, draws), on drawn sets of images
+    units: int  # images, or groups of them, that a set draws
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Which arms of a run are compared."""
+
+    pairs: list[tuple[str, str]]  # the first of each with the second
+    groups: dict[Path, np.ndarray | None]  # by the folder of each training: the groups of its evaluation images
+
+
+def write_verdicts(folder: Path, comparison: Comparison | None, rows: list[dict], task: Task) -> None:
+    """Writes worth.json. `rows` are the results of the comparison's trainings, in their order.
+
+    Raises:
+        UserError: what a training got right is not in its folder.
+    """
+    found: list[Verdict] = []
+    if comparison is not None:
+        tested = [
+            Judged(_load_each_image(place, row), row["arm"], row["label_fraction"], row["seed"], row["images"], groups)
+            for (place, groups), row in zip(comparison.groups.items(), rows, strict=True)
+        ]
+        found = verdicts(tested, comparison.pairs, task.resampled, task.problem.lower_is_better)
+    write_json(folder / VERDICTS, [asdict(verdict) for verdict in found])
+
+
+def _load_each_image(folder: Path, row: dict) -> np.ndarray:
+    """What `save_each_image` kept, ``(images, n)`` float64. `row` are the training's results."""
+    path = folder / EACH_IMAGE
+    try:
+        if path.is_symlink() or "arm" not in row:
+            raise ValueError("a link, or of an earlier version")
+        values = np.load(path, allow_pickle=False)
+        if values.ndim != 2:
+            raise ValueError(f"{values.ndim} axes")
+        return values.astype(np.float64)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"{str(path)!r} cannot be read ({error}), and without it this training cannot be compared: remove its "
+            "folder and go on with --resume_from_checkpoint auto"
+        ) from None
+
+
+def verdicts(
+    tested: Sequence[Judged],
+    pairs: Sequence[tuple[str, str]],
+    resampled: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    lower_is_better: bool = False,
+) -> list[Verdict]:
+    """Compares the first arm of each pair with the second. Several trainings of an arm with the same fraction and seed
+    are those of folds, whose images together are one set. `resampled` is that of the task."""
+    curves = {}
+    for arm in dict.fromkeys(arm for pair in pairs for arm in pair):
+        curves[arm] = _curve([one for one in tested if one.arm == arm], resampled, -1 if lower_is_better else 1)
+    return [compare(own, other, curves[own], curves[other]) for own, other in pairs]
+
+
+def _curve(trained: list[Judged], resampled: Callable, sign: int) -> Curve:
+    fractions, seeds = sorted({one.fraction for one in trained}), sorted({one.seed for one in trained})
+    cells = [[[one for one in trained if (one.fraction, one.seed) == (f, s)] for s in seeds] for f in fractions]
+    values = [[np.concatenate([one.values for one in folds]) for folds in row] for row in cells]
+    groups, first = None, cells[0][0]
+    if first[0].groups is not None:
+        groups = np.unique(np.concatenate([one.groups for one in first]), return_inverse=True)[1]
+    everything = np.ones((1, len(values[0][0])))
+    scores = np.array([[resampled(each, everything)[0] for each in row] for row in values])
+    drawn = [
+        [[resampled(each, times) for each in row] for row in values] for times in drawn_sets(everything.size, groups)
+    ]
+    labels = np.array([np.mean([one.labels for folds in row for one in folds]) for row in cells])
+    units = everything.size if groups is None else int(groups.max()) + 1
+    return Curve(labels, sign * scores, sign * np.concatenate([np.array(block) for block in drawn], 2), units)
+
+
+def interval(drawn: np.ndarray, units: int) -> list:
+    """95% of values on drawn sets ``(..., draws)``, as lists of two.
+
+    The quantiles are those of Hesterberg's expanded percentile interval (arXiv 1411.5279): sets drawn from few `units`
+    differ a little less than sets of new ones would.
+    """
+    widened = np.sqrt(units / max(1, units - 1)) * stats.t.ppf((1 + COVERED) / 2, max(1, units - 1))
+    quantiles = stats.norm.cdf([-widened, widened])
+    return np.moveaxis(np.quantile(drawn, quantiles, axis=-1), 0, -1).tolist()
+
+
+def compare(own_name: str, other_name: str, own: Curve, other: Curve) -> Verdict:
+    """The verdict on two arms that were trained with the same labels and seeds."""
+    gains, drawn = own.scores - other.scores, own.drawn - other.drawn
+    signs = np.sign(gains.mean(0))  # (seeds,)
+    verdict = Verdict(
+        arm=own_name,
+        against=other_name,
+        labels=own.labels.round().astype(int).tolist(),
+        differences=gains.mean(1).tolist(),
+        intervals=interval(drawn.mean(1), own.units),
+        difference=float(gains.mean()),
+        interval=interval(drawn.mean((0, 1)), own.units),
+        seeds_agree=bool((signs == signs[0]).all()),
+    )
+    return _with_times(verdict, own, other) if len(own.labels) > 1 else verdict
+
+
+def _with_times(verdict: Verdict, own: Curve, other: Curve) -> Verdict:
+    """The verdict with how many times the labels the other arm needs for the same metric."""
+    scores, others = (np.maximum.accumulate(curve.scores.mean(1)) for curve in (own, other))
+    low, high = max(scores[0], others[0]), min(scores[-1], others[-1])
+    if low >= high:  # the curves have no value in common
+        more = scores[0] >= others[-1]
+        ratio = other.labels[-1] / own.labels[0] if more else other.labels[0] / own.labels[-1]
+        return replace(verdict, times=float(ratio), bound="more" if more else "less")
+    level = round_level(low, high)
+    times = labels_for(level, other.labels, others) / labels_for(level, own.labels, scores)
+    drawn = [
+        labels_for(level, other.labels, theirs) / labels_for(level, own.labels, ours)
+        for ours, theirs in zip(own.drawn.mean(1).T, other.drawn.mean(1).T, strict=True)
+    ]
+    times_interval = interval(np.array(drawn), own.units)
+    return replace(verdict, level=abs(level), times=times, times_interval=times_interval)
+
+
+def labels_for(level: float, labels: np.ndarray, scores: np.ndarray) -> float:
+    """The labels with which a curve first reaches `level`, on a line between its points over the logarithm of the
+    labels. Beyond its ends, the labels of the end."""
+    reached = np.maximum.accumulate(scores)
+    return float(np.exp(np.interp(level, reached, np.log(labels))))
+
+
+def round_level(low: float, high: float) -> float:
+    """A round number near the middle of `low` and `high`, and between them."""
+    middle, step = (low + high) / 2, 10.0 ** math.ceil(math.log10(high - low))
+    while True:
+        for part in (1, 2, 5):
+            level = round(middle / step * part) * step / part
+            if low <= level <= high:
+                return round(level, 12)
+        step /= 10

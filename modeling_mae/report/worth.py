@@ -1,0 +1,168 @@
+"""Whether pre-training was worth it: a figure of the metric against labels, a table, and a sentence."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from .parts import Part, Picture, Table, Text
+from .problem import Problem
+
+
+VERDICTS, PICTURE = "worth.json", "worth.png"
+OWN, START, SCRATCH = "n_partial-", "start-", "from-scratch"  # how the names of the arms begin
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`arm` compared with `against`. Differences are those of the metric, above 0 where `arm` is better."""
+
+    arm: str
+    against: str
+    labels: list[int]  # images of the trainings, the fewest first
+    differences: list[float]  # for each of these, the mean over the seeds
+    intervals: list[list[float]]  # 95% of each
+    difference: float  # the mean of all
+    interval: list[float]
+    seeds_agree: bool  # whether all seeds have the same sign
+    level: float | None = None  # the value of the metric at which `times` is read from the curves
+    times: float | None = None  # how many times the labels `against` needs; None for a single number of labels
+    times_interval: list[float] | None = None
+    bound: str = ""  # more or less, if the curves have no value in common: `times` is only a bound
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the lists have the lengths that belong together, as a file may not."""
+        intervals = [*self.intervals, self.interval, self.times_interval or self.interval]
+        return len(self.labels) == len(self.differences) == len(self.intervals) > 0 and {*map(len, intervals)} == {2}
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the difference is beyond chance."""
+        return self.seeds_agree and self.interval[0] * self.interval[1] > 0
+
+
+def arm_title(arm: str) -> str:
+    """An arm in words."""
+    if arm == SCRATCH:
+        return "training from scratch"
+    count = arm.removeprefix(START).removeprefix(OWN)
+    blocks = "no block tuned" if count == "0" else f"{count} block{'s' * (count not in ('0.5', '1'))} tuned"
+    return f"the starting weights ({blocks})" if arm.startswith(START) else f"own pre-training ({blocks})"
+
+
+def verdict_text(verdict: Verdict, problem: Problem) -> str:
+    """The verdict as a sentence."""
+    own, other = arm_title(verdict.arm).capitalize(), arm_title(verdict.against)
+    interval, labels = _interval(verdict.interval, problem), f"{verdict.labels[-1]:,} labels"
+    if not verdict.is_clear:
+        seeds = "" if verdict.seeds_agree else "; the seeds disagree"
+        return f"{own} and {other}: no difference beyond chance ({interval}{seeds})."
+    if verdict.difference < 0:
+        return f"{own} is {_points(-verdict.difference, problem)} worse than {other} ({interval})."
+    if verdict.times is None:
+        return f"{own} is {_points(verdict.difference, problem)} better than {other} with {labels} ({interval})."
+    bound = f"{verdict.bound} than " if verdict.bound else ""
+    text = f"{own} is worth {bound}{verdict.times:.2g} times the labels"
+    if verdict.level is not None and verdict.times_interval is not None:
+        low, high = verdict.times_interval
+        text += f" at {_value(verdict.level, problem)} (95%: {low:.2g} to {high:.2g})"
+    low, high = verdict.intervals[-1]
+    last = _signed(verdict.differences[-1], problem) if low * high > 0 else "no difference beyond chance"
+    interval = _interval(verdict.intervals[-1], problem)
+    return f"{text}, compared with {other}. With all {labels}: {last} ({interval})."
+
+
+def _scale(problem: Problem) -> int:
+    return 100 if problem.is_share else 1
+
+
+def _signed(value: float, problem: Problem) -> str:
+    value *= _scale(problem)
+    return f"{value:+.1f}" if problem.is_share else f"{value:+.3g}"
+
+
+def _interval(interval: list[float], problem: Problem) -> str:
+    low, high = (_signed(value, problem) for value in interval)
+    return f"95%: {low} to {high}"
+
+
+def _points(value: float, problem: Problem) -> str:
+    return f"{100 * value:.1f} points" if problem.is_share else f"{value:.3g}"
+
+
+def _value(value: float, problem: Problem) -> str:
+    return f"{100 * value:.4g}%" if problem.is_share else f"{problem.metric_title} {value:.4g}"
+
+
+# --- curves ---
+
+
+def curves_of(rows: list[dict[str, Any]], problem: Problem) -> dict[str, list[tuple[float, list[float]]]]:
+    """{arm: [(labels, the metric of each seed and fold), ...]}, the fewest labels first."""
+    curves: dict[str, dict[float, list[dict[str, Any]]]] = {}
+    for row in rows:
+        if {"arm", "label_fraction", "images", problem.metric} <= row.keys():
+            curves.setdefault(row["arm"], {}).setdefault(row["label_fraction"], []).append(row)
+    return {
+        arm: [
+            (float(np.mean([row["images"] for row in same])), [row[problem.metric] for row in same])
+            for _, same in sorted(points.items())
+        ]
+        for arm, points in curves.items()
+    }
+
+
+def worth_figure(rows: list[dict[str, Any]], problem: Problem) -> Figure:
+    """The metric against the number of labels, on a log axis: the mean of each arm, and its range."""
+    figure = Figure(figsize=(6.5, 4.2), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for number, (arm, points) in enumerate(curves_of(rows, problem).items()):
+        labels = [count for count, _ in points]
+        values = [_scale(problem) * np.array(each) for _, each in points]
+        axes.plot(labels, [each.mean() for each in values], marker="o", color=f"C{number}", label=arm_title(arm))
+        lowest, highest = ([edge(each) for each in values] for edge in (np.min, np.max))
+        axes.fill_between(labels, lowest, highest, color=f"C{number}", alpha=0.2, linewidth=0)
+    axes.set_xscale("log")
+    ticks = sorted({count for points in curves_of(rows, problem).values() for count, _ in points})
+    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    unit = " (%)" if problem.is_share else ""
+    axes.set(xlabel="labelled images", ylabel=f"{problem.metric_title}{unit}")
+    axes.grid(alpha=0.3)
+    axes.legend(framealpha=0)
+    return figure
+
+
+def worth_table(rows: list[dict[str, Any]], problem: Problem, verdicts: list[Verdict]) -> Table:
+    """A row for each arm and one for each comparison, a column for each number of labels."""
+    curves = curves_of(rows, problem)
+    counts = [f"{count:,.0f}" for count, _ in next(iter(curves.values()))]
+    cells = [
+        [arm_title(arm), *(_mean_and_range(values, problem) for _, values in points)] for arm, points in curves.items()
+    ]
+    for verdict in verdicts:
+        pairs = zip(verdict.differences, verdict.intervals, strict=True)
+        shown = [f"{_signed(value, problem)} ({_interval(interval, problem)})" for value, interval in pairs]
+        cells.append([f"better than {arm_title(verdict.against)} by", *shown])
+    return Table(cells, ["labelled images", *counts], numbers=True)
+
+
+def _mean_and_range(values: list[float], problem: Problem) -> str:
+    mean = problem.shown(float(np.mean(values)))
+    return mean if len(values) == 1 else f"{mean} ({problem.shown(min(values))}-{problem.shown(max(values))})"
+
+
+def worth_parts(rows: list[dict[str, Any]], problem: Problem, verdicts: list[Verdict]) -> list[Part]:
+    """Sentences, table and figure. Empty if the run has only one training of each arm and compares nothing."""
+    curves = curves_of(rows, problem)
+    several = any(len(points) > 1 or len(points[0][1]) > 1 for points in curves.values())
+    if not curves or not (verdicts or several):
+        return []
+    parts: list[Part] = [Text(verdict_text(verdict, problem)) for verdict in verdicts]
+    parts.append(worth_table(rows, problem, verdicts))
+    if any(len(points) > 1 for points in curves.values()):
+        title = f"{problem.metric_title.capitalize()} by labelled images"
+        parts.append(Picture(PICTURE, title, chart=worth_figure(rows, problem)))
+    return parts

@@ -1,0 +1,113 @@
+"""Parts of a set by class and group: label fractions and folds; and what stands in both of two sets."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from ..data.serve.images import Images, MemoryImages
+from ..data.serve.masked import MaskedImages
+from ..errors import UserError
+from .protocol import Task
+from .sets import LabelledSets
+
+
+MOST_BYTES = 1 << 32  # of pixels that are compared, which takes seconds
+SHOWN = 3  # groups or images that a note names
+
+
+def part_of(task: Task, labels: np.ndarray, groups: np.ndarray | None, fraction: float, seed: int) -> np.ndarray:
+    """Sorted positions of a random `fraction` of the images: those of `Task.part`, or with `groups` ``(images,)``
+    whole groups, in a random order, until there are enough images, at least one group; then for each class that is
+    missing the next group that has it."""
+    if groups is None:
+        return task.part(labels, fraction, seed)
+    names, number = np.unique(groups, return_inverse=True)  # number: (images,)
+    order, sizes = np.random.default_rng(seed).permutation(len(names)), np.bincount(number)
+    enough = int(np.searchsorted(sizes[order].cumsum(), round(fraction * len(groups)))) + 1
+    chosen = set(order[:enough].tolist())
+    if labels.ndim == 1:  # single classes
+        for missing in np.setdiff1d(labels, labels[np.isin(number, list(chosen))]):
+            having = number[labels == missing]
+            chosen.add(next(int(group) for group in order if group in having))
+    return np.flatnonzero(np.isin(number, list(chosen)))
+
+
+def fold_of(labels: np.ndarray, groups: np.ndarray | None, folds: int, fold: int) -> tuple[np.ndarray, np.ndarray]:
+    """(positions to train on, positions to evaluate on) of a cross-validation. `fold` is counted from 1. Each fold has
+    its share of each single class; no group is in two.
+
+    Raises:
+        UserError: there are fewer images, groups, or images of a class than folds.
+    """
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+
+    single = labels.ndim == 1
+    fewest = int(np.unique(labels, return_counts=True)[1].min()) if single else len(labels)
+    if fewest < folds:
+        what = "a class" if single else "the set"
+        raise UserError(f"folds {folds} are more than the {fewest} images of {what}: give --folds {max(2, fewest)}")
+    if groups is not None and len(np.unique(groups)) < folds:
+        raise UserError(f"folds {folds} are more than the {len(np.unique(groups))} groups: give fewer")
+    options = {"n_splits": folds, "shuffle": True, "random_state": 0}
+    if groups is not None:
+        splitter = StratifiedGroupKFold(**options) if single else GroupKFold(**options)
+    else:
+        splitter = StratifiedKFold(**options) if single else KFold(**options)
+    positions = np.zeros(len(labels))
+    return list(splitter.split(positions, labels if single else None, groups))[fold - 1]
+
+
+def sets_of_fold(sets: LabelledSets, folds: int, fold: int) -> LabelledSets:
+    """The sets of one training of a cross-validation on the training images of `sets`."""
+    whole, groups = sets.training, sets.groups
+    assert whole.labels is not None
+    train, test = fold_of(whole.labels.numpy(), groups, folds, fold)
+    return replace(
+        sets,
+        train=whole.view(rows=train),
+        evaluation=whole.view(rows=test),
+        eval_split=f"fold {fold} of {folds}",
+        groups=None if groups is None else groups[train],
+        eval_groups=None if groups is None else groups[test],
+    )
+
+
+def leaks(sets: LabelledSets) -> Iterator[str]:
+    """Notes about groups and images that are in both sets, so that results are too good.
+
+    Images are compared by their pixels, exactly, and only if both sets lie decoded in memory, in `MOST_BYTES`. `mae
+    neighbours --duplicates` finds those that are only alike.
+    """
+    if sets.groups is not None and sets.eval_groups is not None:
+        both = np.intersect1d(sets.groups, sets.eval_groups)
+        if len(both):
+            images = int(np.isin(sets.eval_groups, both).sum())
+            yield (
+                f"{len(both):,} of {len(np.unique(sets.eval_groups)):,} groups have training images too, as "
+                f"{', '.join(map(repr, both[:SHOWN].tolist()))}: results on their {images:,} evaluation images are "
+                "too good; split by group, as with --folds 5"
+            )
+    copies = _copies(sets.training, sets.evaluation)
+    if copies:
+        yield (
+            f"{copies:,} of {len(sets.evaluation):,} evaluation images are training images too, pixel by pixel: "
+            "results on them are too good; `mae neighbours --duplicates` lists images that are alike"
+        )
+
+
+def _copies(train: Images, evaluation: Images) -> int:
+    """How many images of `evaluation` are in `train` too. 0 if one of them is not in memory."""
+    known = set(_digests(train))
+    return sum(digest in known for digest in _digests(evaluation)) if known else 0
+
+
+def _digests(images: Images) -> Iterator[bytes]:
+    """A checksum of each image. Nothing if they are not in memory, or too many."""
+    whole = images.images if isinstance(images, MaskedImages) else images
+    if not isinstance(whole, MemoryImages) or whole.pixels.nbytes > MOST_BYTES:
+        return
+    rows = range(len(images)) if images.rows is None else images.rows.tolist()
+    for row in rows:
+        yield hashlib.blake2b(whole.pixels[row].numpy().tobytes(), digest_size=16).digest()

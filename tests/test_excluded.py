@@ -1,0 +1,82 @@
+"""Images that a list of near-duplicates leaves out of a pre-training."""
+
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configuration import PretrainArguments
+from modeling_mae.data.find.excluded import names_in, without_excluded
+from modeling_mae.data.find.fingerprint import fingerprint
+from modeling_mae.data.find.joined import load_training_source
+from modeling_mae.data.find.row_names import RowNames
+from modeling_mae.data.find.sources import SourceSettings
+from modeling_mae.errors import UserError
+from modeling_mae.files import write_csv
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in range(8):
+        place = tmp_path / "photos" / ("one" if i < 4 else "two") / f"{'=' if i == 5 else ''}{i}, x.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 4), 20 * i, np.uint8)).save(place)
+    return tmp_path / "photos"
+
+
+def load(folder, path=None, **options):
+    cache = str(folder.parent / "cache")
+    place = {"train_dir": str(folder)} | options
+    return load_training_source(SourceSettings(cache_dir=cache, exclude=path and str(path), **place))
+
+
+def names(source):
+    return RowNames(source).files(0, len(source))
+
+
+def test_listed_images_are_left_out_counted_and_part_of_the_fingerprint(folder, tmp_path):
+    everything = names(load(folder))
+    path, text = tmp_path / "twins.csv", tmp_path / "twins.txt"
+    gone = ["one/2, x.png", "two/=5, x.png", "somewhere else.png"]
+    write_csv(path, ("file", "like", "cosine"), [(name, "one/0, x.png", "0.99") for name in gone])
+    text.write_text("\n".join(gone))
+    source = load(folder, path)
+    assert names(source) == [name for name in everything if name not in gone] and len(source) == 6
+    assert source.left_out == "2 of 8 images left out by twins.csv"
+    assert names(load(folder, text)) == names(source) and fingerprint(load(folder, text)) == fingerprint(source)
+    other = tmp_path / "other.csv"  # as many others
+    write_csv(other, ("file",), [("one/1, x.png",), ("two/=5, x.png",)])
+    assert len({fingerprint(each) for each in (source, load(folder), load(folder, other))}) == 3
+    # fewer images are chosen among those that are left
+    assert names(load(folder, path, max_train_samples=3)) == [names(source)[row] for row in (0, 2, 5)]
+    # of several folders each has names of its own
+    write_csv(other, ("file",), [("1, x.png",)])
+    both = load(folder, other, train_dir=[str(folder / "one"), str(folder / "two")])
+    assert len(both) == 7 and both.left_out == "one: 1 of 4 images left out by other.csv" and both.excluded
+
+
+def test_a_name_that_a_spreadsheet_would_run_comes_back(tmp_path):
+    path = tmp_path / "names.csv"
+    write_csv(path, ("file",), [("=a",), ("'b",), ("c",)])
+    assert next(csv.reader(path.read_text().splitlines()[1:])) == ["'=a"]
+    assert names_in(str(path)) == {"=a", "'b", "c"}
+
+
+def test_lists_that_cannot_work_are_refused(folder, tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("nowhere.png\n")
+    with pytest.raises(
+        UserError, match="names none of the images of photos: it has 'nowhere.png', and they are named"
+    ):
+        load(folder, path)
+    path.write_text("\n".join(names(load(folder))))
+    with pytest.raises(UserError, match="names all 8 images of photos"):
+        load(folder, path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="cannot be read"):
+        without_excluded([load(folder)], str(path))
+
+
+def test_the_option_is_recorded_by_the_images(tmp_path):
+    assert "exclude" in PretrainArguments().deciding("result") and PretrainArguments.added()["exclude"] is None
