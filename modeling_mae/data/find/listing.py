@@ -250,9 +250,8 @@ class _Walk:
             else:
                 reason_here = reason or why_hidden(name, False)
                 if not reason_here and not _leads_to(entry.is_file):
-                    reason_here = (
-                        "neither files nor folders" if os.path.exists(entry.path) else "dangling (links to nothing)"
-                    )
+                    leads = os.path.exists(entry.path)
+                    reason_here = "neither files nor folders" if leads else "dangling (links to nothing)"
                 self._sort_in_file(before + name, ending, reason_here)
 
     def _sort_in_folder(self, entry: os.DirEntry, path: str, reason: str, links: tuple[str, ...]) -> None:

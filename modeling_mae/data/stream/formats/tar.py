@@ -113,8 +113,8 @@ def samples_of(name: str) -> list[str]:
 
 class Tar:
     def count(self, shard: Shard, cache: ShardCache) -> None:
-        """If the file ends too early, the last image is one that cannot be read. What follows on a damaged header, or on
-        the end of the archive, is counted as left out."""
+        """If the file ends too early, the last image is one that cannot be read. What follows behind a damaged header,
+        or behind the end of the archive, is counted as left out."""
         content, place = _Content(), -1
         with tarfile.open(local_file(shard.url, shard.size, shard.stamp, cache), "r:") as tar:
             try:
