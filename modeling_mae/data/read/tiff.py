@@ -86,13 +86,6 @@ def read_tiff(file: BinaryIO, path: str | None, limit: Limit) -> Stored:
             raise (fault or error) from None
 
 
-def _least_bytes(page: Any, stored: Stored) -> int:
-    """The bytes that the file must have for the values; 0 where they are packed, or parts of them are left out."""
-    if int(page.compression) != 1 or int(page.photometric) == YCBCR or 0 in page.databytecounts:
-        return 0
-    return stored.values.size * int(page.bitspersample) // 8
-
-
 def _refuse_cut_off(tiff: Any, size: int) -> None:
     """ValueError where a page, or a part of the first that is JPEG, lies behind the end of the file. Without the pages
     bands would be missing, and what JPEG lacks is made up."""
@@ -104,6 +97,13 @@ def _refuse_cut_off(tiff: Any, size: int) -> None:
     ends = map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))
     if following >= size or (int(page.compression) in COLOURS_ONCE_DECODED and max(ends, default=0) > size):
         raise ValueError("it is cut off")
+
+
+def _least_bytes(page: Any, stored: Stored) -> int:
+    """The bytes that the file must have for the values; 0 where they are packed, or parts of them are left out."""
+    if int(page.compression) != 1 or int(page.photometric) == YCBCR or 0 in page.databytecounts:
+        return 0
+    return stored.values.size * int(page.bitspersample) // 8
 
 
 def is_stack(tiff: Any) -> bool:

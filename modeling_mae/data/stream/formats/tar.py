@@ -22,6 +22,7 @@ from .format import Member, Shard
 IMAGE, LABEL, MASK = "image", "label", "mask"  # the columns
 LABEL_FILES = (".cls", ".json", ".txt")
 CHUNK = 1 << 20  # bytes
+DAMAGES = (tarfile.ReadError, ValueError, MemoryError, OverflowError)  # what headers that are wrong raise
 
 
 class Members(Sequence[Member]):
@@ -115,19 +116,12 @@ class Tar:
     def count(self, shard: Shard, cache: ShardCache) -> None:
         """If the file ends too early, the last image is one that cannot be read. What follows behind a damaged header,
         or behind the end of the archive, is counted as left out."""
-        content, place = _Content(), -1
-        with tarfile.open(local_file(shard.url, shard.size, shard.stamp, cache), "r:") as tar:
-            try:
-                for member in tar:
-                    if member.size < 0 or member.offset <= place:
-                        raise tarfile.ReadError(f"the header at byte {member.offset} leads back")
-                    place = member.offset
-                    content.add(member, tar)
-            except (tarfile.ReadError, ValueError, MemoryError, OverflowError) as error:
-                if not content.images:
-                    raise tarfile.ReadError(str(error) or type(error).__name__) from error
-            if content.images and _something_follows(tar):
-                content.left_out["", "rest of a tar file that is damaged or several joined"] += 1
+        content = _Content()
+        try:
+            with tarfile.open(local_file(shard.url, shard.size, shard.stamp, cache), "r:") as tar:
+                _read_members(tar, content)
+        except DAMAGES as error:
+            raise tarfile.ReadError(str(error) or type(error).__name__) from error
         content.fill(shard)
 
     def features(self, shards: list[Shard]) -> datasets.Features:
@@ -167,6 +161,22 @@ class Tar:
             return {"bytes": data, "path": f"{name} of {shard.url}"}
 
         return read
+
+
+def _read_members(tar: tarfile.TarFile, content: _Content) -> None:
+    """All members up to the first that is damaged. ReadError and others where no image stands before it."""
+    place = -1
+    try:
+        for member in tar:
+            if member.size < 0 or member.offset <= place:
+                raise tarfile.ReadError(f"the header at byte {member.offset} leads back")
+            place = member.offset
+            content.add(member, tar)
+    except DAMAGES:
+        if not content.images:
+            raise
+    if content.images and _something_follows(tar):
+        content.left_out["", "rest of a tar file that is damaged or several joined"] += 1
 
 
 def _something_follows(tar: tarfile.TarFile) -> bool:
