@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...errors import UserError
+from ...words import counted
 from ..stream.formats import FORMATS, Shard
 from ..stream.formats.format import Member
 from ..stream.formats.tar import Members
@@ -44,7 +45,7 @@ def stream_of_place(
     """
     listing = _listed(place)
     if not listing.shards:
-        found = str(listing) or f"{len(listing.images):,} images"
+        found = str(listing) or counted(len(listing.images), "image")
         raise UserError(
             f"{place!r} has no shards ({found}): a stream takes {' or '.join(ENDINGS)} "
             "files, so go without --streaming"
