@@ -96,8 +96,8 @@ def plain_picture(picture: Image.Image) -> Stored:
 
 
 def loaded(picture: Image.Image) -> Image.Image:
-    """An opened picture with its pixels, upright, and with what is transparent. Of what Pillow reads otherwise than
-    the formats say.
+    """An opened picture with its pixels, upright, and with what is transparent. Pillow alone reads some kinds otherwise
+    than their formats say.
 
     Raises:
         Exception: the file is damaged, or its colours have no meaning here.
