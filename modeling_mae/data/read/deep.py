@@ -96,7 +96,7 @@ def plain_picture(picture: Image.Image) -> Stored:
 
 
 def loaded(picture: Image.Image) -> Image.Image:
-    """An opened picture with its pixels, upright, and with what is transparent. Pillow alone reads some kinds otherwise
+    """An opened picture with its pixels, upright, and with what is transparent. Pillow reads some kinds otherwise
     than their formats say.
 
     Raises:
