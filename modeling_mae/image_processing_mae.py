@@ -28,7 +28,10 @@ def band_axis(shape: tuple[int, int, int], num_channels: int, bands: list[int] |
 def picture_values(image: Image.Image, num_channels: int, bands: list[int] | None) -> np.ndarray:
     """``(height, width)`` or ``(height, width, bands)`` of a PIL image, as in training: upright, palettes as
     colours, and transparency on white unless its band is asked for."""
-    image = ImageOps.exif_transpose(image)
+    image = image.copy()
+    for name in ("xmp", "XML:com.adobe.xmp"):  # whose orientation does not count, as in browsers
+        image.info.pop(name, None)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):
         return np.asarray(image)
     if "transparency" in image.info or image.mode in ("PA", "RGBa"):

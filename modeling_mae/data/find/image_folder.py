@@ -75,7 +75,8 @@ def _from_metadata(listing: Listing) -> datasets.Dataset:
                 f"{', '.join(table.column_names)}): give both the same, of the same kinds"
             )
     folders = [os.path.dirname(path) for path in listing.metadata]
-    table = pa.concat_tables(map(_with_paths, tables, folders, files, [listing] * len(files)))
+    whole = pa.concat_tables(map(_with_paths, tables, folders, files, [listing] * len(files)))
+    table = _each_row_once(whole)
     kinds = dict(datasets.Features.from_arrow_schema(table.schema))
     columns, named = {}, pa.array([], pa.large_string())
     for name in table.column_names:
@@ -91,7 +92,18 @@ def _from_metadata(listing: Listing) -> datasets.Dataset:
     kind = os.path.basename(listing.metadata[0])
     named_images = pc.sum(pc.is_in(listing.images, named)).as_py() or 0
     listing.leave_out(len(listing.images) - named_images, f"not named by {kind}")
+    listing.leave_out(len(whole) - len(table), f"of the same row twice in {kind}")
     return dataset_of(columns, kinds)
+
+
+def _each_row_once(table: pa.Table) -> pa.Table:
+    """The table without rows that repeat another in every column: its images would count twice."""
+    try:
+        numbered = table.append_column("", pa.array(range(len(table))))
+        firsts = numbered.group_by(table.column_names, use_threads=False).aggregate([("", "min")])["_min"]
+    except pa.ArrowException:  # columns of lists, which cannot be compared here
+        return table
+    return table if len(firsts) == len(table) else table.take(firsts.sort())
 
 
 def _read(file: str) -> pa.Table:
@@ -133,7 +145,11 @@ def _with_paths(table: pa.Table, folder: str, file: str, listing: Listing) -> pa
             "of the images, relative to this file"
         )
     for column in columns:
-        paths = _normal(pc.cast(table[column].combine_chunks(), pa.large_string()), folder)
+        try:
+            names = pc.cast(table[column].combine_chunks(), pa.large_string())
+        except pa.ArrowException as error:
+            raise UserError(f"{file!r} has no words in the column {column} ({table[column].type}): fix it") from error
+        paths = _normal(names, folder)
         absent = table[column].filter(pc.invert(pc.is_in(paths, listing.images)))
         if len(absent):
             raise UserError(

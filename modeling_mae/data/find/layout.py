@@ -16,7 +16,9 @@ FOLD = re.compile(r"(?i)(k[-_ ]?fold|fold|cv)[-_ ]?\d+|\d+[-_ ]?fold")
 MASK_NAMES = re.compile(rf"(?i){MASK_WORDS}|segmentation(class|object)|gt(fine|coarse)")  # the whole name
 IMAGE_NAMES = re.compile(r"(?i)images?|imgs?|(jpeg|png|rgb)[-_ ]?images?|leftimg8bit")
 MASK_WORD, IMAGE_WORD = re.compile(rf"(?i){MASK_WORDS}"), re.compile(r"(?i)images?|imgs?")
-ABBREVIATED = {"Tr": "train", "Ts": "test"}
+ABBREVIATED = {"Tr": "train", "Ts": "test", "trn": "train", "tst": "test"}
+SET = re.compile("(?i)(?<=.)(set|data|images?|imgs?|folder|dir)$")  # trainset
+NUMBERED = re.compile(r"^\d+[-_. ]*(?=\*)")  # 1_train
 SHORT = re.compile("^(images?)(Tr|Ts)$")
 WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")  # `labelsTr` is labels, Tr
 
@@ -73,9 +75,10 @@ def perhaps_splits(folders: Iterable[str]) -> list[str]:
     for place in {place for folder in folders for place in above(folder)}:
         parent, _, name = place.rpartition("/")
         for word in re.finditer("[A-Za-z]+", SHORT.sub(r"\1-\2", name)):
-            known = split_of(ABBREVIATED.get(word[0], word[0]))
+            short = SET.sub("", word[0])
+            known = split_of(ABBREVIATED.get(short, short))
             if known:
-                rest = f"{word.string[: word.start()]}*{word.string[word.end() :]}"
+                rest = NUMBERED.sub("", f"{word.string[: word.start()]}*{word.string[word.end() :]}")
                 groups[parent, rest][place] = known
                 if not parent and not word.start():
                     groups["", ""][place] = known

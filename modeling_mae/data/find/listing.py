@@ -174,6 +174,8 @@ def list_place(place: str | os.PathLike) -> Listing:
     folder, endings = Path(place), image_endings()
     if folder.is_file():
         return _list_file(folder, endings)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{str(folder)!r} is neither a file nor a folder: give one")
     if not folder.is_dir():
         parent = next(path for path in [folder, *folder.absolute().parents] if path.is_dir())
         near = difflib.get_close_matches(folder.name, [path.name for path in parent.iterdir()], n=1)
@@ -258,7 +260,8 @@ class _Walk:
             else:
                 reason_here = reason or why_hidden(name, False)
                 if not reason_here and not _leads_to(entry.is_file):
-                    reason_here = "dangling (links to nothing)" if entry.is_symlink() else "neither files nor folders"
+                    leads = os.path.exists(entry.path)
+                    reason_here = "neither files nor folders" if leads else "dangling (links to nothing)"
                 self._sort_in_file(before + name, ending, reason_here)
 
     def _sort_in_folder(self, entry: os.DirEntry, path: str, reason: str, links: tuple[str, ...]) -> None:

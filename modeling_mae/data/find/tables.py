@@ -61,13 +61,14 @@ def load_parquet(listing: Listing, split: str | None, cache_dir: str | None) -> 
     chained = [file for file in files if "::" in file]
     if chained:
         raise UserError(f"{chained[0]!r} cannot be read: `datasets` takes :: for a chain of archives; rename it")
+    columns = _columns(files[0])
     patterns = [glob.escape(file) for file in files]  # `datasets` takes the paths for patterns
     try:
         table = datasets.load_dataset("parquet", data_files={"images": patterns}, split="images", cache_dir=cache_dir)
     except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(f"folder {listing.folder!r} cannot be read as parquet: {reason[:200]}") from error
-    for name, kind in _columns(files[0]).items():
+    for name, kind in columns.items():
         if is_image(kind) and not is_image(table.features[name]):
             stored = table.features[name]
             if isinstance(stored, datasets.Value) and stored.dtype.startswith("large_"):

@@ -11,14 +11,14 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torchvision.io import ImageReadMode, decode_image
 
 from .arrays import read_array
 from .bit_depth import WHITE, check_8_bits, kind_and_highest
-from .deep import bits_of, deep_jpeg, deep_picture, plain_picture
-from .faults import name_of, reading
-from .header import header_of, kind_of, opened, orientation_of, plain_jpeg_size, read_header
+from .deep import bits_of, deep_jpeg, deep_picture, loaded, orientation_of, plain_picture
+from .faults import name_of, open_file, reading
+from .header import header_of, kind_of, opened, plain_jpeg_size, read_header
 from .limits import MOST_PIXELS, PIXELS_OF_A_JPEG_BYTE, Limit
 from .meaning import Rules, chosen_bands, image_of, not_a_picture_of, numbers_of, on_white
 from .reduced import ReducedJpeg, picture_tensor, reduce_jpeg
@@ -121,7 +121,7 @@ def rows_of(data: bytes | None, path: str | None, rules: Rules, finish: Finish) 
 
 
 def _read(path: str) -> bytes:
-    with open(path, "rb") as file:  # a pathlib.Path would take half as long again, for each image
+    with open_file(path) as file:  # a pathlib.Path would take half as long again, for each image
         return file.read()
 
 
@@ -213,8 +213,7 @@ def _decode_jpeg(data: bytes, num_channels: int, rules: Rules, limit: Limit) -> 
         if reduction is not None and (reduced := reduce_jpeg(header, num_channels, reduction)) is not None:
             return reduced
         if header.mode == "CMYK":
-            ImageOps.exif_transpose(header, in_place=True)
-            return _to_tensor(header, num_channels)
+            return _to_tensor(loaded(header), num_channels)
         may_be_turned = "exif" in header.info  # looking for an orientation costs a fifteenth of the decoding
     return _decode_whole_jpeg(data, num_channels, may_be_turned)
 
@@ -238,13 +237,11 @@ def _decode_with_pil(data: bytes, rules: Rules, limit: Limit) -> Decoded:
             return image_of(plain_picture(opened), rules, name)
         check_8_bits(rules.white, name)
         try:
-            opened.load()
+            image = loaded(opened)
         except OSError:
             if opened.format != "JPEG2000":
                 raise
             return image_of(deep_picture(opened, data, 1), rules, name)  # OpenJPEG reads more than Pillow makes of it
-        ImageOps.exif_transpose(opened, in_place=True)  # a copy of a small picture costs a tenth of its decoding
-        image: Image.Image = opened
     if "A" in image.getbands() or "transparency" in image.info:
         image = on_white(image)
     return thinned(_to_tensor(image, rules.num_channels), rules.enough_pixels), None

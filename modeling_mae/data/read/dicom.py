@@ -89,7 +89,10 @@ def read_dicom(file: BinaryIO, path: str | None, limit: Limit) -> Stored:
     if inverted:
         highest = (1 << about.BitsStored) - 1
         values = (-1 - values) if about.PixelRepresentation else (highest - values).astype(values.dtype)
-    return Stored(_rescaled(values, about), colour="gray", missing=missing)
+    few_bits = values.dtype == np.uint8 and about.BitsStored < 8  # which a viewer shows from black to white
+    most = (1 << about.BitsStored) - 1 if few_bits else None
+    rescaled = _rescaled(values, about)
+    return Stored(rescaled, colour="gray", missing=missing, most=most if rescaled.dtype == np.uint8 else None)
 
 
 def _syntax_of(about: Any) -> str:

@@ -1,8 +1,11 @@
 """Files that cannot be read as images."""
 
+import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import BinaryIO
 
 from ...errors import UserError
 
@@ -16,6 +19,19 @@ class BadImage(UserError):
 
 def name_of(path: str | None) -> str:
     return path or "an image without a name"
+
+
+def open_file(path: str) -> BinaryIO:
+    """The file to read from. Where a table names a pipe or a device instead, reading would not end.
+
+    Raises:
+        OSError: it cannot be opened, or it is no file.
+    """
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError("it is no file")
+    return file
 
 
 @contextmanager

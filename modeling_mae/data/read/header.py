@@ -10,9 +10,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from .deep import bits_of, deep_jpeg
+from .deep import bits_of, deep_jpeg, orientation_of
 from .dicom import described_dicom, is_dicom
-from .faults import BadImage, name_of, reading
+from .faults import BadImage, name_of, open_file, reading
 from .limits import DEFLATE, least_bytes
 from .stored import Stored, promised
 from .tiff import described_tiff, is_stack
@@ -22,7 +22,7 @@ NUMPY = b"\x93NUMPY"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 LONGEST_NUMPY_HEADER = 10_000  # bytes; NumPy refuses longer ones
 GRAY = {"1", "L", "LA", "La", "I", "F"}  # Pillow's modes of one channel, beside those of 16 bits
-ORIENTATION, TURNED = 0x0112, 5  # the EXIF tag, and its lowest value that exchanges height and width
+TURNED = 5  # the lowest orientation that exchanges height and width
 RIGHT_FIRST, BOTTOM_FIRST = {2, 3, 6, 7}, {3, 4, 7, 8}  # orientations whose x or y runs against the file's
 # Of JPEG: the frame's sizes, and what may stand before it.
 FRAME_MARKERS = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive
@@ -60,7 +60,7 @@ def opened(data: bytes | None, path: str | None) -> BinaryIO:
     if data is not None:
         return io.BytesIO(data)
     assert path is not None, "an image has bytes or a path"
-    return open(path, "rb")
+    return open_file(path)
 
 
 def kind_of(data: bytes | None, path: str | None) -> str | None:
@@ -173,16 +173,6 @@ def upright(values: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in RIGHT_FIRST:
         values = values[:, :, ::-1]
     return values[:, ::-1] if orientation in BOTTOM_FIRST else values
-
-
-def orientation_of(picture: Image.Image) -> int:
-    """EXIF's, 1 to 8; 1 if there is none that can be read."""
-    if "exif" not in picture.info:  # to look for it elsewhere would decode a PNG
-        return 1
-    try:
-        return int(picture.getexif().get(ORIENTATION) or 1)
-    except Exception:  # whatever a damaged tag makes the parser raise: the picture may be good
-        return 1
 
 
 def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:

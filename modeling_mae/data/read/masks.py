@@ -4,9 +4,10 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from .faults import BadImage, name_of, reading
+from .deep import turned
+from .faults import BadImage, name_of, open_file, reading
 from .header import kind_of, only_array
 
 
@@ -54,7 +55,7 @@ def decode_mask(data: bytes | None, path: str | None) -> np.ndarray:
     """
     with reading(path):
         if data is None:
-            with open(str(path), "rb") as file:
+            with open_file(str(path)) as file:
                 data = file.read()
         kind = kind_of(data, path)
         if kind in ("npy", "npz"):
@@ -67,9 +68,9 @@ def decode_mask(data: bytes | None, path: str | None) -> np.ndarray:
             if (pages := getattr(opened, "n_frames", 1)) > 1:
                 raise BadImage(f"{name_of(path)} is a mask of {pages} pages: save one number a pixel, as PNG")
             if opened.mode in GRAY_MODES:
-                return _whole_numbers(np.asarray(ImageOps.exif_transpose(opened)), path)
+                return _whole_numbers(np.asarray(turned(opened)), path)
             if opened.mode in ("RGB", "RGBA"):
-                colours = np.asarray(ImageOps.exif_transpose(opened), np.int32)  # (height, width, 3 or 4)
+                colours = np.asarray(turned(opened), np.int32)  # (height, width, 3 or 4)
                 numbers = colours[..., 0] << 16 | colours[..., 1] << 8 | colours[..., 2]
                 return numbers + COLOUR * (numbers > 0)
             if kind != "tiff":

@@ -9,21 +9,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from PIL import Image
-from PIL.Image import Transpose
 
-from .header import BOTTOM_FIRST, RIGHT_FIRST, TURNED, orientation_of
+from .deep import TURNS, orientation_of
+from .header import BOTTOM_FIRST, RIGHT_FIRST, TURNED
 
 
 REDUCTIONS = (8, 4, 2)  # that libjpeg offers
-TURNS = {
-    2: Transpose.FLIP_LEFT_RIGHT,
-    3: Transpose.ROTATE_180,
-    4: Transpose.FLIP_TOP_BOTTOM,
-    5: Transpose.TRANSPOSE,
-    6: Transpose.ROTATE_270,
-    7: Transpose.TRANSVERSE,
-    8: Transpose.ROTATE_90,
-}
 
 
 class Reduction:

@@ -1,13 +1,14 @@
 """TIFF files: what their tags say of the numbers, and the numbers, as tifffile reads them."""
 
 import io
+import struct
 from dataclasses import replace
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
-from .deep import plain_picture
+from .deep import TURNS, plain_picture
 from .faults import BadImage, name_of
 from .limits import Limit
 from .stored import Stored, promised
@@ -50,7 +51,7 @@ def described_tiff(tiff: Any, path: str | None) -> tuple[Any, Stored]:
         alpha=alpha,
         inverted=int(page.photometric) == 0,
         most=(1 << bits) - 1 if bits % 8 else None,
-        orientation=int(orientation.value) if orientation is not None else 1,
+        orientation=int(orientation.value) if orientation is not None and int(orientation.value) in TURNS else 1,
         missing=float(str(nodata.value).strip("\0 ")) if nodata is not None else None,
     )
 
@@ -68,6 +69,7 @@ def read_tiff(file: BinaryIO, path: str | None, limit: Limit) -> Stored:
         pages, stored = described_tiff(tiff, path)
         page = tiff.pages[0]
         limit.check_stored(stored, _least_bytes(page, stored))
+        _refuse_cut_off(tiff, limit.size)
         fault: Exception | None = None
         if int(page.photometric) != YCBCR or _has_colours_once_decoded(page):
             try:
@@ -82,6 +84,19 @@ def read_tiff(file: BinaryIO, path: str | None, limit: Limit) -> Stored:
                 return replace(plain_picture(picture), missing=stored.missing)
         except Exception as error:
             raise (fault or error) from None
+
+
+def _refuse_cut_off(tiff: Any, size: int) -> None:
+    """ValueError where a page, or a part of the first that is JPEG, lies behind the end of the file. Without the pages
+    bands would be missing, and what JPEG lacks is made up."""
+    page, file, layout = tiff.pages[0], tiff.filehandle, tiff.tiff
+    file.seek(page.offset)
+    tags = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))[0]
+    file.seek(tags * layout.tagsize, 1)
+    following = struct.unpack(layout.offsetformat, file.read(layout.offsetsize))[0]
+    ends = map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))
+    if following >= size or (int(page.compression) in COLOURS_ONCE_DECODED and max(ends, default=0) > size):
+        raise ValueError("it is cut off")
 
 
 class TiffRows:
@@ -99,6 +114,7 @@ class TiffRows:
         self.page: Any = tiff.pages[0]
         pages, self.stored = described_tiff(tiff, path)
         limit.check_stored(self.stored, _least_bytes(self.page, self.stored))
+        _refuse_cut_off(tiff, limit.size)
         self.is_page = pages is self.page
         self.strips: dict[tuple[int, int], np.ndarray] = {}  # of the rows that were read last
 

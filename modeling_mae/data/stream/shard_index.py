@@ -46,7 +46,7 @@ def _index(url: str, cache: ShardCache) -> Shard:
 def _counted(url: str, cache: ShardCache) -> Shard:
     size, stamp = attempt(lambda: _state(url), url)
     folder = cache.folder.parent / "index"
-    counted = f"{url} {sorted(image_endings())}"  # which of a tar file's members are images
+    counted = f"{url} 2 {sorted(image_endings())}"  # how members of tar files count, and which are images
     kept = folder / f"{hashlib.sha256(counted.encode()).hexdigest()}.json"
     try:
         shard = made_of(Shard, kept, read_json(kept))

@@ -24,7 +24,10 @@ def columns_of(file: BinaryIO, paths: bool = True) -> datasets.Features:
     """The columns of a parquet file. If none is known as images, those that hold encoded images, as pandas, polars and
     Spark write them, are. So are those of `paths` of images."""
     parquet = pyarrow.parquet.ParquetFile(file)
-    features = datasets.Features.from_arrow_schema(parquet.schema_arrow)
+    try:
+        features = datasets.Features.from_arrow_schema(parquet.schema_arrow)
+    except Exception as error:  # what strangers wrote into the file: whatever is wrong with it
+        raise ValueError(f"its features: {error}") from error
     if any(isinstance(kind, (datasets.Image, *ARRAYS)) for kind in features.values()):
         return features
     candidates = [name for name, kind in features.items() if _may_hold_images(kind)]

@@ -7,6 +7,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -20,6 +21,8 @@ from .format import Member, Shard
 
 IMAGE, LABEL, MASK = "image", "label", "mask"  # the columns
 LABEL_FILES = (".cls", ".json", ".txt")
+CHUNK = 1 << 20  # bytes
+DAMAGES = (tarfile.ReadError, ValueError, MemoryError, OverflowError)  # what headers that are wrong raise
 
 
 class Members(Sequence[Member]):
@@ -66,16 +69,20 @@ class _Content:
     """What a tar file holds, put together member by member."""
 
     endings: frozenset[str] = field(default_factory=image_endings)
-    images: list[tuple[str, int, int]] = field(default_factory=list)  # name, offset, size
+    images: dict[str, tuple[str, int, int]] = field(default_factory=dict)  # name, offset, size by its path
     labels: dict[str, str] = field(default_factory=dict)  # by the name of the sample
     label_files: list[tuple[str, str]] = field(default_factory=list)  # name, and why it is no image
     left_out: Counter[tuple[str, str]] = field(default_factory=Counter)  # files by folder and reason
 
     def add(self, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
         reason = why_left_out(member.name, self.endings) if member.isreg() else "links in tar files"
+        reason = "in tar files with holes" if member.issparse() else reason
         ending = ending_of(member.name)
         if not reason:
-            self.images.append((member.name, member.offset_data, member.size))
+            path = member.name.removeprefix("./")
+            if self.images.pop(path, None):  # as tar unpacks them
+                self.left_out[posixpath.dirname(member.name), "replaced later in its tar file"] += 1
+            self.images[path] = (member.name, member.offset_data, member.size)
         elif reason == why_no_image(ending) and ending in LABEL_FILES:
             content, sample = tar.extractfile(member), samples_of(member.name)[0]
             label = _label(content.read(), ending) if content is not None else None
@@ -89,9 +96,9 @@ class _Content:
         return next((self.labels[sample] for sample in samples_of(name) if sample in self.labels), None)
 
     def fill(self, shard: Shard) -> None:
-        shard.members = [(*image, self.label_of(image[0])) for image in self.images]
+        shard.members = [(*image, self.label_of(image[0])) for image in self.images.values()]
         shard.counts = [len(self.images)]
-        samples = {sample for name, _, _ in self.images for sample in samples_of(name)}
+        samples = {sample for name, _, _ in self.images.values() for sample in samples_of(name)}
         for name, reason in self.label_files:
             if samples_of(name)[0] not in samples:
                 self.left_out[posixpath.dirname(name), reason] += 1
@@ -107,18 +114,14 @@ def samples_of(name: str) -> list[str]:
 
 class Tar:
     def count(self, shard: Shard, cache: ShardCache) -> None:
-        """If the file ends too early, the last image is one that cannot be read."""
-        content, place = _Content(), -1
-        with tarfile.open(local_file(shard.url, shard.size, shard.stamp, cache), "r:") as tar:
-            try:
-                for member in tar:
-                    if member.size < 0 or member.offset <= place:
-                        raise tarfile.ReadError(f"the header at byte {member.offset} leads back")
-                    place = member.offset
-                    content.add(member, tar)
-            except tarfile.ReadError:
-                if not content.images:
-                    raise
+        """If the file ends too early, the last image is one that cannot be read. What follows behind a damaged header,
+        or behind the end of the archive, is counted as left out."""
+        content = _Content()
+        try:
+            with tarfile.open(local_file(shard.url, shard.size, shard.stamp, cache), "r:") as tar:
+                _read_members(tar, content)
+        except DAMAGES as error:
+            raise tarfile.ReadError(str(error) or type(error).__name__) from error
         content.fill(shard)
 
     def features(self, shards: list[Shard]) -> datasets.Features:
@@ -158,6 +161,32 @@ class Tar:
             return {"bytes": data, "path": f"{name} of {shard.url}"}
 
         return read
+
+
+def _read_members(tar: tarfile.TarFile, content: _Content) -> None:
+    """All members up to the first that is damaged. ReadError and others where no image stands before it."""
+    place = -1
+    try:
+        for member in tar:
+            if member.size < 0 or member.offset <= place:
+                raise tarfile.ReadError(f"the header at byte {member.offset} leads back")
+            place = member.offset
+            content.add(member, tar)
+    except DAMAGES:
+        if not content.images:
+            raise
+    if content.images and _something_follows(tar):
+        content.left_out["", "rest of a tar file that is damaged or several joined"] += 1
+
+
+def _something_follows(tar: tarfile.TarFile) -> bool:
+    """Whether behind the last member that was read there is more than zeros, which fill up the file."""
+    file: Any = tar.fileobj
+    file.seek(tar.offset)
+    while data := file.read(CHUNK):
+        if data.strip(b"\0"):
+            return True
+    return False
 
 
 def _label(data: bytes, ending: str) -> str | None:
