@@ -14,6 +14,7 @@ from ...errors import UserError
 from ..stream.formats.parquet import ARRAYS
 from ..stream.shard_index import fingerprint_of
 from ..stream.shards import ShardedRows
+from .slices import merged
 from .sources import EVAL_SPLITS, Source, SourceSettings, load_eval_split, load_source
 from .splits import NoSplit
 
@@ -79,7 +80,9 @@ def join(parts: list[Source], mix: list[float] | None) -> Source:
     dataset = (
         JoinedShards(parts) if all(isinstance(part.dataset, ShardedRows) for part in parts) else _concatenated(parts)
     )
+    volumes = merged([part.volumes for part in parts if part.volumes])
     source = Source(dataset, IMAGE, None, " + ".join(names), left_out, parts=parts, shares=shares, elsewhere=elsewhere)
+    source.volumes = volumes
     return replace(source, mask_column=parts[0].mask_column, mask_names=parts[0].mask_names)  # each reads its own
 
 

@@ -13,7 +13,10 @@ import numpy as np
 import pyarrow.compute as pc
 
 from ...errors import UserError
+from ...settings import settings as settings_of
 from ..read.arrays import cell_of
+from ..read.limits import MOST_PIXELS
+from ..read.volumes import VolumeReader
 from ..stream.formats.parquet import ARRAYS
 from ..stream.shards import ShardedRows
 from . import scenes
@@ -29,6 +32,7 @@ from .masks import (
     rows_with_masks,
     with_mask_column,
 )
+from .slices import SliceSettings, sliced
 from .splits import NoSplit, all_splits, choose_split
 from .streams import only_split, stream_of_hub, stream_of_place
 from .tables import caches, checked_rows, holds_images, is_saved, load_parquet, load_saved
@@ -65,6 +69,9 @@ class SourceSettings:
     problem_type: str | None = None
     mask_dir: str | None = None
     mask_column_name: str | None = None
+    slices: str | None = None  # of stacks and volumes; None: the first page, and no volumes
+    neighbour_slices: int = 0
+    max_image_pixels: int = MOST_PIXELS
 
     @property
     def with_masks(self) -> bool:
@@ -98,6 +105,7 @@ class Source:
     parts: list["Source"] = field(default_factory=list)  # that were joined into this one
     shares: tuple[Fraction, ...] | None = None  # of the training that each part has, where these were given
     elsewhere: int = 0  # images of the folder that are in other splits
+    volumes: VolumeReader | None = None  # that reads the rows which are slices
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -107,8 +115,10 @@ class Source:
         return isinstance(self.dataset, ShardedRows)
 
     def cell(self, index: int) -> dict:
-        """Bytes and path of an image."""
-        return cell_of(self.dataset[index][self.image_column])
+        """Bytes and path of an image. BadImage where it is a slice that cannot be read."""
+        cell = cell_of(self.dataset[index][self.image_column])
+        numbers = self.volumes.read(cell["path"]) if self.volumes else None
+        return cell if numbers is None else {**cell_of(numbers), "path": cell["path"]}
 
     def mask_cell(self, index: int) -> dict:
         """Bytes and path of the mask of an image, in a source that has masks."""
@@ -116,7 +126,9 @@ class Source:
             if index < len(part):
                 return part.mask_cell(index)
             index -= len(part)
-        return cell_of(self._masks[index][self.mask_column])
+        cell = cell_of(self._masks[index][self.mask_column])
+        numbers = self.volumes.read_mask(cell["path"]) if self.volumes else None
+        return cell if numbers is None else {**cell_of(numbers), "path": cell["path"]}
 
     @cached_property
     def _masks(self) -> Any:
@@ -169,9 +181,11 @@ def load_source(
         UserError: the path, name or column does not exist, there are no images, or it is unclear which are meant.
     """
     if settings.train_dir is not None and not settings.streaming:
-        listing = listing or _list(settings.place)
+        listing = listing or _list(settings)
     if settings.streaming or (listing is not None and listing.only_streamed):
         return _load_stream(settings, split, max_samples)
+    if settings.slices is not None and (listing is None or not len(listing.images)):
+        raise UserError(f"slices {settings.slices!r} are of image files: give a folder of them with --train_dir")
     dataset_id, name, folder, left_out, elsewhere = None, settings.dataset_name, None, "", 0
     if listing is not None:
         name, folder = listing.name, listing.folder
@@ -193,14 +207,15 @@ def load_source(
         dataset = checked_rows(dataset, image_column, [folder] if folder else caches(settings.cache), name)
         empty = f"{rows - len(dataset):,} rows left out: without an image" if len(dataset) < rows else ""
         left_out = "; ".join(filter(None, [left_out, empty]))
-    masks = None
+    masks, volumes = None, None
     if settings.with_masks:
         masks = mask_column(dataset.features, image_column, settings.mask_column_name, str(name))
-        rows_left, dataset = len(dataset), still_encoded(dataset, masks)
-        dataset = dataset.select(rows_with_masks(dataset, masks, str(name)))
-        gone = rows_left - len(dataset)
-        without = f"{gone:,} of {rows_left:,} images have no mask" if gone else ""
+        dataset, without = _only_masked(dataset, masks, str(name))
         left_out = "; ".join(filter(None, [left_out, without]))
+    if settings.slices is not None:
+        cache = os.path.join(settings.cache or datasets.config.HF_DATASETS_CACHE, "volumes")
+        found = sliced(dataset, image_column, masks, settings_of(SliceSettings, settings), cache)
+        dataset, volumes, left_out = found.dataset, found.reader, "; ".join(filter(None, [found.remark, left_out]))
     if max_samples is not None and max_samples < len(dataset):
         # Evenly spread: many sets are sorted by class, and their first images would all be of one class.
         dataset = dataset.select(np.linspace(0, len(dataset) - 1, max_samples).round().astype(int))
@@ -208,7 +223,15 @@ def load_source(
         raise UserError(f"{name}, split {split!r}, has no images: give another split or data set")
     names = scenes.CLASSES if name == scenes.NAME else names_of_numbers(folder) if settings.with_masks else {}
     source = Source(dataset, image_column, label_column, name, left_out, dataset_id, folder, masks, names)
-    return replace(source, elsewhere=elsewhere)
+    return replace(source, elsewhere=elsewhere, volumes=volumes)
+
+
+def _only_masked(dataset: datasets.Dataset, masks: str, name: str) -> tuple[datasets.Dataset, str]:
+    """The images with a mask, and how many have none."""
+    rows, dataset = len(dataset), still_encoded(dataset, masks)
+    dataset = dataset.select(rows_with_masks(dataset, masks, name))
+    gone = rows - len(dataset)
+    return dataset, f"{gone:,} of {rows:,} images have no mask" if gone else ""
 
 
 def still_encoded(dataset: datasets.Dataset, image_column: str) -> datasets.Dataset:
@@ -232,7 +255,7 @@ def load_eval_split(
     """
     candidates = [split] if split else [*EVAL_SPLITS, *["train"] * only_for_evaluation]
     is_folder = settings.train_dir is not None and not settings.streaming
-    listing, exact = _list(settings.place) if is_folder else None, split is not None
+    listing, exact = _list(settings) if is_folder else None, split is not None
     missing: NoSplit | None = None
     for candidate in candidates:
         try:
@@ -249,6 +272,8 @@ def load_eval_split(
 
 
 def _load_stream(settings: SourceSettings, split: str | None, max_samples: int | None) -> Source:
+    if settings.slices is not None:
+        raise UserError(f"slices {settings.slices!r} cannot be taken of a stream or tar file: unpack it into a folder")
     if max_samples is not None:
         raise UserError(
             f"{max_samples} samples cannot be taken of a stream or tar file, which is read whole: give fewer, or "
@@ -277,10 +302,10 @@ def _load_stream(settings: SourceSettings, split: str | None, max_samples: int |
     return replace(source, elsewhere=rows.elsewhere)
 
 
-def _list(data_dir: str) -> Listing:
-    if data_dir == "":
+def _list(settings: SourceSettings) -> Listing:
+    if settings.place == "":
         raise UserError("the folder of images '' is empty: give its path, or . for the current folder")
-    return list_place(os.path.expanduser(data_dir))
+    return list_place(os.path.expanduser(settings.place), volumes=settings.slices is not None)
 
 
 def _load_scenes(split: str | None, exact_split: bool, settings: SourceSettings) -> datasets.Dataset:
@@ -329,7 +354,7 @@ def _load_folder(
     if not settings.with_masks or part.metadata:
         return image_folder(part), part
     part = masks_not_left_out(part)
-    masks = masks_in(settings.mask_dir) if settings.mask_dir else masks_beside(listing)
+    masks = masks_in(settings.mask_dir, settings.slices is not None) if settings.mask_dir else masks_beside(listing)
     return with_mask_column(image_folder(part), part, masks), part
 
 
