@@ -162,8 +162,8 @@ class Listing:
 
 
 def list_place(place: str | os.PathLike, volumes: bool = False) -> Listing:
-    """All files below a folder; of a file that is an image or holds images, this file alone. With `volumes` NIfTI files
-    are among the images.
+    """All files below a folder; of a file that is an image or holds images, this file alone. With `volumes` the
+    images include NIfTI files.
 
     Raises:
         UserError: there is no such folder, or it may not be read; names the nearest that exists. Or a file of another

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -76,8 +75,8 @@ class Sliced:
 
 
 def sliced(dataset: datasets.Dataset, image: str, mask: str | None, settings: SliceSettings, cache: str) -> Sliced:
-    """The data set of files with a row for each slice of those that are volumes, with the labels of its file. The other
-    rows stay as they are, also those of volumes that cannot be read: reading them says why.
+    """The data set with a row for each slice of the files that are volumes. It has the label of its file. Other rows
+    stay as they are, also those of volumes that cannot be read: reading them says why.
 
     Raises:
         UserError: a package is missing, or a mask has another number of slices than its volume.
@@ -92,10 +91,10 @@ def sliced(dataset: datasets.Dataset, image: str, mask: str | None, settings: Sl
     masks = None if mask is None else pc.struct_field(table[mask], "path").to_pylist()
     kept, names, kept_masks, empty = list[int](), list[str](), list[str | None](), 0
     for (name, rows), facts in zip(volumes, found, strict=True):
-        if isinstance(facts, BadImage):
+        if isinstance(facts, BadImage) and len(rows) == 1:
             reader.faults[name] = str(facts)
         if not isinstance(facts, VolumeFacts):
-            kept, names = kept + rows, names + [name] * len(rows)
+            kept, names = kept + rows, names + [paths[row] for row in rows]
             kept_masks += [masks[row] if masks else None for row in rows]
             continue
         reader.volumes[name] = facts
@@ -112,15 +111,14 @@ def sliced(dataset: datasets.Dataset, image: str, mask: str | None, settings: Sl
     columns = {key: table.column(key) for key in table.column_names} | {image: _path_column(names)}
     if mask is not None:
         columns[mask] = _path_column(kept_masks)
-    remark = _remark(reader, len(names) - len(found) + len(reader.volumes), empty)
-    return Sliced(dataset_of(columns, dict(dataset.features), image), reader, remark)
+    return Sliced(dataset_of(columns, dict(dataset.features), image), reader, _remark(reader, empty))
 
 
 def _path_column(paths: list) -> pa.ChunkedArray:
     return image_column("", pa.array([path and path.removeprefix("/") for path in paths], pa.large_string()))
 
 
-def _remark(reader: VolumeReader, slices: int, empty: int) -> str:
+def _remark(reader: VolumeReader, empty: int) -> str:
     if not reader.volumes:
         return "no file is a stack or volume, so --slices changes nothing"
     said = f"slices of {len(reader.volumes):,} volumes, {empty:,} empty ones left out"
@@ -129,8 +127,8 @@ def _remark(reader: VolumeReader, slices: int, empty: int) -> str:
 
 
 def _volumes(paths: list[str]) -> list[tuple[str, list[int]]]:
-    """(name, rows) of each file, or of each DICOM series, whose rows are in the order of its slices. A series is called
-    by its identifier, in the folder of its files."""
+    """(name, rows) of each file, or of each DICOM series, whose rows are in the order of its slices. The name of a
+    series is its identifier, in the folder of its files."""
     series: dict[tuple, list[tuple[SeriesHeader, str, int]]] = defaultdict(list)
     for row, path in enumerate(paths):
         if ending_of(path) == ".dcm":

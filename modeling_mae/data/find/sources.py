@@ -184,8 +184,6 @@ def load_source(
         listing = listing or _list(settings)
     if settings.streaming or (listing is not None and listing.only_streamed):
         return _load_stream(settings, split, max_samples)
-    if settings.slices is not None and (listing is None or not len(listing.images)):
-        raise UserError(f"slices {settings.slices!r} are of image files: give a folder of them with --train_dir")
     dataset_id, name, folder, left_out, elsewhere = None, settings.dataset_name, None, "", 0
     if listing is not None:
         name, folder = listing.name, listing.folder
@@ -202,36 +200,59 @@ def load_source(
     image_column = find_image_column(dataset.features, settings.image_column_name)
     label_column = find_label_column(dataset.features, settings.label_column_name)
     dataset = still_encoded(dataset, image_column)
-    if listing is None or not len(listing.images):  # of images in a folder, paths are our own
-        rows = len(dataset)
-        dataset = checked_rows(dataset, image_column, [folder] if folder else caches(settings.cache), name)
-        empty = f"{rows - len(dataset):,} rows left out: without an image" if len(dataset) < rows else ""
-        left_out = "; ".join(filter(None, [left_out, empty]))
-    masks, volumes = None, None
+    files = listing is not None and len(listing.images) > 0
+    source = Source(dataset, image_column, label_column, name, left_out, dataset_id, folder, elsewhere=elsewhere)
+    if not files:  # of images in a folder, paths are our own
+        source = _checked(source, settings)
     if settings.with_masks:
-        masks = mask_column(dataset.features, image_column, settings.mask_column_name, str(name))
-        dataset, without = _only_masked(dataset, masks, str(name))
-        left_out = "; ".join(filter(None, [left_out, without]))
+        source = _only_masked(source, settings)
     if settings.slices is not None:
-        cache = os.path.join(settings.cache or datasets.config.HF_DATASETS_CACHE, "volumes")
-        found = sliced(dataset, image_column, masks, settings_of(SliceSettings, settings), cache)
-        dataset, volumes, left_out = found.dataset, found.reader, "; ".join(filter(None, [found.remark, left_out]))
-    if max_samples is not None and max_samples < len(dataset):
-        # Evenly spread: many sets are sorted by class, and their first images would all be of one class.
-        dataset = dataset.select(np.linspace(0, len(dataset) - 1, max_samples).round().astype(int))
-    if not len(dataset):
+        source = _sliced(source, settings, files)
+    if not len(source):
         raise UserError(f"{name}, split {split!r}, has no images: give another split or data set")
-    names = scenes.CLASSES if name == scenes.NAME else names_of_numbers(folder) if settings.with_masks else {}
-    source = Source(dataset, image_column, label_column, name, left_out, dataset_id, folder, masks, names)
-    return replace(source, elsewhere=elsewhere, volumes=volumes)
+    return source if max_samples is None else _spread_over(source, max_samples)
 
 
-def _only_masked(dataset: datasets.Dataset, masks: str, name: str) -> tuple[datasets.Dataset, str]:
-    """The images with a mask, and how many have none."""
-    rows, dataset = len(dataset), still_encoded(dataset, masks)
-    dataset = dataset.select(rows_with_masks(dataset, masks, name))
-    gone = rows - len(dataset)
-    return dataset, f"{gone:,} of {rows:,} images have no mask" if gone else ""
+def _spread_over(source: Source, count: int) -> Source:
+    """At most `count` images, evenly spread: in a set that is sorted by class the first ones are of one class."""
+    assert not isinstance(source.dataset, ShardedRows)
+    chosen = np.linspace(0, len(source) - 1, count).round().astype(int)
+    return source if count >= len(source) else replace(source, dataset=source.dataset.select(chosen))
+
+
+def _told(source: Source, remark: str) -> str:
+    """What is said of the images that are left out, with one more remark."""
+    return "; ".join(filter(None, [source.left_out, remark]))
+
+
+def _checked(source: Source, settings: SourceSettings) -> Source:
+    """The rows that have an image."""
+    folders = [source.folder] if source.folder else caches(settings.cache)
+    dataset = checked_rows(source.dataset, source.image_column, folders, source.name)
+    empty = len(source) - len(dataset)
+    remark = f"{empty:,} rows left out: without an image" if empty else ""
+    return replace(source, dataset=dataset, left_out=_told(source, remark))
+
+
+def _only_masked(source: Source, settings: SourceSettings) -> Source:
+    """The images with a mask."""
+    column = mask_column(source.dataset.features, source.image_column, settings.mask_column_name, source.name)
+    dataset = still_encoded(source.dataset, column)
+    dataset = dataset.select(rows_with_masks(dataset, column, source.name))
+    gone = len(source) - len(dataset)
+    remark = f"{gone:,} of {len(source):,} images have no mask" if gone else ""
+    names = scenes.CLASSES if source.name == scenes.NAME else names_of_numbers(source.folder)
+    return replace(source, dataset=dataset, mask_column=column, mask_names=names, left_out=_told(source, remark))
+
+
+def _sliced(source: Source, settings: SourceSettings, files: bool) -> Source:
+    """The slices of volumes and stacks, which must be `files`."""
+    if not files:
+        raise UserError(f"slices {settings.slices!r} are of image files: give a folder of them with --train_dir")
+    cache = os.path.join(settings.cache or datasets.config.HF_DATASETS_CACHE, "volumes")
+    how = settings_of(SliceSettings, settings)
+    found = sliced(source.dataset, source.image_column, source.mask_column, how, cache)
+    return replace(source, dataset=found.dataset, volumes=found.reader, left_out=_told(source, found.remark))
 
 
 def still_encoded(dataset: datasets.Dataset, image_column: str) -> datasets.Dataset:

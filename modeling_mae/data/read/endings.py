@@ -12,7 +12,9 @@ OTHER_IMAGES = (".heic", ".heif", ".avif", ".avifs", ".jxl", ".svg", ".dng", ".c
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar")
 MASK_WORDS = r"masks?|labels?|annot|annotations?|ground[-_ ]?truth|gt|segmentations?|seg"
 NIFTI = (".nii", ".nii.gz")
-MASK_ENDING = rf"(?i)[._-]({MASK_WORDS})\.(nii\.)?[^./]+$"  # `0001.seg.png`, as webdataset names it, and `0001_mask.png`
+MASK_ENDING = (
+    rf"(?i)[._-]({MASK_WORDS})\.(nii\.)?[^./]+$"  # `0001.seg.png`, as webdataset names it, and `0001_mask.png`
+)
 
 
 def image_endings() -> frozenset[str]:
