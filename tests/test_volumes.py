@@ -4,6 +4,7 @@ import gzip
 import io
 import itertools
 import re
+from contextlib import nullcontext
 
 import nibabel
 import numpy as np
@@ -39,11 +40,11 @@ NOISE = np.random.default_rng(0).integers(0, 4000, (6, 20, 16)).astype(np.int16)
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """Every test has a cache of its own, and no volume is open from another one."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    open_volume.cache_clear()
-    return tmp_path / "cache" / "volumes"
+def cache(tmp_path_factory, monkeypatch):
+    """Every test has a cache of its own, so that no volume is unpacked before."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(folder))
+    return folder / "volumes"
 
 
 def opened(place, slices="all", **options):
@@ -102,7 +103,7 @@ def save_series(folder, values: np.ndarray, uid="1.2.3", seed=0, direction=(1, 0
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
-@pytest.mark.parametrize("axes", itertools.permutations("RAS"))
+@pytest.mark.parametrize("axes", [*itertools.permutations("RAS")])
 def test_slices_of_nifti_are_axial_and_upright(tmp_path, axes, ending):
     """Each voxel holds its place in the body: from slice to slice higher, from row to row further back, from column to
     column further left."""
@@ -146,7 +147,7 @@ def test_pixels_become_square(tmp_path):
 
 
 def test_pages_are_those_of_tifffile(tmp_path):
-    """8 bits as they are, gray or coloured; all others in the window of the file. Pages of other sizes are previews."""
+    """8 bits as they are, gray or coloured; all others in the window of the file. Smaller pages are previews."""
     stack = np.random.default_rng(1).integers(0, 256, (5, 20, 16, 3)).astype(np.uint8)
     tifffile.imwrite(tmp_path / "a-gray.tif", stack[..., 0], photometric="minisblack")
     tifffile.imwrite(tmp_path / "b-colours.tif", stack, photometric="rgb", compression="deflate")
@@ -227,7 +228,8 @@ def test_empty_slices_are_counted_and_left_out(tmp_path):
     source = opened(tmp_path)
     assert names_of(source) == [f"scan.nii.gz#z={z}" for z in range(3, 9)]
     assert source.left_out.startswith("slices of 1 volumes, 3 empty ones left out, unpacked in ")
-    save_axial(tmp_path / "empty" / "a.nii", 0 * NOISE) if (tmp_path / "empty").mkdir() is None else None
+    (tmp_path / "empty").mkdir()
+    save_axial(tmp_path / "empty" / "a.nii", 0 * NOISE)
     with pytest.raises(UserError, match="all 6 slices of 1 volumes are empty"):
         opened(tmp_path / "empty")
 
@@ -337,16 +339,17 @@ def test_a_compressed_volume_is_unpacked_once(tmp_path, cache, monkeypatch):
     for _ in range(2):
         source = opened(tmp_path)
         first = [pixels_of(source, z) for z in range(6)]
-        open_volume.cache_clear()
-    assert len(calls) == 1 and len(list(cache.glob("*.npy"))) == 1
-    next(cache.glob("*.npy")).write_bytes(b"cut off")
+        volumes._kept_open.cache_clear()
+    assert len(calls) == 1 and len(list(cache.glob("*.unpacked"))) == 1
+    volumes._kept_open.cache_clear()
+    next(cache.glob("*.unpacked")).write_bytes(b"cut off")
     assert np.array_equal([pixels_of(source, z) for z in range(6)], first) and len(calls) == 2
     save_axial(tmp_path / "scan.nii.gz", NOISE[::-1])
     assert np.array_equal(pixels_of(opened(tmp_path), 0), first[5]) and len(calls) == 3
     monkeypatch.setattr(volumes, "SPARE", 1 << 60)
     save_axial(tmp_path / "scan.nii.gz", NOISE)
     source = opened(tmp_path)
-    assert np.array_equal([pixels_of(source, z) for z in range(6)], first) and len(calls) == 5
+    assert np.array_equal([pixels_of(source, z) for z in range(6)], first) and len(calls) == 4
 
 
 # --- what goes wrong ---
@@ -478,9 +481,8 @@ def test_features_per_volume_are_the_means_of_slices(tmp_path):
     written = load_features(tmp_path / "out.parquet")
     np.testing.assert_allclose(written.values, means, atol=1e-6)
     assert (written.files, written.rows, written.labels) == (found.files, found.rows, found.labels)
-    write_features(
-        str(checkpoint), str(scans), Output(tmp_path / "out.npy", per_volume=True), ApplySettings(**options)
-    )
+    output = Output(tmp_path / "out.npy", per_volume=True)
+    write_features(str(checkpoint), str(scans), output, ApplySettings(**options))
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), means, atol=1e-6)
     assert (tmp_path / "out.csv").read_text().split() == [
         "row,file,label",
@@ -496,6 +498,11 @@ def test_labelled_sets_of_slices(tmp_path):
             (tmp_path / split / label).mkdir(parents=True)
             save_axial(tmp_path / split / label / f"{name}.nii.gz", values)
     sets = load_labelled_sets(
-        SourceSettings(train_dir=str(tmp_path), slices="all"), Opening((8, 8), 1), None, say=lambda *text: None
+        SourceSettings(train_dir=str(tmp_path), slices="all"),
+        Opening((8, 8), 1),
+        None,
+        class_names=None,
+        main_process_first=nullcontext,
+        say=lambda *text: None,
     )
     assert (len(sets.training), len(sets.evaluation), sets.class_names) == (6, 6, ["high", "low"])

@@ -2,7 +2,6 @@
 
 import importlib.util
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -31,7 +30,6 @@ IN_SERIES = (
     "VOILUTFunction",
     "VOILUTSequence",
 )  # elements that say where a plane lies
-HEADERS = 1 << 14  # that are kept, to open a series
 LONGEST = 64  # bytes of the first element of a file without a preamble
 
 
@@ -183,7 +181,6 @@ class SeriesHeader:
     inverted: bool
 
 
-@lru_cache(maxsize=HEADERS)
 def series_header(path: str) -> SeriesHeader | None:
     """None of a file that is no plane of a series: several frames, colours, or no place in space.
 

@@ -44,14 +44,12 @@ SAME_SPACING = 0.01  # relative difference of pixels that count as square
 class Volume:
     """`count` slices: ``read(z)`` gives ``(height, width)`` of one, or ``(3, height, width)`` of a colour page.
 
-    `spacing` is the height and width of a pixel in any unit. `window` are the values of black and white where the
-    file says them. `as_it_is` are 8 bits that no window changes.
+    `spacing` is the height and width of a pixel in any unit. `as_it_is` are 8 bits that no window changes.
     """
 
     count: int
     read: Callable[[int], np.ndarray]
     spacing: tuple[float, float] = (1.0, 1.0)
-    window: tuple[float, float] | None = None
     inverted: bool = False  # the lowest value is white
     as_it_is: bool = False
 
@@ -77,15 +75,23 @@ def has_nibabel() -> bool:
     return importlib.util.find_spec("nibabel") is not None
 
 
-@lru_cache(maxsize=OPENED)
 def open_volume(files: tuple[str, ...], most_pixels: int, cache: str | None = None) -> Volume | None:
     """The volume in a file, or in the files of a DICOM series, one for each slice; None of a file with one picture.
 
-    Compressed files are unpacked into the folder `cache`, if its disk has room, and into memory otherwise.
+    Compressed files are unpacked into the folder `cache`, if its disk has room, and into memory otherwise. The process
+    keeps the last volumes open.
 
     Raises:
         BadImage: it cannot be read, or is larger than `most_pixels`.
     """
+    with reading(files[0]):
+        stat = os.stat(files[0])
+    return _kept_open(files, most_pixels, cache, (stat.st_mtime_ns, stat.st_size))
+
+
+@lru_cache(maxsize=OPENED)
+def _kept_open(files: tuple[str, ...], most_pixels: int, cache: str | None, stamp: tuple[int, int]) -> Volume | None:
+    """`stamp` changes with the file."""
     path = files[0]
     with reading(path):
         if len(files) > 1:
@@ -102,7 +108,7 @@ def look_through(files: tuple[str, ...], most_pixels: int, cache: str | None) ->
     Raises:
         BadImage: as `open_volume`, or no slice can be read.
     """
-    volume = open_volume.__wrapped__(files, most_pixels, cache)  # not kept: all volumes are looked at, one by one
+    volume = open_volume(files, most_pixels, cache)
     if volume is None:
         return None
     samples, empty, fault = dict[int, np.ndarray](), set[int](), BadImage(f"{files[0]} has no slices: remove it")
@@ -119,9 +125,17 @@ def look_through(files: tuple[str, ...], most_pixels: int, cache: str | None) ->
         samples[z] = values[..., ::step, ::step].astype(np.float32)
     if not samples:
         raise fault
-    window = volume.window or _window(list(samples.values()))
+    window = _common_window(files) or _window(list(samples.values()))
     empty |= {z for z, seen in samples.items() if (volume.shown(seen, window) > BACKGROUND).mean() < FEWEST}
     return VolumeFacts(files, volume.count, window, tuple(sorted(empty)))
+
+
+def _common_window(files: tuple[str, ...]) -> tuple[float, float] | None:
+    """That of a DICOM series whose files all have the same."""
+    if len(files) == 1:
+        return None
+    windows = {header.window for file in files if (header := series_header(file)) is not None}
+    return windows.pop() if len(windows) == 1 else None
 
 
 def _window(samples: list[np.ndarray]) -> tuple[float, float]:
@@ -269,7 +283,7 @@ def checksum_of_files(files: tuple[str, ...]) -> str:
 
 def _unpacked(path: str, slices: Callable[[], np.ndarray], cache: str | None) -> np.ndarray:
     """The slices of a compressed file, from the folder `cache`; from memory if that has no room for them."""
-    kept = Path(cache) / f"{checksum_of_files((path,))}.npy" if cache else None
+    kept = Path(cache) / f"{checksum_of_files((path,))}.unpacked" if cache else None
     if kept is not None:
         with suppress(OSError, ValueError):
             return np.load(kept, "r", allow_pickle=False)
@@ -322,13 +336,13 @@ def _page(path: str, number: int, limit: Limit) -> np.ndarray:
 
 
 def _dicom_series(files: tuple[str, ...], most_pixels: int) -> Volume:
-    headers = [header for file in files if (header := series_header(file)) is not None]
-    first, windows = headers[0], {header.window for header in headers}
+    limit, first = Limit.of(None, files[0], most_pixels), series_header(files[0])
+    if first is None:
+        raise ValueError("no plane of a series")
+    _check_size(limit, *first.shape, first.spacing)
 
     def read(z: int) -> np.ndarray:
         with reading(files[z]):
             return dicom_slice(files[z], Limit.of(None, files[z], most_pixels))
 
-    _check_size(Limit.of(None, files[0], most_pixels), *first.shape, first.spacing)
-    window = windows.pop() if len(windows) == 1 else None
-    return Volume(len(files), read, first.spacing, window, first.inverted)
+    return Volume(len(files), read, first.spacing, first.inverted)
