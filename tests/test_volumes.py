@@ -35,7 +35,6 @@ from modeling_mae.tasks.masks import Masks
 from modeling_mae.tasks.sets import load_labelled_sets
 
 
-pydicom = pytest.importorskip("pydicom")
 NOISE = np.random.default_rng(0).integers(0, 4000, (6, 20, 16)).astype(np.int16)  # (slices, height, width)
 
 
@@ -77,6 +76,7 @@ def save_axial(path, slices: np.ndarray) -> None:
 
 def save_series(folder, values: np.ndarray, uid="1.2.3", seed=0, direction=(1, 0, 0, 0, 1, 0), each=None, **elements):
     """``(slices, height, width)`` as DICOM files 3 mm apart, in an order that names and numbers do not tell."""
+    pydicom = pytest.importorskip("pydicom")
     folder.mkdir(parents=True, exist_ok=True)
     normal = np.cross(direction[:3], direction[3:])
     for name, z in enumerate(np.random.default_rng(seed).permutation(len(values))):
