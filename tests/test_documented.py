@@ -67,6 +67,8 @@ NOT_RUN = {
     "accelerate launch --quiet --config_file configuration/accelerate/cpu.yaml": "test_readme_guide.py runs it",
     "accelerate launch --quiet --config_file configuration/accelerate/one_gpu.yaml": "a GPU",
     "accelerate launch run_pretrain.py own_images --train_dir fields": "test_many_bands.py runs it",
+    "accelerate launch run_pretrain.py own_images --train_dir scans": "test_volumes.py runs one",
+    "mae features runs/scans": "test_volumes.py runs one",
     "mae app": "test_app_browser.py runs one",
     "mae features facebook/vit-mae-base": "the Hub; test_interop.py reads such checkpoints",
     "accelerate launch run_eval.py demo_eval --model_name_or_path facebook": "the Hub; as above",

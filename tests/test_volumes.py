@@ -4,7 +4,10 @@ import gzip
 import io
 import itertools
 import re
+import shutil
+from argparse import ArgumentParser
 from contextlib import nullcontext
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -12,9 +15,10 @@ import pytest
 import tifffile
 import torch
 from applied import save_checkpoint
-from conftest import dealt_batches
+from conftest import assert_same_run, dealt_batches, run, weights_and_history
 
 from configuration import ArgumentError, EvalArguments, PretrainArguments
+from modeling_mae.commands import features as features_command
 from modeling_mae.data.find import slices as slices_module
 from modeling_mae.data.find.facts import image_facts
 from modeling_mae.data.find.fingerprint import fingerprint
@@ -29,7 +33,7 @@ from modeling_mae.data.serve.images import ImageSettings, Opening, open_images
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation import extract_features
 from modeling_mae.evaluation.extraction import write_features
-from modeling_mae.evaluation.neighbours import load_features
+from modeling_mae.evaluation.neighbours import load_features, query_features
 from modeling_mae.evaluation.tables import ApplySettings, Output
 from modeling_mae.tasks.masks import Masks
 from modeling_mae.tasks.sets import load_labelled_sets
@@ -484,12 +488,33 @@ def test_features_per_volume_are_the_means_of_slices(tmp_path):
     output = Output(tmp_path / "out.npy", per_volume=True)
     write_features(str(checkpoint), str(scans), output, ApplySettings(**options))
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), means, atol=1e-6)
+    queries = query_features(written, scans / "well")  # slices, as the features were made of
+    np.testing.assert_allclose(queries.values, slices.values[9:], atol=1e-6)
     assert (tmp_path / "out.csv").read_text().split() == [
         "row,file,label",
         "3,ill/a.nii.gz,ill",
         "7,ill/b.nii.gz,ill",
         "11,well/c.nii,well",
     ]
+
+
+def test_the_command_asks_for_slices(tmp_path):
+    """`mae features` gives its options on, and a row for each volume needs slices."""
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", image_size=16, patch_size=8, num_channels=3)
+    (tmp_path / "scans").mkdir()
+    save_axial(tmp_path / "scans" / "a.nii", NOISE)
+    words = [str(checkpoint), str(tmp_path / "scans"), str(tmp_path / "out.parquet"), "--per", "volume"]
+    words += ["--dataloader_num_workers", "0"]
+    parser = ArgumentParser()
+    features_command.add_arguments(parser)
+    with pytest.raises(UserError, match="per volume needs slices: add --slices all"):
+        features_command.run(parser.parse_args(words))
+    features_command.run(parser.parse_args([*words, "--slices", "middle:4", "--neighbour_slices", "1"]))
+    written = load_features(tmp_path / "out.parquet")
+    options = {"slices": "middle:4", "neighbour_slices": 1}
+    expected = extract_features(checkpoint, tmp_path / "scans", num_workers=0, **options).values
+    np.testing.assert_allclose(written.values, expected.mean(0, keepdims=True), atol=1e-6)
+    assert written.files == ["a.nii"] and options.items() <= written.about["place"].items()
 
 
 def test_labelled_sets_of_slices(tmp_path):
@@ -506,3 +531,67 @@ def test_labelled_sets_of_slices(tmp_path):
         say=lambda *text: None,
     )
     assert (len(sets.training), len(sets.evaluation), sets.class_names) == (6, 6, ["high", "low"])
+
+
+# --- whole runs ---
+
+
+def scans_in(folder):
+    """Bright above and dark below, with stripes: something that can be learnt."""
+    for split, count in (("train", 4), ("test", 2)):
+        for number in range(count):
+            for label, turned in (("lying", False), ("standing", True)):
+                z, y, x = np.indices((8, 20, 20))
+                values = 100 * (x if turned else y) + 40 * z + 300 * (y % 4 < 2) + number + 10
+                (folder / split / label).mkdir(parents=True, exist_ok=True)
+                save_axial(folder / split / label / f"{split}{number}.nii.gz", values.astype(np.int16))
+    return folder
+
+
+def test_runs_on_slices(tmp_path, recipe):
+    """A run that goes on is the same run, and needs the same slices; classes of volumes are learnt from slices."""
+    scans = scans_in(tmp_path / "scans")
+    words = [recipe, "--train_dir", scans, "--slices", "all", "--neighbour_slices", 1, "--max_train_steps", 8]
+    words += ["--config_overrides", "num_channels=3", "--max_train_samples", 64, "--checkpointing_steps", 4]
+    output = run(*words, "--output_dir", tmp_path / "whole")
+    assert "64 images" in output and "slices of 8 volumes, 0 empty ones left out" in output
+    half = shutil.copytree(tmp_path / "whole", tmp_path / "half")
+    shutil.rmtree(half / "checkpoint-8")
+    refused = run(*words, "--output_dir", half, "--resume_from_checkpoint", "auto", "--slices", "middle:6", code=1)
+    assert "slices all -> middle:6" in refused
+    run(*words, "--output_dir", half, "--resume_from_checkpoint", "auto", "--dataloader_num_workers", 1)
+    assert_same_run(tmp_path / "whole", half)
+    output = run(
+        *("--model_name_or_path", half, "--train_dir", scans, "--slices", "every:2", "--neighbour_slices", 1),
+        *("--n_partial", 0, "--num_train_epochs", 2, "--warmup_epochs", 0, "--total_batch_size", 8),
+        *("--per_device_train_batch_size", 8, "--report_to", "none"),
+        *("--dataloader_num_workers", 0, "--output_dir", tmp_path / "eval"),
+        script="run_eval.py",
+    )
+    assert "slices of 8 volumes, 0 empty ones left out" in output and "32 training" in output
+
+
+@pytest.mark.slow
+def test_a_real_head(tmp_path):
+    """The MNI152 template that nilearn brings: a minute of pre-training on its slices."""
+    nilearn = pytest.importorskip("nilearn")
+    (template,) = (Path(nilearn.__file__).parent / "datasets" / "data").glob("mni_icbm152_t1_*.nii.gz")
+    whole = nibabel.load(template)
+    assert nibabel.aff2axcodes(whole.affine) == ("R", "A", "S")
+    source, values = opened(template), whole.get_fdata()
+    window = np.percentile(values[:, ::2, ::2], [0.5, 99.5])
+    for row in (0, 50, len(source) - 1):
+        z = int(names_of(source)[row].partition("#z=")[2])
+        upright = values[::-1, ::-1, z].T  # left to the right, back to the bottom
+        np.testing.assert_allclose(pixels_of(source, row), in_window(upright, *window), atol=0.02)
+    size = "image_size=64 patch_size=8 hidden_size=96 num_hidden_layers=4 num_attention_heads=4 intermediate_size=256"
+    decoder = "decoder_hidden_size=64 decoder_num_hidden_layers=1 decoder_num_attention_heads=4"
+    output = run(
+        *("own_images", "--train_dir", template, "--slices", "all", "--max_hours", 0.017, "--report_to", "none"),
+        *("--config_overrides", *size.split(), *decoder.split(), "decoder_intermediate_size=128"),
+        *("--output_dir", tmp_path / "head"),
+    )
+    _, history = weights_and_history(tmp_path / "head")
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    assert losses[-1] < 0.8 * losses[0], output
+    assert (tmp_path / "head" / "reconstruction.png").exists()

@@ -94,7 +94,8 @@ def sliced(dataset: datasets.Dataset, image: str, mask: str | None, settings: Sl
         if isinstance(facts, BadImage) and len(rows) == 1:
             reader.faults[name] = str(facts)
         if not isinstance(facts, VolumeFacts):
-            kept, names = kept + rows, names + [paths[row] for row in rows]
+            kept += rows
+            names += [paths[row] for row in rows]
             kept_masks += [masks[row] if masks else None for row in rows]
             continue
         reader.volumes[name] = facts
@@ -102,7 +103,8 @@ def sliced(dataset: datasets.Dataset, image: str, mask: str | None, settings: Sl
         shown = [z for z in chosen if z not in {*facts.empty}]
         empty += len(chosen) - len(shown)
         of_slice = [rows[z] if len(rows) > 1 else rows[0] for z in shown]
-        kept, names = kept + of_slice, names + [f"{name}#z={z}" for z in shown]
+        kept += of_slice
+        names += [f"{name}#z={z}" for z in shown]
         if masks:
             kept_masks += _masks_of(facts, [masks[row] for row in of_slice], shown, reader)
     if not kept:
