@@ -375,7 +375,21 @@ def promising(path):
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
 
 
+def long_header(path):
+    """Terabytes of notes before the values."""
+    save_axial(path, NOISE)
+    data = bytearray(path.read_bytes())
+    data[108:112] = np.float32(2e12).tobytes()
+    path.write_bytes(data)
+
+
+def huge_pixels(path):
+    save_nifti(path, NOISE.transpose(2, 1, 0), np.diag([-1.0, -1e9, 1, 1]))
+
+
 BAD = {
+    "long header": ("a.nii", long_header, "has a header of 1,999,999,991,808 bytes"),
+    "pixels of a million kilometres": ("a.nii", huge_pixels, "pixels, more than --max_image_pixels"),
     "cut off, compressed": ("a.nii.gz", cut_off, "not a readable image"),
     "cut off": ("a.nii", cut_off, "cannot hold: it is cut off"),
     "terabytes": ("a.nii", promising, "has 4,500,000,000,000 pixels, more than --max_image_pixels"),

@@ -37,6 +37,7 @@ SAMPLED = 1 << 22  # evenly spaced values of a volume, from which the percentile
 BACKGROUND, FEWEST = 0.1, 0.01  # an empty slice has fewer than this share of pixels above this brightness
 OPENED = 2  # volumes that a process keeps open; a compressed one may take gigabytes
 SPARE = 1 << 30  # bytes of the disk that unpacked volumes leave free
+LONGEST_HEADER = 1 << 24  # bytes of a NIfTI file before its values
 SAME_SPACING = 0.01  # relative difference of pixels that count as square
 
 
@@ -241,6 +242,12 @@ def _nifti(path: str, limit: Limit, cache: str | None) -> Volume:
     import nibabel  # late: few sets need it
     from nibabel.orientations import apply_orientation, io_orientation
 
+    with nibabel.openers.ImageOpener(path) as file:
+        start = file.read(540)
+    header: Any = nibabel.Nifti2Header if start[4:7] == b"n+2" else nibabel.Nifti1Header
+    before = float(header(start[: header.sizeof_hdr], check=False)["vox_offset"])
+    if not 0 <= before <= LONGEST_HEADER:  # nibabel would read all that stands before the values
+        raise BadImage(f"{path} has a header of {before:,.0f} bytes: write it anew")
     image: Any = nibabel.load(path)
     data, shape = image.dataobj, image.shape
     while len(shape) > 3 and shape[-1] == 1:
