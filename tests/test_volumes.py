@@ -15,7 +15,7 @@ import pytest
 import tifffile
 import torch
 from applied import save_checkpoint
-from conftest import assert_same_run, dealt_batches, run, weights_and_history
+from conftest import TWO_PROCESSES, assert_same_run, dealt_batches, run, weights_and_history
 
 from configuration import ArgumentError, EvalArguments, PretrainArguments
 from modeling_mae.commands import features as features_command
@@ -563,17 +563,19 @@ def scans_in(folder):
 
 
 def test_runs_on_slices(tmp_path, recipe):
-    """A run that goes on is the same run, and needs the same slices; classes of volumes are learnt from slices."""
+    """A run that goes on in two processes is the same run, and needs the same slices. Classes are learnt too."""
     scans = scans_in(tmp_path / "scans")
     words = [recipe, "--train_dir", scans, "--slices", "all", "--neighbour_slices", 1, "--max_train_steps", 8]
     words += ["--config_overrides", "num_channels=3", "--max_train_samples", 64, "--checkpointing_steps", 4]
+    words += ["--image_cache", "off"]
     output = run(*words, "--output_dir", tmp_path / "whole")
     assert "64 images" in output and "slices of 8 volumes, 0 empty ones left out" in output
     half = shutil.copytree(tmp_path / "whole", tmp_path / "half")
     shutil.rmtree(half / "checkpoint-8")
     refused = run(*words, "--output_dir", half, "--resume_from_checkpoint", "auto", "--slices", "middle:6", code=1)
     assert "slices all -> middle:6" in refused
-    run(*words, "--output_dir", half, "--resume_from_checkpoint", "auto", "--dataloader_num_workers", 1)
+    words += ["--output_dir", half, "--resume_from_checkpoint", "auto"]
+    run(*words, "--dataloader_num_workers", 1, **TWO_PROCESSES)
     assert_same_run(tmp_path / "whole", half)
     output = run(
         *("--model_name_or_path", half, "--train_dir", scans, "--slices", "every:2", "--neighbour_slices", 1),
