@@ -354,6 +354,7 @@ def test_a_compressed_volume_is_unpacked_once(tmp_path, cache, monkeypatch):
     save_axial(tmp_path / "scan.nii.gz", NOISE)
     source = opened(tmp_path)
     assert np.array_equal([pixels_of(source, z) for z in range(6)], first) and len(calls) == 4
+    assert "no room to unpack 1 of them in" in source.left_out
 
 
 # --- what goes wrong ---

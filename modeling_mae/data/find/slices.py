@@ -29,6 +29,7 @@ from ..read.volumes import (
     has_nibabel,
     look_through,
     open_volume,
+    unpacked_file,
 )
 from .image_folder import dataset_of, image_column
 
@@ -99,8 +100,8 @@ def sliced(dataset: datasets.Dataset, image: str, mask: str | None, settings: Sl
             kept_masks += [masks[row] if masks else None for row in rows]
             continue
         reader.volumes[name] = facts
-        chosen = settings.chosen(facts.count)
-        shown = [z for z in chosen if z not in {*facts.empty}]
+        chosen, dark = settings.chosen(facts.count), {*facts.empty}
+        shown = [z for z in chosen if z not in dark]
         empty += len(chosen) - len(shown)
         of_slice = [rows[z] if len(rows) > 1 else rows[0] for z in shown]
         kept += of_slice
@@ -124,8 +125,11 @@ def _remark(reader: VolumeReader, empty: int) -> str:
     if not reader.volumes:
         return "no file is a stack or volume, so --slices changes nothing"
     said = f"slices of {len(reader.volumes):,} volumes, {empty:,} empty ones left out"
-    compressed = any(ending_of(name) == NIFTI[1] for name in reader.volumes)
-    return f"{said}, unpacked in {reader.cache}" if compressed else said
+    cache = str(reader.cache)
+    kept = [unpacked_file(name, cache).exists() for name in reader.volumes if ending_of(name) == NIFTI[1]]
+    if not all(kept):
+        return f"{said}, no room to unpack {kept.count(False):,} of them in {cache}, which is slow (give --cache_dir)"
+    return f"{said}, unpacked in {cache}" if kept else said
 
 
 def _volumes(paths: list[str]) -> list[tuple[str, list[int]]]:

@@ -288,9 +288,14 @@ def checksum_of_files(files: tuple[str, ...]) -> str:
     return hashlib.sha256(repr(told).encode("utf-8", "replace")).hexdigest()[:32]
 
 
+def unpacked_file(path: str, cache: str) -> Path:
+    """Where the slices of a compressed file are kept."""
+    return Path(cache) / f"{checksum_of_files((path,))}.unpacked"
+
+
 def _unpacked(path: str, slices: Callable[[], np.ndarray], cache: str | None) -> np.ndarray:
     """The slices of a compressed file, from the folder `cache`; from memory if that has no room for them."""
-    kept = Path(cache) / f"{checksum_of_files((path,))}.unpacked" if cache else None
+    kept = unpacked_file(path, cache) if cache else None
     if kept is not None:
         with suppress(OSError, ValueError):
             return np.load(kept, "r", allow_pickle=False)
