@@ -14,8 +14,10 @@ import pyarrow.compute as pc
 
 from ...errors import UserError
 from ...settings import settings as settings_of
+from ...words import counted
 from ..read.arrays import cell_of
 from ..read.limits import MOST_PIXELS
+from ..read.masks import KeptMask
 from ..read.volumes import VolumeReader
 from ..stream.formats.parquet import ARRAYS
 from ..stream.shards import ShardedRows
@@ -47,6 +49,7 @@ NAMED = {
 BUNDLED = Path(__file__).parents[3] / "data" / "fashion_mnist"
 EVAL_SPLITS = ("validation", "val", "test")  # the first that exists is evaluated on
 ROWS_AT_ONCE = 100_000  # that are looked at for their folder
+MASKS_WANTED = "semantic_segmentation"  # the problem type
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,12 @@ class SourceSettings:
     @property
     def with_masks(self) -> bool:
         """Whether only images with a mask are wanted."""
-        return self.problem_type == "semantic_segmentation"
+        return self.problem_type == MASKS_WANTED
+
+    @property
+    def names_masks(self) -> bool:
+        """Whether an option says where the masks are."""
+        return bool(self.mask_dir or self.mask_column_name)
 
     @property
     def place(self) -> str:
@@ -106,6 +114,7 @@ class Source:
     shares: tuple[Fraction, ...] | None = None  # of the training that each part has, where these were given
     elsewhere: int = 0  # images of the folder that are in other splits
     volumes: VolumeReader | None = None  # that reads the rows which are slices
+    masks: list[KeptMask] | None = None  # as they were decoded, if somebody has read them and they fit
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -120,15 +129,27 @@ class Source:
         numbers = self.volumes.read(cell["path"]) if self.volumes else None
         return cell if numbers is None else {**cell_of(numbers), "path": cell["path"]}
 
+    def located(self, index: int) -> tuple[int, int]:
+        """(number of the part that an image is in, its index there). A source that is not joined is its only part."""
+        for number, part in enumerate(self.parts):
+            if index < len(part):
+                return number, index
+            index -= len(part)
+        return 0, index
+
     def mask_cell(self, index: int) -> dict:
         """Bytes and path of the mask of an image, in a source that has masks."""
-        for part in self.parts:
-            if index < len(part):
-                return part.mask_cell(index)
-            index -= len(part)
+        number, index = self.located(index)
+        if self.parts:
+            return self.parts[number].mask_cell(index)
         cell = cell_of(self._masks[index][self.mask_column])
         numbers = self.volumes.read_mask(cell["path"]) if self.volumes else None
         return cell if numbers is None else {**cell_of(numbers), "path": cell["path"]}
+
+    def take_masks(self) -> list[KeptMask] | None:
+        """The decoded masks, if they were kept. They are given once, so that nobody holds them twice."""
+        masks, self.masks = self.masks, None
+        return masks
 
     @cached_property
     def _masks(self) -> Any:
@@ -197,7 +218,7 @@ def load_source(
     else:
         dataset_id = NAMED.get(name, name)
         dataset = _load_from_hub(name, settings.dataset_config_name, split, settings.cache)
-    image_column = find_image_column(dataset.features, settings.image_column_name)
+    image_column = find_image_column(dataset.features, settings.image_column_name, settings.mask_column_name)
     label_column = find_label_column(dataset.features, settings.label_column_name)
     dataset = still_encoded(dataset, image_column)
     files = listing is not None and len(listing.images) > 0
@@ -230,7 +251,7 @@ def _checked(source: Source, settings: SourceSettings) -> Source:
     folders = [source.folder] if source.folder else caches(settings.cache)
     dataset = checked_rows(source.dataset, source.image_column, folders, source.name)
     empty = len(source) - len(dataset)
-    remark = f"{empty:,} rows left out: without an image" if empty else ""
+    remark = f"{counted(empty, 'row')} left out: without an image" if empty else ""
     return replace(source, dataset=dataset, left_out=_told(source, remark))
 
 
@@ -302,7 +323,7 @@ def _load_stream(settings: SourceSettings, split: str | None, max_samples: int |
         )
 
     def find_column(features: datasets.Features) -> str:
-        return find_image_column(features, settings.image_column_name)
+        return find_image_column(features, settings.image_column_name, settings.mask_column_name)
 
     name, dataset_id = settings.dataset_name, None
     if settings.train_dir is None and name not in (None, "fashion_mnist"):
@@ -369,6 +390,8 @@ def _load_folder(
         listing.leave_out(len(listing.images) + len(listing.metadata) + len(listing.streamed), "beside parquet files")
         return dataset, replace(listing, images=listing.images[:0])
     images = listing.without_masks()
+    if settings.mask_dir:
+        images = images.without_folder(os.path.abspath(os.path.expanduser(settings.mask_dir)))
     part = all_splits(images) if split is None else choose_split(images, split, exact)
     part.leave_out(len(part.parquet), ".parquet (no column of images)")
     part.leave_out(len(part.streamed), "shards beside images")
@@ -379,8 +402,8 @@ def _load_folder(
     return with_mask_column(image_folder(part), part, masks), part
 
 
-def find_image_column(features: datasets.Features, name: str | None) -> str:
-    """The image column `name`, or the only image column."""
+def find_image_column(features: datasets.Features, name: str | None, masks: str | None = None) -> str:
+    """The image column `name`, or the only image column beside that of the `masks`."""
     columns = [column for column, feature in features.items() if isinstance(feature, (datasets.Image, *ARRAYS))]
     if name is not None:
         if name in columns:
@@ -389,7 +412,7 @@ def find_image_column(features: datasets.Features, name: str | None) -> str:
             f"image_column_name {name!r} is not a column of images: those are {', '.join(columns) or 'none'}"
         )
     if len(columns) > 1:
-        columns = [column for column in columns if column.lower() not in MASK_COLUMNS]
+        columns = [column for column in columns if column.lower() not in MASK_COLUMNS and column != masks]
     if len(columns) != 1:
         names = ", ".join(columns or features)
         raise UserError(f"{len(columns)} columns of images, in {names}: name one with --image_column_name")

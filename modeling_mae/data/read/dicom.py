@@ -110,7 +110,7 @@ def _read_pixels(file: BinaryIO, path: str | None, limit: Limit) -> tuple[Any, n
     limit.check_stored(_described(about))
     from pydicom import pixels  # late: few sets need it
 
-    if "transfer_syntax_uid" not in dir(about) and "TransferSyntaxUID" not in about.file_meta:
+    if "TransferSyntaxUID" not in about.file_meta:
         about.file_meta.TransferSyntaxUID = _syntax_of(about)
     return about, pixels.pixel_array(about)
 
