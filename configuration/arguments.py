@@ -112,6 +112,19 @@ class DataArguments:
         decides="result",
         added=True,
     )
+    slices: str | None = option(
+        None,
+        "Slices of TIFF stacks, of .npy arrays of three axes, of NIfTI and of DICOM series, each as an image: all, "
+        "middle:32 or every:4. By default the first page of a stack, and no volumes.",
+        decides="weights",
+        added=True,
+    )
+    neighbour_slices: int = option(
+        0,
+        "Slices on each side that become channels of a slice. 1: three channels, the slice below, itself, and above.",
+        decides="weights",
+        added=True,
+    )
     scaled_decoding: bool = option(
         True,
         "Decode large JPEG files at 1/2, 1/4 or 1/8 size if the crop stays at least as large as the model's images: "

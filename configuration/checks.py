@@ -18,6 +18,8 @@ MAX_EPOCHS = 1_000_000
 MAX_UPDATES = 10**12
 MAX_RATE = 1_000_000
 MAX_WORKERS = 1024
+MAX_NEIGHBOURS = 16
+SLICES = re.compile(r"all|(middle|every):[1-9]\d{0,8}")
 
 
 def check_pretraining(args) -> None:
@@ -264,6 +266,7 @@ def check_data(args) -> None:
     exclude(args, "dataset_name", "train_dir")
     need(args, "dataset_config_name", "dataset_name")
     check_mix(args)
+    check_slices(args)
     require(args, "max_train_samples", lambda x: x >= 1, "a number of images, at least 1")
     for name in ("max_train_samples", "max_eval_samples"):
         if args.streaming and getattr(args, name, None) is not None:
@@ -289,6 +292,19 @@ def check_data(args) -> None:
         raise ArgumentError(f"crop_scale {join(args.crop_scale)} does not work: give smallest, largest, as in 0.2 1.0")
     check_image_cache(args)
     require(args, "dataloader_num_workers", lambda x: 0 <= x <= MAX_WORKERS, "a number of workers, 0 for none")
+
+
+def check_slices(args) -> None:
+    require(args, "neighbour_slices", lambda x: 0 <= x <= MAX_NEIGHBOURS, f"a number of slices, 0 to {MAX_NEIGHBOURS}")
+    need(args, "neighbour_slices", "slices")
+    if args.slices is None:
+        return
+    if not SLICES.fullmatch(args.slices):
+        raise ArgumentError(f"slices {args.slices!r} does not work: give all, middle:32 or every:4")
+    exclude(args, "slices", "streaming")
+    exclude(args, "slices", "dataset_name")
+    if args.train_dir is None and getattr(args, "validation_dir", None) is None:
+        raise ArgumentError(f"slices {args.slices!r} are of files in a folder: give it with --train_dir")
 
 
 def check_mix(args) -> None:

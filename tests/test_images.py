@@ -126,7 +126,10 @@ def test_stacks_are_counted(tmp_path):
     pages[0].save(tmp_path / "moving.gif", save_all=True, append_images=pages[1:])
     for white in (None, 255):
         images = open_images(load_source(train_dir=str(tmp_path)), (8, 8), 3, memory_budget=PLENTY, white_value=white)
-        assert images.remarks == "; 3 of 6 files looked at have several pages: only the first is seen"
+        assert (
+            images.remarks
+            == "; 3 of 6 files looked at have several pages: 3 after the first are ignored (--slices all sees each)"
+        )
         assert all(np.array_equal(images.read(i).permute(1, 2, 0), COLOURS) for i in range(1, 6))  # 0 has a palette
     whole = (tmp_path / "stack-0.tif").read_bytes()
     for path in tmp_path.glob("stack-*"):

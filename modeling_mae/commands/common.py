@@ -34,6 +34,19 @@ def add_image_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--max_image_pixels", type=int, metavar="N", help="pixels of the largest image to read (default: 180 million)"
     )
+    parser.add_argument(
+        "--slices",
+        metavar="WHICH",
+        help="slices of stacks and volumes, each as an image: all, middle:32 or every:4 (default: a stack's first "
+        "page). Give what the checkpoint was trained with",
+    )
+    parser.add_argument(
+        "--neighbour_slices",
+        type=int,
+        default=0,
+        metavar="N",
+        help="slices on each side that are channels of a slice, as in training",
+    )
     parser.add_argument("--batch_size", type=int, metavar="N", help="images at a time; fewer need less memory")
     parser.add_argument(
         "--dataloader_num_workers", type=int, metavar="N", help="processes that read images (default: one per core)"
@@ -52,6 +65,8 @@ def apply_settings(arguments: Namespace) -> "ApplySettings":
         label_column_name=arguments.label_column_name,
         streaming=arguments.streaming,
         cache_dir=arguments.cache_dir,
+        slices=arguments.slices,
+        neighbour_slices=arguments.neighbour_slices,
         on_bad_image=arguments.on_bad_image,
         max_image_pixels=MOST_PIXELS if arguments.max_image_pixels is None else arguments.max_image_pixels,
         batch_size=BATCH if arguments.batch_size is None else arguments.batch_size,

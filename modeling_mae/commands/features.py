@@ -30,15 +30,24 @@ def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
     parser.add_argument(
         "--to", choices=("parquet", "npy"), help="npy: an array, and the names as CSV (default: by the ending of OUT)"
     )
+    parser.add_argument(
+        "--per",
+        choices=("image", "volume"),
+        default="image",
+        help="volume: one row for each volume, the mean over its slices (default: one for each image or slice)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output, finished or not")
     add_image_arguments(parser)
     return lambda arguments: run_to_its_end(run, arguments, "features")
 
 
 def run(arguments: Namespace) -> None:
+    from ..errors import UserError
     from ..evaluation.extraction import write_features
     from ..evaluation.tables import Output
 
-    output = Output(arguments.output, arguments.to, arguments.overwrite)
+    output = Output(arguments.output, arguments.to, arguments.overwrite, arguments.per == "volume")
     settings = apply_settings(arguments)
+    if arguments.per == "volume" and settings.slices is None:
+        raise UserError("per volume needs slices: add --slices all")
     write_features(arguments.checkpoint, arguments.source, output, settings, arguments.block, arguments.pooling)

@@ -112,7 +112,7 @@ def draw(
     """Draws a row per query: its image, then the images of `features` at `positions` ``(queries, k)``. `asked` is (the
     queries' features, the given images; None for images of `features`)."""
     from ..checkpoint import open_checkpoint
-    from ..evaluation.neighbours import images_of, pixels_of
+    from ..evaluation.neighbours import images_of, pixels_of, slices_of
     from ..evaluation.tables import ApplySettings
     from ..report.neighbours import NeighbourRows, save_neighbours, shortened
 
@@ -120,7 +120,8 @@ def draw(
     queries, images = asked
     if images is not None:
         checkpoint = arguments.checkpoint or features.about["checkpoint"]
-        settings, white = ApplySettings(on_bad_image="skip"), bank.processing.white
+        settings = ApplySettings(**{"on_bad_image": "skip", **slices_of(features, images)})
+        white = bank.processing.white
         inputs = settings.open(open_checkpoint(checkpoint), images, white=white, say=lambda text: None)
     positions = positions[:SHOWN]
     found = pixels_of(bank, [features.rows[position] for position in positions.flatten()])

@@ -1,7 +1,7 @@
 """Features of any images from a checkpoint's encoder, as arrays or as a file."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..modeling_mae import MAEModel
 from ..readout import ATTENTION, PATCHES, POOLINGS, Readout, check_choice
 from .features import frozen_encoder
 from .inputs import Inputs
+from .parts import means_of, middles, volumes_among
 from .tables import ApplySettings, Job, Output, absolute, quiet_accelerator, write_rows
 
 
@@ -35,6 +36,15 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def per_volume(self) -> "Features":
+        """The mean over the slices of each volume, as one row with the row and the label of its middle slice."""
+        names, first = volumes_among(self.files)
+        rows = middles(first, len(self))
+        labels = None if self.labels is None else [self.labels[row] for row in rows]
+        return replace(
+            self, values=means_of(self.values, first), files=names, rows=[self.rows[i] for i in rows], labels=labels
+        )
 
 
 @dataclass(frozen=True)
@@ -163,4 +173,4 @@ def write_features(
         f"{extractor.checkpoint.config.num_hidden_layers}, pooling {readout.pooling}"
     )
     about = {"checkpoint": absolute(checkpoint), **extractor.read, "place": settings.described(images)}
-    write_rows(accelerator, extractor.job(inputs), target, output.overwrite, settings, about)
+    write_rows(accelerator, extractor.job(inputs), target, output, settings, about)

@@ -74,7 +74,8 @@ def query_features(
         UserError: as `extract_features`, or the checkpoint has other weights than the features were made with.
     """
     checkpoint, about = checkpoint or features.about["checkpoint"], features.about
-    settings, made_with = ApplySettings(**{"num_workers": 0, **options}), about.get("settings", {})
+    given = {"num_workers": 0, **slices_of(features, images), **options}
+    settings, made_with = ApplySettings(**given), about.get("settings", {})
     extractor = Extractor.of(checkpoint, about["blocks"], about["pooling"])
     if made_with.get("weights") not in (None, weights_checksum(extractor.encoder)):
         raise UserError(
@@ -84,6 +85,13 @@ def query_features(
     white = made_with.get("white")
     inputs = settings.open(extractor.checkpoint, images, white=white, say=lambda text: None)
     return extractor.features(inputs, settings, progress, about)
+
+
+def slices_of(features: Features, images: Place) -> dict:
+    """How volumes among the query `images` become slices: as those of the features."""
+    place = features.about.get("place") or {}
+    is_path = isinstance(images, (str, os.PathLike))
+    return {name: place[name] for name in ("slices", "neighbour_slices") if is_path and name in place}
 
 
 def nearest_neighbours(features: Features, queries: Features, k: int = 5) -> tuple[np.ndarray, np.ndarray]:

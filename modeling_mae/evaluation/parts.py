@@ -15,6 +15,7 @@ from accelerate import Accelerator
 
 from .. import files
 from ..checked import anything, check, mapped, parse, read_json
+from ..data.read.volumes import volume_and_slice
 from ..errors import UserError
 from ..files import replacing, write_json
 from ..training.run_folder import LOCK, MARK, lock_folder
@@ -36,10 +37,19 @@ def batches_of_parts(total: int, batch_size: int) -> list[list[range]]:
 
 
 class Parts:
-    """The parts of the file `target`. `settings` decide the rows, so parts with other settings are refused."""
+    """The parts of the file `target`. `settings` decide the rows, so parts with other settings are refused. Parts have
+    a row for each image; with `per_volume` the merged file has one for each volume."""
 
-    def __init__(self, accelerator: Accelerator, target: Path, settings: dict, parts: list[list[range]]):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        target: Path,
+        settings: dict,
+        parts: list[list[range]],
+        per_volume: bool = False,
+    ):
         self.accelerator, self.target, self.settings, self.parts = accelerator, target, settings, parts
+        self.per_volume = per_volume
         self.folder = target.with_name(f"{target.name}.parts")
         self.settings_file = self.folder / "settings.json"
 
@@ -97,11 +107,14 @@ class Parts:
             pyarrow.parquet.write_table(table, partial)
 
     def tables(self) -> Iterator[pyarrow.Table]:
-        for number in range(len(self.parts)):
-            yield pyarrow.parquet.read_table(self.path(number))
+        """The rows of the merged file."""
+        tables = (pyarrow.parquet.read_table(self.path(number)) for number in range(len(self.parts)))
+        return tables_of_volumes(tables) if self.per_volume else tables
 
     def num_rows(self) -> int:
-        """Number of rows in all parts."""
+        """Number of rows in the merged file."""
+        if self.per_volume:
+            return sum(map(len, self.tables()))
         return sum(pyarrow.parquet.read_metadata(self.path(i)).num_rows for i in range(len(self.parts)))
 
     def remove(self) -> None:
@@ -204,6 +217,45 @@ def features_array(table: pyarrow.Table) -> np.ndarray:
     column = table.column(FEATURES).combine_chunks()
     column = column.combine_chunks() if isinstance(column, pyarrow.ChunkedArray) else column
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1).astype(np.float32)
+
+
+def volumes_among(files: list[str]) -> tuple[list[str], list[int]]:
+    """The name of each volume, and its first slice, of the names of slices in a row; other images stand for
+    themselves."""
+    names = [volume_and_slice(file)[0] for file in files]
+    first = [i for i, name in enumerate(names) if i == 0 or name != names[i - 1]]
+    return [names[i] for i in first], first
+
+
+def means_of(values: np.ndarray, first: list[int]) -> np.ndarray:
+    """``(volumes, ...)`` float32: the mean of the slices of each volume, of ``(slices, ...)``."""
+    counts = np.diff([*first, len(values)]).reshape(-1, *[1] * (values.ndim - 1))
+    return (np.add.reduceat(values, first, dtype=np.float64) / counts).astype(np.float32)
+
+
+def tables_of_volumes(tables: Iterator[pyarrow.Table]) -> Iterator[pyarrow.Table]:
+    """The rows of slices as rows of volumes: the mean of their features, and row and label of the middle slice."""
+    waiting: pyarrow.Table | None = None
+    for table in tables:
+        whole = table if waiting is None else pyarrow.concat_tables([waiting, table])
+        last = volumes_among(whole.column("file").to_pylist())[1][-1:] or [0]
+        if last[0]:
+            yield _table_of_volumes(whole[: last[0]])
+        waiting = whole[last[0] :]  # the volume may go on in the next part
+    if waiting is not None and len(waiting):
+        yield _table_of_volumes(waiting)
+
+
+def _table_of_volumes(table: pyarrow.Table) -> pyarrow.Table:
+    names, first = volumes_among(table.column("file").to_pylist())
+    rows = table.take(pyarrow.array(middles(first, len(table))))
+    columns = {"file": pyarrow.array(names), FEATURES: features_column(means_of(features_array(table), first))}
+    return pyarrow.table({name: columns.get(name, rows.column(name)) for name in table.column_names})
+
+
+def middles(first: list[int], total: int) -> list[int]:
+    """The middle slice of each volume."""
+    return [(start + end) // 2 for start, end in zip(first, [*first[1:], total], strict=True)]
 
 
 def table_of(columns: dict, types: dict[str, pyarrow.DataType]) -> pyarrow.Table:

@@ -82,4 +82,4 @@ def write_predictions(checkpoint: str, images: Place, output: Output, settings: 
     inputs = settings.open(opened, images, accelerator, say=accelerator.print)
     accelerator.print(f"classifier {checkpoint}, {predictor.task.problem.count(len(predictor.names))}")
     about = {"checkpoint": absolute(checkpoint), "place": settings.described(images)}
-    write_rows(accelerator, predictor.job(inputs), target, output.overwrite, settings, about)
+    write_rows(accelerator, predictor.job(inputs), target, output, settings, about)

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from ..checkpoint import Checkpoint
 from ..data.find.places import Place, described, open_place
 from ..data.find.row_names import RowNames
+from ..data.find.sources import SourceSettings
 from ..data.read.limits import MOST_PIXELS
 from ..data.serve.images import ImageSettings
 from ..errors import UserError
@@ -28,7 +29,16 @@ from .parts import WRITERS, Parts, batches_of_parts, differences, finished_setti
 
 
 BATCH = 64  # images at a time; a ViT-L without gradients then fits into 8 GiB
-PLACE = ("split", "dataset_config_name", "image_column_name", "label_column_name", "streaming", "cache_dir")
+PLACE = (
+    "split",
+    "dataset_config_name",
+    "image_column_name",
+    "label_column_name",
+    "streaming",
+    "cache_dir",
+    "slices",
+    "neighbour_slices",
+)  # what says which images of a place are meant
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,8 @@ class ApplySettings:
     streaming: bool = False
     cache_dir: str | None = None
     on_bad_image: str = "error"  # or skip: name unreadable images and leave them out
+    slices: str | None = None  # of stacks and volumes: all, middle:32 or every:4; by default the first page of a stack
+    neighbour_slices: int = 0  # on each side, that are channels of a slice
     max_image_pixels: int = MOST_PIXELS  # larger files are bad images
     batch_size: int = BATCH  # images at a time
     num_workers: int | None = None  # processes that read images; by default one for each core, 0 for none
@@ -55,14 +67,9 @@ class ApplySettings:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} {getattr(self, name)} is not at least 1")
 
-    @property
-    def place(self) -> dict[str, Any]:
-        """The settings for `open_place`."""
-        return {name: getattr(self, name) for name in PLACE}
-
     def described(self, images: Place) -> dict | None:
         """JSON from which the same images can be opened later. None for Python objects."""
-        return described(images, **self.place)
+        return described(images, **{name: getattr(self, name) for name in PLACE})
 
     def open(
         self,
@@ -78,7 +85,7 @@ class ApplySettings:
             UserError: as `open_place` and `open_inputs`.
         """
         with nullcontext() if accelerator is None else accelerator.main_process_first():
-            source = open_place(images, **self.place)
+            source = open_place(images, self.split, settings_of(SourceSettings, self))
         return open_inputs(checkpoint, source, settings=settings_of(ImageSettings, self), white=white, say=say)
 
 
@@ -119,11 +126,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Output:
-    """The file to write, its format (None: by the file's ending), and whether it may replace an existing one."""
+    """The file to write, its format (None: by the file's ending), whether it may replace an existing one, and whether
+    it has a row for each volume."""
 
     output: str | Path
     to: str | None = None
     overwrite: bool = False
+    per_volume: bool = False
 
     def prepared(self, formats: tuple[str, ...]) -> Path:
         """Checks the file's path, which must end in one of `formats`, before any long work.
@@ -168,10 +177,10 @@ def absolute(checkpoint: str) -> str:
 
 
 def write_rows(
-    accelerator: Accelerator, job: Job, target: Path, overwrite: bool, settings: ApplySettings, about: dict
+    accelerator: Accelerator, job: Job, target: Path, output: Output, settings: ApplySettings, about: dict
 ) -> None:
-    """Compute the missing parts of the file `target` on all processes, and merge them. `about` goes into a parquet
-    file's metadata.
+    """Compute the missing parts of the file `target` on all processes, and merge them as `output` says. `about` goes
+    into a parquet file's metadata.
 
     Raises:
         UserError: the file or parts of it exist, with other settings.
@@ -186,8 +195,10 @@ def write_rows(
         "batch_size": settings.batch_size,
         "precision": f"{accelerator.mixed_precision} on {accelerator.device.type}",
         **job.decides,
+        **({"per": "volume"} if output.per_volume else {}),
     }
-    parts = Parts(accelerator, target, made_with, batches_of_parts(len(inputs), settings.batch_size))
+    batches, overwrite = batches_of_parts(len(inputs), settings.batch_size), output.overwrite
+    parts = Parts(accelerator, target, made_with, batches, output.per_volume)
     # Parts next to the file mean that a run with --overwrite was stopped, perhaps at its last step.
     if target.exists() and not overwrite and not parts.begun:
         refuse_other_file(target, made_with)
@@ -206,7 +217,8 @@ def write_rows(
         rows = parts.num_rows()
         WRITERS[target.suffix[1:]](target, parts, {**about, "settings": made_with})
         parts.remove()
-        skipped = f", {counted(len(inputs) - rows, 'unreadable image')} left out" if rows < len(inputs) else ""
+        fewer = rows < len(inputs) and not output.per_volume
+        skipped = f", {counted(len(inputs) - rows, 'unreadable image')} left out" if fewer else ""
         say(f"written    {target}: {counted(rows, 'row')}{skipped}", flush=True)
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..read.arrays import cell_of
 from ..read.faults import BadImage
 from ..read.header import read_header
 from ..stream.shards import ShardedRows
@@ -39,8 +38,8 @@ def image_facts(source: Source, bands: list[int] | None = None) -> ImageFacts:
         indices = rows.spread(HEADER_SAMPLE)  # from few shards
     headers, faults = [], []
     for i in indices:
-        cell = cell_of(rows[i][source.image_column])
         try:
+            cell = source.cell(i)
             headers.append(read_header(cell["bytes"], cell["path"]))
         except BadImage as error:
             faults.append(error)

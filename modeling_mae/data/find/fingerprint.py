@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from ..read.arrays import cell_of
+from ..read.faults import BadImage
 from ..stream.shards import ShardedRows
 from .sources import Source
 
@@ -19,18 +19,17 @@ def fingerprint(source: Source) -> str:
         return source.dataset.fingerprint  # a sample of the images would read many shards
     checksum = hashlib.sha256(f"{len(source)}{source.excluded}".encode())
     for i in np.unique(np.linspace(0, len(source) - 1, SAMPLED_IMAGES).astype(int)).tolist():
-        row = source.dataset[i]
-        checksum.update(_first_bytes(row[source.image_column]))
-        checksum.update(str(row.get(source.label_column)).encode())
+        checksum.update(_first_bytes(source, i))
+        checksum.update(str(source.dataset[i].get(source.label_column)).encode())
     return f"{len(source):,} images, {checksum.hexdigest()[:16]}"
 
 
-def _first_bytes(cell: dict) -> bytes:
-    cell = cell_of(cell)
-    if cell["bytes"] is not None:
-        return cell["bytes"][:SAMPLED_BYTES]
+def _first_bytes(source: Source, index: int) -> bytes:
     try:
+        cell = source.cell(index)
+        if cell["bytes"] is not None:
+            return cell["bytes"][:SAMPLED_BYTES]
         with open(cell["path"], "rb") as file:
             return file.read(SAMPLED_BYTES)
-    except OSError:
+    except (OSError, BadImage):
         return b""  # a bad image is reported when it is decoded

@@ -15,6 +15,7 @@ from ..stream.formats.parquet import ARRAYS
 from ..stream.shard_index import fingerprint_of
 from ..stream.shards import ShardedRows
 from .excluded import without_excluded
+from .slices import merged
 from .sources import EVAL_SPLITS, Source, SourceSettings, load_eval_split, load_source
 from .splits import NoSplit
 
@@ -85,8 +86,9 @@ def join(parts: list[Source], mix: list[float] | None) -> Source:
     dataset = (
         JoinedShards(parts) if all(isinstance(part.dataset, ShardedRows) for part in parts) else _concatenated(parts)
     )
+    volumes = merged([part.volumes for part in parts if part.volumes])
     source = Source(dataset, IMAGE, None, " + ".join(names), left_out, parts=parts, shares=shares, elsewhere=elsewhere)
-    source = replace(source, excluded=parts[0].excluded)
+    source = replace(source, excluded=parts[0].excluded, volumes=volumes)
     return replace(source, mask_column=parts[0].mask_column, mask_names=parts[0].mask_names)  # each reads its own
 
 

@@ -20,7 +20,16 @@ import pyarrow.compute as pc
 
 from ...errors import UserError
 from ...words import counted
-from ..read.endings import ARCHIVES, MASK_ENDING, MASK_WORDS, ending_of, image_endings, why_hidden, why_no_image
+from ..read.endings import (
+    ARCHIVES,
+    MASK_ENDING,
+    MASK_WORDS,
+    NIFTI,
+    ending_of,
+    image_endings,
+    why_hidden,
+    why_no_image,
+)
 from ..stream.formats import FORMATS
 from .layout import class_names, lies_in, masks_among, split_of
 
@@ -30,7 +39,7 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 CHUNK = 1 << 16  # paths
 REASONS_NAMED = 6  # in one line; the rest are counted together
 MASKS = "masks beside images"
-MASK_SUFFIX = re.compile(rf"(?i)[._-]({MASK_WORDS})\.(?=[^./]+$)")
+MASK_SUFFIX = re.compile(rf"(?i)[._-]({MASK_WORDS})\.(?=(nii\.)?[^./]+$)")
 
 
 def text_array(texts: list[str]) -> pa.LargeStringArray:
@@ -125,7 +134,7 @@ class Listing:
         gone = is_mask[self.parents.indices.to_numpy()]
         named = pc.match_substring_regex(self.images, MASK_ENDING)
         if pc.any(named).as_py():
-            samples = pc.replace_substring_regex(self.images.filter(pc.invert(named)), r"\.[^./]*$", "")
+            samples = pc.replace_substring_regex(self.images.filter(pc.invert(named)), r"(\.nii)?\.[^./]*$", "")
             keys = pc.replace_substring_regex(self.images, MASK_ENDING, "")
             gone = gone | pc.and_(named, pc.is_in(keys, samples)).to_numpy(zero_copy_only=False)
         return gone
@@ -162,8 +171,9 @@ class Listing:
         return f"{' and '.join(amounts)} left out: {', '.join(reasons)}" if amounts else ""
 
 
-def list_place(place: str | os.PathLike) -> Listing:
-    """All files below a folder; of a file that is an image or holds images, this file alone.
+def list_place(place: str | os.PathLike, volumes: bool = False) -> Listing:
+    """All files below a folder; of a file that is an image or holds images, this file alone. With `volumes` the
+    images include NIfTI files.
 
     Raises:
         UserError: there is no such folder, or it may not be read; names the nearest that exists. Or a file of another
@@ -171,7 +181,7 @@ def list_place(place: str | os.PathLike) -> Listing:
     """
     if "://" in str(place):
         raise UserError(f"{place} is not a folder here, and a URL is read as a stream: add --streaming true")
-    folder, endings = Path(place), image_endings()
+    folder, endings = Path(place), image_endings().union(NIFTI if volumes else ())
     if folder.is_file():
         return _list_file(folder, endings)
     if folder.exists() and not folder.is_dir():
@@ -193,6 +203,8 @@ def _list_file(file: Path, endings: frozenset[str]) -> Listing:
         return Listing(above, streamed=[name], file=name)
     if ending in endings:
         return Listing(above, text_array([name]), file=name)
+    if ending in NIFTI:
+        raise UserError(f"{str(file)!r} is a volume: add --slices all")
     if ending in ARCHIVES:
         raise UserError(f"{str(file)!r} is packed: unpack it and give the folder (a plain .tar is read as it is)")
     raise UserError(
@@ -287,6 +299,7 @@ class _Walk:
 
     def _sort_in_file(self, path: str, ending: str, reason: str) -> None:
         folder, _, name = path.rpartition("/")
+        ending = NIFTI[1] if ending == ".gz" and ending_of(name) in NIFTI else ending
         if reason:
             self.found.left_out[folder, reason] += 1
         elif name in CLASSES_FILES:

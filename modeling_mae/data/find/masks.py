@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...errors import UserError
+from ..read.endings import without_ending
 from ..read.masks import COLOUR
 from ..stream.formats.parquet import ARRAYS
 from .image_folder import image_column
@@ -31,7 +32,7 @@ class NoMasks(UserError):
 
 def key_of(path: str) -> str:
     """What an image and its mask have in common: `a/0` of `a/0.jpg`, `a/0.mask.png` and `a/0_mask.png`."""
-    return os.path.splitext(MASK_SUFFIX.sub(".", path))[0]
+    return without_ending(MASK_SUFFIX.sub(".", path))
 
 
 def masks_beside(listing: Listing) -> dict[str, str]:
@@ -48,9 +49,9 @@ def masks_beside(listing: Listing) -> dict[str, str]:
     return masks
 
 
-def masks_in(folder: str) -> dict[str, str]:
+def masks_in(folder: str, volumes: bool = False) -> dict[str, str]:
     """The same of a folder of masks, whose files are called as the images. The paths are absolute."""
-    listing, masks = list_place(os.path.expanduser(folder)), dict[str, str]()
+    listing, masks = list_place(os.path.expanduser(folder), volumes), dict[str, str]()
     for path in listing.images.to_pylist():
         _enter(masks, key_of(path), f"{listing.folder}/{path}", listing.folder)
     return masks
@@ -64,7 +65,7 @@ def _enter(masks: dict[str, str], key: str, path: str, folder: str) -> None:
 
 def with_mask_column(dataset: datasets.Dataset, images: Listing, masks: dict[str, str]) -> datasets.Dataset:
     """The data set of `images` with the column of their masks; empty where an image has none."""
-    paths = [masks.get(os.path.splitext(path)[0]) for path in images.images.to_pylist()]
+    paths = [masks.get(without_ending(path)) for path in images.images.to_pylist()]
     whole = [path and os.path.join(images.folder, path).removeprefix("/") for path in paths]
     table = dataset.data.table.append_column(MASK, image_column("", pa.array(whole, pa.large_string())))
     features = datasets.Features({**dataset.features, MASK: datasets.Image(decode=False)})

@@ -22,32 +22,18 @@ PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # that PNG keeps as th
 TIFF_MODES = ("I", "F", "CMYK")
 
 
-def open_place(
-    place: Place,
-    *,
-    split: str | None = None,
-    dataset_config_name: str | None = None,
-    image_column_name: str | None = None,
-    label_column_name: str | None = None,
-    streaming: bool = False,
-    cache_dir: str | None = None,
-) -> Source:
+def open_place(place: Place, split: str | None = None, settings: SourceSettings | None = None) -> Source:
     """The images at `place`, still encoded.
 
     A path is a folder of images or of parquet files, an image, a parquet file or a tar file. A URL, a pattern of
-    shards and a folder of tar files are read as a stream; `streaming` reads other shards so, too. Any other word is a
-    data set by name or a Hub id. A list holds paths and PIL images. `split` None takes all images of a path.
+    shards and a folder of tar files are read as a stream; with `streaming` other shards are, too. Any other word is a
+    data set by name or a Hub id. A list holds paths and PIL images. `split` None takes all images of a path. The
+    `settings` name no place.
 
     Raises:
         UserError: there is no such place or split, or it is unclear which images are meant.
     """
-    settings = SourceSettings(
-        dataset_config_name=dataset_config_name,
-        image_column_name=image_column_name,
-        label_column_name=label_column_name,
-        streaming=streaming,
-        cache_dir=cache_dir,
-    )
+    settings = settings or SourceSettings()
     if isinstance(place, (str, os.PathLike)):
         return _open_word(os.path.expanduser(os.fspath(place)), split, settings)
     if isinstance(place, (datasets.DatasetDict, datasets.IterableDatasetDict, datasets.IterableDataset)):
@@ -72,6 +58,8 @@ def _open_word(word: str, split: str | None, settings: SourceSettings) -> Source
 
 
 def _of_dataset(dataset: datasets.Dataset, name: str, settings: SourceSettings) -> Source:
+    if settings.slices is not None:
+        raise UserError(f"slices {settings.slices!r} are of files in a folder: give its path")
     if not len(dataset):
         raise UserError("there are no images: give some")
     image_column = find_image_column(dataset.features, settings.image_column_name)

@@ -13,9 +13,12 @@ import numpy as np
 import pyarrow.compute as pc
 
 from ...errors import UserError
+from ...settings import settings as settings_of
 from ...words import counted
 from ..read.arrays import cell_of
+from ..read.limits import MOST_PIXELS
 from ..read.masks import KeptMask
+from ..read.volumes import VolumeReader
 from ..stream.formats.parquet import ARRAYS
 from ..stream.shards import ShardedRows
 from . import scenes
@@ -31,6 +34,7 @@ from .masks import (
     rows_with_masks,
     with_mask_column,
 )
+from .slices import SliceSettings, sliced
 from .splits import NoSplit, all_splits, choose_split
 from .streams import only_split, stream_of_hub, stream_of_place
 from .tables import caches, checked_rows, holds_images, is_saved, load_parquet, load_saved
@@ -69,6 +73,9 @@ class SourceSettings:
     mask_dir: str | None = None
     mask_column_name: str | None = None
     exclude: str | None = None  # a file that names images
+    slices: str | None = None  # of stacks and volumes; None: the first page, and no volumes
+    neighbour_slices: int = 0
+    max_image_pixels: int = MOST_PIXELS
 
     @property
     def with_masks(self) -> bool:
@@ -107,6 +114,7 @@ class Source:
     parts: list["Source"] = field(default_factory=list)  # that were joined into this one
     shares: tuple[Fraction, ...] | None = None  # of the training that each part has, where these were given
     elsewhere: int = 0  # images of the folder that are in other splits
+    volumes: VolumeReader | None = None  # that reads the rows which are slices
     masks: list[KeptMask] | None = None  # as they were decoded, if somebody has read them and they fit
     excluded: str = ""  # a checksum of the names that were left out
 
@@ -118,8 +126,10 @@ class Source:
         return isinstance(self.dataset, ShardedRows)
 
     def cell(self, index: int) -> dict:
-        """Bytes and path of an image."""
-        return cell_of(self.dataset[index][self.image_column])
+        """Bytes and path of an image. BadImage where it is a slice that cannot be read."""
+        cell = cell_of(self.dataset[index][self.image_column])
+        numbers = self.volumes.read(cell["path"]) if self.volumes else None
+        return cell if numbers is None else {**cell_of(numbers), "path": cell["path"]}
 
     def located(self, index: int) -> tuple[int, int]:
         """(number of the part that an image is in, its index there). A source that is not joined is its only part."""
@@ -134,7 +144,9 @@ class Source:
         number, index = self.located(index)
         if self.parts:
             return self.parts[number].mask_cell(index)
-        return cell_of(self._masks[index][self.mask_column])
+        cell = cell_of(self._masks[index][self.mask_column])
+        numbers = self.volumes.read_mask(cell["path"]) if self.volumes else None
+        return cell if numbers is None else {**cell_of(numbers), "path": cell["path"]}
 
     def take_masks(self) -> list[KeptMask] | None:
         """The decoded masks, if they were kept. They are given once, so that nobody holds them twice."""
@@ -192,7 +204,7 @@ def load_source(
         UserError: the path, name or column does not exist, there are no images, or it is unclear which are meant.
     """
     if settings.train_dir is not None and not settings.streaming:
-        listing = listing or _list(settings.place)
+        listing = listing or _list(settings)
     if settings.streaming or (listing is not None and listing.only_streamed):
         return _load_stream(settings, split, max_samples)
     dataset_id, name, folder, left_out, elsewhere = None, settings.dataset_name, None, "", 0
@@ -211,27 +223,59 @@ def load_source(
     image_column = find_image_column(dataset.features, settings.image_column_name, settings.mask_column_name)
     label_column = find_label_column(dataset.features, settings.label_column_name)
     dataset = still_encoded(dataset, image_column)
-    if listing is None or not len(listing.images):  # of images in a folder, paths are our own
-        rows = len(dataset)
-        dataset = checked_rows(dataset, image_column, [folder] if folder else caches(settings.cache), name)
-        empty = f"{counted(rows - len(dataset), 'row')} left out: without an image" if len(dataset) < rows else ""
-        left_out = "; ".join(filter(None, [left_out, empty]))
-    masks = None
+    files = listing is not None and len(listing.images) > 0
+    source = Source(dataset, image_column, label_column, name, left_out, dataset_id, folder, elsewhere=elsewhere)
+    if not files:  # of images in a folder, paths are our own
+        source = _checked(source, settings)
     if settings.with_masks:
-        masks = mask_column(dataset.features, image_column, settings.mask_column_name, str(name))
-        rows_left, dataset = len(dataset), still_encoded(dataset, masks)
-        dataset = dataset.select(rows_with_masks(dataset, masks, str(name)))
-        gone = rows_left - len(dataset)
-        without = f"{gone:,} of {rows_left:,} images have no mask" if gone else ""
-        left_out = "; ".join(filter(None, [left_out, without]))
-    if max_samples is not None and max_samples < len(dataset):
-        # Evenly spread: many sets are sorted by class, and their first images would all be of one class.
-        dataset = dataset.select(np.linspace(0, len(dataset) - 1, max_samples).round().astype(int))
-    if not len(dataset):
+        source = _only_masked(source, settings)
+    if settings.slices is not None:
+        source = _sliced(source, settings, files)
+    if not len(source):
         raise UserError(f"{name}, split {split!r}, has no images: give another split or data set")
-    names = scenes.CLASSES if name == scenes.NAME else names_of_numbers(folder) if settings.with_masks else {}
-    source = Source(dataset, image_column, label_column, name, left_out, dataset_id, folder, masks, names)
-    return replace(source, elsewhere=elsewhere)
+    return source if max_samples is None else _spread_over(source, max_samples)
+
+
+def _spread_over(source: Source, count: int) -> Source:
+    """At most `count` images, evenly spread: in a set that is sorted by class the first ones are of one class."""
+    assert not isinstance(source.dataset, ShardedRows)
+    chosen = np.linspace(0, len(source) - 1, count).round().astype(int)
+    return source if count >= len(source) else replace(source, dataset=source.dataset.select(chosen))
+
+
+def _told(source: Source, remark: str) -> str:
+    """What is said of the images that are left out, with one more remark."""
+    return "; ".join(filter(None, [source.left_out, remark]))
+
+
+def _checked(source: Source, settings: SourceSettings) -> Source:
+    """The rows that have an image."""
+    folders = [source.folder] if source.folder else caches(settings.cache)
+    dataset = checked_rows(source.dataset, source.image_column, folders, source.name)
+    empty = len(source) - len(dataset)
+    remark = f"{counted(empty, 'row')} left out: without an image" if empty else ""
+    return replace(source, dataset=dataset, left_out=_told(source, remark))
+
+
+def _only_masked(source: Source, settings: SourceSettings) -> Source:
+    """The images with a mask."""
+    column = mask_column(source.dataset.features, source.image_column, settings.mask_column_name, source.name)
+    dataset = still_encoded(source.dataset, column)
+    dataset = dataset.select(rows_with_masks(dataset, column, source.name))
+    gone = len(source) - len(dataset)
+    remark = f"{gone:,} of {len(source):,} images have no mask" if gone else ""
+    names = scenes.CLASSES if source.name == scenes.NAME else names_of_numbers(source.folder)
+    return replace(source, dataset=dataset, mask_column=column, mask_names=names, left_out=_told(source, remark))
+
+
+def _sliced(source: Source, settings: SourceSettings, files: bool) -> Source:
+    """The slices of volumes and stacks, which must be `files`."""
+    if not files:
+        raise UserError(f"slices {settings.slices!r} are of image files: give a folder of them with --train_dir")
+    cache = os.path.join(settings.cache or datasets.config.HF_DATASETS_CACHE, "volumes")
+    how = settings_of(SliceSettings, settings)
+    found = sliced(source.dataset, source.image_column, source.mask_column, how, cache)
+    return replace(source, dataset=found.dataset, volumes=found.reader, left_out=_told(source, found.remark))
 
 
 def still_encoded(dataset: datasets.Dataset, image_column: str) -> datasets.Dataset:
@@ -255,7 +299,7 @@ def load_eval_split(
     """
     candidates = [split] if split else [*EVAL_SPLITS, *["train"] * only_for_evaluation]
     is_folder = settings.train_dir is not None and not settings.streaming
-    listing, exact = _list(settings.place) if is_folder else None, split is not None
+    listing, exact = _list(settings) if is_folder else None, split is not None
     missing: NoSplit | None = None
     for candidate in candidates:
         try:
@@ -272,6 +316,8 @@ def load_eval_split(
 
 
 def _load_stream(settings: SourceSettings, split: str | None, max_samples: int | None) -> Source:
+    if settings.slices is not None:
+        raise UserError(f"slices {settings.slices!r} cannot be taken of a stream or tar file: unpack it into a folder")
     if max_samples is not None:
         raise UserError(
             f"{max_samples} samples cannot be taken of a stream or tar file, which is read whole: give fewer, or "
@@ -300,10 +346,10 @@ def _load_stream(settings: SourceSettings, split: str | None, max_samples: int |
     return replace(source, elsewhere=rows.elsewhere)
 
 
-def _list(data_dir: str) -> Listing:
-    if data_dir == "":
+def _list(settings: SourceSettings) -> Listing:
+    if settings.place == "":
         raise UserError("the folder of images '' is empty: give its path, or . for the current folder")
-    return list_place(os.path.expanduser(data_dir))
+    return list_place(os.path.expanduser(settings.place), volumes=settings.slices is not None)
 
 
 def _load_scenes(split: str | None, exact_split: bool, settings: SourceSettings) -> datasets.Dataset:
@@ -354,7 +400,7 @@ def _load_folder(
     if not settings.with_masks or part.metadata:
         return image_folder(part), part
     part = masks_not_left_out(part)
-    masks = masks_in(settings.mask_dir) if settings.mask_dir else masks_beside(listing)
+    masks = masks_in(settings.mask_dir, settings.slices is not None) if settings.mask_dir else masks_beside(listing)
     return with_mask_column(image_folder(part), part, masks), part
 
 

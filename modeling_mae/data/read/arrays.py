@@ -57,7 +57,10 @@ def _numpy(file: Any, limit: Limit, packed: int, path: str | None = None) -> np.
     return np.frombuffer(file.read(size), kind).reshape(shape, order="F" if in_columns else "C")
 
 
-def describe_stacks(stacks: list[bool]) -> str:
-    """How many of the files that were looked at are stacks; empty where none is."""
-    pages = f"{sum(stacks)} of {len(stacks)} files looked at have several pages: only the first is seen"
-    return pages if any(stacks) else ""
+def describe_stacks(pages: list[int]) -> str:
+    """What is ignored of the files that were looked at, whose numbers of `pages` are 0 for those that are no stack;
+    empty where none is."""
+    stacks = [count for count in pages if count]
+    ignored = sum(stacks) - len(stacks)
+    told = f"{len(stacks)} of {len(pages)} files looked at have several pages: {ignored:,} after the first are ignored"
+    return f"{told} (--slices all sees each)" if stacks else ""

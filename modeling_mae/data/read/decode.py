@@ -150,9 +150,9 @@ def look_at(
     num_channels: int,
     bands: list[int] | None = None,
     max_image_pixels: int = MOST_PIXELS,
-) -> tuple[tuple[str, str, float], bool]:
+) -> tuple[tuple[str, str, float], int]:
     """What `open_images` wants to know of a file: (name, kind of values, highest value) of what `decode` gives, as
-    `common_white` takes them; and whether it is a stack of pages.
+    `common_white` takes them; and of a stack the number of its pages, else 0.
 
     Raises:
         BadImage: the image cannot be read.
@@ -162,12 +162,12 @@ def look_at(
         limit = Limit.of(data, path, max_image_pixels)
         limit.check_header(header)
         if header.plain:
-            return (name, "8 bits", WHITE), header.stack
+            return (name, "8 bits", WHITE), header.pages
         stored = stored_of(data, path, limit)
         values = numbers_of(stored, Rules(num_channels, bands=bands), name).values
         kind, highest = kind_and_highest(values)
         declared = stored.most if kind == "whole numbers" else None
-        return (name, kind, max(highest, declared or highest)), header.stack
+        return (name, kind, max(highest, declared or highest)), header.pages
 
 
 def stored_of(data: bytes | None, path: str | None, limit: Limit) -> Stored:

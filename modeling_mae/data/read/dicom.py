@@ -1,11 +1,12 @@
 """DICOM files: the picture that a viewer shows, as pydicom reads it."""
 
 import importlib.util
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from .faults import BadImage, name_of
+from .faults import BadImage, name_of, reading
 from .limits import Limit
 from .stored import Stored, promised
 
@@ -14,6 +15,21 @@ PALETTE = "PALETTE COLOR"
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 FIRST_ELEMENTS = (b"\2\0\0\0", b"\x08\0\0\0", b"\x08\0\1\0", b"\x08\0\5\0", b"\x08\0\x08\0", b"\x08\0\x16\0")
 FIRST_BYTES = {*FIRST_ELEMENTS, *(first[1::-1] + first[:1:-1] for first in FIRST_ELEMENTS)}  # of both byte orders
+IN_SERIES = (
+    "SeriesInstanceUID",
+    "ImageOrientationPatient",
+    "ImagePositionPatient",
+    "InstanceNumber",
+    "NumberOfFrames",
+    "PhotometricInterpretation",
+    "PixelSpacing",
+    "Rows",
+    "Columns",
+    "WindowCenter",
+    "WindowWidth",
+    "VOILUTFunction",
+    "VOILUTSequence",
+)  # elements that say where a plane lies
 LONGEST = 64  # bytes of the first element of a file without a preamble
 
 
@@ -66,14 +82,10 @@ def read_dicom(file: BinaryIO, path: str | None, limit: Limit) -> Stored:
         BadImage: it has several frames, is too large, or another package is needed.
         Exception: the file is damaged.
     """
-    about = _opened(file, path, header_only=False)
-    limit.check_stored(_described(about))
-    from pydicom import pixels  # late: few sets need it
-
-    if "TransferSyntaxUID" not in about.file_meta:
-        about.file_meta.TransferSyntaxUID = _syntax_of(about)
-    values = pixels.pixel_array(about)
+    about, values = _read_pixels(file, path, limit)
     if about.get("PhotometricInterpretation") == PALETTE:
+        from pydicom import pixels
+
         colours = pixels.apply_color_lut(values, about)
         return Stored((colours >> 8 * (colours.itemsize - 1)).astype(np.uint8), 2, "rgb")
     if values.ndim == 3:
@@ -93,6 +105,17 @@ def read_dicom(file: BinaryIO, path: str | None, limit: Limit) -> Stored:
     most = (1 << about.BitsStored) - 1 if few_bits else None
     rescaled = _rescaled(values, about)
     return Stored(rescaled, colour="gray", missing=missing, most=most if rescaled.dtype == np.uint8 else None)
+
+
+def _read_pixels(file: BinaryIO, path: str | None, limit: Limit) -> tuple[Any, np.ndarray]:
+    """The elements of a file, and its pixels as they are stored."""
+    about = _opened(file, path, header_only=False)
+    limit.check_stored(_described(about))
+    from pydicom import pixels  # late: few sets need it
+
+    if "TransferSyntaxUID" not in about.file_meta:
+        about.file_meta.TransferSyntaxUID = _syntax_of(about)
+    return about, pixels.pixel_array(about)
 
 
 def _syntax_of(about: Any) -> str:
@@ -145,6 +168,73 @@ def _windowed(values: np.ndarray, about: Any) -> np.ndarray | None:
     if width == 0:
         return (values > center).astype(np.float64)
     return ((values.astype(np.float64) - center) / width + 0.5).clip(0, 1)
+
+
+@dataclass(frozen=True)
+class SeriesHeader:
+    """What a file says of its place in a series. `position` is along the normal of its plane, and `key` is the same
+    for the files of a series whose planes are parallel. `window` are black and white, where it is linear."""
+
+    key: tuple
+    position: float
+    number: int
+    shape: tuple[int, int]
+    spacing: tuple[float, float]  # height and width of a pixel
+    window: tuple[float, float] | None
+    inverted: bool
+
+
+def series_header(path: str) -> SeriesHeader | None:
+    """None of a file that is no plane of a series: several frames, colours, or no place in space.
+
+    Raises:
+        BadImage: the file cannot be read.
+    """
+    with reading(path), open(path, "rb") as file:
+        import pydicom
+
+        about: Any = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(IN_SERIES))
+        directions, corner = (about.get(f"Image{name}Patient") for name in ("Orientation", "Position"))
+        gray = str(about.get("PhotometricInterpretation") or "").startswith("MONOCHROME")
+        if not (directions and corner and about.get("SeriesInstanceUID") and gray and about.get("Rows")):
+            return None
+        if int(about.get("NumberOfFrames") or 1) > 1:
+            return None
+        row, column = np.array(directions, np.float64).reshape(2, 3)
+        shape = int(about.Rows), int(about.Columns)
+        spacing = [float(side) for side in about.get("PixelSpacing") or (1, 1)]
+        return SeriesHeader(
+            (str(about.SeriesInstanceUID), shape, tuple(np.round([*row, *column], 2).tolist())),
+            float(np.dot(np.cross(row, column), np.array(corner, np.float64))),
+            int(about.get("InstanceNumber") or 0),
+            shape,
+            (spacing[0], spacing[1]),
+            _linear_window(about),
+            about.get("PhotometricInterpretation") == "MONOCHROME1",
+        )
+
+
+def _linear_window(about: Any) -> tuple[float, float] | None:
+    center, width = _first(about.get("WindowCenter")), _first(about.get("WindowWidth"))
+    function = str(about.get("VOILUTFunction") or "LINEAR").upper()
+    if center is None or width is None or about.get("VOILUTSequence") or function == "SIGMOID":
+        return None
+    if function == "LINEAR":
+        center, width = center - 0.5, width - 1
+    return (center - width / 2, center + width / 2) if width > 0 else None
+
+
+def dicom_slice(path: str, limit: Limit) -> np.ndarray:
+    """``(height, width)`` of a gray file, rescaled. Padding is NaN.
+
+    Raises:
+        Exception: the file is damaged.
+    """
+    with open(path, "rb") as file:
+        about, values = _read_pixels(file, path, limit)
+    padding = _padding(values, about)
+    values = _rescaled(values, about)
+    return values if padding is None else np.where(padding, np.float32(np.nan), values.astype(np.float32))
 
 
 def _first(numbers: Any) -> float | None:

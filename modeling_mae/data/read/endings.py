@@ -11,7 +11,10 @@ NO_DECODER = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")  # formats that Pill
 OTHER_IMAGES = (".heic", ".heif", ".avif", ".avifs", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".eps")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar")
 MASK_WORDS = r"masks?|labels?|annot|annotations?|ground[-_ ]?truth|gt|segmentations?|seg"
-MASK_ENDING = rf"(?i)[._-]({MASK_WORDS})\.[^./]+$"  # `0001.seg.png`, as webdataset names it, and `0001_mask.png`
+NIFTI = (".nii", ".nii.gz")
+MASK_ENDING = (
+    rf"(?i)[._-]({MASK_WORDS})\.(nii\.)?[^./]+$"  # `0001.seg.png`, as webdataset names it, and `0001_mask.png`
+)
 
 
 def image_endings() -> frozenset[str]:
@@ -27,13 +30,22 @@ def image_endings() -> frozenset[str]:
 def ending_of(path: str) -> str:
     """The ending in lower case, empty where there is none."""
     _, dot, ending = path.rpartition("/")[2].rpartition(".")  # os.path.splitext takes three times as long
+    if ending.lower() == "gz" and path.lower().endswith(NIFTI):
+        return NIFTI[1]
     return f".{ending.lower()}" if dot else ""
+
+
+def without_ending(path: str) -> str:
+    ending = ending_of(path)
+    return path[: len(path) - len(ending)]
 
 
 def why_no_image(ending: str) -> str:
     """The reason why files that end so are not among the images."""
     if ending == ".dcm":
         return f"{ending} (install pydicom to read it)"
+    if ending in NIFTI:
+        return f"{ending} (a volume: --slices all reads it)"
     if ending in ARCHIVES:
         return f"{ending} (packed: unpack it)"
     kind = "not readable here" if ending in OTHER_IMAGES else "not an image"

@@ -15,7 +15,7 @@ from .dicom import described_dicom, is_dicom
 from .faults import BadImage, name_of, open_file, reading
 from .limits import DEFLATE, least_bytes
 from .stored import Stored, promised
-from .tiff import described_tiff, is_stack
+from .tiff import described_tiff, pages_of_stack
 
 
 NUMPY = b"\x93NUMPY"
@@ -47,7 +47,7 @@ class Header:
     width: int
     channels: int
     plain: bool  # a picture of 8 bits a channel, without missing values
-    stack: bool = False  # a TIFF with pages as large as the first, the one that is read; smaller ones are previews
+    pages: int = 0  # of a TIFF whose others are as large as the first, the one that is read; smaller ones are previews
     least_bytes: int = 0  # that the file must have to hold the values; 0 where the header does not tell
 
     @property
@@ -108,7 +108,7 @@ def read_header(data: bytes | None, path: str | None) -> Header:
             import tifffile  # late: it takes a moment, and few sets need it
 
             with tifffile.TiffFile(file) as tiff:
-                return header_of("TIFF", described_tiff(tiff, path)[1], path, is_stack(tiff))
+                return header_of("TIFF", described_tiff(tiff, path)[1], path, pages_of_stack(tiff))
         try:
             picture = Image.open(file)
         except UnidentifiedImageError:
@@ -123,7 +123,7 @@ def read_header(data: bytes | None, path: str | None) -> Header:
             return Header(str(picture.format), height, width, 1 if gray else 3, bits <= 8, least_bytes=least)
 
 
-def header_of(format: str, stored: Stored, path: str | None, stack: bool = False, least_bytes: int = 0) -> Header:
+def header_of(format: str, stored: Stored, path: str | None, pages: int = 0, least_bytes: int = 0) -> Header:
     shape, kind = stored.values.shape, stored.values.dtype
     if len(shape) not in (2, 3) or not all(shape):
         sides = "x".join(map(str, shape))
@@ -136,7 +136,7 @@ def header_of(format: str, stored: Stored, path: str | None, stack: bool = False
     bands = 1 if axis is None else shape[axis]
     channels = {"gray": 1, "bands": bands}.get(stored.colour, 3)
     plain = stored.colour != "bands" and kind in (np.uint8, np.bool_) and stored.missing is None
-    return Header(format, height, width, channels, plain, stack, least_bytes)
+    return Header(format, height, width, channels, plain, pages, least_bytes)
 
 
 def numpy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:

@@ -24,13 +24,14 @@ JPEG = (6, 7, 34892, 33007)  # compressions whose tables stand beside the strips
 COLOURS_ONCE_DECODED = (7, 34892, 33007)  # kinds of JPEG; other compressions leave YCbCr to the reader
 
 
-def described_tiff(tiff: Any, path: str | None) -> tuple[Any, Stored]:
-    """The page of a `tifffile.TiffFile`, or the series of pages that are bands, and what it holds, still unread.
+def described_tiff(tiff: Any, path: str | None, number: int | None = None) -> tuple[Any, Stored]:
+    """The page of a `tifffile.TiffFile`, or the series of pages that are bands, and what it holds, still unread. With
+    `number` that page alone.
 
     Raises:
         BadImage: it holds no single picture or array, or its colours have no meaning here.
     """
-    page, series = tiff.pages[0], _series(tiff)
+    page, series = tiff.pages[number or 0], _series(tiff) if number is None else None
     pages = series if series is not None and series.axes == "CYX" else page
     if pages.axes not in ("YX", "YXS", "SYX", "CYX"):
         raise BadImage(f"{name_of(path)} has the axes {pages.axes}: save one picture a file")
@@ -56,8 +57,8 @@ def described_tiff(tiff: Any, path: str | None) -> tuple[Any, Stored]:
     )
 
 
-def read_tiff(file: BinaryIO, path: str | None, limit: Limit) -> Stored:
-    """The picture or array of a TIFF file.
+def read_tiff(file: BinaryIO, path: str | None, limit: Limit, number: int | None = None) -> Stored:
+    """The picture or array of a TIFF file, or of one page.
 
     Raises:
         BadImage: as `described_tiff`, or it is too large.
@@ -66,8 +67,8 @@ def read_tiff(file: BinaryIO, path: str | None, limit: Limit) -> Stored:
     import tifffile  # late: it takes a moment, and few sets need it
 
     with tifffile.TiffFile(file) as tiff:
-        pages, stored = described_tiff(tiff, path)
-        page = tiff.pages[0]
+        pages, stored = described_tiff(tiff, path, number)
+        page = tiff.pages[number or 0]
         limit.check_stored(stored, _least_bytes(page, stored))
         _refuse_cut_off(tiff, limit.size)
         fault: Exception | None = None
@@ -81,6 +82,7 @@ def read_tiff(file: BinaryIO, path: str | None, limit: Limit) -> Stored:
         try:
             file.seek(0)
             with Image.open(io.BytesIO(file.read())) as picture:
+                picture.seek(number or 0)
                 return replace(plain_picture(picture), missing=stored.missing)
         except Exception as error:
             raise (fault or error) from None
@@ -200,14 +202,25 @@ def _least_bytes(page: Any, stored: Stored) -> int:
     return stored.values.size * int(page.bitspersample) // 8
 
 
-def is_stack(tiff: Any) -> bool:
-    """Whether other pages are as large as the first, and are not its bands."""
+def pages_of_stack(tiff: Any) -> int:
+    """The number of pages of a file whose second page is as large as the first, and is not its bands; else 0."""
     try:
         series = _series(tiff)
         bands = series is not None and series.axes == "CYX"
-        return not bands and tiff.pages[1].shape == tiff.pages[0].shape
+        return len(tiff.pages) if not bands and tiff.pages[1].shape == tiff.pages[0].shape else 0
     except Exception:  # whatever a broken second page raises: the first may be good
-        return False
+        return 0
+
+
+def full_pages(path: str) -> tuple[list[int], np.dtype]:
+    """The numbers of the pages as large as the first, and the type of their values. None are those of one picture."""
+    import tifffile
+
+    with tifffile.TiffFile(path) as tiff:
+        first = tiff.pages[0]
+        count = pages_of_stack(tiff)
+        alike = [i for i in range(count) if (tiff.pages[i].shape, tiff.pages[i].dtype) == (first.shape, first.dtype)]
+        return alike, np.dtype(first.dtype or np.uint8)
 
 
 def _series(tiff: Any) -> Any:

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as F
 from ...errors import UserError
 from ...words import counted
 from ..find.sources import Source
-from ..read.arrays import cell_of, describe_stacks
+from ..read.arrays import describe_stacks
 from ..read.bit_depth import WHITE, common_white, describe_scale, usual_kind
 from ..read.decode import ImageRows, Rules, decode_present, look_at, rows_of
 from ..read.faults import BadImage, name_of
@@ -201,7 +201,7 @@ class FileImages(Images):
             BadImage: it is bad, and bad images are errors.
         """
         try:
-            cell = cell_of(self.source.dataset[index][self.source.image_column])
+            cell = self.source.cell(index)
             return read(cell["bytes"], cell["path"])
         except BadImage as error:
             if self.on_bad_image == "error":
@@ -283,7 +283,7 @@ def open_images(source: Source, opening: Opening, labels: np.ndarray | None = No
     files = images_class(source, opening, None if labels is None else torch.from_numpy(labels))
     look = partial(look_at, num_channels=channels, bands=settings.bands, max_image_pixels=settings.max_image_pixels)
     looks = {i: seen for i in files.spread(FILE_SAMPLE) if (seen := files.try_file(i, look)) is not None}
-    ranges, stacks = [seen[0] for seen in looks.values()], [seen[1] for seen in looks.values()]
+    ranges, pages = [seen[0] for seen in looks.values()], [seen[1] for seen in looks.values()]
     if settings.white_value is None:
         files.white = common_white(ranges)
     kind = usual_kind(ranges)
@@ -294,7 +294,7 @@ def open_images(source: Source, opening: Opening, labels: np.ndarray | None = No
             files.try_file(index, files.decode)  # a stray is bad at once, as it is beyond the sample
     scale = describe_scale(files.white) if files.dtype != torch.uint8 else ""
     elsewhere = f"{counted(source.elsewhere, 'image')} in other splits" if source.elsewhere else ""
-    remarks = [scale, describe_stacks(stacks), source.left_out, elsewhere]
+    remarks = [scale, describe_stacks(pages), source.left_out, elsewhere]
     files.remarks = "".join(f"; {remark}" for remark in remarks if remark)
     return files if isinstance(files, StreamedImages) else _kept_in_memory(files, opening.memory)
 
