@@ -1,8 +1,8 @@
 """The table of the demo of masks: mean IoU over seeds, each with a pre-training of its own, by the real scripts.
 
-Classifiers are read out after the last update, on whole scenes of the test split. Dense k-NN takes k = 20. The frozen
-linear row of the untrained encoder is the recipe's, on a checkpoint that nothing trained. A table that was stopped goes
-on. Seconds are those of the processor.
+Each classifier is tested after its last update, on whole scenes of the test split.
+Dense k-NN takes k = 20. The untrained
+encoder is a checkpoint that was never trained. A stopped command goes on. Seconds are the processor's.
 
     PYTHONPATH=. python benchmarks/scenes.py [--seeds 0 1 2] [--masks 100 25 400] [--folder runs/scenes] [--bfloat16]
 """
@@ -54,24 +54,24 @@ def rows_of(launch: list[str], folder: Path, seed: int, masks: int) -> list[dict
     run(launch, "run_pretrain.py", "pretrain_scenes", pretrained, seed)
     torch.manual_seed(seed)
     MAEForPreTraining(MAEConfig.from_pretrained(pretrained)).save_pretrained(untrained)
-    words = ["run_eval.py", "segment_demo", folder / f"masks-{masks}", seed, f"--max_train_samples={masks}"]
-    words.append(f"--model_name_or_path={pretrained}")
-    if masks != WITH_FROZEN:
-        return run(launch, *words, "--n_partial=4", "--knn=false")
-    words_untrained = ["run_eval.py", "segment_demo", folder / "untrained-linear", seed]
-    words_untrained += [f"--model_name_or_path={untrained}", "--n_partial=0", "--from_scratch=false", "--knn=false"]
-    return run(launch, *words) + [{**row, "name": "untrained"} for row in run(launch, *words_untrained)]
+    frozen = [] if masks == WITH_FROZEN else ["--n_partial=4", "--knn=false"]
+    words = [f"--max_train_samples={masks}", f"--model_name_or_path={pretrained}", *frozen]
+    rows = run(launch, "run_eval.py", "segment_demo", folder / f"masks-{masks}", seed, *words)
+    if masks == WITH_FROZEN:
+        words = [f"--model_name_or_path={untrained}", "--n_partial=0", "--from_scratch=false", "--knn=false"]
+        linear = run(launch, "run_eval.py", "segment_demo", folder / "untrained-linear", seed, *words)
+        rows += [{**row, "name": "untrained"} for row in linear]
+    return rows
 
 
 def run(launch: list[str], script: str, recipe: str, place: Path, seed: int, *more: str) -> list[dict]:
     """The rows of results, of an evaluation."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    words = [script, recipe, f"--output_dir={place}", f"--seed={seed}", "--resume_from_checkpoint=auto", *more]
     if not (place / "report.html").exists():
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+        words = [script, recipe, f"--output_dir={place}", f"--seed={seed}", "--resume_from_checkpoint=auto", *more]
         subprocess.run([*launch, *words], check=True)
         print(f"== {place}: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before:.0f} s", flush=True)
-    results = place / "results.json"
-    return json.loads(results.read_text()) if results.exists() else []
+    return json.loads((place / "results.json").read_text()) if script == "run_eval.py" else []
 
 
 def show(found: dict[tuple[str, int], list[float]], columns: list[int]) -> None:

@@ -1,8 +1,8 @@
 """Scenes with masks: bundled garments of Fashion-MNIST on a flat ground.
 
 The layout is made up, the textures are real. A scene has 64 x 64 gray pixels and one to four garments, which may
-overlap. The class of a pixel is that of the garment whose lit pixel lies on top; 0 is the ground, which has one grey in
-a scene. Train and test scenes have other garments, those of the data set's own splits.
+overlap. The class of a pixel is that of the garment whose lit pixel lies on top; 0 is the ground, which has one grey
+per scene. Train and test scenes have other garments, those of the data set's own splits.
 """
 
 import io
