@@ -1,7 +1,6 @@
 """The table of the demo of masks: mean IoU over seeds, each with a pre-training of its own, by the real scripts.
 
-Each classifier is tested after its last update, on whole scenes of the test split.
-Dense k-NN takes k = 20. The untrained
+Classifiers are tested after the last update, on whole scenes of the test split. Dense k-NN takes k = 20. The untrained
 encoder is a checkpoint that was never trained. A stopped command goes on. Seconds are the processor's.
 
     PYTHONPATH=. python benchmarks/scenes.py [--seeds 0 1 2] [--masks 100 25 400] [--folder runs/scenes] [--bfloat16]
