@@ -1,8 +1,8 @@
-"""Scenes with masks: bundled garments of Fashion-MNIST on a smooth ground.
+"""Scenes with masks: bundled garments of Fashion-MNIST on a flat ground.
 
 The layout is made up, the textures are real. A scene has 64 x 64 gray pixels and one to four garments, which may
-overlap. The class of a pixel is that of the garment whose lit pixel lies on top; 0 is the ground. Train and test
-scenes have other garments, those of the data set's own splits.
+overlap. The class of a pixel is that of the garment whose lit pixel lies on top; 0 is the ground, which has one grey
+per scene. Train and test scenes have other garments, those of the data set's own splits.
 """
 
 import io
@@ -19,8 +19,9 @@ SIDE = 64  # pixels
 COUNTS = {"train": 6000, "test": 600}
 WITH_MASKS = 400  # of the training scenes; the others are for pre-training alone
 GARMENTS = (1, 4)  # in a scene, fewest and most
-SIZES = (22, 40)  # pixels of a garment's side, whose file has 28
+SIZES = (30, 50)  # pixels of a garment's side, whose file has 28
 LIT = 40  # of 255: darker pixels of a garment are not part of it
+GROUND = (20, 141)  # greys of the ground, the last excluded
 GARMENT_NAMES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 CLASSES = dict(enumerate(("ground", *GARMENT_NAMES)))  # by the number in the masks
 
@@ -39,11 +40,11 @@ def scenes(garments: datasets.Dataset, split: str) -> datasets.Dataset:
     table = pa.table({"image": pa.array(images, kind), "mask": pa.array(masks, kind)})
     features = datasets.Features(dict.fromkeys(table.column_names, datasets.Image(decode=False)))
     info = datasets.DatasetInfo(features=features)
-    return datasets.Dataset(InMemoryTable(table), info=info, fingerprint=f"{NAME}-1-{split}")
+    return datasets.Dataset(InMemoryTable(table), info=info, fingerprint=f"{NAME}-2-{split}")
 
 
 def _scene(pictures: list[np.ndarray], labels: list[int], generator) -> tuple[np.ndarray, np.ndarray]:
-    image, mask = _ground(generator), np.zeros((SIDE, SIDE), np.uint8)
+    image, mask = np.full((SIDE, SIDE), generator.integers(*GROUND), np.uint8), np.zeros((SIDE, SIDE), np.uint8)
     for index in generator.integers(0, len(pictures), generator.integers(GARMENTS[0], GARMENTS[1] + 1)):
         side = int(generator.integers(SIZES[0], SIZES[1] + 1))
         garment = np.asarray(Image.fromarray(pictures[index]).resize((side, side), Image.Resampling.BILINEAR))
@@ -54,15 +55,6 @@ def _scene(pictures: list[np.ndarray], labels: list[int], generator) -> tuple[np
         image[place] = np.where(lit, garment, image[place])
         mask[place] = np.where(lit, labels[index] + 1, mask[place])
     return image, mask
-
-
-def _ground(generator) -> np.ndarray:
-    """``(SIDE, SIDE)`` uint8: a slope from one grey to another, which neighbours let predict."""
-    first, last = generator.uniform(20, 140, 2)
-    angle = generator.uniform(0, 2 * np.pi)
-    y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
-    share = (1 + (np.cos(angle) * x + np.sin(angle) * y) / np.sqrt(2)) / 2
-    return np.round(first + (last - first) * share).astype(np.uint8)
 
 
 def _png(array: np.ndarray) -> bytes:
