@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from modeling_mae.checkpoint import Beginning, Checkpoint
 from modeling_mae.configuration_mae import MAEConfig
 from modeling_mae.data.find.facts import image_facts
+from modeling_mae.data.find.slices import VOLUME_OF_A_SLICE
 from modeling_mae.data.find.sources import Source, SourceSettings
 from modeling_mae.data.pretraining_sets import PretrainingSets, load_pretraining_sets
 from modeling_mae.data.read.bit_depth import WHITE
@@ -320,7 +321,7 @@ def decide_evaluation(options: EvalArguments, accelerator: Accelerator, before: 
         class_names=names_of(config) if tests_checkpoint else None,
         main_process_first=accelerator.main_process_first,
         say=say,
-        group_by=options.group_by,
+        group_by=options.group_by or (VOLUME_OF_A_SLICE if options.slices else None),
         in_folds=options.folds is not None,
     )
     mean, std = choose_mean_std(sets.all()[0], reading, before, say)
@@ -376,7 +377,7 @@ def _in_a_curve(training: EvalTraining, sets: LabelledSets, most: float, process
         max(1, n // batch) for n, batch in ((whole, length.total_batch_size), (few, fewer.total_batch_size))
     )
     changed = {
-        **vars(fewer),
+        **{name: value for name, value in vars(fewer).items() if hasattr(recipe, name)},
         "per_device_train_batch_size": min(
             recipe.per_device_train_batch_size, max(1, fewer.total_batch_size // processes)
         ),

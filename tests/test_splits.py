@@ -1,5 +1,7 @@
 """Groups, label fractions and folds by group, what stands on both sides, and when a training has had enough."""
 
+import re
+
 import datasets
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image
 
 from modeling_mae.data.find.groups import groups_of
 from modeling_mae.data.find.joined import load_training_source
+from modeling_mae.data.find.slices import VOLUME_OF_A_SLICE
 from modeling_mae.data.find.sources import Source, SourceSettings
 from modeling_mae.data.serve.images import MemoryImages
 from modeling_mae.errors import UserError
@@ -61,6 +64,12 @@ def test_groups_are_read_from_a_column_or_from_file_names(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(5))
+def test_the_slices_of_a_volume_are_a_group():
+    names = ["a/scan.nii.gz#z=9", "a/scan.nii.gz#z=87", "b/scan.nii.gz#z=9", "photo#z.png"]
+    volumes = ["a/scan.nii.gz", "a/scan.nii.gz", "b/scan.nii.gz", "photo#z.png"]
+    assert [re.search(VOLUME_OF_A_SLICE, name)[1] for name in names] == volumes
+
+
 def test_a_fraction_takes_whole_groups_and_every_class(seed):
     generator = np.random.default_rng(seed)
     groups = np.array([f"patient {n}" for n in generator.integers(0, 30, 300)])

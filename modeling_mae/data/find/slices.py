@@ -35,6 +35,7 @@ from .image_folder import dataset_of, image_column
 
 
 CHOICE = re.compile(r"all|(middle|every):([1-9]\d{0,8})")
+VOLUME_OF_A_SLICE = r"^(.*?)(?:#z=\d+)?$"  # of its name; another image is a volume of its own
 THREADS = 4  # volumes that are looked through at a time
 LINE_SECONDS = 10  # between two lines that say how far it is
 KINDS = {"files": listed(text), "count": count, "window": listed(number), "empty": listed(count)}
