@@ -13,7 +13,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 
-from configuration.decide import Decided, base_of, decide, save_recipe
+from configuration.decide import Decided, base_of, decide, note_tuned, save_recipe
 from modeling_mae import MAEForPreTraining
 from modeling_mae.checkpoint import Beginning
 from modeling_mae.data.find.fingerprint import fingerprint
@@ -34,6 +34,7 @@ from modeling_mae.report.neighbours import save_nearest
 from modeling_mae.report.pretraining import report_pretraining
 from modeling_mae.report.reconstruction import PICTURED, ReconstructionSheet
 from modeling_mae.settings import settings
+from modeling_mae.tasks.masks import SEMANTIC_SEGMENTATION
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform
 from modeling_mae.training.checkpoints import choose_checkpoint
@@ -44,6 +45,8 @@ from modeling_mae.training.masks import Masks
 from modeling_mae.training.optim import LengthSettings, OptimizerSettings, Schedule, make_optimizer
 from modeling_mae.training.run_folder import claim_folder
 from modeling_mae.training.state import Place, Run, RunSettings, open_run, save_model
+from modeling_mae.training.tuning import TuningSettings
+from modeling_mae.words import counted
 
 
 def main(options: PretrainArguments) -> None:
@@ -80,7 +83,10 @@ def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub)
     set_seed(recipe.seed)
     beginning = Beginning(MAEForPreTraining(config)) if start is None else start.beginning(config)
     model = beginning.model
-    about = ModelFacts.of(config, sum(p.numel() for p in model.parameters()))
+    parameters = sum(p.numel() for p in model.parameters())
+    tuned = settings(TuningSettings, recipe).apply(model, None if start is None else start.source, beginning.new)
+    about = ModelFacts.of(config, parameters, tuned)
+    accelerator.on_main_process(note_tuned)(recipe, place.folder, tuned, decided.reasons)
     optimizer = make_optimizer(model, settings(OptimizerSettings, recipe), beginning.new)
     model, optimizer = accelerator.prepare(model, optimizer)
     unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
@@ -94,7 +100,7 @@ def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub)
     pixel_values = transform(send_to_device(images.batch(0, images.spread(PICTURED)), accelerator.device))
     sheet = ReconstructionSheet(unwrapped, pixel_values, mean, std, recipe.seed)
     reader = Reader(accelerator, transform, EVAL_BATCH, launch.loading_workers(recipe.dataloader_num_workers))
-    growth = FeatureGrowth(reader, images, sets.evaluation, K)
+    growth = FeatureGrowth(reader, images, sets.evaluation, K, sets.bank)
 
     def after_epoch(epoch: int, update: int) -> None:
         if recipe.eval_every_epochs and (epoch % recipe.eval_every_epochs == 0 or update == schedule.updates):
@@ -121,14 +127,16 @@ def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub)
         processor_of(images, mean, std).save_pretrained(place.folder)
     drawn = sheet.save(place.folder / "reconstruction.png", accelerator.is_main_process)
     launch.log_image(accelerator, "reconstruction", drawn, schedule.updates)
-    nearest = nearest_images(reader, unwrapped, images, sets.evaluation)
-    knn = knn_of_saved(reader, place.folder, images, sets.evaluation if recipe.knn else None, recipe.seed)
+    nearest = nearest_images(reader, unwrapped, images, sets.pictured)
+    knn = knn_of_saved(reader, place.folder, sets.compared, sets.evaluation if recipe.knn else None, recipe.seed)
     faults = launch.count_faults(accelerator, [images])
     accelerator.end_training()
     if not accelerator.is_main_process:
         return
     neighbours = save_nearest(place.folder / "neighbours.png", nearest, mean, std)
-    report(decided, run, about, FeatureFacts(K, knn, sheet.describe(recipe.bands), neighbours), hub, faults)
+    problem = SEMANTIC_SEGMENTATION if sets.bank is not None else None
+    features = FeatureFacts(K, knn, sheet.describe(recipe.bands), neighbours, problem)
+    report(decided, run, about, features, hub, faults)
     if not hub.push():
         sys.exit(1)
 
@@ -160,8 +168,8 @@ def describe(decided: Decided, run: Run, architecture: str, beginning: Beginning
     lines = [
         f"model      {architecture}",
         *([f"start      {decided.start.name}: {beginning.about}"] if decided.start else []),
-        f"data       {sets.source.name}: {len(images):,} images, mean {recipe.image_mean}, std {recipe.image_std}, "
-        f"{images.where}{images.remarks}",
+        f"data       {sets.source.name}: {counted(len(images), 'image')}, mean {recipe.image_mean}, std "
+        f"{recipe.image_std}, {images.where}{images.remarks}",
         f"batch      {batch}",
         f"length     {schedule}{run.start}",
         *([f"sizes      {sizes}"] if sizes else []),

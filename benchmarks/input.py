@@ -8,14 +8,16 @@ what a core has to do beside a GPU. "decoded whole" is ours without the reduced 
 The files are noise whose strength falls with its frequency, as in nature, so that they are as large as photographs.
 `--photographs` adds scikit-learn's two sample photographs, scaled up to 4000 x 3000. Then it says how far reduced
 decoding is from whole decoding, on these two at their own size and scaled up, beside the difference between bilinear
-and bicubic resizing. Last, the crops of images in memory, as the demo's are, in batches of 256.
+and bicubic resizing. First comes what masks cost beside images alone in the same crops, and how many windows of a
+large image a small model does in a second. Last, the crops of images in memory, as the demo's are, in batches of 256.
 
-    PYTHONPATH=. python benchmarks/input.py [--images 32] [--rounds 7] [--photographs]
+    PYTHONPATH=. python benchmarks/input.py [--images 32] [--rounds 7] [--photographs] [--masks]
 """
 
 import argparse
 import io
 import itertools
+import json
 import statistics
 import time
 
@@ -23,17 +25,24 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image
+from scipy.spatial import cKDTree
 from sklearn.datasets import load_sample_images
 from torchvision.transforms import Compose, InterpolationMode, Normalize, RandomHorizontalFlip, ToTensor
 from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 from torchvision.transforms.v2.functional import resized_crop
 
+from configuration.model import PRESETS
+from modeling_mae import MAEConfig
 from modeling_mae.data.find.sources import Source, SourceSettings, load_source
 from modeling_mae.data.read.decode import Rules, decode, decode_present
 from modeling_mae.data.read.reduced import Reduction
 from modeling_mae.data.serve.crops import RandomResizedCrop
 from modeling_mae.data.serve.decoded import Memory
 from modeling_mae.data.serve.images import FileImages, ImageSettings, Opening, open_images
+from modeling_mae.data.serve.masked import ScaledCrop
+from modeling_mae.segmentation_mae import MAEForSemanticSegmentation
+from modeling_mae.tasks.masks import MASKS
+from modeling_mae.tasks.windows import classes_of, starts_of
 from modeling_mae.training.augment import BatchTransform
 
 
@@ -107,6 +116,77 @@ def race(title: str, files: list[bytes], rounds: int) -> None:
     print(flush=True)
 
 
+def mask(height: int, width: int, classes: int, generator: np.random.Generator) -> bytes:
+    """A PNG of smooth regions: each pixel has the class of the nearest of 4 x `classes` points."""
+    points = generator.uniform(0, (height, width), (4 * classes, 2))
+    pixels = np.stack(np.mgrid[:height, :width], -1).reshape(-1, 2)
+    nearest = cKDTree(points).query(pixels)[1].reshape(height, width)
+    buffer = io.BytesIO()
+    Image.fromarray((nearest % classes).astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def race_masks(files: list[bytes], rounds: int) -> None:
+    """Print what masks cost beside images alone, in the same crops, with masks in memory and read in each epoch."""
+    generator = np.random.default_rng(0)
+    cells = {"image": files, "mask": [mask(375, 500, 20, generator) for _ in files]}
+    cells = {name: [{"bytes": data, "path": None} for data in column] for name, column in cells.items()}
+    source = Source(datasets.Dataset.from_dict(cells), "image", None, "photographs", mask_column="mask")
+    opening, crop = Opening((224, 224), 3), ScaledCrop(0, (224, 224), [1.0, 2.0], True, False, MEAN)
+    labels, names = MASKS.read(source)
+    masked = MASKS.open_images(source, labels, names, opening).view(crop=crop)
+    read = MASKS.open_images(source, labels, names, opening).view(crop=crop)  # masks are kept for the first alone
+    indices, epochs = list(range(len(files))), itertools.count()
+    contestants = {
+        "images alone": FileImages(source, opening).view(crop=crop),
+        "with masks in memory": masked,
+        "with masks read": read,
+    }
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(rounds + 1):
+        epoch = next(epochs)
+        for name, images in contestants.items():
+            begin = time.perf_counter()
+            images.batch(epoch, indices)
+            if turn:
+                times[name].append(time.perf_counter() - begin)
+    usual = statistics.median(times["images alone"])
+    print(f"{len(files)} JPEGs of 500 x 375 with masks of 20 classes, crops of 224 x 224, medians of {rounds}")
+    for name, values in times.items():
+        print(f"{name:24}{len(files) / statistics.median(values):10.1f}{statistics.median(values) / usual:8.3f}")
+    print(flush=True)
+
+
+def race_windows(rounds: int, side: int = 1000) -> None:
+    """Print the windows that a model of patches does in a second, by itself and in `classes_of`."""
+    config = MAEConfig(**json.loads((PRESETS / "vit_tiny.json").read_text()), num_labels=20)
+    model = MAEForSemanticSegmentation(config).eval()
+    image, transform = torch.randint(0, 256, (3, side, side), dtype=torch.uint8), BatchTransform(MEAN, STD, (224, 224))
+    count = len(starts_of(side, 224)) ** 2
+    batch = torch.randn(count, 3, 224, 224)
+
+    @torch.no_grad()
+    def alone() -> None:
+        for some in batch.split(len(starts_of(side, 224))):
+            model(some)
+
+    def in_image() -> None:
+        classes_of(model, image, lambda rows: transform({"images": rows}, tuple(rows.shape[2:])))
+
+    times: dict[str, list[float]] = {"the model alone": [], "windows of an image": []}
+    for turn in range(rounds + 1):
+        for values, work in zip(times.values(), (alone, in_image), strict=True):
+            begin = time.perf_counter()
+            work()
+            if turn:
+                values.append(time.perf_counter() - begin)
+    usual = statistics.median(times["the model alone"])
+    print(f"{count} windows of 224 x 224 of an image of {side} x {side}, vit_tiny, 20 classes, medians of {rounds}")
+    for name, values in times.items():
+        print(f"{name:24}{count / statistics.median(values):10.1f} windows/s{statistics.median(values) / usual:8.3f}")
+    print(flush=True)
+
+
 def compare_decoding(title: str, files: list[bytes], size: int) -> None:
     """Print the difference of reduced to whole decoding, in steps of 255, over random crops of each reduction."""
     crop = RandomResizedCrop(0, (0.01, 1.0))
@@ -142,9 +222,15 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--photographs", action="store_true")
+    parser.add_argument("--masks", action="store_true", help="only masks beside images alone, and windows")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    race("500 x 375", noise(375, 500, args.images), args.rounds)
+    files = noise(375, 500, args.images)
+    race_masks(files, args.rounds)
+    race_windows(args.rounds)
+    if args.masks:
+        return
+    race("500 x 375", files, args.rounds)
     race("4000 x 3000", noise(3000, 4000, 2), args.rounds)
     if args.photographs:
         large = sample_photographs(4000, 3000)

@@ -49,7 +49,7 @@ from modeling_mae.data.serve.statistics import measure_mean_std
 from modeling_mae.evaluation.features import K, knn_metrics, linear_metric
 from modeling_mae.evaluation.reader import FrozenSet
 from modeling_mae.settings import settings
-from modeling_mae.tasks.sets import match_labels
+from modeling_mae.tasks.sets import load_masked_sets, match_labels
 from modeling_mae.training.augment import BatchTransform
 from modeling_mae.training.optim import parameter_groups
 from modeling_mae.training.resizing import Resizing
@@ -215,6 +215,7 @@ def main() -> None:
         Opening(config.image_height_width, 1, memory=Memory(1 << 30)),
         k=K,
         match_labels=match_labels,
+        load_masked=load_masked_sets,
         main_process_first=nullcontext,
         say=print,
     )

@@ -131,6 +131,37 @@ class DataArguments:
 
 
 @dataclass(frozen=True)
+class MaskArguments:
+    """Where masks are, and what their numbers mean. Pre-training reads masks for k-NN alone."""
+
+    mask_dir: str | None = option(
+        None,
+        "Folder of masks, each named like its image. By default folders called masks are found.",
+        decides="result",
+        added=True,
+    )
+    mask_column_name: str | None = option(
+        None,
+        "Column of the masks. By default the one that is called mask, annotation or label.",
+        decides="result",
+        added=True,
+    )
+    mask_values: str | None = option(
+        None,
+        "binary: all numbers above 0 in a mask are one class; classes: each number is one, though they look like "
+        "numbers of things.",
+        decides="weights",
+        added=True,
+    )
+    ignore_index: int | None = option(
+        None,
+        "Number of the pixels without a class. By default 255, where no class has it.",
+        decides="weights",
+        added=True,
+    )
+
+
+@dataclass(frozen=True)
 class OptimizerArguments:
     num_train_epochs: float | None = option(800.0, "Length of the run, in epochs.", decides="result")
     max_train_steps: int | None = option(
@@ -165,6 +196,13 @@ class RunArguments:
         decides="nothing",
     )
     seed: int = option(0, "Seed of initialisation, masks, order and crops.", decides="weights")
+    tune: str = option(
+        "all",
+        "Which weights of the encoder train. all; last:2: the last two blocks; lora or lora:16: low-rank adapters of "
+        "the attention, by default of rank 8 (PEFT); lora:8+last:1: ExPLoRA. Decoder or head always train.",
+        decides="weights",
+        added=True,
+    )
     logging_steps: int = option(10, "Updates between two log entries of loss and learning rate.", decides="nothing")
     checkpointing_steps: str = option(
         "epoch", "Updates between two checkpoints; epoch: one per epoch.", decides="nothing"
@@ -241,7 +279,7 @@ class RunArguments:
 
 
 @dataclass(frozen=True)
-class PretrainArguments(RunArguments, OptimizerArguments, DataArguments, ModelArguments):
+class PretrainArguments(RunArguments, OptimizerArguments, MaskArguments, DataArguments, ModelArguments):
     """The arguments of run_pretrain.py. With `own_images`, those that are None are chosen from the images."""
 
     own_images: bool = option(
@@ -310,7 +348,7 @@ class PretrainArguments(RunArguments, OptimizerArguments, DataArguments, ModelAr
     )
     eval_every_epochs: int = option(
         0,
-        "Epochs between two measurements of the features (effective rank; with labels, k-NN accuracy). 0: none.",
+        "Epochs between two measurements of the features (effective rank; with labels or masks, k-NN). 0: none.",
         decides="nothing",
     )
     repeated_augmentation: int = option(
@@ -328,7 +366,8 @@ class PretrainArguments(RunArguments, OptimizerArguments, DataArguments, ModelAr
     )
     knn: bool = option(
         False,
-        "At the end, k-NN accuracy of the features, if there are labels and an evaluation split.",
+        "At the end, k-NN accuracy of the features, if there are labels and an evaluation split. Images with masks: "
+        "mean IoU of the patches' k-NN.",
         decides="nothing",
     )
 
@@ -338,6 +377,11 @@ class PretrainArguments(RunArguments, OptimizerArguments, DataArguments, ModelAr
             for name in OPTIONS:
                 if getattr(self, name) is None and hasattr(paper, name):
                     object.__setattr__(self, name, getattr(paper, name))  # the object is frozen, and still new
+
+    def deciding(self, *kinds: Decides) -> list[str]:
+        """As in `RunArguments`. Masks decide no weights here: no update sees them."""
+        names, masks = super().deciding(*kinds), [field.name for field in fields(MaskArguments)]
+        return [name for name in names if name not in masks or "result" in kinds]
 
     def check(self) -> None:
         """Raises an ArgumentError for arguments that cannot work. Quick and without network."""

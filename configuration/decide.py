@@ -34,15 +34,17 @@ from modeling_mae.settings import settings
 from modeling_mae.tasks import TASKS, task_of_checkpoint
 from modeling_mae.tasks.evalnet import names_of
 from modeling_mae.tasks.masks import Masks, MaskSettings
-from modeling_mae.tasks.sets import LabelledSets, load_labelled_sets, match_labels
+from modeling_mae.tasks.sets import LabelledSets, load_labelled_sets, load_masked_sets, match_labels
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform
 from modeling_mae.training.masks import check_masks
 from modeling_mae.training.optim import OptimizerSettings
 from modeling_mae.training.resizing import Resizing
 from modeling_mae.training.trials import Trial, TrialSettings, find_batch_size, fit_length
+from modeling_mae.training.tuning import TuningSettings
 
 from .arguments import PretrainArguments, PretrainRecipe
+from .checks import check_tune
 from .evaluation import EvalArguments, EvalRecipe, EvalTraining
 from .model import checkpoint_of, model_config, model_settings
 from .own_images import settle
@@ -89,6 +91,7 @@ def decide(options: PretrainArguments, source: Source, accelerator: Accelerator,
     recipe = PretrainRecipe(**vars(given))  # mean and deviation follow
     split_batch(recipe.total_batch_size, recipe.per_device_train_batch_size, processes)
     config, start = model_config(recipe), checkpoint_of(recipe)
+    check_tune(recipe, config)
     if start is not None:
         say(start.notes_text(trains_decoder=True), end="", flush=True)
     resizing = Resizing(config.image_height_width, config.patch_height_width, tuple(recipe.progressive_resizing))
@@ -150,6 +153,12 @@ def save_recipe(recipe: object, folder: Path, reasons: Sequence[str] = ()) -> Pa
     return path
 
 
+def note_tuned(recipe: PretrainRecipe | EvalRecipe, folder: Path, tuned: str, reasons: Sequence[str] = ()) -> None:
+    """Adds to the recipe.yaml of `save_recipe` what trains, by `TuningSettings.apply`."""
+    if tuned:
+        save_recipe(recipe, folder, [*reasons, f"tune={recipe.tune}: trains {tuned}"])
+
+
 def _open_white(white: float) -> float | None:
     """The value of the option `white_value`. None for 8-bit images, in which only 255 can be white."""
     return None if white == WHITE else white
@@ -182,6 +191,7 @@ def _open_sets(
         match_labels=match_labels,
         main_process_first=accelerator.main_process_first,
         say=accelerator.print,
+        load_masked=partial(load_masked_sets, task=Masks(settings(MaskSettings, recipe))),
     )
 
 
@@ -195,7 +205,7 @@ def _by_trials(
     reasons: list[str],
 ) -> PretrainRecipe:
     """The recipe with the largest batch that fits into memory, and the length that fits into `max_hours`."""
-    trial = Trial(accelerator, config, settings(OptimizerSettings, recipe))
+    trial = Trial(accelerator, config, settings(OptimizerSettings, recipe), settings(TuningSettings, recipe))
     if recipe.auto_batch_size:
         model = accelerator.unwrap_model(trial.model, keep_torch_compile=False)
         fitting = find_batch_size(accelerator, model, recipe.total_batch_size, recipe.per_device_train_batch_size)
@@ -206,7 +216,7 @@ def _by_trials(
         accelerator.gradient_accumulation_steps = split_batch(
             recipe.total_batch_size, recipe.per_device_train_batch_size, accelerator.num_processes
         )
-        measured = images_per_measurement(images, sets.evaluation)
+        measured = images_per_measurement(images, sets.evaluation, sets.bank)
         trial_settings = settings(TrialSettings, recipe)
         pixels = transform.to(accelerator.device)
         epochs, reason = fit_length(trial, view, partial(pixels), resizing.stages, trial_settings, measured)
@@ -283,4 +293,5 @@ def decide_evaluation(options: EvalArguments, accelerator: Accelerator, before: 
     trainings = recipe.trainings()
     for training in trainings:
         training.check_blocks(config.num_hidden_layers)
+        check_tune(training.recipe, config)
     return DecidedEvaluation(recipe, trainings, start, config, sets, readouts, tests_checkpoint)

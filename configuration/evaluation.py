@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import DataArguments, ModelArguments, OptimizerArguments, RunArguments, option
+from .arguments import DataArguments, MaskArguments, ModelArguments, OptimizerArguments, RunArguments, option
 from .checks import check_blocks, check_evaluation
 from .errors import ArgumentError
 from .model import SEMANTIC_SEGMENTATION, model_fields, parse_overrides, parse_pairs
@@ -83,7 +83,7 @@ BY_BLOCKS = " By default the paper's for the number of tuned blocks."
 
 
 @dataclass(frozen=True)
-class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArguments):
+class EvalArguments(RunArguments, OptimizerArguments, MaskArguments, DataArguments, ModelArguments):
     """The arguments of run_eval.py."""
 
     output_dir: str = option("runs/eval", "Folder for everything the run writes.", decides="nothing")
@@ -142,31 +142,6 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         decides="result",
     )
     eval_epochs: int = option(1, "Epochs between two evaluations.", decides="result")
-    mask_dir: str | None = option(
-        None,
-        "Folder of masks, each named like its image. By default folders called masks are found.",
-        decides="result",
-        added=True,
-    )
-    mask_column_name: str | None = option(
-        None,
-        "Column of the masks. By default the one that is called mask, annotation or label.",
-        decides="result",
-        added=True,
-    )
-    mask_values: str | None = option(
-        None,
-        "binary: all numbers above 0 in a mask are one class; classes: each number is one, though they look like "
-        "numbers of things.",
-        decides="weights",
-        added=True,
-    )
-    ignore_index: int | None = option(
-        None,
-        "Number of the pixels without a class. By default 255, where no class has it.",
-        decides="weights",
-        added=True,
-    )
     class_weights: str = option(
         "none",
         "auto: weigh classes of few pixels more in the loss of masks, 0.1 to 10.",
@@ -200,7 +175,8 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
     )
     per_device_eval_batch_size: int | None = option(
         None,
-        f"Images per process at a time in evaluation. By default {EVAL_BATCH}, with masks {MASKS_BATCH}.",
+        f"Images per process at a time in evaluation, on a CPU at most 64. By default {EVAL_BATCH}, with masks "
+        f"{MASKS_BATCH}.",
         decides="nothing",
     )
     save_predictions: bool = option(
@@ -245,6 +221,13 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
         decides="nothing",
         action="extend",
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        word, _, blocks = self.tune.partition(":")
+        if word == "last" and blocks.isdecimal() and int(blocks) and self.n_partial is None:  # another word for it
+            object.__setattr__(self, "n_partial", [float(blocks)])  # the object is frozen, and still new
+            object.__setattr__(self, "tune", "all")
 
     @property
     def reads_features(self) -> bool:
@@ -308,6 +291,7 @@ class EvalArguments(RunArguments, OptimizerArguments, DataArguments, ModelArgume
             paper |= ATTENTIVE_PROBING
         values = {name: value for name, value in paper.items() if getattr(self, name) is None} | for_linear
         values["config_overrides"] = paper["config_overrides"] + overrides
+        values["tune"] = "all" if n_partial is None else self.tune
         values.setdefault("eval_crop_fraction", self.eval_crop_fraction or self.whole_crop)
         values.setdefault("per_device_eval_batch_size", self.eval_batch)
         total: int = values.get("total_batch_size") or self.total_batch_size or 1

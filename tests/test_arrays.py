@@ -12,9 +12,11 @@ import torch
 from flat import load_source, open_images
 from transformers import AutoImageProcessor
 
-from modeling_mae.data.read.decode import decode, look_at
+from modeling_mae.data.read import decode as reading
+from modeling_mae.data.read.decode import decode, look_at, rows_of
 from modeling_mae.data.read.faults import BadImage
 from modeling_mae.data.read.header import read_header
+from modeling_mae.data.read.meaning import Rules
 from modeling_mae.data.serve.images import FileImages, MemoryImages
 from modeling_mae.data.serve.processor import image_processor
 from modeling_mae.data.serve.statistics import check_mean_std, measure_mean_std
@@ -276,3 +278,63 @@ def test_whatever_a_library_raises_is_a_bad_image(tmp_path, monkeypatch, error):
 def test_tiff_may_be_compressed(tmp_path, compression):
     tifffile.imwrite(tmp_path / "a.tif", FIVE, compression=compression, predictor=2, planarconfig="separate")
     assert np.allclose(decode(None, str(tmp_path / "a.tif"), 5, 65535) * 257, FIVE)
+
+
+TIFFS = {
+    "plain strips": {"rowsperstrip": 7},
+    "one plain strip": {"rowsperstrip": 50},
+    "big endian": {"rowsperstrip": 50, "byteorder": ">"},
+    "deflated strips": {"rowsperstrip": 3, "compression": "zlib", "predictor": True},
+    "tiles": {"tile": (16, 32)},
+    "deflated tiles": {"tile": (32, 16), "compression": "zlib"},
+    "planes": {"planarconfig": "separate", "rowsperstrip": 5},
+    "planes of tiles": {"planarconfig": "separate", "tile": (16, 16), "compression": "lzw"},
+    "jpeg": {"tile": (16, 16), "compression": "jpeg", "photometric": "ycbcr"},
+    "inverted": {"photometric": "miniswhite", "rowsperstrip": 9},
+    "transparent": {"extrasamples": ["unassalpha"], "rowsperstrip": 9},
+    "palette": {"photometric": "palette", "rowsperstrip": 4},
+}
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("name", TIFFS)
+def test_rows_of_a_large_tiff_are_those_of_the_whole(tmp_path, monkeypatch, name, dtype):
+    if dtype == "uint16" and name in ("jpeg", "palette"):
+        pytest.skip("8 bits alone")
+    monkeypatch.setattr(reading, "BY_ROWS", 100)
+    options, generator = dict(TIFFS[name]), np.random.default_rng(0)
+    bands = {"transparent": (4,), "inverted": (), "palette": ()}.get(name, (3,))
+    values = generator.integers(0, np.iinfo(dtype).max, (50, 40, *bands)).astype(dtype)
+    if name == "palette":
+        options["colormap"] = generator.integers(0, 65535, (3, 256)).astype(np.uint16)
+    if name.startswith("planes"):
+        values = np.moveaxis(values, -1, 0)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, values, **{"photometric": "rgb"} | options)
+    for channels in (1, 3):
+        rules = Rules(channels, white=np.iinfo(dtype).max)
+        whole = decode(None, str(path), channels, rules.white)
+        for data in (None, path.read_bytes()):
+            rows = rows_of(data, str(path), rules, lambda image, path: image)
+            assert rows.shape == tuple(whole.shape)
+            for top, end in ((0, 50), (0, 3), (6, 8), (13, 40), (47, 50)):
+                assert torch.equal(rows[:, top:end], whole[:, top:end])
+            rows.close()
+
+
+def test_rows_that_need_the_others_are_not_read_alone(tmp_path, monkeypatch):
+    """Missing values become the mean of all, and turned pictures have columns for rows."""
+    path, values = tmp_path / "a.tif", np.ones((20, 20), np.uint8)
+    finish = lambda image, path: image  # noqa: E731
+    tifffile.imwrite(path, values)
+    assert rows_of(None, str(path), Rules(1), finish) is None  # small
+    monkeypatch.setattr(reading, "BY_ROWS", 100)
+    assert rows_of(None, str(path), Rules(1), finish) is not None
+    for changes in ({"extratags": [(42113, "s", 0, "7", True)]}, {"extratags": [(274, "H", 1, 6, True)]}):
+        tifffile.imwrite(path, values, **changes)
+        assert rows_of(None, str(path), Rules(1), finish) is None
+    tifffile.imwrite(path, values.astype(np.float32))
+    assert rows_of(None, str(path), Rules(1), finish) is None
+    tifffile.imwrite(path, values)
+    with pytest.raises(BadImage, match="400 pixels, more than --max_image_pixels 399"):
+        rows_of(None, str(path), Rules(1, max_image_pixels=399), finish)

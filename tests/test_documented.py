@@ -67,6 +67,7 @@ NOT_RUN = {
     "accelerate launch --quiet --config_file configuration/accelerate/cpu.yaml": "test_readme_guide.py runs it",
     "accelerate launch --quiet --config_file configuration/accelerate/one_gpu.yaml": "a GPU",
     "accelerate launch run_pretrain.py own_images --train_dir fields": "test_many_bands.py runs it",
+    "accelerate launch run_pretrain.py own_images --train_dir path/to/images --model": "the Hub; test_tuning.py tunes",
     "accelerate launch run_pretrain.py continue_images": "the Hub; test_continue.py runs it",
     "mae app": "test_app_browser.py runs one",
     "mae features facebook/vit-mae-base": "the Hub; test_interop.py reads such checkpoints",
@@ -79,6 +80,8 @@ NOT_RUN = {
     "accelerate launch run_pretrain.py --streaming true": "a server; test_stream_runs.py has one",
     "accelerate launch run_eval.py own_images_segment": "test_mask_runs.py runs it",
     "mae predict runs/own_images_segment": "test_mask_runs.py runs it",
+    "accelerate launch run_pretrain.py own_images --train_dir scenes": "test_mask_runs.py runs one",
+    "accelerate launch run_pretrain.py own_images --train_dir brain": "minutes; test_mask_runs.py trains on the brain",
     "accelerate launch run_pretrain.py pretrain_scenes": "minutes",
     "accelerate launch run_eval.py segment_demo": "minutes",
 }

@@ -15,6 +15,8 @@ from modeling_mae.evaluation.growth import FeatureGrowth, describe_features, eff
 from modeling_mae.evaluation.reader import Reader
 from modeling_mae.report.pretraining import judge_growth
 from modeling_mae.training.augment import BatchTransform
+from modeling_mae.training.optim import Schedule
+from modeling_mae.words import counted
 
 
 def with_singular_values(*values: float) -> torch.Tensor:
@@ -98,6 +100,13 @@ def test_the_verdict(log, sentence):
     assert sentence in judge_growth(log)
     if len(log) == 2:
         assert "rising" not in judge_growth(log)
+
+
+def test_counts_in_words():
+    assert [counted(n, "update") for n in (0, 1, 1234)] == ["0 updates", "1 update", "1,234 updates"]
+    assert [counted(n, "epoch") for n in (0.5, 1.0, 2.25)] == ["0.5 epochs", "1 epoch", "2.25 epochs"]
+    assert [counted(n, "class", "classes") for n in (1, 2)] == ["1 class", "2 classes"]
+    assert str(Schedule(1, 1, 1, 1.0)) == "1 update, 1 epoch of 1"
 
 
 def test_one_line_of_figures():

@@ -6,14 +6,18 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
 from argparse import ArgumentParser
 
 import datasets
 import numpy as np
 import pytest
+import tifffile
 import torch
 from conftest import (
+    ROOT,
     TINY_GRAY,
     TWO_PROCESSES,
     Copies,
@@ -22,6 +26,7 @@ from conftest import (
     wait_for_update,
     weights_and_history,
 )
+from documented import python_blocks
 from PIL import Image
 from transformers import AutoModelForSemanticSegmentation, pipeline
 
@@ -29,6 +34,7 @@ from modeling_mae import MAEConfig, MAEForPreTraining
 from modeling_mae.commands import predict as command
 from modeling_mae.data.serve.processor import image_processor
 from modeling_mae.errors import UserError
+from modeling_mae.segmentation_mae import MAEForSemanticSegmentation
 
 
 SMALL = {**TINY_GRAY, "image_size": 16, "patch_size": 4, "num_hidden_layers": 2}
@@ -215,6 +221,55 @@ def test_unreadable_images_are_counted(trained, place, tmp_path, capsys):
         assert [row["file"] for row in csv.DictReader(file)] == ["000.png"]
 
 
+@pytest.mark.slow
+def test_a_real_brain(tmp_path, monkeypatch):
+    """The documents' slices of MNI152: a short training beats the most frequent class, and finds both kinds."""
+    pytest.importorskip("nilearn", reason="no nilearn: pip install nilearn")
+    (code,) = (text for text in python_blocks() if "MNI152" in text)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    words = ("--train_dir", tmp_path / "brain", "--output_dir", tmp_path / "run", "--report_to", "none")
+    words = (*words, "--config_name", tmp_path, "--problem_type", "semantic_segmentation", "--from_scratch", "true")
+    MAEConfig(**SMALL | {"image_size": 64}).save_pretrained(tmp_path)
+    words = (*words, "--total_batch_size", 12, "--num_train_epochs", 6, "--base_learning_rate", 0.1)
+    output = run(*words, "--warmup_epochs", 1, "--eval_epochs", 6, "--dataloader_num_workers", 0)
+    assert "brain: 120 training images, 120 of brain (test) to evaluate on, 3 classes" in output
+    (row,) = json.loads((tmp_path / "run" / "results.json").read_text())
+    confusion = np.array(row["confusion_matrix"])
+    most_frequent = confusion.sum(1).max() / confusion.sum()
+    assert 0.70 < most_frequent < 0.78 and row["pixel_accuracy"] > most_frequent + 0.1
+    assert min(row["per_class_iou"]) > 0.4
+
+
+PEAKS = """
+import resource, sys
+from modeling_mae.__main__ import main
+model, *places = sys.argv[1:]
+for source, output in zip(places[::2], places[1::2]):
+    sys.argv[1:] = ["predict", model, source, output]
+    main()
+    print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_a_large_tiff_takes_little_memory(tmp_path):
+    """Decoded whole, a pixel took 12 bytes."""
+    side, window = 7000, 224
+    changes = {"image_size": window, "patch_size": 32, "num_hidden_layers": 1, "id2label": {0: "a", 1: "b", 2: "c"}}
+    MAEForSemanticSegmentation(MAEConfig(**TINY_GRAY | changes)).save_pretrained(tmp_path / "model")
+    image_processor((window, window), [0.5], [0.25], 1).save_pretrained(tmp_path / "model")
+    image = np.random.default_rng(0).integers(0, 255, (side, side), np.uint8)
+    tifffile.imwrite(tmp_path / "small.tif", image[:window, :window])
+    tifffile.imwrite(tmp_path / "large.tif", image, tile=(256, 256), compression="zlib")
+    places = [tmp_path / name for name in ("model", "small.tif", "small", "large.tif", "large")]
+    output = subprocess.run([sys.executable, "-c", PEAKS, *map(str, places)], capture_output=True, text=True, cwd=ROOT)
+    before, after = (int(line.split()[1]) << 10 for line in output.stdout.splitlines() if line.startswith("peak"))
+    assert after - before < 4 * side**2, output.stdout
+    with Image.open(tmp_path / "large" / "large.png") as mask:
+        assert mask.size == (side, side)
+
+
 def killed(words, folder, update, **options) -> None:
     """Run until an update is logged, and kill it."""
     copies = Copies("run_eval.py", (*words, "--logging_steps", 1), **options)
@@ -222,23 +277,27 @@ def killed(words, folder, update, **options) -> None:
     copies.kill()
 
 
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["folder", "table", "tars"])
-def test_two_processes_killed_and_gone_on_with_are_one(place, tmp_path, kind):
-    """Folder, parquet and tar files; the third part of the training has loading workers."""
+def test_several_processes_killed_and_gone_on_with_are_one(place, tmp_path, kind, processes):
+    """Folder, parquet and tar files. Four processes have loading workers, and so has the one that goes on."""
     more = ("--streaming", "true") if kind == "tars" else ()
     more = (*more, "--n_partial", 1, "--max_train_steps", 12, "--checkpointing_steps", 2)
     run(*words_for(place, kind, tmp_path / "one", *more), "--logging_steps", 1)
     two = words_for(place, kind, tmp_path / "two", *more)
-    killed(two, tmp_path / "two", 5, **TWO_PROCESSES)
     workers = tuple(2 if two[i - 1] == "--dataloader_num_workers" else word for i, word in enumerate(two))
+    launcher = [str(processes) if word == "2" else word for word in TWO_PROCESSES["launcher"]]
+    killed(workers if processes == 4 else two, tmp_path / "two", 5, **TWO_PROCESSES | {"launcher": launcher})
     run(*workers, "--logging_steps", 1, "--resume_from_checkpoint", "auto")
     (one, _), (other, _) = (weights_and_history(tmp_path / name) for name in ("one", "two"))
     for name, value in one.items():
         torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_killed_and_gone_on_with_to_the_bit(place, tmp_path):
+@pytest.mark.parametrize("tune", ["all", "lora:4"])
+def test_killed_and_gone_on_with_to_the_bit(place, tmp_path, tune):
     more = ("--n_partial", 2, "--checkpointing_steps", 2, "--max_train_steps", 9, "--quarter_turns", "true")
+    more = (*more, "--tune", tune)
     words = words_for(place, "folder", tmp_path / "two", *more)
     run(*words_for(place, "folder", tmp_path / "one", *more), "--logging_steps", 1)
     killed(words, tmp_path / "two", 5)
@@ -265,6 +324,78 @@ def test_frozen_features_give_what_the_encoder_gives(place, tmp_path):
         torch.testing.assert_close(other[name], value, rtol=1e-5, atol=1e-6, msg=name)
     key = "eval_mean_iou"
     assert [entry[key] for entry in history if key in entry] == pytest.approx([e[key] for e in others if key in e])
+
+
+def pretraining_words(place, kind, folder, *more):
+    return (
+        *("--train_dir", place / kind, "--output_dir", folder, "--total_batch_size", 8, "--warmup_epochs", 0),
+        *("--per_device_train_batch_size", 4, "--report_to", "none", "--max_train_steps", 10, "--logging_steps", 1),
+        *("--config_overrides", *(f"{name}={value}" for name, value in SMALL.items()), *more),
+    )
+
+
+def pretrained(*words):
+    code, output = copied("run_pretrain.py", pretraining_words(*words))
+    assert code == 0 and "Traceback" not in output, output
+    return output
+
+
+WATCHED = ("--knn", "true", "--eval_every_epochs", 1)
+
+
+def test_patches_in_pretraining(place, tmp_path):
+    """Pre-training looks at images alone. k-NN of patches changes no weights, and is that of run_eval.py."""
+    shutil.copytree(place / "folder", tmp_path / "folder")
+    for number in range(10):
+        (tmp_path / "folder" / "train" / "masks" / f"{number:03}.png").unlink()
+    output = pretrained(tmp_path, "folder", tmp_path / "watched", *WATCHED)
+    assert (
+        "k-NN of patches: 12 test images among 30 training images; 10 of 40 images have no mask; pixels of 30"
+        in output
+    )
+    assert "folder: 40 images" in output and "52 masks beside images" not in output
+    quiet = pretrained(tmp_path, "folder", tmp_path / "quiet")
+    assert "masks  " not in quiet and "k-NN" not in quiet
+    watched = (tmp_path / "watched" / "model.safetensors").read_bytes()
+    assert watched == (tmp_path / "quiet" / "model.safetensors").read_bytes()
+    log = [json.loads(line) for line in (tmp_path / "watched" / "history.jsonl").read_text().splitlines()]
+    assert log[0].keys() >= {"knn_raw_pixels", "knn_untrained", "rank_untrained"}
+    assert (log[0]["knn_images"], log[0]["knn_patches"]) == (12, 12 * 16)
+    knn = json.loads((tmp_path / "watched" / "knn.json").read_text())
+    assert [entry["knn"] for entry in log if "knn" in entry][-1] == pytest.approx(knn["trained encoder"], abs=1e-6)
+    run(
+        *("--model_name_or_path", tmp_path / "watched", "--train_dir", tmp_path / "folder", "--do_train", "false"),
+        *("--problem_type", "semantic_segmentation", "--knn", "true", "--output_dir", tmp_path / "eval"),
+        *("--report_to", "none"),
+    )
+    rows = {row["name"]: row["knn"]["20"] for row in json.loads((tmp_path / "eval" / "results.json").read_text())}
+    assert [*rows.values()] == pytest.approx([*knn.values()], abs=1e-6)
+    card = (tmp_path / "watched" / "README.md").read_text()
+    assert "k-NN mean IoU (k = 20), trained encoder" in card and "type: mean_iou" in card and "accuracy" not in card
+    assert (tmp_path / "watched" / "features.png").exists()
+    assert "k-NN mean IoU, raw pixels" in output and "k-NN accuracy" not in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["table", "tars"])
+def test_patches_of_tables_and_streams(place, tmp_path, kind):
+    output = pretrained(place, kind, tmp_path / "run", "--knn", "true", *("--streaming", "true") * (kind == "tars"))
+    assert "k-NN of patches: 12 test images among 40 training images; pixels of 40 images: 0 " in output
+    knn = json.loads((tmp_path / "run" / "knn.json").read_text())
+    assert knn["raw pixels"] > 0.2
+
+
+@pytest.mark.slow
+def test_pretraining_with_patches_goes_on_to_the_bit(place, tmp_path):
+    more = (*WATCHED, "--checkpointing_steps", 2)
+    pretrained(place, "folder", tmp_path / "one", *more)
+    copies = Copies("run_pretrain.py", pretraining_words(place, "folder", tmp_path / "two", *more))
+    wait_for_update(copies, tmp_path / "two", 5)
+    copies.kill()
+    pretrained(
+        place, "folder", tmp_path / "two", *more, "--resume_from_checkpoint", "auto", "--mask_values", "classes"
+    )
+    assert_same_run(tmp_path / "one", tmp_path / "two")
 
 
 def test_refused_in_one_line(place, tmp_path):

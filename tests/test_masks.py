@@ -19,9 +19,10 @@ from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 from modeling_mae import MAEConfig, MAEModel
 from modeling_mae.checkpoint import open_checkpoint
 from modeling_mae.data.find import scenes
+from modeling_mae.data.find.joined import load_training_source
 from modeling_mae.data.find.sources import SourceSettings, load_source
 from modeling_mae.data.read.faults import BadImage
-from modeling_mae.data.read.masks import decode_mask
+from modeling_mae.data.read.masks import KeptMask, decode_mask
 from modeling_mae.data.serve.images import ImageSettings, Opening
 from modeling_mae.data.serve.masked import IGNORED, ScaledCrop, crop_pair
 from modeling_mae.errors import UserError
@@ -29,6 +30,7 @@ from modeling_mae.evaluation.dense import dense_metrics
 from modeling_mae.evaluation.mask_prediction import mask_files
 from modeling_mae.evaluation.reader import Reader
 from modeling_mae.segmentation_mae import MAEForSemanticSegmentation
+from modeling_mae.tasks import masks, windows
 from modeling_mae.tasks.mask_pictures import palette
 from modeling_mae.tasks.masks import Masks, MaskSettings, class_weights
 from modeling_mae.tasks.windows import logits_by_rows, logits_of, starts_of
@@ -63,6 +65,45 @@ def test_numbers_of_every_kind_of_file(tmp_path):
     assert decode_mask(file.getvalue(), None).tolist() == NUMBERS.tolist()
     colours = np.array([[[255, 0, 0], [0, 0, 255], [16, 32, 48], [0, 0, 0]]], np.uint8)
     assert decode_mask(encoded(colours), None).tolist() == [[0x1FF0000, 0x10000FF, 0x1102030, 0]]
+
+
+@pytest.mark.parametrize("numbers", [[0, 1], [3, 255, 70_000], [-1, 4]])
+def test_masks_in_memory_are_whole_again(numbers):
+    generator = np.random.default_rng(0)
+    noise = generator.choice(numbers, (30, 40)).astype(np.int32)
+    regions = np.array(numbers, np.int32)[(np.arange(30)[:, None] // 10 + np.arange(40) // 20) % len(numbers)]
+    for mask in (noise, regions):
+        kept = KeptMask.of(mask)
+        assert np.array_equal(kept.whole(), mask)
+    assert kept.nbytes < mask.size / 2  # runs
+
+
+def test_each_mask_is_decoded_once(tmp_path, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(masks, "decode_mask", lambda data, path: decoded.append(path) or decode_mask(data, path))
+    for i in range(3):
+        write(tmp_path / "images" / f"{i}.png", IMAGE)
+        write(tmp_path / "masks" / f"{i}.png", MASK)
+    source = source_again(tmp_path)
+    labels, names = Masks().read(source)
+    images = Masks().open_images(source, labels, names, Opening((4, 4), 3))
+    numbers = [images.read_mask(i).tolist() for i in range(3)]
+    assert len(decoded) == 3 and source.masks is None
+    again = Masks().open_images(source, labels, names, Opening((4, 4), 3))  # nobody has read these
+    assert [again.read_mask(i).tolist() for i in range(3)] == numbers and len(decoded) == 6
+
+
+def test_joined_folders_may_name_their_classes_in_another_order(tmp_path):
+    for folder, names, number in (("a", "ground\nleaf\n", 1), ("b", "leaf\nground\n", 0)):
+        write(tmp_path / folder / "train" / "images" / "0.png", IMAGE)
+        write(tmp_path / folder / "train" / "masks" / "0.png", np.where(MASK > 0, number, 1 - number).astype(np.uint8))
+        (tmp_path / folder / "classes.txt").write_text(names)
+    places = [str(tmp_path / folder) for folder in ("a", "b")]
+    source = load_training_source(SourceSettings(train_dir=places, problem_type="semantic_segmentation"))
+    labels, names = Masks().read(source)
+    images = Masks().open_images(source, labels, names, Opening((4, 4), 3))
+    for i in range(2):
+        assert images.read_mask(i).tolist() == (MASK > 0).tolist()
 
 
 def test_masks_that_are_refused():
@@ -395,7 +436,7 @@ class Local(torch.nn.Module):
     """Logits that depend on the pixel alone, so that windows must give what the whole image gives."""
 
     class config:
-        image_height_width = (8, 12)
+        image_height_width, num_labels = (8, 12), 3
 
     def forward(self, pixel_values):
         class Output:
@@ -416,6 +457,14 @@ def test_windows_cover_an_image_of_any_size(size):
     batch[1, :, :8, :12] = 1
     found = logits_of(Local(), batch, [list(size), [8, 12]], True)
     torch.testing.assert_close(found[:1, :, : size[0], : size[1]], expected)
+
+
+@pytest.mark.parametrize("logits_at_once", [1, 600, 1 << 25])
+def test_wide_images_are_done_in_blocks_of_columns(monkeypatch, logits_at_once):
+    monkeypatch.setattr(windows, "LOGITS_AT_ONCE", logits_at_once)
+    image = torch.randn(1, 29, 90)
+    expected = torch.cat([image, -image, image**2]).argmax(0)
+    assert torch.equal(windows.classes_of(Local(), image, lambda rows: rows).long(), expected)
 
 
 def test_windows_by_hand():

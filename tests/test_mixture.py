@@ -20,7 +20,7 @@ from modeling_mae.data.serve.mixture import Mixture
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.classifier import ViewSettings, training_view
 from modeling_mae.tasks import CLASSES, task_of_labels
-from modeling_mae.tasks.sets import load_labelled_sets, match_labels
+from modeling_mae.tasks.sets import load_labelled_sets, load_masked_sets, match_labels
 
 
 UNITS = (4, 0, 1, 7, 30, 9)  # 51 images
@@ -204,6 +204,7 @@ def test_without_the_same_classes_there_is_no_knn(tmp_path, capsys):
         Opening((28, 28), 1),
         k=1,
         match_labels=match_labels,
+        load_masked=load_masked_sets,
         main_process_first=torch.no_grad,  # any context
         say=said.append,
     )

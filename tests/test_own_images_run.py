@@ -79,6 +79,6 @@ def test_going_on_keeps_what_was_chosen(fitted, tmp_path):
 
 def test_two_processes_choose_the_same(tmp_path):
     output = run(*WORDS, *HOURS, "--auto_batch_size", "true", "--output_dir", tmp_path / "two", **TWO_PROCESSES)
-    assert "8 = 2 processes x 4 images x 1 accumulation steps" in output
+    assert "8 = 2 processes x 4 images x 1 accumulation step" in output
     assert output.count("an epoch takes") == 1 and output.count("only works on a GPU") == 1
     assert arguments_of(tmp_path / "two")["per_device_train_batch_size"] == 4

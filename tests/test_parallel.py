@@ -274,7 +274,7 @@ def test_two_machines(tmp_path, recipe):
 
     run(recipe, "--output_dir", tmp_path / "one")
     outputs = [process.communicate(timeout=300)[0] for process in machines(tmp_path / "whole")]
-    assert "32 = 4 processes x 8 images x 1 accumulation steps" in outputs[0], outputs
+    assert "32 = 4 processes x 8 images x 1 accumulation step" in outputs[0], outputs
     (weights, _), (others, _) = weights_and_history(tmp_path / "one"), weights_and_history(tmp_path / "whole")
     for name, value in weights.items():
         torch.testing.assert_close(value, others[name], atol=3e-4, rtol=1e-3, msg=name)

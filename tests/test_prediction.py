@@ -13,6 +13,7 @@ from modeling_mae import EvalNet
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation import predict
 from modeling_mae.evaluation.prediction import write_predictions
+from modeling_mae.evaluation.tables import ApplySettings, Output
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,9 @@ def test_several_classes_an_image_and_regression(tmp_path, images):
 
 def test_an_encoder_is_refused_by_the_command(tmp_path, images):
     checkpoint = save_checkpoint(tmp_path / "model")
-    with pytest.raises(UserError, match="has no classifier, only an encoder"):
+    with pytest.raises(UserError, match="has no head, only an encoder: train one"):
         predict(checkpoint, images)
+    with pytest.raises(UserError, match="has no head, only an encoder: train one .* semantic_segmentation"):
+        write_predictions(str(checkpoint), images, Output(tmp_path / "folder"), ApplySettings())
     code, output = copied(write_script(tmp_path), ("predict", checkpoint, images, tmp_path / "a.csv"))
     assert code == 1 and output.count("\n") == 1 and output.startswith("mae predict: error: checkpoint"), output

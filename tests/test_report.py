@@ -280,7 +280,7 @@ def test_report_of_an_evaluation(tmp_path, capsys):
     assert "| fine-tuned blocks: 0.5 | 1,500 |  |  | 87.5 | 6.2 |" in card.text
     assert stripped(capsys.readouterr().out) == [
         f"picture    {tmp_path}/partial.png",
-        "skipped    4 images: they cannot be decoded",
+        "skipped    4 images: cannot be decoded",
         "",
         *TABLE.splitlines(),
         "",

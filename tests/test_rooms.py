@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "modeling_mae"
 # With every checkpoint.
 TRAVELLING = ("configuration_mae", "masking_mae", "modeling_mae", "segmentation_mae", "image_processing_mae")
-SHARED = ("checked", "errors", "files", "settings")  # small and without state: words that all rooms use
+SHARED = ("checked", "errors", "files", "settings", "words")  # small and without state: words that all rooms use
 # For each room the others that it may import. What travels to the Hub knows no room at all.
 ARROWS = {
     "data": {"data.find", "data.serve", *SHARED},  # sets with labels
@@ -34,6 +34,7 @@ ARROWS = {
     "errors": set(),
     "files": set(),
     "settings": set(),
+    "words": set(),
     **{name: set(TRAVELLING) for name in TRAVELLING},
 }
 
@@ -106,7 +107,7 @@ def test_configuration_knows_of_the_package_only_what_says_which_models_and_task
         if file.name == "decide.py":  # the scripts import it by name, after they have read the command line
             continue
         modules = {module for module in imported_modules(file) if module.split(".")[0] == "modeling_mae"}
-        names = ("checked", "configuration_mae", "checkpoint", "tasks", "errors")
+        names = ("checked", "configuration_mae", "checkpoint", "tasks", "errors", "training.tuning")
         known = tuple(f"modeling_mae.{name}." for name in names)
         assert all(module.startswith(known) for module in modules), file
         # Never at the top of a file: importing the package loads torch, and --help would take seconds.

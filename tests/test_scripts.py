@@ -41,7 +41,7 @@ def test_run_leaves_what_it_promises(tmp_path, recipe):
         assert (folder / name).stat().st_size > 0, name
     assert list((folder / "tensorboard").rglob("events*"))
     assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-14", "checkpoint-20"}
-    assert "32 = 1 processes x 16 images x 2 accumulation steps" in output and "k-NN accuracy, raw pixels" in output
+    assert "32 = 1 process x 16 images x 2 accumulation steps" in output and "k-NN accuracy, raw pixels" in output
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     assert [entry["step"] for entry in history] == [3, 6, 9, 12, 15, 18, 20]
     assert history[-1]["loss"] < history[0]["loss"]
@@ -123,7 +123,7 @@ def test_killed_at_random_moments(tmp_path, recipe):
 def test_two_processes_train_as_one(tmp_path, recipe):
     run(recipe, "--output_dir", tmp_path / "one")
     output = run(recipe, "--output_dir", tmp_path / "two", **TWO_PROCESSES)
-    assert "32 = 2 processes x 16 images x 1 accumulation steps" in output
+    assert "32 = 2 processes x 16 images x 1 accumulation step" in output
     (weights, history), (others, other_history) = (
         weights_and_history(tmp_path / "one"),
         weights_and_history(tmp_path / "two"),

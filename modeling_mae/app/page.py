@@ -12,6 +12,7 @@ import torch
 
 from ..errors import UserError
 from ..report.reconstruction import describe_shown
+from ..words import counted
 from . import views
 from .explorer import Explorer, Folder, Look, Segmented
 
@@ -270,7 +271,7 @@ class Page:
         picture = segmented.picture(self.explorer.colours, strength, None if alone == ALL else alone)
         changes = {self.classes: views.enlarged(torch.from_numpy(picture)).numpy()}
         if alone == ALL:
-            return changes, f"{look.name}: {len(segmented.shares)} classes"
+            return changes, f"{look.name}: {counted(len(segmented.shares), 'class', 'classes')}"
         return changes, f"{look.name}: {self.explorer.names[alone]} alone, {segmented.shares[alone]:.1%} of the pixels"
 
     def _draw(self, session: Session, kind: str, ratio: float):
@@ -368,9 +369,9 @@ def describe(explorer: Explorer, folder: Folder | None) -> str:
     """One line about the checkpoint and the folder."""
     config, kind = explorer.config, kind_of(explorer)
     (height, width), (patch_height, patch_width) = explorer.size, config.patch_height_width
-    channels = f"{config.num_channels} channel{'s' * (config.num_channels > 1)}"
+    channels = f"{counted(config.num_channels, 'channel')}"
     parts = [
-        f"{kind}, {config.num_hidden_layers} blocks of width {config.hidden_size}",
+        f"{kind}, {counted(config.num_hidden_layers, 'block')} of width {config.hidden_size}",
         f"images of {height} x {width} pixels, {channels}, patches of {patch_height} x {patch_width}",
     ]
     if explorer.guessed:

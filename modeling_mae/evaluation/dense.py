@@ -11,11 +11,10 @@ from ..data.serve.image_set import Images
 from ..data.serve.masked import IGNORED, MaskedImages, ScaledCrop
 from ..readout import CHUNK, nearest
 from ..tasks.masks import MASKS
+from ..tasks.sets import BANK_IMAGES, TEST_IMAGES
 from .reader import Reader
 
 
-BANK_IMAGES = 256  # that vote; more take long, and change little
-TEST_IMAGES = 500
 TEMPERATURE = 0.07  # of the votes of neighbours, of images too (Wu et al., arXiv 1805.01978)
 
 
@@ -50,6 +49,8 @@ def dense_metrics(
     known = shares.sum(1) > 0
     bank, shares = bank.flatten(0, 1)[known], shares[known]
     ks = tuple(k for k in ks if k <= len(bank))
+    if not ks:
+        return {"knn": {}}
     device = reader.accelerator.device
     said: dict[int, list[torch.Tensor]] = {k: [] for k in ks}
     bank, shares = bank.to(device), shares.to(device)

@@ -16,6 +16,7 @@ from ..modeling_mae import EvalNet, MAEModel
 from ..readout import CHUNK, nearest, pooled_output
 from ..tasks import CLASSES, Task
 from ..tasks.evalnet import EvalNetTask
+from ..tasks.masks import MASKS
 from .dense import TEMPERATURE, dense_metrics, tokens_of
 from .reader import FrozenSet, Reader
 
@@ -103,14 +104,15 @@ def frozen_table(
 def knn_of_saved(
     reader: Reader, checkpoint: Path, train: Images, evaluation: Images | None, seed: int
 ) -> dict[str, float]:
-    """The k-NN accuracy in 0..1 of each row of `frozen_table`, for the encoder in `checkpoint`. Empty without
-    evaluation images, and on all but the main process."""
+    """The k-NN accuracy in 0..1 of each row of `frozen_table`, for the encoder in `checkpoint`; with masks, the mean
+    IoU. Empty without evaluation images, and on all but the main process."""
     if evaluation is None:
         return {}
-    settings = JudgeSettings(seed, ks=(K,), linear=False)
+    task = MASKS if isinstance(evaluation, MaskedImages) else CLASSES
+    settings = JudgeSettings(seed, task, ks=(K,), linear=False)
     encoder = frozen_encoder(open_checkpoint(checkpoint))
     rows = frozen_table(reader, encoder, train, evaluation, "trained encoder", settings)
-    return {row["name"]: row["knn"][K] for row in rows} if reader.accelerator.is_main_process else {}
+    return {row["name"]: row["knn"][K] for row in rows if K in row.get("knn", {})}
 
 
 def features_of(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:

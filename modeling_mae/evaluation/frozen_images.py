@@ -11,6 +11,7 @@ from ..data.serve.masked import MaskedImages, ScaledCrop
 from ..data.serve.order import UpdateOrder
 from ..tasks.sets import LabelledSets
 from ..training.launch import smallest_budget
+from ..words import counted
 from .reader import FrozenSet, Reader
 
 
@@ -77,7 +78,7 @@ def probed_sets(
             return net.frozen_features(pixel_values)
 
     mirrored = " and their mirror images" * (len(versions) - 1)
-    accelerator.print(f"features   of {len(images):,} images{mirrored}: computed once", flush=True)
+    accelerator.print(f"features   of {counted(len(images), 'image')}{mirrored}: computed once", flush=True)
     net.eval()
     frozen = [reader.features(encode, images.view(crop=crop)) for crop in versions]
     seen_whole = isinstance(sets.evaluation, MaskedImages) and not sets.evaluation.have_size

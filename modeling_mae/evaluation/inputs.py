@@ -17,7 +17,7 @@ from ..checkpoint import Checkpoint
 from ..data.find.fingerprint import fingerprint
 from ..data.find.row_names import RowNames
 from ..data.find.sources import Source
-from ..data.serve.images import Images, ImageSettings, Opening, open_images
+from ..data.serve.images import FileImages, Images, ImageSettings, Opening, open_images
 from ..data.serve.processor import Processing, choose_processing
 from ..data.stream.shards import ShardedRows
 from ..errors import UserError
@@ -39,6 +39,12 @@ class Inputs:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def files(self) -> FileImages:
+        """The images, which are read from files: `open_inputs` keeps none in memory."""
+        assert isinstance(self.images, FileImages)
+        return self.images
 
     @property
     def skipped(self) -> int:

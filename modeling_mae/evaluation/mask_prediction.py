@@ -15,6 +15,7 @@ from ..checked import check, read_json
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..data.find.places import Place
 from ..data.find.row_names import RowNames
+from ..data.read.decode import ImageRows
 from ..errors import UserError
 from ..files import replacing, write_csv, write_json
 from ..segmentation_mae import MAEForSemanticSegmentation
@@ -23,6 +24,7 @@ from ..tasks.mask_pictures import overlay, palette
 from ..tasks.protocol import distinct
 from ..tasks.windows import classes_of
 from ..training.run_folder import lock_folder
+from ..words import counted
 from .inputs import Inputs, ProgressBar, names_checksum, weights_checksum
 from .parts import differences
 from .tables import ApplySettings, local_path, quiet_accelerator
@@ -33,6 +35,7 @@ TABLE = "masks.csv"
 CLASSES = "classes.json"  # a folder of masks with it can be trained on
 OVERLAYS = "overlays"
 AHEAD = 2  # images that are read while the model works
+ROWS_AT_ONCE = 256  # of an overlay
 STRENGTH = 0.5  # of the classes' colours over an image
 
 
@@ -59,7 +62,9 @@ def write_masks(checkpoint: str, images: Place, output: MaskOutput, settings: Ap
     inputs = settings.open(opened, images, accelerator, say=accelerator.print)
     model = opened.trained(MAEForSemanticSegmentation).eval()
     names = names_of(opened.config)
-    accelerator.print(f"masks      {checkpoint}, {len(names)} classes, {_count(len(inputs), 'image')}")
+    accelerator.print(
+        f"masks      {checkpoint}, {counted(len(names), 'class', 'classes')}, {counted(len(inputs), 'image')}"
+    )
     made_with = {
         "weights": weights_checksum(model),
         "images": f"{len(inputs):,}, {names_checksum(inputs.source)}",
@@ -76,13 +81,9 @@ def write_masks(checkpoint: str, images: Place, output: MaskOutput, settings: Ap
     if accelerator.is_main_process:
         _write_table(output.folder, targets, names, files)
         written = sum((output.folder / target).exists() for target in targets)
-        gone = f"; {_count(len(targets) - written, 'unreadable image')} left out" if written < len(targets) else ""
-        said = f"written    {output.folder}: {_count(written, 'mask')}, {CLASSES} and {TABLE}{gone}"
+        gone = f"; {counted(len(targets) - written, 'unreadable image')} left out" if written < len(targets) else ""
+        said = f"written    {output.folder}: {counted(written, 'mask')}, {CLASSES} and {TABLE}{gone}"
         accelerator.print(said, flush=True)
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
 def mask_files(files: list[str]) -> list[str]:
@@ -126,16 +127,19 @@ def _predict(
     for row, image in _read_ahead(inputs, rows):
         if image is not None:
             with accelerator.autocast():
-                mask = mask_of(model, inputs, image)
-            target = output.folder / targets[row]
-            _save(target, mask, colours)
-            if output.overlay:
+                # Rows of a damaged file may turn out to be unreadable only here.
+                mask = inputs.files.try_file(row, lambda data, path, image=image: mask_of(model, inputs, image))
+            if mask is not None:
+                _save(output.folder / targets[row], mask, colours)
+            if mask is not None and output.overlay:
                 _save_overlay(output.folder / OVERLAYS / targets[row], image, mask, colours)
+            if isinstance(image, ImageRows):
+                image.close()
         bar.advance(1)
     bar.close()
 
 
-def mask_of(model: MAEForSemanticSegmentation, inputs: Inputs, image: torch.Tensor) -> np.ndarray:
+def mask_of(model: MAEForSemanticSegmentation, inputs: Inputs, image: torch.Tensor | ImageRows) -> np.ndarray:
     """Class numbers ``(height, width)`` uint8 of an image ``(channels, height, width)``, at its own size."""
     device = inputs.transform.mean.device
 
@@ -145,13 +149,9 @@ def mask_of(model: MAEForSemanticSegmentation, inputs: Inputs, image: torch.Tens
     return classes_of(model, image, normalised).numpy()
 
 
-def _read_ahead(inputs: Inputs, rows: list[int]) -> Iterator[tuple[int, torch.Tensor | None]]:
+def _read_ahead(inputs: Inputs, rows: list[int]) -> Iterator[tuple[int, torch.Tensor | ImageRows | None]]:
     """(row, image) in order, None for one that cannot be read where bad images are skipped."""
-
-    def read(row: int) -> torch.Tensor | None:
-        image = inputs.images.read(row)
-        return None if inputs.images.skipped[row] else image
-
+    read = inputs.files.whole_or_rows
     waiting: deque[tuple[int, Future]] = deque()
     with ThreadPoolExecutor(AHEAD) as pool:
         for row in rows:
@@ -170,8 +170,11 @@ def _save(target: Path, mask: np.ndarray, colours: np.ndarray) -> None:
         picture.save(partial, "PNG")
 
 
-def _save_overlay(target: Path, image: torch.Tensor, mask: np.ndarray, colours: np.ndarray) -> None:
-    shown = overlay(image, mask, colours, STRENGTH)
+def _save_overlay(target: Path, image: torch.Tensor | ImageRows, mask: np.ndarray, colours: np.ndarray) -> None:
+    shown = np.empty((*mask.shape, 3), np.uint8)
+    for top in range(0, len(mask), ROWS_AT_ONCE):
+        rows = slice(top, min(top + ROWS_AT_ONCE, len(mask)))
+        shown[rows] = overlay(image[:, rows], mask[rows], colours, STRENGTH)
     with replacing(target) as partial:
         Image.fromarray(shown).save(partial, "PNG")
 
@@ -184,8 +187,9 @@ def _write_table(folder: Path, targets: list[str], names: list[str], files: list
             path = folder / target
             if not path.exists():
                 continue  # of an image that cannot be read
+            Image.MAX_IMAGE_PIXELS = None  # the file is ours
             with Image.open(path) as picture:
-                counts = np.bincount(np.asarray(picture).ravel(), minlength=len(names))
+                counts = np.array(picture.histogram()[: len(names)])
             yield [file, target, *(f"{share:.6f}" for share in counts / counts.sum())]
 
     write_csv(folder / TABLE, ["file", "mask", *distinct(names)], rows())

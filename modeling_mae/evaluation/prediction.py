@@ -8,26 +8,32 @@ import torch
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..data.find.places import Place
 from ..errors import UserError
-from ..tasks import task_of_checkpoint
+from ..tasks import Task, task_of_checkpoint
 from ..tasks.evalnet import names_of
 from .inputs import Inputs
 from .tables import ApplySettings, Job, Output, absolute, quiet_accelerator, write_rows
 
 
-class Predictor:
-    """The trained model of a checkpoint, applied to images.
+def task_of(checkpoint: Checkpoint) -> Task:
+    """The task that the checkpoint was trained for.
 
     Raises:
-        UserError: the checkpoint was trained for no task, or as `Checkpoint.trained`.
+        UserError: it was trained for none.
     """
+    task = task_of_checkpoint(checkpoint.config)
+    if task is None:
+        raise UserError(
+            f"checkpoint {checkpoint.name!r} has no head, only an encoder: train one with run_eval.py (for masks "
+            "with --problem_type semantic_segmentation), or take its features with `mae features`"
+        )
+    return task
+
+
+class Predictor:
+    """The trained model of a checkpoint, applied to images. Errors as of `task_of` and `Checkpoint.trained`."""
 
     def __init__(self, checkpoint: Checkpoint):
-        task = task_of_checkpoint(checkpoint.config)
-        if task is None:
-            raise UserError(
-                f"checkpoint {checkpoint.name!r} has no classifier, only an encoder: train one with run_eval.py, or "
-                "take its features with `mae features`"
-            )
+        task = task_of(checkpoint)
         self.task, self.names = task, names_of(checkpoint.config)
         self.model = checkpoint.trained(task.model_class).eval()
         self.answers = task.answers(self.names)
@@ -68,8 +74,9 @@ def write_predictions(checkpoint: str, images: Place, output: Output, settings: 
         UserError: as `predict`, or the file exists or cannot be written.
     """
     accelerator = quiet_accelerator()
-    target = output.prepared(("parquet", "csv"))
     opened = open_checkpoint(checkpoint)
+    task_of(opened)  # before the file's name is checked, because masks go to a folder
+    target = output.prepared(("parquet", "csv"))
     accelerator.print(opened.notes_text(), end="")
     predictor = Predictor(opened)
     inputs = settings.open(opened, images, accelerator, say=accelerator.print)

@@ -22,6 +22,7 @@ from ..data.serve.images import ImageSettings
 from ..errors import UserError
 from ..settings import settings as settings_of
 from ..training.launch import loading_workers, make_accelerator
+from ..words import counted
 from .inputs import Inputs, ProgressBar, columns_of, describe_crop, names_checksum, open_inputs, weights_checksum
 from .parts import WRITERS, Parts, batches_of_parts, differences, finished_settings, table_of
 
@@ -205,8 +206,8 @@ def write_rows(
         rows = parts.num_rows()
         WRITERS[target.suffix[1:]](target, parts, {**about, "settings": made_with})
         parts.remove()
-        skipped = f", {len(inputs) - rows:,} unreadable images left out" if rows < len(inputs) else ""
-        say(f"written    {target}: {rows:,} rows{skipped}", flush=True)
+        skipped = f", {counted(len(inputs) - rows, 'unreadable image')} left out" if rows < len(inputs) else ""
+        say(f"written    {target}: {counted(rows, 'row')}{skipped}", flush=True)
 
 
 def compute_parts(accelerator: Accelerator, job: Job, parts: Parts, missing: list[int], num_workers: int) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..words import counted
 from .parts import Text
-from .problem import Problem
+from .problem import Problem, problem_named
 from .run import RunFiles, Training
 from .settings import folder_names, setting_text
 
@@ -23,7 +24,7 @@ DATA_OPTIONS = (
 # --- pre-training ---
 
 
-def judge_growth(log: list[dict[str, Any]]) -> str:
+def judge_growth(log: list[dict[str, Any]], problem: Problem | None = None) -> str:
     """Judges the entries of `FeatureGrowth`: since when the features beat raw pixels, whether they beat the untrained
     encoder's, and whether they still improve.
 
@@ -35,7 +36,7 @@ def judge_growth(log: list[dict[str, Any]]) -> str:
         start = f", {baselines['rank_start']:.1f} of the starting weights" if "rank_start" in baselines else ""
         return f"effective rank {baselines.get('rank_untrained', ranks[0]):.1f} untrained{start}, {ranks[-1]:.1f} now"
     last, raw = entries[-1]["knn"], baselines.get("knn_raw_pixels")
-    sentence = f"k-NN accuracy {100 * last:.1f} %"
+    sentence = f"{(problem or problem_named(None)).knn_title} {100 * last:.1f} %"
     if raw is not None:
         behind = [entry["epoch"] for entry in entries if entry["knn"] <= raw]
         ahead = [entry["epoch"] for entry in entries if not behind or entry["epoch"] > behind[-1]]
@@ -51,17 +52,17 @@ def judge_growth(log: list[dict[str, Any]]) -> str:
     return f"{sentence}; no longer rising: longer training at these settings will bring little"
 
 
-def judge_start(log: list[dict[str, Any]], title: str = "k-NN accuracy") -> str | None:
+def judge_start(log: list[dict[str, Any]], problem: Problem | None = None) -> str | None:
     """Judges by the entries of `FeatureGrowth` whether the training was worth it for someone who has its starting
-    weights. None if there were none, or no labels. `title` names the metric.
+    weights. None if there were none, or no labels.
 
-    A gain counts from two standard errors of an accuracy on this number of images.
+    A gain counts from two standard errors of an accuracy on this number of images. A mean IoU varies less.
     """
     baselines, entries = (log or [{}])[0], [entry for entry in log if "knn" in entry]
     if not entries or "knn_start" not in baselines:
         return None
     start, last = baselines["knn_start"], entries[-1]["knn"]
-    figures = f"{title} {100 * start:.1f} % before, {100 * last:.1f} % after"
+    figures = f"{(problem or problem_named(None)).knn_title} {100 * start:.1f} % before, {100 * last:.1f} % after"
     chance = 2 * _error(start, baselines["knn_images"])
     if last - start > chance:
         return f"{100 * (last - start):.1f} points over what you started from ({figures})"
@@ -86,7 +87,7 @@ def pretraining_advice(run: RunFiles) -> list[Text]:
     """What to do after a pre-training, the most urgent first."""
     checkpoint, shared = _place(run), bool(run.summary.get("repo_id"))
     data = _data_words(run.training.arguments, shared)
-    verdict = judge_start(run.training.growth)
+    verdict = judge_start(run.training.growth, run.problem)
     advice = [Text(f"Was it worth it? {verdict[0].upper()}{verdict[1:]}.")] if verdict else []
     advice += [*_problems(run), *_problems_with_images(run), _length_of_pretraining(run)]
     if not data and run.training.arguments.get("output_dir", "").endswith("runs/demo"):
@@ -111,8 +112,8 @@ def _problems(run: RunFiles) -> Iterator[Text]:
     warmup, epochs = run.training.arguments.get("warmup_epochs") or 0, losses[-1]["epoch"] if losses else 0
     if epochs <= warmup:
         yield Text(
-            f"The run ended after {epochs:g} epochs, within the warm-up of {warmup:g}: the learning rate never "
-            "reached its peak. Train longer, or with fewer --warmup_epochs."
+            f"The run ended after {counted(epochs, 'epoch')}, within the warm-up of {warmup:g}: the learning rate "
+            "never reached its peak. Train longer, or with fewer --warmup_epochs."
         )
     elif run.summary.get("normalised") and losses and losses[-1]["loss"] >= 1:
         yield Text(
@@ -122,13 +123,14 @@ def _problems(run: RunFiles) -> Iterator[Text]:
     trained, untrained = (run.knn.get(f"{name} encoder") for name in ("trained", "untrained"))
     if trained is not None and untrained is not None and trained <= untrained < 1:
         yield Text(
-            f"The features are no better than those of an untrained encoder (k-NN accuracy {100 * trained:.1f} % and "
-            f"{100 * untrained:.1f} %). Train longer, on more images, or with smaller patches."
+            f"The features are no better than those of an untrained encoder ({run.problem.knn_title} "
+            f"{100 * trained:.1f} % and {100 * untrained:.1f} %). Train longer, on more images, or with smaller "
+            "patches."
         )
     updates = run.summary.get("updates_per_epoch", FEW_UPDATES)
     if updates < FEW_UPDATES:
         yield Text(
-            f"An epoch had {updates} update{'s' if updates > 1 else ''}. Aim for at least {FEW_UPDATES}, with a "
+            f"An epoch had {counted(updates, 'update')}. Aim for at least {FEW_UPDATES}, with a "
             f"smaller --total_batch_size."
         )
 
@@ -136,7 +138,7 @@ def _problems(run: RunFiles) -> Iterator[Text]:
 def _problems_with_images(run: RunFiles) -> Iterator[Text]:
     if run.summary.get("skipped"):
         yield Text(
-            f"{run.summary['skipped']:,} images could not be decoded and were left out. The lines that begin with "
+            f"{counted(run.summary['skipped'], 'image')} could not be decoded. The lines that begin with "
             "skipped name them. Fix or remove them."
         )
     waited = run.summary.get("waited") or 0
@@ -151,7 +153,7 @@ def _length_of_pretraining(run: RunFiles) -> Text:
     epochs = run.training.losses[-1]["epoch"] if run.training.losses else 0
     longer = f"--num_train_epochs {max(1, math.ceil(2 * epochs))} --resume_from_checkpoint auto"
     if len(run.training.growth) > 1:
-        sentence = f"Features: {judge_growth(run.training.growth)}."
+        sentence = f"Features: {judge_growth(run.training.growth, run.problem)}."
         if "no longer rising" in sentence:
             return Text(sentence)
         return Text(f"{sentence} The same command goes on from here with:", longer)

@@ -46,16 +46,16 @@ def loss_curve(log: Log, *, normalised: bool = False) -> Figure:
     return figure
 
 
-def features_curve(log: Log, k: int) -> Figure:
-    """k-NN accuracy (`k` neighbours) of the features against epochs, beginning with the untrained encoder or the
-    starting weights, and their effective rank on a second axis. Lines show raw pixels and the starting weights. `log`
-    has the entries of `FeatureGrowth`."""
+def features_curve(log: Log, k: int, title: str = "k-NN accuracy") -> Figure:
+    """k-NN accuracy (`k` neighbours; `title` names another metric) of the features against epochs, beginning with the
+    untrained encoder or the starting weights, and their effective rank on a second axis. Lines show raw pixels and the
+    starting weights. `log` has the entries of `FeatureGrowth`."""
     baselines, *later = log
     first = "_start" if "rank_start" in baselines else "_untrained"
     start = {key.removesuffix(first): value for key, value in baselines.items() if key.endswith(first)}
     entries = [{"epoch": 0.0, **start}, *later]
     accuracies = _points(entries, "knn", 100)
-    figure, axes = _axes(f"k-NN accuracy, k = {k} (%)" if accuracies else "")
+    figure, axes = _axes(f"{title}, k = {k} (%)" if accuracies else "")
     rank_axes = axes
     if accuracies:
         _plot(axes, accuracies, color="tab:blue")

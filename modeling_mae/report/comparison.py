@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import UserError
+from ..words import counted
 from .charts import runs_curve
 from .page import Page, write_page
 from .parts import Part, Picture, Row, Section, Table
@@ -72,7 +73,7 @@ def _results(runs: dict[str, RunFiles]) -> list[Section]:
 
 
 def _data(run: RunFiles) -> str:
-    images = f"{run.summary['images']:,} images of " if run.summary.get("images") else ""
+    images = f"{counted(run.summary['images'], 'image')} of " if run.summary.get("images") else ""
     return f"{images}{run.summary.get('data', '')}"
 
 
@@ -116,7 +117,7 @@ def _charts(runs: dict[str, RunFiles]) -> list[Picture]:
     pretrained, trained = _trainings(runs, PRETRAINING), _trainings(runs, EVALUATION)
     charts = [
         _chart(pretrained, "loss", "loss on masked patches", zoomed=True),
-        _chart(pretrained, "knn", "k-NN accuracy (%)", scale=100),
+        _chart(pretrained, "knn", f"{_knn_title(runs)} (%)", scale=100),
         _chart(pretrained, "rank", "effective rank"),
         _chart(trained, "loss", "training loss", zoomed=True),
     ]
@@ -124,6 +125,12 @@ def _charts(runs: dict[str, RunFiles]) -> list[Picture]:
         unit, scale = (" (%)", 100) if problem.is_share else ("", 1)
         charts.append(_chart(trained, f"eval_{problem.metric}", f"{problem.metric_title}{unit}", scale=scale))
     return [chart for chart in charts if chart is not None]
+
+
+def _knn_title(runs: dict[str, RunFiles]) -> str:
+    """Names the metric if all pre-trainings have the same."""
+    titles = {run.problem.knn_title for run in runs.values() if run.kind == PRETRAINING}
+    return titles.pop() if len(titles) == 1 else "k-NN"
 
 
 def _trainings(runs: dict[str, RunFiles], kind: str) -> dict[str, Training]:

@@ -6,6 +6,7 @@ from typing import Any
 import datasets
 
 from ..files import replacing, write_json, write_text
+from ..words import counted
 from .card import PAPER, Card, write_card
 from .charts import confusion_picture
 from .facts import Identity, LabelledFacts, TrainingLog
@@ -64,7 +65,7 @@ def report_training(
     if (folder / WORST).exists():
         parts.append(Picture(WORST, "The images with the lowest mean IoU: image, truth, prediction, difference"))
     sections = [
-        Section(f"Results on {data.images:,} images of {data.name}, split {data.split}", parts),
+        Section(f"Results on {counted(data.images, 'image')} of {data.name}, split {data.split}", parts),
         use_section(identity.repo_id, data.problem.auto_class, data.problem.usage),
         Section("Settings", settings_parts({"": Training(arguments, [])})),
         citation_section(),
@@ -98,20 +99,27 @@ def _percent(accuracy: float | None, digits: int = 1) -> str:
 
 
 def describe_training(
-    n_partial: float | None, images: int, label_fraction: float, source_name: str, reads: str = "mean"
+    n_partial: float | None,
+    images: int,
+    label_fraction: float,
+    source_name: str,
+    reads: str = "mean",
+    adapters: str = "",
 ) -> str:
     """A sentence for the card about what was trained, and on which images.
 
-    `n_partial` is the number of tuned blocks, None for training from scratch. `reads` is as in
-    `probe_name`."""
+    `n_partial` is the number of tuned blocks, None for training from scratch. `reads` is as in `probe_name`.
+    `adapters` says what trained, if the blocks have adapters."""
     share = f", {100 * label_fraction:g}% of all" if label_fraction < 1 else ""
     if n_partial is None:
         how = "from scratch, with all blocks"
     elif n_partial == 0:
         how = f"by {probe_name(reads)}"
+    elif adapters:
+        how = f"end to end, by {adapters}"
     else:
-        how = f"with {n_partial:g} block{'' if n_partial == 1 else 's'} tuned"
-    return f"Trained {how}, on {images:,} images of {source_name}{share}."
+        how = f"with {counted(n_partial, 'block')} tuned"
+    return f"Trained {how}, on {counted(images, 'image')} of {source_name}{share}."
 
 
 def _write_predictions(path: Path, columns: dict[str, Any]) -> None:
@@ -145,9 +153,9 @@ def report_evaluation(
         write_overview_card(run, identity, folders)
     page = write_run_page(output_dir)
     if data.skipped:
-        print(f"skipped    {data.skipped} images: they cannot be decoded")
+        print(f"skipped    {counted(data.skipped, 'image')}: cannot be decoded")
     if data.incomplete:
-        print(f"filled     {data.incomplete} images: missing values became the mean of their band")
+        print(f"filled     {counted(data.incomplete, 'image')}: missing values became the mean of their band")
     print(f"\n{table}\n\nresults    {output_dir / 'results.json'}\nreport     {page}")
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..configuration_mae import MAEConfig
+from ..words import counted
 from .problem import Problem, problem_named
 
 
@@ -82,14 +83,16 @@ class ModelFacts:
     normalised: bool = True
 
     @classmethod
-    def of(cls, config: MAEConfig, parameters: int) -> "ModelFacts":
-        """The facts of a model with this `config` and number of `parameters`."""
+    def of(cls, config: MAEConfig, parameters: int, tuned: str = "") -> "ModelFacts":
+        """The facts of a model with this `config` and number of `parameters`. `tuned` says which of them train, empty
+        for all."""
         patch, image = ("x".join(map(str, size)) for size in (config.patch_height_width, config.image_height_width))
         decoder = "decoder" if config.decoder_type == "self" else f"{config.decoder_type} decoder"
         architecture = (
             f"{config.num_hidden_layers} x {config.hidden_size} encoder, {config.decoder_num_hidden_layers} x "
             f"{config.decoder_hidden_size} {decoder}, {parameters / 1e6:.3g} M parameters, patches of {patch} in "
-            f"{image} pixels, {config.num_channels} channel{'s' if config.num_channels > 1 else ''}"
+            f"{image} pixels, {counted(config.num_channels, 'channel')}"
+            f"{', trained: ' * bool(tuned)}{tuned}"
         )
         return cls(architecture, config.num_hidden_layers, config.norm_pix_loss)
 
@@ -107,11 +110,12 @@ class MachineFacts:
 
 @dataclass(frozen=True)
 class FeatureFacts:
-    """The evaluation of a pre-trained model. `knn` is the k-NN accuracy in 0..1 of each kind of features, with `k`
-    neighbours; empty if it was not evaluated. `picture` and `neighbours` describe reconstruction.png and
-    neighbours.png, which exist already."""
+    """The evaluation of a pre-trained model. `knn` is the k-NN accuracy in 0..1 of each kind of features, or another
+    metric if there is a `problem`, with `k` neighbours; empty if it was not evaluated. `picture` and `neighbours`
+    describe reconstruction.png and neighbours.png, which exist already."""
 
     k: int
     knn: dict[str, float] = field(default_factory=dict)
     picture: str = ""
     neighbours: str = ""
+    problem: str | None = None

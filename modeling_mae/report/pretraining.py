@@ -32,6 +32,7 @@ def report_pretraining(
     summary = {"kind": PRETRAINING, "name": identity.name, "repo_id": identity.repo_id, **data.summary}
     summary |= {**vars(model), **vars(machine), "updates_per_epoch": log.updates_per_epoch, "k": features.k}
     summary |= {"picture": features.picture, "neighbours": features.neighbours}
+    summary |= {"problem": features.problem} if features.problem else {}
     write_json(output_dir / "summary.json", summary)
     run = read_run(output_dir)
     save_charts(output_dir, pretraining_charts(run))
@@ -42,11 +43,11 @@ def report_pretraining(
 
 
 def write_pretraining_card(run: RunFiles, identity: Identity, data: DataFacts) -> None:
-    """Writes README.md. The k-NN accuracy of the trained encoder also goes into the metadata that the Hub reads."""
+    """Writes README.md. The k-NN metric of the trained encoder also goes into the metadata that the Hub reads."""
     metrics = []
     if "trained encoder" in run.knn:
-        title = f"k-NN accuracy of frozen features (k = {run.summary['k']})"
-        metrics = [("accuracy", title, run.knn["trained encoder"])]
+        title = f"{run.problem.knn_title} of frozen features (k = {run.summary['k']})"
+        metrics = [(run.problem.metric, title, run.knn["trained encoder"])]
     tags = ["mae", "masked-autoencoder", "self-supervised", "vision"]
     sections = pretraining_sections(run)
     about = lead(run, f" ({PAPER})")
@@ -61,10 +62,10 @@ def _print_results(run: RunFiles, data: DataFacts) -> None:
     if data.incomplete:
         print(f"filled     {data.incomplete} of {data.images} images: missing values became the mean of their band")
     for features, accuracy in run.knn.items():
-        print(f"k-NN accuracy, {features:18} {100 * accuracy:5.1f} %")
+        print(f"{run.problem.knn_title}, {features:18} {100 * accuracy:5.1f} %")
     print(f"pictures   {folder / 'reconstruction.png'}  {folder / 'loss.png'}")
     print(f"model      {folder}: MAEModel.from_pretrained({str(folder)!r})")
     if len(run.training.growth) > 1:
-        print(f"features   {folder / 'features.png'}: {judge_growth(run.training.growth)}")
-        if verdict := judge_start(run.training.growth):
+        print(f"features   {folder / 'features.png'}: {judge_growth(run.training.growth, run.problem)}")
+        if verdict := judge_start(run.training.growth, run.problem):
             print(f"verdict    {verdict}")

@@ -27,6 +27,10 @@ class Problem:
     # Columns to add if some classes have many more evaluation images than others.
     imbalanced_columns: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def knn_title(self) -> str:
+        return f"k-NN {self.metric_title}"
+
     def score(self, results: dict) -> float:
         """The metric with the sign for which more is better."""
         return -results[self.metric] if self.lower_is_better else results[self.metric]

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from ..configuration_mae import MAEConfig
 from ..masking_mae import mask_noise
+from ..words import counted
 from .figures import save_figure
 
 
@@ -117,9 +118,9 @@ def visible_colours(
 def describe_picture(images: int, config: MAEConfig, seed: int) -> str:
     """Describes how a `ReconstructionSheet` of this many images was made."""
     words = (
-        f"{images} training images, evenly spaced and without random crops, one per row: the image, the image with "
-        f"{100 * config.mask_ratio:g} % of its patches hidden (gray), and the model's reconstruction. Masks are "
-        f"{MASKS[config.mask_type]}, drawn from the seed {seed}. Visible patches of the reconstruction are "
+        f"{counted(images, 'training image')}, evenly spaced and without random crops, one per row: the image, the "
+        f"image with {100 * config.mask_ratio:g} % of its patches hidden (gray), and the model's reconstruction. "
+        f"Masks are {MASKS[config.mask_type]}, drawn from the seed {seed}. Visible patches of the reconstruction are "
         "the image's own."
     )
     if not config.norm_pix_loss:

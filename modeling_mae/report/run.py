@@ -14,6 +14,7 @@ from .problem import Problem, problem_named
 
 
 PRETRAINING, EVALUATION = "pre-training", "evaluation"  # kinds of runs
+MASKS = "semantic_segmentation"  # the problem type
 
 
 def write_training(folder: Path, arguments: dict[str, Any], log: TrainingLog) -> None:
@@ -67,7 +68,10 @@ class RunFiles:
 
     @property
     def problem(self) -> Problem:
-        return problem_named(self.summary.get("problem"))
+        named = self.summary.get("problem")
+        if named is None and any("knn_patches" in entry for entry in self.training.growth):
+            named = MASKS  # of a run that has not ended
+        return problem_named(named)
 
     def folder_of(self, training: str) -> str:
         """The folder of a training in the run's folder, empty if they are the same."""

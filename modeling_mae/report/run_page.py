@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..words import counted
 from .page import Page, write_page
 from .run import PRETRAINING, RunFiles, read_run
 from .sections import evaluation_sections, pretraining_sections
@@ -25,7 +26,7 @@ def lead(run: RunFiles, paper: str = "") -> str:
     """A sentence about what the run is. `paper` is put after the name of the method."""
     data = run.summary.get("data")
     if run.kind == PRETRAINING:
-        images = f" on {run.summary['images']:,} images of {data}" if data else ""
+        images = f" on {counted(run.summary['images'], 'image')} of {data}" if data else ""
         model = f" {run.summary['architecture']}." if "architecture" in run.summary else ""
         return f"A masked autoencoder{paper} pre-trained{images}.{model}"
-    return f"An evaluation on {run.summary['images']:,} images of {data}." if data else "An evaluation."
+    return f"An evaluation on {counted(run.summary['images'], 'image')} of {data}." if data else "An evaluation."

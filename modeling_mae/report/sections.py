@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 
+from ..words import counted
 from .advice import evaluation_advice, judge_start, pretraining_advice
 from .charts import features_curve, loss_curve, partial_curve, training_curve
 from .parts import Folded, Part, Picture, Row, Section, Table, Text
@@ -54,8 +55,9 @@ def pretraining_charts(run: RunFiles) -> list[Picture]:
         chart = loss_curve(training.log, normalised=summary.get("normalised", False))
         charts.append(Picture("loss.png", "Loss and learning rate by epoch", chart=chart))
     if len(training.growth) > 1:
-        chart = features_curve(training.growth, summary.get("k", 0))
-        charts.append(Picture("features.png", "k-NN accuracy and rank of the features by epoch", chart=chart))
+        title = run.problem.knn_title
+        chart = features_curve(training.growth, summary.get("k", 0), title)
+        charts.append(Picture("features.png", f"{title} and rank of the features by epoch", chart=chart))
     return charts
 
 
@@ -64,11 +66,12 @@ def pretraining_figures(run: RunFiles) -> dict[str, str]:
     summary, training = run.summary, run.training
     figures = {}
     if training.losses:
-        figures["final loss"] = f"{training.losses[-1]['loss']:.4f}"
-        figures["length"] = f"{training.losses[-1]['step']:,} updates, {training.losses[-1]['epoch']:g} epochs"
+        last = training.losses[-1]
+        figures["final loss"] = f"{last['loss']:.4f}"
+        figures["length"] = f"{counted(last['step'], 'update')}, {counted(last['epoch'], 'epoch')}"
     for name, accuracy in run.knn.items():
-        figures[f"k-NN accuracy (k = {summary.get('k', '?')}), {name}"] = f"{100 * accuracy:.1f} %"
-    if verdict := judge_start(training.growth):
+        figures[f"{run.problem.knn_title} (k = {summary.get('k', '?')}), {name}"] = f"{100 * accuracy:.1f} %"
+    if verdict := judge_start(training.growth, run.problem):
         figures["against the starting weights"] = verdict
     ranks = [entry["rank"] for entry in training.growth if "rank" in entry]
     if ranks:
@@ -220,6 +223,7 @@ def use_section(repo_id: str | None, auto_class: str, lines: str, note: str = ""
     place = repo_id or "PATH_OR_HUB_ID"
     code = f"""from PIL import Image
 from transformers import AutoImageProcessor, {auto_class}
+from ..words import counted
 
 processor = AutoImageProcessor.from_pretrained("{place}", trust_remote_code=True)
 model = {auto_class}.from_pretrained("{place}", trust_remote_code=True).eval()

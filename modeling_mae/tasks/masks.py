@@ -1,10 +1,10 @@
 """Masks: a class for each pixel of an image."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -13,16 +13,18 @@ from matplotlib.figure import Figure
 
 from ..checkpoint import Checkpoint
 from ..configuration_mae import MAEConfig
+from ..data.find.masks import NoMasks
 from ..data.find.sources import Source
 from ..data.read.faults import BadImage
 from ..data.read.header import read_header
-from ..data.read.masks import COLOUR, decode_mask
+from ..data.read.masks import COLOUR, KeptMask, decode_mask
 from ..data.serve.images import Images, Opening, open_images
 from ..data.serve.masked import IGNORED, MaskedImages, ScaledCrop
 from ..errors import UserError
 from ..modeling_mae import MAEPreTrainedModel
 from ..report.problem import Problem
 from ..segmentation_mae import MAEForSemanticSegmentation
+from ..words import counted
 from .evalnet import names_of
 from .mask_pictures import compared_masks
 from .protocol import Answers, Task, ViewSettings
@@ -32,6 +34,7 @@ from .windows import logits_of, model_device
 SEMANTIC_SEGMENTATION = "semantic_segmentation"  # transformers has no name for it
 THREADS = 8  # that read masks before the training
 KEPT_LIMIT = 1 << 30  # bytes of masks that are kept in memory
+SMALL_NUMBER = 1 << 16  # in a mask; a table of so many entries is quicker than sorting
 EXAMPLES = 8  # images of the worst ones
 SHOWN_CLASSES = 24  # in the line about the data
 MANY_INSTANCES = 8  # numbers in an ordinary image of masks that count things
@@ -60,6 +63,8 @@ class Numbering:
     names: list[str]
     settings: MaskSettings
     named: dict[int, str]
+    # Class numbers that were found before, by the number in a mask.
+    table: np.ndarray = field(default_factory=lambda: np.full(SMALL_NUMBER, -1, np.int16))
 
     def name_of(self, value: int) -> str | None:
         """The name of the class that a number in a mask means; None for pixels without a class."""
@@ -82,42 +87,50 @@ class Numbering:
         numbered = not self.named and not any(known.isdecimal() for known in self.names)
         return value if numbered and value < len(self.names) else None  # the classes have names elsewhere, here not
 
-    def applied(self, mask: np.ndarray, table: dict[int, int]) -> np.ndarray:
-        """Class numbers ``(height, width)`` uint8 of a decoded mask. `table` keeps what was found before.
+    def applied(self, mask: np.ndarray) -> np.ndarray:
+        """Class numbers uint8 of the numbers in a mask.
 
         Raises:
             KeyError: a number that no class has.
         """
-        values, places = np.unique(mask, return_inverse=True)
-        for value in values.tolist():
-            if value not in table:
-                number = self.number_of(value)
-                if number is None:
-                    raise KeyError(value)
-                table[value] = number
-        return np.array([table[value] for value in values.tolist()], np.uint8)[places].reshape(mask.shape)
+        is_small = 0 <= mask.min() <= mask.max() < SMALL_NUMBER
+        if is_small and (known := self.table[mask]).min() >= 0:
+            return known.astype(np.uint8)
+        values = [*pixels_by_number(mask)]
+        found = [self.number_of(value) for value in values]
+        if None in found:
+            raise KeyError(values[found.index(None)])
+        numbers = np.array(found, np.uint8)
+        if is_small:
+            self.table[values] = numbers
+        return numbers[np.searchsorted(values, mask)]
 
 
 class MaskFiles:
-    """The masks of a source by the number of the image, in memory where they fit."""
+    """The masks of a source by the number of the image. Masks that `read` has kept are not read again."""
 
-    def __init__(self, source: Source, numbering: Numbering, pixels: int):
-        self.source, self.numbering = source, numbering
-        self.table: dict[int, int] = {}
-        self.kept: list[np.ndarray] | None = None
-        if pixels <= KEPT_LIMIT:
-            self.kept = [self.read(i) for i in range(len(source))]
-
-    def read(self, index: int) -> np.ndarray:
-        cell = self.source.mask_cell(index)
-        try:
-            return self.numbering.applied(decode_mask(cell["bytes"], cell["path"]), self.table)
-        except KeyError as error:
-            raise UserError(f"{cell['path']} has the number {error}, which no class has: fix it") from None
+    def __init__(self, source: Source, names: list[str], settings: MaskSettings):
+        self.source = source
+        # Folders that are joined may name their classes in another order.
+        self.numberings = [Numbering(names, settings, part.mask_names) for part in source.parts or [source]]
+        self.kept: list[KeptMask] | None = None
+        parts = [part.take_masks() for part in source.parts or [source]]
+        if all(masks is not None for masks in parts):
+            self.kept = [
+                replace(mask, values=numbering.applied(mask.values))
+                for numbering, masks in zip(self.numberings, parts, strict=True)
+                for mask in masks or ()
+            ]
 
     def __call__(self, index: int) -> np.ndarray:
         """Class numbers ``(height, width)`` uint8."""
-        return self.kept[index] if self.kept is not None else self.read(index)
+        if self.kept is not None:
+            return self.kept[index].whole()
+        cell, (part, _) = self.source.mask_cell(index), self.source.located(index)
+        try:
+            return self.numberings[part].applied(decode_mask(cell["bytes"], cell["path"]))
+        except KeyError as error:
+            raise UserError(f"{cell['path']} has the number {error}, which no class has: fix it") from None
 
 
 class Masks(Task):
@@ -166,46 +179,71 @@ class Masks(Task):
     def read_one(self, source: Source, known_names: list[str] | None) -> tuple[np.ndarray, list[str]]:
         """Reads every mask once. Raises also for masks of another size than their image, for JPEG masks, and for
         numbers that look like those of things."""
+        counts = self._counts(source)
+        names = known_names if known_names is not None else self._names_of(counts, source.mask_names)
+        return self._pixels(source, counts, names), names
+
+    def read_both(self, train: Source, evaluation: Source) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """As `read` of both, where `train` are a few of the images: classes are those that either has.
+
+        Raises:
+            UserError: also if joined folders name their classes differently.
+        """
+        both = [source.parts or [source] for source in (train, evaluation)]
+        counts = [[self._counts(part) for part in parts] for parts in both]
+        named: dict[int, str] = {}
+        for part in (*both[0], *both[1]):
+            if named and part.mask_names and part.mask_names != named:
+                raise UserError(f"{part.name} and {train.name} name the classes of masks differently: name them alike")
+            named = named or part.mask_names
+        names = self._names_of([each for parts in counts for part in parts for each in part], named)
+        labels = [
+            np.concatenate([self._pixels(part, each, names) for part, each in zip(parts, read, strict=True)])
+            for parts, read in zip(both, counts, strict=True)
+        ]
+        return labels[0], labels[1], names
+
+    def _counts(self, source: Source) -> list[dict[int, int]]:
+        """{number: pixels} of each mask."""
         if source.mask_column is None:
-            raise UserError(
+            raise NoMasks(
                 f"{source.name} has no masks: put them into a folder masks beside the folder images, or give "
                 "--mask_dir or --mask_column_name"
             )
-        counts = list(_counted(source))
-        named = source.mask_names
-        present = sorted({value for each in counts for value in each})
-        lowest = min((value for value in present if value != self.settings.ignore_index), default=0)
+        counts = _read_masks(source)
+        lowest = min((value for each in counts for value in each if value != self.settings.ignore_index), default=0)
         if lowest < 0:
             raise UserError(
                 f"the masks of {source.name} have the number {lowest}: if its pixels have no class, give "
                 f"--ignore_index {lowest}"
             )
         if self.settings.mask_values is None:
-            _refuse_instances(source, counts, named)
-        if known_names is None:
-            numbering = Numbering(self._names_of(present, named), self.settings, named)
-        else:
-            numbering = Numbering(known_names, self.settings, named)
-            strange = [value for value in present if numbering.number_of(value) is None]
-            if strange:
-                wrong, having = strange[0], sum(strange[0] in each for each in counts)
-                raise UserError(
-                    f"{source.name}: {having} of {len(counts)} masks have the number {wrong}, which no training mask "
-                    f"has; the classes are {', '.join(known_names[:8])}: mend the masks, or leave it out with "
-                    f"--ignore_index {wrong}"
-                )
-        numbers = {value: numbering.number_of(value) for value in present}
-        labels = np.zeros((len(counts), len(numbering.names)), np.int64)
+            _refuse_instances(source, counts, source.mask_names)
+        return counts
+
+    def _pixels(self, source: Source, counts: list[dict[int, int]], names: list[str]) -> np.ndarray:
+        """The pixels of each class ``(images, classes)`` int64."""
+        numbering = Numbering(names, self.settings, source.mask_names)
+        numbers = {value: numbering.number_of(value) for each in counts for value in each}
+        strange = sorted(value for value, number in numbers.items() if number is None)
+        if strange:
+            wrong, having = strange[0], sum(strange[0] in each for each in counts)
+            raise UserError(
+                f"{source.name}: {having} of {len(counts)} masks have the number {wrong}, which no training mask "
+                f"has; the classes are {', '.join(names[:8])}: fix the masks, or leave it out with "
+                f"--ignore_index {wrong}"
+            )
+        labels = np.zeros((len(counts), len(names)), np.int64)
         for row, each in enumerate(counts):
             for value, count in each.items():
                 number = numbers[value]
                 if number is not None and number != IGNORED:
                     labels[row, number] += count
-        return labels, numbering.names
+        return labels
 
-    def _names_of(self, present: list[int], named: dict[int, str]) -> list[str]:
+    def _names_of(self, counts: list[dict[int, int]], named: dict[int, str]) -> list[str]:
         """The names of all classes, by their numbers in the masks."""
-        settings = self.settings
+        settings, present = self.settings, {value for each in counts for value in each}
         if settings.mask_values == "binary":
             return ["ground", "thing"]
         only_black_and_white = {*present} <= {0, IGNORED}
@@ -232,12 +270,11 @@ class Masks(Task):
     def open_images(self, source: Source, labels: np.ndarray, names: list[str], opening: Opening) -> MaskedImages:
         # The numbers of the rows: an image that stands in for a bad one brings its own.
         images = open_images(source, opening, np.arange(len(source)))
-        numbering = Numbering(names, self.settings, source.mask_names)
-        masked = MaskedImages(images, MaskFiles(source, numbering, int(labels.sum())), torch.from_numpy(labels))
+        masked = MaskedImages(images, MaskFiles(source, names, self.settings), torch.from_numpy(labels))
         shares = labels.sum(0) / max(1, labels.sum())
         described = [f"{name} {share:.1%}" for name, share in zip(names, shares, strict=True)]
         described[SHOWN_CLASSES:] = [f"{len(names) - SHOWN_CLASSES} more"] * (len(names) > SHOWN_CLASSES)
-        masked.remarks += f"; pixels of {len(masked):,} images: {', '.join(described)}"
+        masked.remarks += f"; pixels of {counted(len(masked), 'image')}: {', '.join(described)}"
         return masked
 
     def labels_of(self, batch: dict, size: tuple[int, int]) -> torch.Tensor:
@@ -369,14 +406,24 @@ def class_weights(labels: torch.Tensor) -> list[float]:
     return weights.tolist()
 
 
-def _counted(source: Source) -> Iterator[dict[int, int]]:
-    """{number: pixels} of each mask.
+def pixels_by_number(mask: np.ndarray) -> dict[int, int]:
+    """{number: pixels} of a decoded mask, by rising numbers."""
+    if 0 <= mask.min() <= mask.max() < SMALL_NUMBER:
+        counts = np.bincount(mask.ravel())
+        values = np.flatnonzero(counts)
+        return dict(zip(values.tolist(), counts[values].tolist(), strict=True))
+    values, counts = np.unique(mask, return_counts=True)  # slower
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def _read_masks(source: Source) -> list[dict[int, int]]:
+    """{number: pixels} of each mask. All masks are kept in the source if they fit `KEPT_LIMIT`.
 
     Raises:
         UserError: a mask cannot be read, or has another size than its image, if that can be read.
     """
 
-    def count(index: int) -> dict[int, int]:
+    def read(index: int) -> tuple[dict[int, int], KeptMask]:
         cell, image = source.mask_cell(index), source.cell(index)
         mask = decode_mask(cell["bytes"], cell["path"])
         with suppress(BadImage):  # whether bad images end a run is decided where they are opened
@@ -386,11 +433,21 @@ def _counted(source: Source) -> Iterator[dict[int, int]]:
                     f"{cell['path'] or f'mask {index}'} has {mask.shape[0]}x{mask.shape[1]} pixels, and its image "
                     f"{header.height}x{header.width}: give them one size"
                 )
-        values, counts = np.unique(mask, return_counts=True)
-        return dict(zip(values.tolist(), counts.tolist(), strict=True))
+        return pixels_by_number(mask), KeptMask.of(mask)
 
+    counted: list[dict[int, int]] = []
+    kept: list[KeptMask] | None = []
+    room = KEPT_LIMIT
     with ThreadPoolExecutor(1 if source.is_stream else THREADS) as pool:
-        yield from pool.map(count, range(len(source)))
+        for counts, mask in pool.map(read, range(len(source))):
+            counted.append(counts)
+            room -= mask.nbytes
+            if room < 0:
+                kept = None
+            if kept is not None:
+                kept.append(mask)
+    source.masks = kept
+    return counted
 
 
 def _refuse_instances(source: Source, counts: list[dict[int, int]], named: dict[int, str]) -> None:

@@ -2,18 +2,26 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..data.find.fingerprint import fingerprint
-from ..data.find.joined import load_eval_source, load_training_source
+from ..data.find.joined import load_eval_source, load_training_source, sample
+from ..data.find.masks import NoMasks
 from ..data.find.sources import Source, SourceSettings
 from ..data.serve.images import Images, Opening
+from ..data.serve.masked import MaskedImages
 from ..errors import UserError
 from ..report.facts import LabelledFacts
+from ..words import counted
 from . import CLASSES, Task, task_of_labels
 from .evalnet import EvalNetTask
+from .masks import MASKS, Masks
+
+
+# Images with masks that k-NN of patches compares: more take long, and change little.
+BANK_IMAGES, TEST_IMAGES = 256, 500
 
 
 @dataclass
@@ -67,7 +75,7 @@ class LabelledSets:
 
     def __str__(self) -> str:
         return (
-            f"{self.train_name}: {len(self.train or ()):,} training images, {len(self.evaluation):,} of "
+            f"{self.train_name}: {counted(len(self.train or ()), 'training image')}, {len(self.evaluation):,} of "
             f"{self.eval_name} ({self.eval_split}) to evaluate on, {self.task.problem.count(len(self.class_names))}"
         )
 
@@ -160,3 +168,44 @@ def _note_absent(found: MatchingLabels, say: Callable[[str], None]) -> None:
                 f"note       {len(absent)} of {len(found.names)} classes have no {kind} image: "
                 f"{', '.join(absent[:5])}{rule}"
             )
+
+
+@dataclass(frozen=True)
+class MaskedSets:
+    """Images with masks, a few of each set, for k-NN of patches: those of `evaluation` ask those of `bank`."""
+
+    bank: MaskedImages
+    evaluation: MaskedImages
+    eval_split: str
+
+    def __str__(self) -> str:
+        asking = counted(len(self.evaluation), f"{self.eval_split} image")
+        return f"k-NN of patches: {asking} among {counted(len(self.bank), 'training image')}{self.bank.remarks}"
+
+
+def load_masked_sets(settings: SourceSettings, opening: Opening, task: Masks = MASKS) -> MaskedSets:
+    """At most `BANK_IMAGES` training images with masks, and `TEST_IMAGES` to evaluate on. Folders without masks are
+    left out.
+
+    Raises:
+        NoMasks: there are none.
+        UserError: as `load_training_source`, `load_eval_source`, `Masks.read_both` and `open_images`.
+    """
+    settings = replace(settings, problem_type=task.name, mix=None)
+    if isinstance(settings.train_dir, list):
+        folders = [place for place in settings.train_dir if _has_masks(replace(settings, train_dir=place))]
+        settings = replace(settings, train_dir=folders[0] if len(folders) == 1 else folders or settings.train_dir)
+    source = replace(sample(load_training_source(settings), BANK_IMAGES), elsewhere=0)  # told of all images
+    eval_source, split = load_eval_source(settings)
+    eval_source = sample(eval_source, TEST_IMAGES)
+    labels, eval_labels, names = task.read_both(source, eval_source)
+    bank = task.open_images(source, labels, names, opening)
+    return MaskedSets(bank, task.open_images(eval_source, eval_labels, names, opening), split)
+
+
+def _has_masks(settings: SourceSettings) -> bool:
+    try:
+        load_training_source(settings)
+    except NoMasks:
+        return False
+    return True

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 
 STRIDE = 2 / 3  # of the window, as published comparisons on ADE20K have it
 AT_ONCE = 64  # windows
+LOGITS_AT_ONCE = 1 << 25  # of a row of windows: 128 MiB
 
 
 def starts_of(length: int, window: int) -> list[int]:
@@ -50,14 +52,29 @@ def model_size(model) -> tuple[int, int]:
     return getattr(model, "module", model).config.image_height_width
 
 
-def classes_of(model, image: torch.Tensor, normalised: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+def classes_of(model, image: Any, normalised: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """The likeliest class of each pixel, ``(height, width)`` uint8, of an image ``(channels, height, width)`` of any
-    size. ``normalised(rows)`` gives the pixel values of a part of it, ``(1, channels, rows, width)``."""
-    height, width = image.shape[1:]
-    classes, row = torch.empty(height, width, dtype=torch.uint8), 0
-    for logits in logits_by_rows(model, lambda top, end: normalised(image[None, :, top:end]), (height, width)):
-        classes[row : row + logits.shape[1]] = logits.argmax(0)
-        row += logits.shape[1]
+    size, a tensor or `ImageRows`. ``normalised(rows)`` gives the pixel values of a part of it, ``(1, channels, rows,
+    columns)``.
+
+    A wide image is done in blocks of columns, so that the logits of a row of windows fit `LOGITS_AT_ONCE`.
+    """
+    (_, height, width), (high, side) = image.shape, model_size(model)
+    lefts, classes = starts_of(width, side), torch.empty(height, width, dtype=torch.uint8)
+    columns = max(side, LOGITS_AT_ONCE // (high * getattr(model, "module", model).config.num_labels))
+    for first in range(0, width, columns):
+        end = min(first + columns, width)
+        seeing = [left for left in lefts if left < end and left + side > first]
+        start, stop, row = seeing[0], min(seeing[-1] + side, width), 0
+
+        def read(top: int, bottom: int, seen: slice = slice(start, stop)) -> torch.Tensor:
+            return normalised(image[:, top:bottom][None, :, :, seen])
+
+        at = [left - start for left in seeing]
+        for logits in logits_by_rows(model, read, (height, stop - start), at):
+            below = row + logits.shape[1]
+            classes[row:below, first:end] = logits[:, :, first - start : end - start].argmax(0)
+            row = below
     return classes
 
 
@@ -66,14 +83,17 @@ def model_device(model) -> torch.device:
 
 
 @torch.no_grad()
-def logits_by_rows(model, read: Callable[[int, int], torch.Tensor], size: tuple[int, int]) -> Iterator[torch.Tensor]:
+def logits_by_rows(
+    model, read: Callable[[int, int], torch.Tensor], size: tuple[int, int], lefts: list[int] | None = None
+) -> Iterator[torch.Tensor]:
     """The logits ``(classes, rows, width)`` of an image of `size` (height, width), from the top to the bottom: the
     memory that it takes does not depend on the height.
 
-    ``read(top, end)`` gives the pixel values ``(1, channels, end - top, width)`` of these rows.
+    ``read(top, end)`` gives the pixel values ``(1, channels, end - top, width)`` of these rows. The windows of a
+    row begin at `lefts`, by default those of `starts_of`.
     """
     (height, width), window = size, model_size(model)
-    tops, lefts = starts_of(height, window[0]), starts_of(width, window[1])
+    tops, lefts = starts_of(height, window[0]), lefts or starts_of(width, window[1])
     right = max(0, window[1] - width)
     total = count = None
     for top, below in zip(tops, [*tops[1:], height], strict=True):

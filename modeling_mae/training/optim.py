@@ -10,6 +10,7 @@ from timm.optim import Lars
 from torch import nn
 
 from ..configuration_mae import MAEConfig
+from ..words import counted
 
 
 LARS_TRUST = 0.001  # the paper's LARS (Table 10; arXiv 1708.03888)
@@ -84,14 +85,15 @@ class Schedule:
         return 0.0 if waits else self.rate(update) * group.get("lr_scale", 1.0)
 
     def describe_rate(self) -> str:
-        return f"{self.peak:.3e} after {self.warmup} updates of warm-up"
+        return f"{self.peak:.3e} after {counted(self.warmup, 'update')} of warm-up"
 
     def epoch(self, update: int) -> float:
         """Epochs done after `update` updates."""
         return update / self.updates_per_epoch
 
     def __str__(self) -> str:
-        return f"{self.updates:,} updates, {self.epoch(self.updates):g} epochs of {self.updates_per_epoch}"
+        epochs = counted(self.epoch(self.updates), "epoch")
+        return f"{counted(self.updates, 'update')}, {epochs} of {self.updates_per_epoch}"
 
 
 def parameter_groups(

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
+from ..words import counted
+
 
 SCALES = (1 / 2, 3 / 4)  # shares of the images' full height and width, one after the other
 # The first updates see full-size images, so that a GPU runs out of memory at once and not after days. The second is
@@ -65,6 +67,6 @@ class Resizing:
     def describe(self, updates: int, done: int = 0) -> str:
         """Describes the sizes of a run of `updates` that has `done` some of them. Empty if there is only one size."""
         first, *later = ((start, "x".join(map(str, size))) for start, size in self._starts(updates)[1:])
-        steps = [f"{size} after {start:,} updates" for start, size in later]
+        steps = [f"{size} after {counted(start, 'update')}" for start, size in later]
         now = f"; {'x'.join(map(str, self.size_at(done, updates)))} now" if done else ""
         return f"{first[1]} pixels, {', '.join(steps)}{now}" if later else ""

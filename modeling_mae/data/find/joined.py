@@ -108,6 +108,18 @@ def _spread(parts: list[Source], count: int | None) -> list[Source]:
     return fewer
 
 
+def sample(source: Source, count: int) -> Source:
+    """At most about `count` images of a source, evenly spaced, of each part as many. A stream stays one."""
+    if source.parts:
+        return join([sample(part, max(1, count // len(source.parts))) for part in source.parts], None)
+    if len(source) <= count:
+        return source
+    if isinstance(source.dataset, ShardedRows):
+        return replace(source, dataset=SomeRows(source.dataset, source.dataset.spread(count)))
+    rows = np.linspace(0, len(source) - 1, count).astype(int)
+    return replace(source, dataset=source.dataset.select(rows))
+
+
 def _files_of(part: Source) -> datasets.Dataset:
     if isinstance(part.dataset, ShardedRows):
         raise UserError(f"{part.name} is read as a stream, which joins streams only, and whole: unpack it")
@@ -157,3 +169,20 @@ class JoinedShards(ShardedRows):
         part = bisect.bisect_right(self.starts, row) - 1
         (cell,) = self.parts[part][row - self.starts[part]].values()
         return {IMAGE: cell}
+
+
+class SomeRows(ShardedRows):
+    """The chosen rows of a stream."""
+
+    def __init__(self, rows: ShardedRows, chosen: list[int]):
+        self.rows, self.chosen, self.features, self.image_column = rows, chosen, rows.features, rows.image_column
+        self.counts, self.offsets = (len(chosen),), [0, len(chosen)]
+
+    def of_column(self, column: str) -> "SomeRows":
+        return SomeRows(self.rows.of_column(column), self.chosen)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__
+
+    def __getitem__(self, row: Any) -> Any:
+        return self.rows[self.chosen[row]]

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...errors import UserError
+from ...words import counted
 from ..read.endings import ARCHIVES, MASK_ENDING, MASK_WORDS, ending_of, image_endings, why_hidden, why_no_image
 from ..stream.formats import FORMATS
 from .layout import class_names, lies_in, masks_among, split_of
@@ -107,6 +108,15 @@ class Listing:
             left_out[self.image_folders[number], MASKS] += count
         return replace(self, images=self.images.filter(pa.array(~gone)), left_out=+left_out)
 
+    def without_folder(self, folder: str) -> "Listing":
+        """The images without those below an absolute path, which hold masks and are counted as such."""
+        inside = os.path.relpath(folder, self.folder)
+        gone = len(self.part({inside}, inside=True).images)
+        rest = replace(self.part({inside}, inside=False), file=self.file) if gone else self
+        if gone:
+            rest.left_out[inside, MASKS] += gone
+        return rest
+
     @cached_property
     def _is_mask(self) -> np.ndarray:
         """Of each image whether it is a mask of another ``(images,)``."""
@@ -147,8 +157,8 @@ class Listing:
             reasons.append(f"{sum(count for _, count in counts[REASONS_NAMED:]):,} others")
         reasons += [f"folder {path!r} ({reason})" for path, reason in self.folders_left_out[:REASONS_NAMED]]
         files, folders = self.left_out.total(), len(self.folders_left_out)
-        amounts = [f"{files:,} file{'s' * (files != 1)}"] * bool(files)
-        amounts += [f"{folders:,} folder{'s' * (folders != 1)}"] * bool(folders)
+        amounts = [counted(files, "file")] * bool(files)
+        amounts += [counted(folders, "folder")] * bool(folders)
         return f"{' and '.join(amounts)} left out: {', '.join(reasons)}" if amounts else ""
 
 

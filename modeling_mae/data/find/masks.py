@@ -25,6 +25,10 @@ NUMBER = re.compile(r"\d+|#[0-9a-fA-F]{6}")  # of a class in classes.json
 ROWS_AT_ONCE = 100_000  # whose cells are looked at for a mask
 
 
+class NoMasks(UserError):
+    """The images have no masks, and nobody has named any."""
+
+
 def key_of(path: str) -> str:
     """What an image and its mask have in common: `a/0` of `a/0.jpg`, `a/0.mask.png` and `a/0_mask.png`."""
     return os.path.splitext(MASK_SUFFIX.sub(".", path))[0]
@@ -72,7 +76,8 @@ def mask_column(features: datasets.Features, image: str, name: str | None, place
     """The column `name` of masks, or the only one that is called so, or the only one of images beside `image`.
 
     Raises:
-        UserError: there is none, or there are several.
+        NoMasks: there is none.
+        UserError: there are several, or none is called `name`.
     """
     kinds = (datasets.Image, *ARRAYS)
     columns = [column for column, kind in features.items() if isinstance(kind, kinds) and column != image]
@@ -81,7 +86,7 @@ def mask_column(features: datasets.Features, image: str, name: str | None, place
     if name is not None and name in columns:
         return name
     if name is not None or len(columns) != 1:
-        raise UserError(
+        raise (UserError if name or columns else NoMasks)(
             f"{place} has {len(columns)} columns of masks ({', '.join(columns) or 'none'}): name one with "
             "--mask_column_name, put masks into a folder masks beside the folder images, or give --mask_dir"
         )
@@ -92,7 +97,7 @@ def rows_with_masks(dataset: datasets.Dataset, column: str, place: str) -> np.nd
     """The numbers of the rows that have a mask.
 
     Raises:
-        UserError: no row has one.
+        NoMasks: no row has one.
     """
     filled: list[np.ndarray] = []
     for rows in dataset.select_columns([column]).with_format("arrow").iter(ROWS_AT_ONCE):
@@ -104,7 +109,7 @@ def rows_with_masks(dataset: datasets.Dataset, column: str, place: str) -> np.nd
         filled.append(there.to_numpy(zero_copy_only=False))
     chosen = np.flatnonzero(np.concatenate(filled))
     if not len(chosen):
-        raise UserError(
+        raise NoMasks(
             f"none of the {len(dataset):,} images of {place} has a mask: name each mask like its image, in a folder "
             "masks beside the folder images, or give --mask_dir"
         )

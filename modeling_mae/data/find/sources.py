@@ -13,7 +13,9 @@ import numpy as np
 import pyarrow.compute as pc
 
 from ...errors import UserError
+from ...words import counted
 from ..read.arrays import cell_of
+from ..read.masks import KeptMask
 from ..stream.formats.parquet import ARRAYS
 from ..stream.shards import ShardedRows
 from . import scenes
@@ -43,6 +45,7 @@ NAMED = {
 BUNDLED = Path(__file__).parents[3] / "data" / "fashion_mnist"
 EVAL_SPLITS = ("validation", "val", "test")  # the first that exists is evaluated on
 ROWS_AT_ONCE = 100_000  # that are looked at for their folder
+MASKS_WANTED = "semantic_segmentation"  # the problem type
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,12 @@ class SourceSettings:
     @property
     def with_masks(self) -> bool:
         """Whether only images with a mask are wanted."""
-        return self.problem_type == "semantic_segmentation"
+        return self.problem_type == MASKS_WANTED
+
+    @property
+    def names_masks(self) -> bool:
+        """Whether an option says where the masks are."""
+        return bool(self.mask_dir or self.mask_column_name)
 
     @property
     def place(self) -> str:
@@ -98,6 +106,7 @@ class Source:
     parts: list["Source"] = field(default_factory=list)  # that were joined into this one
     shares: tuple[Fraction, ...] | None = None  # of the training that each part has, where these were given
     elsewhere: int = 0  # images of the folder that are in other splits
+    masks: list[KeptMask] | None = None  # as they were decoded, if somebody has read them and they fit
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -110,13 +119,25 @@ class Source:
         """Bytes and path of an image."""
         return cell_of(self.dataset[index][self.image_column])
 
+    def located(self, index: int) -> tuple[int, int]:
+        """(number of the part that an image is in, its index there). A source that is not joined is its only part."""
+        for number, part in enumerate(self.parts):
+            if index < len(part):
+                return number, index
+            index -= len(part)
+        return 0, index
+
     def mask_cell(self, index: int) -> dict:
         """Bytes and path of the mask of an image, in a source that has masks."""
-        for part in self.parts:
-            if index < len(part):
-                return part.mask_cell(index)
-            index -= len(part)
+        number, index = self.located(index)
+        if self.parts:
+            return self.parts[number].mask_cell(index)
         return cell_of(self._masks[index][self.mask_column])
+
+    def take_masks(self) -> list[KeptMask] | None:
+        """The decoded masks, if they were kept. They are given once, so that nobody holds them twice."""
+        masks, self.masks = self.masks, None
+        return masks
 
     @cached_property
     def _masks(self) -> Any:
@@ -185,13 +206,13 @@ def load_source(
     else:
         dataset_id = NAMED.get(name, name)
         dataset = _load_from_hub(name, settings.dataset_config_name, split, settings.cache)
-    image_column = find_image_column(dataset.features, settings.image_column_name)
+    image_column = find_image_column(dataset.features, settings.image_column_name, settings.mask_column_name)
     label_column = find_label_column(dataset.features, settings.label_column_name)
     dataset = still_encoded(dataset, image_column)
     if listing is None or not len(listing.images):  # of images in a folder, paths are our own
         rows = len(dataset)
         dataset = checked_rows(dataset, image_column, [folder] if folder else caches(settings.cache), name)
-        empty = f"{rows - len(dataset):,} rows left out: without an image" if len(dataset) < rows else ""
+        empty = f"{counted(rows - len(dataset), 'row')} left out: without an image" if len(dataset) < rows else ""
         left_out = "; ".join(filter(None, [left_out, empty]))
     masks = None
     if settings.with_masks:
@@ -256,7 +277,7 @@ def _load_stream(settings: SourceSettings, split: str | None, max_samples: int |
         )
 
     def find_column(features: datasets.Features) -> str:
-        return find_image_column(features, settings.image_column_name)
+        return find_image_column(features, settings.image_column_name, settings.mask_column_name)
 
     name, dataset_id = settings.dataset_name, None
     if settings.train_dir is None and name not in (None, "fashion_mnist"):
@@ -323,6 +344,8 @@ def _load_folder(
         listing.leave_out(len(listing.images) + len(listing.metadata) + len(listing.streamed), "beside parquet files")
         return dataset, replace(listing, images=listing.images[:0])
     images = listing.without_masks()
+    if settings.mask_dir:
+        images = images.without_folder(os.path.abspath(os.path.expanduser(settings.mask_dir)))
     part = all_splits(images) if split is None else choose_split(images, split, exact)
     part.leave_out(len(part.parquet), ".parquet (no column of images)")
     part.leave_out(len(part.streamed), "shards beside images")
@@ -333,8 +356,8 @@ def _load_folder(
     return with_mask_column(image_folder(part), part, masks), part
 
 
-def find_image_column(features: datasets.Features, name: str | None) -> str:
-    """The image column `name`, or the only image column."""
+def find_image_column(features: datasets.Features, name: str | None, masks: str | None = None) -> str:
+    """The image column `name`, or the only image column beside that of the `masks`."""
     columns = [column for column, feature in features.items() if isinstance(feature, (datasets.Image, *ARRAYS))]
     if name is not None:
         if name in columns:
@@ -343,7 +366,7 @@ def find_image_column(features: datasets.Features, name: str | None) -> str:
             f"image_column_name {name!r} is not a column of images: those are {', '.join(columns) or 'none'}"
         )
     if len(columns) > 1:
-        columns = [column for column in columns if column.lower() not in MASK_COLUMNS]
+        columns = [column for column in columns if column.lower() not in MASK_COLUMNS and column != masks]
     if len(columns) != 1:
         names = ", ".join(columns or features)
         raise UserError(f"{len(columns)} columns of images, in {names}: name one with --image_column_name")

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...errors import UserError
+from ...words import counted
 from ..stream.formats import FORMATS, Shard
 from ..stream.formats.format import Member
 from ..stream.formats.tar import Members
@@ -44,7 +45,7 @@ def stream_of_place(
     """
     listing = _listed(place)
     if not listing.shards:
-        found = str(listing) or f"{len(listing.images):,} images"
+        found = str(listing) or counted(len(listing.images), "image")
         raise UserError(
             f"{place!r} has no shards ({found}): a stream takes {' or '.join(ENDINGS)} "
             "files, so go without --streaming"
@@ -184,7 +185,7 @@ def list_shards(place: str) -> list[str]:
         else:
             shards += _list_remote(pattern)
     if not shards:
-        raise UserError(f"{place!r} is neither a folder nor a pattern of shards that are there: give --train_dir anew")
+        raise UserError(f"{place!r} is neither a folder nor a pattern of shards that are there: check the path")
     return sorted({shard for shard in shards if shard.endswith(ENDINGS)})
 
 
@@ -254,7 +255,7 @@ def _opened(
     try:
         features = features or read_features(shards)
     except ShardError as error:
-        raise UserError(f"{error}: mend it") from error
+        raise UserError(f"{error}: fix it") from error
     rows = ShardedRows(shards, features, find_column(features), cache)
     rows.left_out, rows.elsewhere = left_out, elsewhere
     return rows

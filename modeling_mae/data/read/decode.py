@@ -7,6 +7,7 @@ torchvision decodes JPEG, faster than PIL. simplejpeg, where it is installed, gi
 import io
 import math
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 
 import torch
@@ -17,11 +18,12 @@ from .arrays import read_array
 from .bit_depth import WHITE, check_8_bits, kind_and_highest
 from .deep import bits_of, deep_jpeg, deep_picture, plain_picture
 from .faults import name_of, reading
-from .header import orientation_of, plain_jpeg_size, read_header
+from .header import header_of, kind_of, opened, orientation_of, plain_jpeg_size, read_header
 from .limits import MOST_PIXELS, PIXELS_OF_A_JPEG_BYTE, Limit
 from .meaning import Rules, chosen_bands, image_of, not_a_picture_of, numbers_of, on_white
 from .reduced import ReducedJpeg, picture_tensor, reduce_jpeg
 from .stored import Stored
+from .tiff import TiffRows
 
 
 try:
@@ -35,9 +37,11 @@ warnings.filterwarnings("ignore", message="The given buffer is not writable")
 # What is odd about a file that they read.
 warnings.filterwarnings("ignore", module=r"(PIL|pydicom|tifffile)\.")
 
+BY_ROWS = 1 << 24  # values of a file; fewer are read at once
 SMALL = 1 << 20  # pixels up to which reading the header costs a part of the decoding that matters
 
 
+Finish = Callable[[torch.Tensor, str | None], torch.Tensor]
 Decoded = tuple[torch.Tensor | ReducedJpeg, torch.Tensor | None]
 
 
@@ -73,6 +77,47 @@ def decode_present(data: bytes | None, path: str | None, rules: Rules) -> Decode
         if array is not None:
             return image_of(array, rules, name_of(path))
         return _from_picture(_read(str(path)) if data is None else data, rules, limit)
+
+
+class ImageRows:
+    """A large image whose rows are decoded when they are asked for, as ``rows[:, top:end]``: what ``finish(image,
+    path)`` makes of what `decode` gives of them. `shape` is (channels, height, width).
+
+    Raises:
+        BadImage: as `decode_present`, also when rows are read.
+    """
+
+    def __init__(self, rows: TiffRows, path: str | None, rules: Rules, finish: Finish):
+        self.rows, self.path, self.rules, self.finish = rows, path, rules, finish
+        header = header_of("TIFF", rows.stored, path)
+        self.shape = (rules.num_channels, header.height, header.width)
+
+    def __getitem__(self, key: tuple[slice, slice]) -> torch.Tensor:
+        _, between = key
+        top, end, _ = between.indices(self.shape[1])
+        with reading(self.path):
+            image, _ = image_of(self.rows.read(top, end), self.rules, name_of(self.path))
+            return self.finish(image, self.path)
+
+    def close(self) -> None:
+        self.rows.close()
+
+
+def rows_of(data: bytes | None, path: str | None, rules: Rules, finish: Finish) -> ImageRows | None:
+    """The rows of an image of more than `BY_ROWS` pixels; None of all other images, and where rows cannot be read
+    alone.
+
+    Raises:
+        BadImage: it cannot be read, or it is too large.
+    """
+    with reading(path):
+        if kind_of(data, path) != "tiff":
+            return None
+        rows = TiffRows(opened(data, path), path, Limit.of(data, path, rules.max_image_pixels))
+        if rows.are_independent and rows.stored.values.size > BY_ROWS:
+            return ImageRows(rows, path, rules, finish)
+        rows.close()
+        return None
 
 
 def _read(path: str) -> bytes:

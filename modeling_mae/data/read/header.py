@@ -95,25 +95,25 @@ def read_header(data: bytes | None, path: str | None) -> Header:
         if kind == "npy":
             shape, _, numbers = numpy_header(file)
             values = promised(shape, numbers)
-            return _header_of("NPY", Stored(values), path, least_bytes=values.size * values.itemsize)
+            return header_of("NPY", Stored(values), path, least_bytes=values.size * values.itemsize)
         if kind == "npz":
             with zipfile.ZipFile(file) as archive, archive.open(only_array(archive.namelist(), path)) as member:
                 shape, _, numbers = numpy_header(member)
                 values = promised(shape, numbers)
                 packed = values.size * values.itemsize // DEFLATE
-                return _header_of("NPZ", Stored(values), path, least_bytes=packed)
+                return header_of("NPZ", Stored(values), path, least_bytes=packed)
         if kind == "dicom":
-            return _header_of("DICOM", described_dicom(file, path), path)
+            return header_of("DICOM", described_dicom(file, path), path)
         if kind == "tiff":
             import tifffile  # late: it takes a moment, and few sets need it
 
             with tifffile.TiffFile(file) as tiff:
-                return _header_of("TIFF", described_tiff(tiff, path)[1], path, is_stack(tiff))
+                return header_of("TIFF", described_tiff(tiff, path)[1], path, is_stack(tiff))
         try:
             picture = Image.open(file)
         except UnidentifiedImageError:
             file.seek(0)
-            return _header_of("JPEG", deep_jpeg(file.read()), path)
+            return header_of("JPEG", deep_jpeg(file.read()), path)
         with picture:
             gray = picture.mode in GRAY or picture.mode.startswith("I;")
             turned = orientation_of(picture) >= TURNED
@@ -123,7 +123,7 @@ def read_header(data: bytes | None, path: str | None) -> Header:
             return Header(str(picture.format), height, width, 1 if gray else 3, bits <= 8, least_bytes=least)
 
 
-def _header_of(format: str, stored: Stored, path: str | None, stack: bool = False, least_bytes: int = 0) -> Header:
+def header_of(format: str, stored: Stored, path: str | None, stack: bool = False, least_bytes: int = 0) -> Header:
     shape, kind = stored.values.shape, stored.values.dtype
     if len(shape) not in (2, 3) or not all(shape):
         sides = "x".join(map(str, shape))

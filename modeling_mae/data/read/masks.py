@@ -1,6 +1,7 @@
 """From the bytes of a mask to numbers: a class, a colour or an instance for each pixel."""
 
 import io
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -10,8 +11,38 @@ from .header import kind_of, only_array
 
 
 COLOUR = 1 << 24  # is added to the number of a colour, so that blue, 0x0000ff, is not 255
+LENGTH = np.dtype(np.uint32)  # of runs of pixels
 LOSSY = ("JPEG", "JPEG2000", "WEBP")
 GRAY_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")  # of Pillow; those of a palette hold its numbers
+
+
+@dataclass(frozen=True)
+class KeptMask:
+    """A mask in memory, of any whole numbers: the `values` of its pixels ``(pixels,)``; or of runs of equal pixels in
+    raster order, with their `lengths` ``(runs,)``, where these take less."""
+
+    values: np.ndarray
+    lengths: np.ndarray | None
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, mask: np.ndarray) -> "KeptMask":
+        flat = mask.ravel()
+        if flat.min() >= 0:
+            flat = flat.astype(np.min_scalar_type(flat.max()))
+        starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+        if len(starts) * (flat.itemsize + LENGTH.itemsize) >= flat.nbytes:
+            return cls(flat, None, mask.shape)
+        return cls(flat[starts], np.diff(starts, append=len(flat)).astype(LENGTH), mask.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + (0 if self.lengths is None else self.lengths.nbytes)
+
+    def whole(self) -> np.ndarray:
+        """``(height, width)``"""
+        flat = self.values if self.lengths is None else np.repeat(self.values, self.lengths)
+        return flat.reshape(self.shape)
 
 
 def decode_mask(data: bytes | None, path: str | None) -> np.ndarray:
@@ -59,6 +90,6 @@ def _whole_numbers(values: np.ndarray, path: str | None) -> np.ndarray:
         sides = "x".join(map(str, values.shape))
         raise BadImage(f"{name_of(path)} is a mask of shape {sides}: save height x width, one number a pixel")
     whole = planes.astype(np.int32)
-    if not (whole == planes).all():
+    if planes.dtype.itemsize > 2 and not (whole == planes).all():
         raise BadImage(f"{name_of(path)} is a mask with fractions, or with numbers of more than 32 bits: save classes")
     return whole

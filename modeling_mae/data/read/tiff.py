@@ -19,6 +19,7 @@ ORIENTATION = 274
 GRAY, RGB, PALETTE, CMYK, YCBCR = (0, 1, 4), (2, 6), 3, 5, 6  # values of the photometric tag
 REFUSED = {8: "CIELAB", 9: "ICCLAB", 10: "ITULAB", 32844: "LogL", 32845: "LogLuv", 32803: "a raw photograph"}
 ALPHA = {1: "premultiplied", 2: "straight"}  # values of the tag of extra samples
+JPEG = (6, 7, 34892, 33007)  # compressions whose tables stand beside the strips
 COLOURS_ONCE_DECODED = (7, 34892, 33007)  # kinds of JPEG; other compressions leave YCbCr to the reader
 
 
@@ -34,6 +35,8 @@ def described_tiff(tiff: Any, path: str | None) -> tuple[Any, Stored]:
         raise BadImage(f"{name_of(path)} has the axes {pages.axes}: save one picture a file")
     if (refused := REFUSED.get(int(page.photometric))) is not None:
         raise BadImage(f"{name_of(path)} has the colours of {refused}: save it as RGB")
+    if page.planarconfig not in (1, 2):  # Pillow would read outside of its memory: other pixels each time
+        raise BadImage(f"{name_of(path)} has a damaged tag (planar configuration): save it anew")
     axis = {"YX": None, "YXS": 2}.get(pages.axes, 0)
     count = 1 if axis is None else pages.shape[axis]
     colour, alpha = _colours(page, count)
@@ -66,8 +69,7 @@ def read_tiff(file: BinaryIO, path: str | None, limit: Limit) -> Stored:
         page = tiff.pages[0]
         limit.check_stored(stored, _least_bytes(page, stored))
         fault: Exception | None = None
-        decoded = int(page.compression) in COLOURS_ONCE_DECODED and page.planarconfig == 1
-        if int(page.photometric) != YCBCR or decoded:
+        if int(page.photometric) != YCBCR or _has_colours_once_decoded(page):
             try:
                 return replace(stored, values=pages.asarray(maxworkers=1))
             except Exception as error:  # Pillow knows some compressions that tifffile does not
@@ -80,6 +82,99 @@ def read_tiff(file: BinaryIO, path: str | None, limit: Limit) -> Stored:
                 return replace(plain_picture(picture), missing=stored.missing)
         except Exception as error:
             raise (fault or error) from None
+
+
+class TiffRows:
+    """The rows of a TIFF file, which are decoded when they are asked for. The file is open until `close`.
+
+    Raises:
+        BadImage: as `described_tiff`, or it is too large.
+        Exception: the file is damaged.
+    """
+
+    def __init__(self, file: BinaryIO, path: str | None, limit: Limit):
+        import tifffile
+
+        self.file, tiff = file, tifffile.TiffFile(file)
+        self.page: Any = tiff.pages[0]
+        pages, self.stored = described_tiff(tiff, path)
+        limit.check_stored(self.stored, _least_bytes(self.page, self.stored))
+        self.is_page = pages is self.page
+        self.strips: dict[tuple[int, int], np.ndarray] = {}  # of the rows that were read last
+
+    @property
+    def are_independent(self) -> bool:
+        """Whether each row can be read without the others: whole numbers that are all there, in an upright page."""
+        page, stored = self.page, self.stored
+        numbers = stored.values.dtype.kind == "b" or (stored.values.dtype.kind == "u" and page.dtype.itemsize <= 2)
+        readable = int(page.photometric) != YCBCR or _has_colours_once_decoded(page)
+        return self.is_page and numbers and readable and stored.missing is None and stored.orientation == 1
+
+    def read(self, top: int, end: int) -> Stored:
+        """The picture of the rows `top` to `end` - 1."""
+        page = self.page
+        planes, _, _, width, samples = page.shaped
+        if page.is_final and planes == 1:
+            size = width * samples * page.dtype.itemsize  # bytes of a row
+            self.file.seek(page.dataoffsets[0] + top * size)
+            kind = page.dtype.newbyteorder(page.parent.byteorder)
+            data = self.file.read((end - top) * size)
+            values = np.frombuffer(data, kind).astype(page.dtype, copy=False).reshape(1, end - top, width, samples)
+        else:
+            values = self._of_strips(top, end)
+        shape = (end - top, width)
+        shaped = {"YX": shape, "YXS": (*shape, samples), "SYX": (planes, *shape)}[page.axes]
+        return replace(self.stored, values=values.reshape(shaped))
+
+    @property
+    def segment(self) -> tuple[int, int]:
+        """(height, width) in pixels of a strip or a tile."""
+        page = self.page
+        if page.is_tiled:
+            return page.tilelength, page.tilewidth
+        return min(page.rowsperstrip, page.imagelength), page.imagewidth
+
+    def _of_strips(self, top: int, end: int) -> np.ndarray:
+        """``(planes, end - top, width, samples)`` of the strips, or rows of tiles, that reach into these rows."""
+        page = self.page
+        planes, _, _, width, samples = page.shaped
+        high, _ = self.segment
+        values = np.empty((planes, end - top, width, samples), page.dtype)
+        wanted = [(plane, strip) for plane in range(planes) for strip in range(top // high, -(-end // high))]
+        self.strips = {key: self.strips[key] if key in self.strips else self._strip(*key) for key in wanted}
+        for plane, strip in wanted:
+            first, last = max(top, strip * high), min(end, (strip + 1) * high)
+            values[plane, first - top : last - top] = self.strips[plane, strip][
+                first - strip * high : last - strip * high
+            ]
+        return values
+
+    def _strip(self, plane: int, strip: int) -> np.ndarray:
+        """``(rows, width, samples)`` of a strip or of a row of tiles."""
+        page = self.page
+        _, _, height, width, samples = page.shaped
+        high, wide = self.segment
+        down, across = -(-height // high), -(-width // wide)  # numbers of segments
+        rows = np.full((min(high, height - strip * high), width, samples), page.nodata, page.dtype)
+        options = {}
+        if int(page.compression) in JPEG:
+            options = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
+        start = (plane * down + strip) * across
+        for index in range(start, start + across):
+            self.file.seek(page.dataoffsets[index])
+            data = self.file.read(page.databytecounts[index])
+            segment, (*_, left, _), _ = page.decode(data or None, index, **options)
+            if segment is not None:
+                part = segment[0, : len(rows), : width - left]  # (rows, columns, samples)
+                rows[: len(part), left : left + part.shape[1]] = part
+        return rows
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _has_colours_once_decoded(page: Any) -> bool:
+    return int(page.compression) in COLOURS_ONCE_DECODED and page.planarconfig == 1
 
 
 def _least_bytes(page: Any, stored: Stored) -> int:

@@ -11,10 +11,11 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ...errors import UserError
+from ...words import counted
 from ..find.sources import Source
 from ..read.arrays import cell_of, describe_stacks
 from ..read.bit_depth import WHITE, common_white, describe_scale, usual_kind
-from ..read.decode import Rules, decode_present, look_at
+from ..read.decode import ImageRows, Rules, decode_present, look_at, rows_of
 from ..read.faults import BadImage, name_of
 from ..read.limits import MOST_PIXELS
 from ..read.reduced import ReducedJpeg, Reduction
@@ -177,9 +178,21 @@ class FileImages(Images):
         image, gone = decode_present(data, path, rules)
         if not torch.is_tensor(image):
             return image, gone
+        return self._of_kind(image, path), gone
+
+    def whole_or_rows(self, index: int) -> torch.Tensor | ImageRows | None:
+        """Image `index`, of a large file its rows; None where it is bad and bad images are skipped."""
+        rules = Rules(self.num_channels, self.white, self.bands, max_image_pixels=self.settings.max_image_pixels)
+        rows = self.try_file(index, lambda data, path: (rows_of(data, path, rules, self._of_kind),))
+        if rows is None:
+            return None
+        image = rows[0] if rows[0] is not None else self.read(index)
+        return None if self.skipped[index] else image
+
+    def _of_kind(self, image: torch.Tensor, path: str | None) -> torch.Tensor:
         if self.dtype == torch.uint8 and image.dtype != torch.uint8 and not torch.equal(image, image.to(torch.uint8)):
             raise BadImage(f"{name_of(path)} has values that 8 bits do not hold, as the other files do: convert it")
-        return image.to(self.dtype), gone
+        return image.to(self.dtype)
 
     def try_file(self, index: int, read: Callable):
         """``read(data, path)`` of file `index`; None where it is bad and bad images are skipped.
@@ -192,7 +205,7 @@ class FileImages(Images):
             return read(cell["bytes"], cell["path"])
         except BadImage as error:
             if self.on_bad_image == "error":
-                raise BadImage(f"{error}: mend or remove it, or go on without it by --on_bad_image skip") from None
+                raise BadImage(f"{error}: fix or remove it, or go on without it by --on_bad_image skip") from None
             if not self.skipped[index]:
                 self.skipped[index] = True
                 print(f"skipped    {error}", file=sys.stderr, flush=True)
@@ -280,7 +293,7 @@ def open_images(source: Source, opening: Opening, labels: np.ndarray | None = No
         if seen[1] != kind:
             files.try_file(index, files.decode)  # a stray is bad at once, as it is beyond the sample
     scale = describe_scale(files.white) if files.dtype != torch.uint8 else ""
-    elsewhere = f"{source.elsewhere:,} images in other splits" if source.elsewhere else ""
+    elsewhere = f"{counted(source.elsewhere, 'image')} in other splits" if source.elsewhere else ""
     remarks = [scale, describe_stacks(stacks), source.left_out, elsewhere]
     files.remarks = "".join(f"; {remark}" for remark in remarks if remark)
     return files if isinstance(files, StreamedImages) else _kept_in_memory(files, opening.memory)
@@ -288,6 +301,8 @@ def open_images(source: Source, opening: Opening, labels: np.ndarray | None = No
 
 def _kept_in_memory(files: FileImages, memory: Memory) -> Images:
     """The images of these files, in memory if they fit."""
+    if not memory.budget:
+        return files
     sample = [files.read(i) for i in files.spread(SHAPE_SAMPLE)]
     bytes_needed = len(files) * sum(image.nbytes for image in sample) // len(sample)
     if bytes_needed > memory.budget:

@@ -174,7 +174,7 @@ def crop_pair(
         return image, mask
     image = F.resize(image, list(size), InterpolationMode.BICUBIC, antialias=True)
     nearest = [((torch.arange(n) + 0.5) * long / n).long() for n, long in zip(size, (height, width), strict=True)]
-    return image, mask[nearest[0]][:, nearest[1]]
+    return image, mask.index_select(0, nearest[0]).index_select(1, nearest[1])
 
 
 def _whole_batch(images: list[torch.Tensor], masks: list[torch.Tensor]) -> dict[str, torch.Tensor]:
