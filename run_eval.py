@@ -16,7 +16,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from configuration.decide import DecidedEvaluation, base_of, decide_evaluation, save_recipe
+from configuration.decide import DecidedEvaluation, base_of, decide_evaluation, note_tuned, save_recipe
 from configuration.evaluation import EvalRecipe
 from modeling_mae.checkpoint import Checkpoint, open_checkpoint
 from modeling_mae.data.serve.processor import processor_of
@@ -47,6 +47,7 @@ from modeling_mae.training.optim import LengthSettings, OptimizerSettings, Sched
 from modeling_mae.training.resizing import Resizing
 from modeling_mae.training.run_folder import claim_folder
 from modeling_mae.training.state import Place, Run, RunSettings, open_run, save_model
+from modeling_mae.training.tuning import TuningSettings
 from modeling_mae.words import counted
 
 
@@ -149,6 +150,8 @@ def train_classifier(
     labels, say = images.labels, accelerator.print
     assert labels is not None
     model = task.new_model(config, start, sets.class_names, training.n_partial, labels, say)
+    adapters = settings(TuningSettings, recipe).apply(model, None if start is None else start.source)
+    accelerator.on_main_process(note_tuned)(recipe, folder, adapters)
     optimizer = make_optimizer(model, settings(OptimizerSettings, recipe))
     tuned, whole = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (False, True))
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -160,7 +163,8 @@ def train_classifier(
     place = Place(folder, choose_checkpoint(accelerator, folder, resume), hub.checkpoint)
     made_with = decided.made_with(training)
     run = open_run(accelerator, model, optimizer, images, schedule, settings(RunSettings, recipe), place, made_with)
-    describe(training.name, recipe, run, f"{tuned:,} of {whole:,} parameters, {counted(len(images), 'image')}")
+    described = adapters or f"{tuned:,} of {whole:,} parameters"
+    describe(training.name, recipe, run, f"{described}, {counted(len(images), 'image')}")
     for note in task.notes(labels, recipe.label_fraction, bool(recipe.mixup or recipe.cutmix), config.label_smoothing):
         say(f"note       {note}")
 
@@ -188,12 +192,12 @@ def train_classifier(
     # What the training leaves
     (folder / "last").mkdir(exist_ok=True)
     save_model(accelerator, model, folder / "last")
-    described = (training.n_partial, len(images), recipe.label_fraction, sets.train_name, task.reads(config))
+    facts = (training.n_partial, len(images), recipe.label_fraction, sets.train_name, task.reads(config), adapters)
     log = TrainingLog(run.history.read(), schedule.updates, schedule.updates_per_epoch)
-    tested = Tested(training.name, folder, recipe, base_of(start), describe_training(*described), log)
+    tested = Tested(training.name, folder, recipe, base_of(start), describe_training(*facts), log)
     row = test_classifier(reader, open_checkpoint(folder), tested, sets, hub)
     row |= {"n_partial": training.n_partial, "pooling": task.reads(config)}
-    row |= {"images": len(images), "tuned_parameters": tuned}
+    row |= {"images": len(images), "tuned_parameters": tuned, "tune": recipe.tune}
     if accelerator.is_main_process:
         metric = task.problem.metric
         last = [entry for entry in log.log if f"eval_{metric}" in entry][-1]

@@ -13,8 +13,9 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 
-from configuration.decide import Decided, base_of, decide, save_recipe
+from configuration.decide import Decided, base_of, decide, note_tuned, save_recipe
 from modeling_mae import MAEForPreTraining
+from modeling_mae.checkpoint import Beginning
 from modeling_mae.data.find.fingerprint import fingerprint
 from modeling_mae.data.find.joined import load_training_source
 from modeling_mae.data.find.sources import SourceSettings
@@ -44,6 +45,7 @@ from modeling_mae.training.masks import Masks
 from modeling_mae.training.optim import LengthSettings, OptimizerSettings, Schedule, make_optimizer
 from modeling_mae.training.run_folder import claim_folder
 from modeling_mae.training.state import Place, Run, RunSettings, open_run, save_model
+from modeling_mae.training.tuning import TuningSettings
 from modeling_mae.words import counted
 
 
@@ -79,16 +81,20 @@ def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub)
 
     # Model, optimizer, length
     set_seed(recipe.seed)
-    model = MAEForPreTraining(config) if start is None else start.for_pretraining(config)
-    about = ModelFacts.of(config, sum(p.numel() for p in model.parameters()))
-    optimizer = make_optimizer(model, settings(OptimizerSettings, recipe))
+    beginning = Beginning(MAEForPreTraining(config)) if start is None else start.beginning(config)
+    model = beginning.model
+    parameters = sum(p.numel() for p in model.parameters())
+    tuned = settings(TuningSettings, recipe).apply(model, None if start is None else start.source, beginning.new)
+    about = ModelFacts.of(config, parameters, tuned)
+    accelerator.on_main_process(note_tuned)(recipe, place.folder, tuned, decided.reasons)
+    optimizer = make_optimizer(model, settings(OptimizerSettings, recipe), beginning.new)
     model, optimizer = accelerator.prepare(model, optimizer)
     unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)
     schedule = Schedule.from_epochs(len(images), settings(LengthSettings, recipe))
     view = images.view(crop=training_crop(recipe.seed, recipe.crop_scale, recipe.horizontal_flip, images.size))
-    made_with = decided.made_with(fingerprint(sets.source))
+    made_with = decided.made_with(fingerprint(sets.source), beginning)
     run = open_run(accelerator, model, optimizer, view, schedule, settings(RunSettings, recipe), place, made_with)
-    describe(decided, run, about.architecture)
+    describe(decided, run, about.architecture, beginning)
 
     # Pictures, and measurements of the features
     pixel_values = transform(send_to_device(images.batch(0, images.spread(PICTURED)), accelerator.device))
@@ -105,7 +111,7 @@ def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub)
 
     launch.init_trackers(accelerator, dataclasses.asdict(recipe))
     if recipe.eval_every_epochs:
-        growth.measure_baselines(run.history, config, recipe.seed)
+        growth.measure_baselines(run.history, config, recipe.seed, start)
     masks = Masks(config, recipe.seed, recipe.total_batch_size, accelerator.device)
     with hub.finishing_uploads(accelerator):
         for update in updates(run, resizing, after_epoch):
@@ -154,13 +160,14 @@ def report(
     )
 
 
-def describe(decided: Decided, run: Run, architecture: str) -> None:
+def describe(decided: Decided, run: Run, architecture: str, beginning: Beginning) -> None:
     """Prints a summary of the run, before its first update."""
     recipe, sets, schedule, accelerator = decided.recipe, decided.sets, run.schedule, run.accelerator
     images, sizes = sets.images, decided.resizing.describe(schedule.updates, run.progress.update)
     batch = launch.describe_batch(accelerator, recipe.total_batch_size, recipe.per_device_train_batch_size)
     lines = [
         f"model      {architecture}",
+        *([f"start      {decided.start.name}: {beginning.about}"] if decided.start else []),
         f"data       {sets.source.name}: {counted(len(images), 'image')}, mean {recipe.image_mean}, std "
         f"{recipe.image_std}, {images.where}{images.remarks}",
         f"batch      {batch}",

@@ -196,6 +196,13 @@ class RunArguments:
         decides="nothing",
     )
     seed: int = option(0, "Seed of initialisation, masks, order and crops.", decides="weights")
+    tune: str = option(
+        "all",
+        "Which weights of the encoder train. all; last:2: the last two blocks; lora or lora:16: low-rank adapters of "
+        "the attention, by default of rank 8 (PEFT); lora:8+last:1: ExPLoRA. Decoder or head always train.",
+        decides="weights",
+        added=True,
+    )
     logging_steps: int = option(10, "Updates between two log entries of loss and learning rate.", decides="nothing")
     checkpointing_steps: str = option(
         "epoch", "Updates between two checkpoints; epoch: one per epoch.", decides="nothing"
@@ -280,6 +287,29 @@ class PretrainArguments(RunArguments, OptimizerArguments, MaskArguments, DataArg
         "Choose what you do not give from the images, and print the reasons: size, patch, decoder, batch, length, "
         "rate, crop. See the recipe own_images.",
         decides="nothing",
+    )
+    continue_images: bool = option(
+        False,
+        "With own_images and model_name_or_path: a tenth of the rate, the checkpoint's mean and deviation, and a "
+        "light decoder if it has none. See the recipe continue_images.",
+        decides="nothing",
+        added=True,
+    )
+    new_bands: str | None = option(
+        None,
+        "What a checkpoint makes of images with another number of bands. mean: each reads the mean of its bands. "
+        "random: new weights. rgb:3,2,1: band 3 is red, 2 green, 1 blue, the others read the mean.",
+        decides="weights",
+        added=True,
+    )
+    train_new_first: float = option(
+        0.0,
+        "Share of the updates, at the start, that train only what the checkpoint does not have, as its decoder.",
+        decides="weights",
+        added=True,
+    )
+    layer_decay: float = option(
+        1.0, "Learning rate of a block, relative to the next block's.", decides="weights", added=True
     )
     num_train_epochs: float | None = option(None, "Length of the run, in epochs. By default 800.", decides="result")
     total_batch_size: int | None = option(

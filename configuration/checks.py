@@ -4,6 +4,8 @@ Each raises a one-line ArgumentError that names the value and the remedy. All ar
 same result on every process. They run before any long work.
 """
 
+import importlib.util
+import re
 from pathlib import Path
 
 from .errors import ArgumentError, exclude, need, require
@@ -29,7 +31,9 @@ def check_pretraining(args) -> None:
     else:
         check_settings(args)
     check_run(args)
+    check_tune(args)
     check_output_dir(args)
+    check_continuing(args)
     require(args, "max_hours", lambda x: x > 0, "a number of hours above 0, as in 0.5")
     exclude(args, "max_hours", "max_train_steps")
     check_resizing(args)
@@ -37,6 +41,22 @@ def check_pretraining(args) -> None:
     require(args, "picture_epochs", lambda x: x >= 0, "a number of epochs, 0 for none")
     check_mask_files(args)
     check_hub(args)
+
+
+def check_continuing(args) -> None:
+    """Checks what a run that starts from a checkpoint adds."""
+    for name in ("continue_images", "new_bands", "train_new_first"):
+        need(args, name, "model_name_or_path")
+    need(args, "continue_images", "own_images")
+    require(args, "train_new_first", lambda x: 0 <= x < 1, "a share in [0, 1), as in 0.05")
+    require(args, "layer_decay", lambda x: 0 < x <= 1, "a factor in (0, 1], as in 0.75")
+    if args.new_bands is not None and not re.fullmatch(r"mean|random|rgb:\d+,\d+,\d+", args.new_bands):
+        raise ArgumentError(f"new_bands {args.new_bands!r} does not work: give mean, random, or rgb:3,2,1")
+    if args.new_bands and not args.own_images and "num_channels" not in parse_overrides(args.config_overrides):
+        raise ArgumentError(
+            f"new_bands {args.new_bands!r} needs the number of bands: add --config_overrides num_channels=5, for "
+            "example, or --own_images true"
+        )
 
 
 def check_settings(args) -> None:
@@ -67,6 +87,11 @@ def check_evaluation(args) -> None:
         check_optimizer(arguments)
         check_augmentation(arguments)
         check_run(arguments)
+        check_tune(arguments)
+    if args.tune != "all" and all(run.recipe.tune == "all" for run in runs):
+        raise ArgumentError(
+            f"tune {args.tune!r} is for a training that begins with a checkpoint: give --n_partial, or leave it out"
+        )
     if len(runs) > 1 and args.resume_from_checkpoint not in (None, "auto"):
         raise ArgumentError(
             f"resume_from_checkpoint {args.resume_from_checkpoint!r} is of one training, but there are {len(runs)}: "
@@ -114,7 +139,7 @@ def check_model(args, decoder: bool = False) -> None:
             if getattr(args, name, None) is not None:
                 check_batch(config, getattr(args, name), name)
         trained = None if decoder else getattr(args, "n_partial", None)
-        if trained is None or config.num_hidden_layers in trained:
+        if args.tune == "all" and (trained is None or config.num_hidden_layers in trained):
             check_training_fits(config, decoder)
         channels = config.num_channels
         if args.image_mean is not None and args.image_std is not None and len(args.image_mean) != channels:
@@ -314,6 +339,36 @@ def check_run(args) -> None:
         raise ArgumentError(f"checkpointing_steps {steps!r} does not work: give epoch or a number of updates")
     require(args, "checkpoints_kept", lambda x: x >= 1, "a number of checkpoints, at least 1")
     check_trackers(args)
+
+
+def check_tune(args, config=None) -> None:
+    """What trains must fit the model and the other options, and adapters need PEFT. `config` is the model's, None if
+    it may still have to be fetched."""
+    from modeling_mae.errors import UserError
+    from modeling_mae.training.tuning import TuningSettings
+
+    if args.tune == "all":
+        return
+    name, tuning = f"tune {args.tune!r}", TuningSettings(args.tune)
+    try:
+        adapters = tuning.rank > 0
+        if args.model_name_or_path is None:
+            raise UserError(f"{name} needs weights to start from: give --model_name_or_path, or leave it out")
+        if config is None and model_is_here(args):
+            config = model_config(args)
+        if config is not None:
+            tuning.check(config)
+    except UserError as error:
+        raise ArgumentError(str(error)) from None
+    blocks = getattr(args, "n_partial", None)  # None in pre-training
+    if blocks is not None and not adapters:
+        raise ArgumentError(f"{name} and n_partial {join(blocks)} both say which blocks train: give one")
+    if blocks is not None and config is not None and blocks != [config.num_hidden_layers]:
+        raise ArgumentError(
+            f"{name} is for end-to-end tuning: give --n_partial {config.num_hidden_layers} instead of {join(blocks)}"
+        )
+    if adapters and importlib.util.find_spec("peft") is None:
+        raise ArgumentError(f"{name} needs PEFT, which is not installed: pip install 'modeling-mae[peft]'")
 
 
 def check_trackers(args) -> None:

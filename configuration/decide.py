@@ -4,7 +4,7 @@ run goes on from.
 The scripts import this after they have read the command line, because it imports torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from modeling_mae.checkpoint import Checkpoint
+from modeling_mae.checkpoint import Beginning, Checkpoint
 from modeling_mae.configuration_mae import MAEConfig
 from modeling_mae.data.find.facts import image_facts
 from modeling_mae.data.find.sources import Source, SourceSettings
@@ -22,7 +22,7 @@ from modeling_mae.data.serve.crops import training_crop
 from modeling_mae.data.serve.images import ImageSettings, Opening
 from modeling_mae.data.serve.order import split_batch
 from modeling_mae.data.serve.processor import Processing, choose_processing
-from modeling_mae.data.serve.statistics import choose_mean_std
+from modeling_mae.data.serve.statistics import choose_mean_std, keep_mean_std
 from modeling_mae.evaluation import classifier
 from modeling_mae.evaluation.features import K
 from modeling_mae.evaluation.growth import images_per_measurement
@@ -41,8 +41,10 @@ from modeling_mae.training.masks import check_masks
 from modeling_mae.training.optim import OptimizerSettings
 from modeling_mae.training.resizing import Resizing
 from modeling_mae.training.trials import Trial, TrialSettings, find_batch_size, fit_length
+from modeling_mae.training.tuning import TuningSettings
 
 from .arguments import PretrainArguments, PretrainRecipe
+from .checks import check_tune
 from .evaluation import EvalArguments, EvalRecipe, EvalTraining
 from .model import checkpoint_of, model_config, model_settings
 from .own_images import settle
@@ -61,12 +63,13 @@ class Decided:
     reasons: list[str]  # one line per choice
     chosen: dict[str, Any]  # what was chosen for the user; a resumed run keeps it
 
-    def made_with(self, data: dict[str, Any] | str) -> dict[str, Any]:
+    def made_with(self, data: dict[str, Any] | str, beginning: Beginning) -> dict[str, Any]:
         """All settings that decide the weights, for the checkpoints' manifest. `data` is the images' fingerprint."""
         recipe = self.recipe
+        new = {"new": beginning.new_parts} if recipe.train_new_first else {}
         images = {"data": data, "mean": recipe.image_mean, "std": recipe.image_std, "white": self.sets.images.white}
         chosen = {"chosen": self.chosen} if self.chosen else {}
-        return {**recipe.deciding_weights(), **model_settings(self.config), **images, **chosen}
+        return {**recipe.deciding_weights(), **model_settings(self.config), **images, **chosen, **new}
 
 
 def decide(options: PretrainArguments, source: Source, accelerator: Accelerator, before: dict[str, Any]) -> Decided:
@@ -88,11 +91,14 @@ def decide(options: PretrainArguments, source: Source, accelerator: Accelerator,
     recipe = PretrainRecipe(**vars(given))  # mean and deviation follow
     split_batch(recipe.total_batch_size, recipe.per_device_train_batch_size, processes)
     config, start = model_config(recipe), checkpoint_of(recipe)
+    check_tune(recipe, config)
     if start is not None:
         say(start.notes_text(trains_decoder=True), end="", flush=True)
     resizing = Resizing(config.image_height_width, config.patch_height_width, tuple(recipe.progressive_resizing))
     check_masks(config, resizing)
     sets = _open_sets(recipe, config, source, accelerator, before)
+    if start is not None:
+        recipe = _continued(recipe, start, sets, goes_on, reasons, say)
     mean, std = choose_mean_std(sets.images, settings(ImageSettings, recipe), before, say)
     recipe = replace(recipe, image_mean=mean, image_std=std, white_value=_open_white(sets.images.white))
     if recipe.auto_batch_size or (recipe.max_hours and not goes_on):
@@ -101,8 +107,38 @@ def decide(options: PretrainArguments, source: Source, accelerator: Accelerator,
         say("note       max_hours only applies when a run begins: this run keeps its length")
     if recipe.max_hours:
         chosen |= {"num_train_epochs": recipe.num_train_epochs, "warmup_epochs": recipe.warmup_epochs}
-    recipe = replace(recipe, own_images=False, max_hours=None, auto_batch_size=False)
+    recipe = replace(recipe, own_images=False, continue_images=False, max_hours=None, auto_batch_size=False)
     return Decided(recipe, start, config, sets, resizing, reasons, chosen)
+
+
+def _continued(
+    recipe: PretrainRecipe,
+    start: Checkpoint,
+    sets: PretrainingSets,
+    goes_on: bool,
+    reasons: list[str],
+    say: Callable[..., None],
+) -> PretrainRecipe:
+    """The recipe with what follows from the weights that the training begins with."""
+    found = len(reasons)
+    if recipe.train_new_first and not start.has_new_parts:
+        recipe = replace(recipe, train_new_first=0.0)
+        reasons.append("train_new_first=0: the checkpoint has all parts")
+    elif recipe.train_new_first and recipe.continue_images:
+        reasons.append(f"train_new_first={recipe.train_new_first:g}: new parts would pull at trained weights")
+    if recipe.layer_decay != 1 and recipe.continue_images:
+        reasons.append(f"layer_decay={recipe.layer_decay:g}: lower blocks fit most images already and change less")
+    if recipe.continue_images and recipe.image_mean is None and not goes_on:  # a run keeps those that it began with
+        kept = keep_mean_std(sets.images, start.processing, start.sources_of_bands, say)
+        if kept is None:
+            say("note       the checkpoint does not say mean and deviation of its images: they are measured")
+        else:
+            recipe = replace(recipe, image_mean=kept[0], image_std=kept[1])
+            why = "the checkpoint's" + (" where it knows the band, else measured" if recipe.new_bands else "")
+            reasons.append(f"image_mean={kept[0]} image_std={kept[1]}: {why}")
+    for reason in reasons[found:]:
+        say(f"chosen     {reason}", flush=True)
+    return recipe
 
 
 def base_of(start: Checkpoint | None) -> Base | None:
@@ -115,6 +151,12 @@ def save_recipe(recipe: object, folder: Path, reasons: Sequence[str] = ()) -> Pa
     path = folder / "recipe.yaml"
     write_text(path, "".join(f"# {reason}\n" for reason in reasons) + recipe_text(recipe))
     return path
+
+
+def note_tuned(recipe: PretrainRecipe | EvalRecipe, folder: Path, tuned: str, reasons: Sequence[str] = ()) -> None:
+    """Adds to the recipe.yaml of `save_recipe` what trains, by `TuningSettings.apply`."""
+    if tuned:
+        save_recipe(recipe, folder, [*reasons, f"tune={recipe.tune}: trains {tuned}"])
 
 
 def _open_white(white: float) -> float | None:
@@ -163,7 +205,7 @@ def _by_trials(
     reasons: list[str],
 ) -> PretrainRecipe:
     """The recipe with the largest batch that fits into memory, and the length that fits into `max_hours`."""
-    trial = Trial(accelerator, config, settings(OptimizerSettings, recipe))
+    trial = Trial(accelerator, config, settings(OptimizerSettings, recipe), settings(TuningSettings, recipe))
     if recipe.auto_batch_size:
         model = accelerator.unwrap_model(trial.model, keep_torch_compile=False)
         fitting = find_batch_size(accelerator, model, recipe.total_batch_size, recipe.per_device_train_batch_size)
@@ -251,4 +293,5 @@ def decide_evaluation(options: EvalArguments, accelerator: Accelerator, before: 
     trainings = recipe.trainings()
     for training in trainings:
         training.check_blocks(config.num_hidden_layers)
+        check_tune(training.recipe, config)
     return DecidedEvaluation(recipe, trainings, start, config, sets, readouts, tests_checkpoint)

@@ -175,7 +175,8 @@ class EvalArguments(RunArguments, OptimizerArguments, MaskArguments, DataArgumen
     )
     per_device_eval_batch_size: int | None = option(
         None,
-        f"Images per process at a time in evaluation. By default {EVAL_BATCH}, with masks {MASKS_BATCH}.",
+        f"Images per process at a time in evaluation, on a CPU at most 64. By default {EVAL_BATCH}, with masks "
+        f"{MASKS_BATCH}.",
         decides="nothing",
     )
     save_predictions: bool = option(
@@ -220,6 +221,13 @@ class EvalArguments(RunArguments, OptimizerArguments, MaskArguments, DataArgumen
         decides="nothing",
         action="extend",
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        word, _, blocks = self.tune.partition(":")
+        if word == "last" and blocks.isdecimal() and int(blocks) and self.n_partial is None:  # another word for it
+            object.__setattr__(self, "n_partial", [float(blocks)])  # the object is frozen, and still new
+            object.__setattr__(self, "tune", "all")
 
     @property
     def reads_features(self) -> bool:
@@ -283,6 +291,7 @@ class EvalArguments(RunArguments, OptimizerArguments, MaskArguments, DataArgumen
             paper |= ATTENTIVE_PROBING
         values = {name: value for name, value in paper.items() if getattr(self, name) is None} | for_linear
         values["config_overrides"] = paper["config_overrides"] + overrides
+        values["tune"] = "all" if n_partial is None else self.tune
         values.setdefault("eval_crop_fraction", self.eval_crop_fraction or self.whole_crop)
         values.setdefault("per_device_eval_batch_size", self.eval_batch)
         total: int = values.get("total_batch_size") or self.total_batch_size or 1

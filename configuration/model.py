@@ -21,6 +21,7 @@ from .memory import check_weights_fit
 FORM_OF_OUTPUTS = ("reshape_hidden_states",)
 SEGMENTATION = ("segmentation_head", "semantic_loss_ignore_index", "class_weights", "dice_weight")
 SEMANTIC_SEGMENTATION = "semantic_segmentation"  # a problem_type
+PATCH_FIELDS = ("num_channels", "patch_size", "image_size")
 DEEPEST = 10  # lists and mappings inside of each other in a recipe
 PRESETS = Path(__file__).parent / "models"
 
@@ -119,6 +120,8 @@ def _config_file(name: str) -> Path:
 def checkpoint_of(args):
     """The `Checkpoint` named by `model_name_or_path`, with `config_overrides` applied. None for a new model.
 
+    For a pre-training, it is fitted to another patch size, and with `new_bands` to another number of bands.
+
     Raises:
         ArgumentError: the checkpoint does not exist, or the overrides do not fit it.
     """
@@ -129,9 +132,19 @@ def checkpoint_of(args):
         return None
     try:
         overrides = parse_overrides(args.config_overrides)
-        return open_checkpoint(args.model_name_or_path, overrides, cache_dir=args.cache_dir)
+        fitted = _fields_to_fit(args, overrides)
+        others = {name: value for name, value in overrides.items() if name not in fitted}
+        checkpoint = open_checkpoint(args.model_name_or_path, others, cache_dir=args.cache_dir)
+        return checkpoint.fitted(fitted, args.new_bands) if fitted else checkpoint
     except UserError as error:
         raise ArgumentError(f"model_name_or_path: {error}") from error
+
+
+def _fields_to_fit(args, overrides: dict[str, Any]) -> dict[str, Any]:
+    """The overrides that a pre-training fits a checkpoint's patches to. Empty if they stay as they are."""
+    if not hasattr(args, "new_bands") or (args.new_bands is None and "patch_size" not in overrides):
+        return {}
+    return {name: overrides[name] for name in PATCH_FIELDS if name in overrides}
 
 
 def model_config(args):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from .checks import check_settings
 from .errors import ArgumentError
-from .model import PRESETS, model_config, model_settings, parse_overrides
+from .model import PRESETS, checkpoint_of, model_config, model_settings, parse_overrides
 
 
 # The options that `own_images` chooses. It chooses fields of the model too.
@@ -25,6 +25,7 @@ OPTIONS = (
 PAPER_SIZE, PAPER_GRID = 224, 14  # pixels and patches per side (arXiv 2111.06377)
 PATCHES = (2, 4, 8, 16)  # pixels per side
 LONG = 2  # images at least this many times as long as wide keep their shape
+FORM_OF_DECODER = ("decoder_type", "decoder_reads")  # not chosen
 HEAD_WIDTH, DECODER_DEPTH, DECODER_WIDTH = 64, 4, 128  # of the decoder; its width is at least 128
 UPDATES_PER_EPOCH = 20  # at least
 BATCH_RANGE = (8, 1024)  # images per update
@@ -33,6 +34,7 @@ EPOCHS_RANGE = (200, 2000)  # epochs: the most up to 10,000 images, the least fr
 IMAGES_SEEN = 20_000_000  # in total, within that range: 200 epochs of 100,000 images
 WARMUP_SHARE = 1 / 20  # of all epochs, as the paper's 40 of 800
 PAPER_RATE, PAPER_BATCH = 1.5e-4, 4096
+CONTINUED_RATE = 1 / 10  # of the rate for new weights
 CROP_RANGE = (0.2, 0.6)  # smallest share of the area: the paper's, and the demo's for images of 28 x 28
 CROP_PIXELS = 32 * 32  # pixels that a crop should keep
 
@@ -141,6 +143,8 @@ def settle(args, facts: ImageFacts, processes: int, before: dict[str, Any]) -> t
     """
     options = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
     fields = _given_fields(args)
+    if args.continue_images:
+        _refuse_other_bands(facts.channels, fields.get("num_channels"))
     kept = {name: value for name, value in before.items() if name not in {**options, **fields}}
     kept.pop("per_device_train_batch_size", None)  # it depends on the number of processes, which may change
     given = {**kept, **options, **fields}
@@ -149,6 +153,8 @@ def settle(args, facts: ImageFacts, processes: int, before: dict[str, Any]) -> t
     choices = choose_model(facts.height, facts.width, facts.channels, encoder, given)
     most = MOST_AT_ONCE if args.auto_batch_size else IMAGES_AT_ONCE
     choices += choose_training(facts.count, facts.height, facts.width, processes, given, args.max_train_steps, most)
+    if args.continue_images:
+        choices = [_gentler(choice) for choice in choices]
     lines = [f"as when the run began: {_text(kept)}"] if kept else []
     chosen = dict(kept)
     for choice in choices:
@@ -162,11 +168,34 @@ def settle(args, facts: ImageFacts, processes: int, before: dict[str, Any]) -> t
 
 
 def _given_fields(args) -> dict[str, Any]:
-    """The model fields that the user decides: the overrides, and all fields of a given checkpoint or JSON file."""
+    """The model fields that are decided: the overrides, and the fields of a given checkpoint or JSON file. A continued
+    checkpoint leaves open what it does not have, and `new_bands` the number of bands."""
     preset = args.config_name is None or (PRESETS / f"{args.config_name}.json").is_file()
+    overrides = parse_overrides(args.config_overrides)
     if args.model_name_or_path is None and preset:
-        return parse_overrides(args.config_overrides)
-    return model_settings(model_config(args))
+        return overrides
+    fields = model_settings(model_config(args))
+    open_fields = {"num_channels"} if args.new_bands else set()
+    if args.continue_images and not checkpoint_of(args).has_decoder:
+        open_fields |= {name for name in fields if name.startswith("decoder_") and name not in FORM_OF_DECODER}
+    return {name: value for name, value in fields.items() if name in overrides or name not in open_fields}
+
+
+def _gentler(choice: Choice) -> Choice:
+    """The choice for weights that are trained already."""
+    if "base_learning_rate" not in choice.values:
+        return choice
+    rate = float(f"{CONTINUED_RATE * choice.values['base_learning_rate']:.2g}")
+    return Choice({**choice.values, "base_learning_rate": rate}, f"a tenth for trained weights, of {choice.reason}")
+
+
+def _refuse_other_bands(images: int, model: int | None) -> None:
+    """Raises an ArgumentError unless the images have the model's bands, or can get them: gray and colours do."""
+    if model is not None and images != model and not {images, model} <= {1, 3}:
+        raise ArgumentError(
+            f"the images have {images} bands, and the checkpoint takes {model}: give --new_bands mean, random or "
+            f"rgb:3,2,1 to fit it, or choose with --bands"
+        )
 
 
 def _sides(given: dict[str, Any], name: str) -> list[int] | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import json
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from transformers.utils import CONFIG_NAME, cached_file, logging
 
 from .configuration_mae import MAEConfig
 from .errors import UserError, refuse_missing
+from .interop.patches import fit_patches, sources_of_bands
 from .interop.read import BROKEN, HUB_OPTIONS, check_content, read, read_json, read_processor
 from .interop.state_dicts import Foreign, one_line, refuse_contradictions
 from .modeling_mae import EvalNet, MAEForPreTraining, MAEModel, MAEPreTrainedModel
@@ -35,13 +37,48 @@ LOADING_ERRORS = (OSError, SafetensorError, ValueError, RuntimeError, StrictData
 Model = TypeVar("Model", bound=MAEPreTrainedModel)
 
 
+# Parts of a pre-training model, by the beginnings of their parameters' names. The first that fits counts.
+PARTS = {
+    "mae.embeddings.patch_embeddings.": "patch projection",
+    "decoder.head.": "prediction layer",
+    "decoder.": "decoder",
+    "mae.layernorm.": "final norm",
+    "mae.": "encoder",
+}
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A pre-training model before its first update. `new` are the names of its trained parameters that the checkpoint
+    does not have. `about` says how many were loaded and how many are new."""
+
+    model: MAEForPreTraining
+    new: frozenset[str] = frozenset()
+    about: str = ""
+
+    @classmethod
+    def of(cls, model: MAEForPreTraining, new: set[str]) -> "Beginning":
+        sizes = {name: value.numel() for name, value in model.named_parameters() if value.requires_grad}
+        count = sum(sizes[name] for name in new)
+        parts = ", ".join(cls(model, frozenset(new)).new_parts)
+        about = f"{(sum(sizes.values()) - count) / 1e6:.3g} M parameters loaded, "
+        return cls(model, frozenset(new), about + (f"{count / 1e6:.3g} M new ({parts})" if new else "none new"))
+
+    @property
+    def new_parts(self) -> list[str]:
+        """The parts of the model that have new parameters, in words."""
+        parts = [next(part for start, part in PARTS.items() if name.startswith(start)) for name in sorted(self.new)]
+        return list(dict.fromkeys(part for part in parts if part != "prediction layer" or "decoder" not in parts))
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint that `open_checkpoint` found. Weights are read only when a model is made.
 
     `config` is its configuration, changed by the given `fields`. `own_size` is the image size (height, width) in
     pixels that its positions are for. `notes` say what was guessed and what was left out. `is_ours` is False for
-    another project's checkpoint.
+    another project's checkpoint. With `patches`, its weights are for the bands and patch size of that configuration,
+    and `new_bands` says what becomes of the bands (`fitted`).
     """
 
     name: str  # a file, a folder or a Hub id
@@ -51,16 +88,27 @@ class Checkpoint:
     notes: tuple[str, ...]
     fields: dict[str, Any]
     hub_options: dict[str, Any]
+    patches: MAEConfig | None = None
+    new_bands: str | None = None
 
     @property
     def kind(self) -> type[MAEPreTrainedModel]:
         """The class of its model, or MAEModel if it only has an encoder."""
         return KINDS.get((self.config.architectures or [""])[0], MAEModel)
 
+    @property
+    def has_decoder(self) -> bool:
+        return self.kind is MAEForPreTraining
+
+    @property
+    def has_new_parts(self) -> bool:
+        """Whether a pre-training has parts that the checkpoint does not have."""
+        return not self.has_decoder or self.new_bands == "random"
+
     def notes_text(self, trains_decoder: bool = False) -> str:
         """The notes as lines for the user. With `trains_decoder`, also whether the decoder is newly initialised."""
         notes = self.notes
-        if trains_decoder and self.kind is not MAEForPreTraining:
+        if trains_decoder and not self.has_decoder:
             notes += ("it has no decoder: the decoder is newly initialised",)
         return "".join(f"note       {self.name}: {note}\n" for note in notes)
 
@@ -150,7 +198,56 @@ class Checkpoint:
 
     def for_pretraining(self, config: MAEConfig | None = None) -> MAEForPreTraining:
         """Encoder and decoder, newly initialised if the checkpoint has none. Arguments and errors as for `encoder`."""
-        return self._load(MAEForPreTraining, config)[0]
+        return self.beginning(config).model
+
+    def beginning(self, config: MAEConfig | None = None) -> Beginning:
+        """As `for_pretraining`, with the names of the parameters that are new."""
+        config = copy.deepcopy(config or self.config)
+        own = self._with_own_patches(config)
+        model, info = self._load(MAEForPreTraining, own)
+        trained = {name for name, value in model.named_parameters() if value.requires_grad}
+        new = trained & set(info["missing_keys"])
+        if self.patches is not None:
+            fit_patches(model, config, self.new_bands, new)
+        return Beginning.of(model, new)
+
+    def _with_own_patches(self, config: MAEConfig) -> MAEConfig:
+        """`config` with the bands and patches of the weights, and the same grid of patches."""
+        if self.patches is None:
+            return config
+        own = copy.deepcopy(config)
+        own.num_channels, own.patch_size = self.patches.num_channels, self.patches.patch_size
+        own.image_size = [n * side for n, side in zip(config.grid, own.patch_height_width, strict=True)]
+        return own
+
+    @property
+    def sources_of_bands(self) -> list[int | None]:
+        """For each band of the images, which band of the weights it is, or None."""
+        old = (self.patches or self.config).num_channels
+        return sources_of_bands(self.new_bands, old, self.config.num_channels)
+
+    def fitted(self, fields: dict[str, Any], new_bands: str | None = None) -> "Checkpoint":
+        """The checkpoint for other patches, by the `fields` num_channels, patch_size and image_size of its
+        configuration. Only `beginning` and `for_pretraining` make such a model. `new_bands` as in `fit_patches`.
+
+        Raises:
+            UserError: the fields do not work together, or `new_bands` does not fit them.
+        """
+        config = copy.deepcopy(self.config)
+        for name, value in fields.items():
+            setattr(config, name, value)
+        _checked(self.name, config.validate)
+        sizes = (config.num_channels, config.patch_height_width)
+        if new_bands is None and sizes == (self.config.num_channels, self.config.patch_height_width):
+            return open_checkpoint(self.name, {**self.fields, **fields}, **self.hub_options)  # nothing to fit
+        fitted = dataclasses.replace(self, config=config, patches=self.config, new_bands=new_bands)
+        if config.num_channels != self.config.num_channels and new_bands is None:
+            raise UserError(
+                f"{self.name}: num_channels={config.num_channels}, but its weights have {self.config.num_channels}: "
+                "give --new_bands mean, random or rgb:3,2,1 to fit them"
+            )
+        fitted.sources_of_bands  # noqa: B018  # raises
+        return fitted
 
     def model(self) -> MAEPreTrainedModel:
         """The model of class `kind`, in its file's precision and in eval mode. Errors as for `encoder`."""

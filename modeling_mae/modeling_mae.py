@@ -925,9 +925,14 @@ class MAETunedModel(MAEPreTrainedModel):
             return self
         if self.has_adapters():
             # They are in the frozen parts too: those stay in training mode, as PEFT has it. The statistics of a
-            # BatchNorm are not in the adapters' file, unless PEFT has wrapped it for modules_to_save.
-            if isinstance(self.head_norm, nn.BatchNorm1d):
-                self.head_norm.eval()
+            # BatchNorm are in the adapters' file if PEFT has wrapped it for modules_to_save.
+            wrapped = [module for module in self.modules() if hasattr(module, "modules_to_save")]
+            saved = {id(part) for module in wrapped for part in module.modules()}
+            # run_eval.py keeps the whole head beside its adapters, without wrapping it.
+            if wrapped or not any(p.requires_grad for new in self.new_modules() for p in new.parameters()):
+                for module in self.modules():
+                    if isinstance(module, nn.modules.batchnorm._BatchNorm) and id(module) not in saved:
+                        module.eval()
         elif self.n_partial is not None:
             tuned = self.tuned_modules()
             if self not in tuned:

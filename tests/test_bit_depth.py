@@ -245,7 +245,7 @@ def test_16_bit_colours_in_tiff(tmp_path):
 )
 def test_values_that_are_none(tmp_path, values, message, capsys):
     source = folder_of(tmp_path, a_tif=values, b_tif=(RAMP * 60).astype(np.uint16))
-    with pytest.raises(BadImage, match=f"{message}: mend or remove it, or go on without it by --on_bad_image skip"):
+    with pytest.raises(BadImage, match=f"{message}: fix or remove it, or go on without it by --on_bad_image skip"):
         open_set(source)
     images = open_set(source, on_bad_image="skip")
     assert images.white == 4095 and images.skipped.tolist() == [True, False]

@@ -71,7 +71,7 @@ def with_run(monkeypatch, run):
 
 def test_a_users_error_is_one_line_and_a_fault_is_not(monkeypatch):
     def wish(arguments):
-        raise UserError("this\nis wrong: mend it")
+        raise UserError("this\nis wrong: fix it")
 
     def lacking(arguments):
         import a_module_that_nobody_has  # noqa: F401
@@ -82,7 +82,7 @@ def test_a_users_error_is_one_line_and_a_fault_is_not(monkeypatch):
     with_run(monkeypatch, wish)
     with pytest.raises(SystemExit) as ended:
         command.main()
-    assert ended.value.code == "mae wish: error: this is wrong: mend it"  # Python prints it and exits with 1
+    assert ended.value.code == "mae wish: error: this is wrong: fix it"  # Python prints it and exits with 1
     with_run(monkeypatch, lacking)
     with pytest.raises(SystemExit, match=r"nobody_has is not installed: pip install 'modeling-mae\[dicom"):
         command.main()

@@ -62,7 +62,7 @@ def test_bad_files_are_named(tmp_path):
         with pytest.raises(BadImage, match=name) as error:
             read(tmp_path / name)
         assert "\n" not in str(error.value) and "0x" not in str(error.value)
-    assert issubclass(BadImage, UserError)  # the user can mend it
+    assert issubclass(BadImage, UserError)  # the user can fix it
     with pytest.raises(BadImage, match="an image without a name"):
         decode(b"no image", None, 3)
 

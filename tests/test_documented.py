@@ -67,6 +67,8 @@ NOT_RUN = {
     "accelerate launch --quiet --config_file configuration/accelerate/cpu.yaml": "test_readme_guide.py runs it",
     "accelerate launch --quiet --config_file configuration/accelerate/one_gpu.yaml": "a GPU",
     "accelerate launch run_pretrain.py own_images --train_dir fields": "test_many_bands.py runs it",
+    "accelerate launch run_pretrain.py own_images --train_dir path/to/images --model": "the Hub; test_tuning.py tunes",
+    "accelerate launch run_pretrain.py continue_images": "the Hub; test_continue.py runs it",
     "mae app": "test_app_browser.py runs one",
     "mae features facebook/vit-mae-base": "the Hub; test_interop.py reads such checkpoints",
     "accelerate launch run_eval.py demo_eval --model_name_or_path facebook": "the Hub; as above",

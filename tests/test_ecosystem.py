@@ -7,6 +7,7 @@ import torch
 from conftest import tiny_config
 
 from modeling_mae import EvalNet, MAEForPreTraining, MAEModel
+from modeling_mae.segmentation_mae import MAEForSemanticSegmentation
 
 
 pytestmark = pytest.mark.ecosystem
@@ -35,12 +36,12 @@ def lora(model, **options):
     return peft.get_peft_model(model, peft.LoraConfig(**options))
 
 
-def learned(model):
+def learned(model, labels=LABELS):
     """A few updates, so that the adapters change something."""
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
     model.train()
     for _ in range(3):
-        model(pixel_values=PIXELS, labels=LABELS).loss.backward()
+        model(pixel_values=PIXELS, labels=labels).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     return model.eval()
@@ -60,6 +61,22 @@ def test_adapters_saved_loaded_and_merged_give_the_same(tmp_path, task):
         torch.testing.assert_close(loaded(pixel_values=PIXELS).logits, expected)
         merged = loaded.merge_and_unload()
         torch.testing.assert_close(merged(PIXELS).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["linear", "multiscale", "upernet"])
+def test_adapters_of_a_segmentation_model(tmp_path, head):
+    import peft
+
+    base = model_of(MAEForSemanticSegmentation, segmentation_head=head)
+    model = lora(copy.deepcopy(base), target_modules=["qkv"], modules_to_save=["segmenter"])
+    learned(model, labels=LABELS[:, None, None].expand(8, 64, 64))
+    with torch.no_grad():
+        expected = model(pixel_values=PIXELS).logits
+        assert not torch.allclose(expected, base(PIXELS).logits, atol=1e-3)
+        model.save_pretrained(tmp_path)
+        loaded = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
+        torch.testing.assert_close(loaded(pixel_values=PIXELS).logits, expected)
+        torch.testing.assert_close(loaded.merge_and_unload()(PIXELS).logits, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_adapters_of_an_encoder_as_peft_calls_it():

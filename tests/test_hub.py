@@ -23,10 +23,10 @@ from conftest import (
 )
 from hub_server import Repo, served_hub
 from huggingface_hub import constants
-from transformers import AutoModel, AutoModelForImageClassification
+from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSemanticSegmentation
 
 from configuration import PretrainArguments, parse_arguments
-from modeling_mae import EvalNet, MAEForPreTraining
+from modeling_mae import EvalNet, MAEForPreTraining, MAEForSemanticSegmentation
 from modeling_mae.errors import TrainingStopped, UserError
 from modeling_mae.hub.common import LOG_AND_BEST
 from modeling_mae.hub.fetch import download_checkpoint, hub_source
@@ -324,7 +324,12 @@ def test_arguments_of_the_hub_are_checked(capsys, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "cls, auto", [(MAEForPreTraining, MAEForPreTraining), (EvalNet, AutoModelForImageClassification)]
+    "cls, auto",
+    [
+        (MAEForPreTraining, MAEForPreTraining),
+        (EvalNet, AutoModelForImageClassification),
+        (MAEForSemanticSegmentation, AutoModelForSemanticSegmentation),
+    ],
 )
 def test_models_come_back_from_the_hub(server, cls, auto):
     torch.manual_seed(0)

@@ -60,6 +60,19 @@ def assert_same_results(one: Path, other: Path):
         assert not (one / name).exists() or (one / name).read_bytes() == (other / name).read_bytes()
 
 
+def wait_for_a_write(process: subprocess.Popen, folder: Path, before: set, moments: random.Random) -> None:
+    """Stops the process while something is half written; if it was quicker, it goes on to its next write."""
+    while process.poll() is None:
+        while not partials(folder) - before and process.poll() is None:
+            time.sleep(0.0005)
+        time.sleep(moments.random() * 0.004)  # a small checkpoint takes some milliseconds
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(0.01)
+        if partials(folder) - before:
+            return
+        process.send_signal(signal.SIGCONT)
+
+
 @pytest.mark.slow
 def test_killed_again_and_again(tmp_path, command):
     """Half of the kills come while a file is being written, half at random, and the last when the training is done and
@@ -76,9 +89,7 @@ def test_killed_again_and_again(tmp_path, command):
             while not (folder / SCRIPTS[script]).exists() and process.poll() is None:
                 time.sleep(0.001)
         elif kills % 2:
-            while not partials(folder) - before and process.poll() is None:
-                time.sleep(0.0005)
-            time.sleep(moments.random() * 0.004)  # a small checkpoint takes some milliseconds
+            wait_for_a_write(process, folder, before, moments)
         else:  # at a time of start-up, or of one of the next updates
             end, last = time.monotonic() + moments.random() * 10, newest(folder) + moments.randint(1, 8)
             while time.monotonic() < end and newest(folder) < last and process.poll() is None:
@@ -90,7 +101,7 @@ def test_killed_again_and_again(tmp_path, command):
         in_a_write += bool(partials(folder) - before)
     run(*words, "--output_dir", folder, "--resume_from_checkpoint", "auto", script=script)
     print(f"\n{script}: {kills} kills, {in_a_write} during a write")
-    assert in_a_write >= KILLS // 4 and not partials(folder)
+    assert in_a_write >= KILLS // 3 and not partials(folder)
     assert_same_results(tmp_path / "whole", folder)
 
 

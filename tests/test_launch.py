@@ -13,7 +13,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from modeling_mae.data.read.faults import BadImage
 from modeling_mae.errors import TrainingStopped, UserError
-from modeling_mae.training import signals
+from modeling_mae.training import launch, signals
 from modeling_mae.training.endings import run_script
 from modeling_mae.training.launch import feature_memory, image_memory, loading_workers, make_accelerator
 from modeling_mae.training.signals import StopRequest
@@ -74,7 +74,7 @@ class OneBadImage(torch.utils.data.Dataset):
         return 1
 
     def __getitem__(self, index):
-        raise BadImage("cat.jpg is not a readable image (truncated): mend it")
+        raise BadImage("cat.jpg is not a readable image (truncated): fix it")
 
 
 def test_the_error_of_a_loading_worker_is_one_line():
@@ -84,7 +84,7 @@ def test_the_error_of_a_loading_worker_is_one_line():
         next(iter(loader))
     with pytest.raises(SystemExit) as stop:
         run_script(lambda arguments: next(iter(loader)), None)
-    assert stop.value.code == "run_pretrain.py: error: cat.jpg is not a readable image (truncated): mend it"
+    assert stop.value.code == "run_pretrain.py: error: cat.jpg is not a readable image (truncated): fix it"
 
 
 def test_a_dead_loading_worker_is_one_line_whatever_it_interrupts():
@@ -129,12 +129,46 @@ def test_a_loading_worker_for_each_core_of_the_machine(monkeypatch):
         (64, 4, 8),
         (64, 16, 4),
     ):
-        monkeypatch.setattr(os, "sched_getaffinity", lambda pid, cores=cores: set(range(cores)), raising=False)
+        monkeypatch.setattr(launch, "available_cores", lambda cores=cores: cores)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
         assert loading_workers(None) == expected
         assert loading_workers(0) == 0 and loading_workers(13) == 13  # as given
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
     assert loading_workers(None) == 8
+
+
+@pytest.mark.parametrize(
+    "machine, cores, processes, threads, busy, said",
+    [
+        (2, 2, 1, 2, 0.1, []),
+        (2, 2, 1, 2, 1.4, ["2 threads, free cores: 1; other programs keep 1.4 of 2 cores busy", "per_process 1 "]),
+        (2, 2, 1, 8, 0.0, ["8 threads, free cores: 2. ", "per_process 2 "]),
+        (64, 4, 2, 4, 30.0, ["8 threads, free cores: 4. ", "per_process 2 "]),  # a container with a quota
+        (64, 4, 2, 2, 30.0, []),
+        (64, 64, 4, 16, 32.0, ["64 threads, free cores: 32; other programs keep 32.0 of 64", "per_process 8 "]),
+    ],
+)
+def test_more_threads_than_free_cores_are_one_line(monkeypatch, machine, cores, processes, threads, busy, said):
+    monkeypatch.setattr(os, "cpu_count", lambda: machine)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    note = launch.crowding(threads, cores, busy)
+    assert all(part in note for part in said) and bool(said) == bool(note) and "\n" not in note
+
+
+def test_a_quota_of_cores_and_other_programs_are_seen(monkeypatch):
+    """Both scripts print `describe_parallelism`."""
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # as a container's quota for one core
+    assert launch.available_cores() == 1
+    monkeypatch.setattr(psutil, "cpu_percent", lambda interval: 75.0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert launch.busy_cores() == 6.0
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    accelerator = Accelerator(cpu=True)
+    described = launch.describe_parallelism(accelerator).splitlines()
+    assert described[0] == "1 process x 4 threads" and len(described) == 2
+    assert "free cores: 1" in described[1] and "--num_cpu_threads_per_process 1 " in described[1]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # a single thread waits for no other
+    assert launch.describe_parallelism(accelerator) == "1 process x 1 thread"
 
 
 def has_free(monkeypatch, gibibytes: int) -> None:

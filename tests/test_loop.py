@@ -443,11 +443,11 @@ def test_a_crafted_optimizer_runs_nothing(tmp_path, module):
     "error, words",
     [
         (RuntimeError("DataLoader worker (pid(s) 77) exited unexpectedly"), "a loading worker died, mostly because"),
-        (BadImage("a.png cannot be read: mend it"), "a.png cannot be read: mend it"),
+        (BadImage("a.png cannot be read: fix it"), "a.png cannot be read: fix it"),
         # as a loading worker's error arrives
         (
-            BadImage("Caught BadImage in 0.\n  File x\nBadImage: a.png is cut off: mend it"),
-            "a.png is cut off: mend it",
+            BadImage("Caught BadImage in 0.\n  File x\nBadImage: a.png is cut off: fix it"),
+            "a.png is cut off: fix it",
         ),
     ],
 )
@@ -484,11 +484,11 @@ def test_a_run_without_its_first_images_starts_again(tmp_path):
     run, loss_of, _ = start(tmp_path)
 
     def fail():
-        raise BadImage("a.png cannot be read: mend it")
+        raise BadImage("a.png cannot be read: fix it")
         yield
 
     run.batches = fail()
-    with pytest.raises(TrainingStopped, match="after update 0 of 15: a.png cannot be read: mend it. Then start again"):
+    with pytest.raises(TrainingStopped, match="after update 0 of 15: a.png cannot be read: fix it. Then start again"):
         train(run, loss_of)
     assert checkpoints_in(tmp_path) == []
 

@@ -294,8 +294,10 @@ def test_several_processes_killed_and_gone_on_with_are_one(place, tmp_path, kind
         torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_killed_and_gone_on_with_to_the_bit(place, tmp_path):
+@pytest.mark.parametrize("tune", ["all", "lora:4"])
+def test_killed_and_gone_on_with_to_the_bit(place, tmp_path, tune):
     more = ("--n_partial", 2, "--checkpointing_steps", 2, "--max_train_steps", 9, "--quarter_turns", "true")
+    more = (*more, "--tune", tune)
     words = words_for(place, "folder", tmp_path / "two", *more)
     run(*words_for(place, "folder", tmp_path / "one", *more), "--logging_steps", 1)
     killed(words, tmp_path / "two", 5)

@@ -138,6 +138,15 @@ def test_other_colours_of_tiff():
             decode(tiff(values, "cielab", planarconfig="contig"), "x", 3)
 
 
+def test_a_damaged_tag_of_the_planes():
+    """Pillow reads such a file, and gives other pixels each time."""
+    good = tiff(np.tile(RGB, (8, 8, 1))[:32, :32], "ycbcr", compression="jpeg", subsampling=(2, 2), tile=(32, 32))
+    damaged = good.replace(struct.pack("<HHI", 284, 3, 1), struct.pack("<HHI", 284, 1, 1))  # bytes, not short numbers
+    assert shown(good, 3).shape == (32, 32, 3) and damaged != good
+    with pytest.raises(BadImage, match=r"x has a damaged tag \(planar configuration\): save it anew"):
+        decode(damaged, "x", 3)
+
+
 def test_few_and_odd_numbers_of_bits():
     """imagecodecs packs the bits; 15 of 4 bits and 4095 of 12 are white."""
     try:

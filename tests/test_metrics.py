@@ -95,8 +95,8 @@ def test_auroc_is_of_the_final_test_and_of_what_fits_into_memory(monkeypatch, ca
             return ImageClassifierOutput(logits=logits[rows])
 
     def evaluate(**options):
-        positions = iter(torch.arange(400).split(100))
-        reader = Reader(Accelerator(cpu=True), lambda batch: next(positions), 100, 0)
+        positions = iter(torch.arange(400).split(50))
+        reader = Reader(Accelerator(cpu=True), lambda batch: next(positions), 50, 0)
         return evaluate_classifier(reader, Model(), sets, **options)
 
     assert "auroc" not in evaluate()[0]
@@ -149,6 +149,19 @@ def test_every_image_once_whatever_the_processes_and_the_batch(processes, batch_
     steps = iter(list(zip(*(list(values) for values in values_by_process), strict=True)))
     arrays = Reader(AllTogether(0), None, batch_size, 0).map(images, double)
     assert arrays["double"].tolist() == [2 * i for i in range(13)] and set(arrays) == {"double"}
+
+
+def test_a_cpu_takes_fewer_images_at_a_time():
+    sizes = []
+
+    def count(batch):
+        sizes.append(len(batch["labels"]))
+        return {"labels": batch["labels"]}
+
+    for batch_size in (256, 50):
+        arrays = Reader(Accelerator(cpu=True), None, batch_size, 0).map(labelled(range(130)), count)
+        assert arrays["labels"].tolist() == list(range(130))
+    assert sizes == [64, 64, 2, 50, 50, 30]
 
 
 @pytest.mark.parametrize("classes", [3, 7])

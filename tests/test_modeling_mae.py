@@ -240,6 +240,15 @@ def test_patchify_round_trip_and_order():
         model.unpatchify(patches, (32, 32))
 
 
+def test_a_step_makes_the_patches_once(monkeypatch):
+    made = []
+    patchify = MAEForPreTraining.patchify
+    for kind in (MAEForPreTraining, MAEModel):
+        monkeypatch.setattr(kind, "patchify", lambda self, pixels: made.append(pixels) or patchify(self, pixels))
+    tiny()(torch.randn(2, 3, 32, 32)).loss.backward()
+    assert len(made) == 1
+
+
 def test_resized_positions_keep_both_axes():
     # A table that grows linearly along each axis must do so after resizing too, away from the edges.
     ramp = torch.stack(torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij"), -1).view(1, 64, 2)

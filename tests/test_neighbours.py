@@ -154,6 +154,7 @@ def test_the_command(tmp_path):
         ((images, query), "is not a features file"),
         ((target, tmp_path / "nothing.png"), "nothing.png"),
         ((target, query, "--k", 0), "k 0 is not at least 1"),
+        ((target, query, "--max_image_pixels", 100), "784 pixels, more than --max_image_pixels 100"),
         ((target, query, "--output", "s3://bucket/a.csv"), "is a URL"),
         ((target, query, "--picture", "s3://bucket/a.png"), "is a URL"),
     ):

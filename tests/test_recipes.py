@@ -22,7 +22,11 @@ from modeling_mae.training.optim import LengthSettings, Schedule, parameter_grou
 
 CONFIGURATION = RECIPES.parent
 ALL_RECIPES = sorted(RECIPES.glob("*.yaml"))
-PRETRAINING = [path for path in ALL_RECIPES if path.stem in ("demo", "own_images") or path.stem.startswith("pretrain")]
+PRETRAINING = [
+    path
+    for path in ALL_RECIPES
+    if path.stem in ("demo", "own_images", "continue_images") or path.stem.startswith("pretrain")
+]
 EVALUATION = [path for path in ALL_RECIPES if path not in PRETRAINING]
 
 
@@ -38,6 +42,9 @@ def parse(*words) -> PretrainArguments:
 
 @pytest.mark.parametrize("recipe", PRETRAINING, ids=lambda path: path.stem)
 def test_every_recipe_works_and_holds_only_differences(recipe):
+    start = yaml.safe_load(recipe.read_text()).get("model_name_or_path")
+    if start:  # its configuration, which else the Hub has
+        MAEConfig(architectures=["MAEForPreTraining"]).save_pretrained(start)
     args = parse(str(recipe))
     if args.own_images:
         args, _, _ = settle(args, ImageFacts(12_000, 28, 28, 1), 1, {})

@@ -12,6 +12,7 @@ from modeling_mae.errors import UserError
 from modeling_mae.training import trials
 from modeling_mae.training.optim import OptimizerSettings
 from modeling_mae.training.trials import Trial, batch_sizes, find_batch_size, fit_epochs
+from modeling_mae.training.tuning import TuningSettings
 
 
 # 96 images an update, on 2 processes 48 each
@@ -113,7 +114,7 @@ class TimedModel(torch.nn.Module):
 
 def trial_of(monkeypatch, accelerator, each):
     monkeypatch.setattr(trials, "MAEForPreTraining", lambda config: TimedModel(each))
-    return Trial(accelerator, None, OptimizerSettings(weight_decay=0.1))
+    return Trial(accelerator, None, OptimizerSettings(weight_decay=0.1), TuningSettings())
 
 
 def test_a_trial_leaves_no_trace(monkeypatch):

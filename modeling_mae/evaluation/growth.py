@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..checkpoint import Checkpoint
 from ..configuration_mae import MAEConfig
 from ..data.serve.images import Images
 from ..data.serve.masked import MaskedImages
@@ -59,23 +60,31 @@ class FeatureGrowth:
         with whole_weights(model):
             self._record(history, self.measure(model.mae.eval()), epoch, update)
 
-    def measure_baselines(self, history: History, config: MAEConfig, seed: int) -> None:
-        """Measure the baselines, unless an earlier call did."""
+    def measure_baselines(
+        self, history: History, config: MAEConfig, seed: int, start: Checkpoint | None = None
+    ) -> None:
+        """Measure the baselines, unless an earlier call did. `start` are the weights that the training begins with."""
         if not history.has("rank_untrained"):
-            self._record(history, self.baselines(config, seed), 0.0, 0)
+            self._record(history, self.baselines(config, seed, start), 0.0, 0)
 
     def _record(self, history: History, values: dict[str, float], epoch: float, update: int) -> None:
         history.add({"step": update, "epoch": epoch, **values})
         self.accelerator.log(values, step=update)
         self.accelerator.print(f"features   epoch {epoch:g}  {describe_features(values)}", flush=True)
 
-    def baselines(self, config: MAEConfig, seed: int) -> dict[str, float]:
-        """`knn_raw_pixels`, and `knn_untrained` and `rank_untrained` of a model initialised by `seed`. Accuracies are
-        in 0..1. Also `knn_images`, the number of evaluation images, and of images with masks `knn_patches`."""
+    def baselines(self, config: MAEConfig, seed: int, start: Checkpoint | None = None) -> dict[str, float]:
+        """`knn_raw_pixels`, `knn_untrained` and `rank_untrained` of a model initialised by `seed`, and `knn_start` and
+        `rank_start` of the weights in `start`. Accuracies are in 0..1. Also `knn_images`, the number of evaluation
+        images, and of images with masks `knn_patches`."""
         with unchanged_random_states(self.accelerator.device):  # so that the training's random numbers do not change
             torch.manual_seed(seed)
             untrained = MAEModel(config).to(self.accelerator.device).eval()
         values = {f"{key}_untrained": value for key, value in self.measure(untrained).items()}
+        if start is not None:
+            with unchanged_random_states(self.accelerator.device):
+                torch.manual_seed(seed)  # what the checkpoint does not have is new, and as in the training
+                encoder = start.beginning(config).model.mae.to(self.accelerator.device).eval()
+            values |= {f"{key}_start": value for key, value in self.measure(encoder).items()}
         pixels = len(self.train) * config.num_patches * config.patch_dim * 4  # bytes
         if self.is_dense:
             raw = self._of_patches(untrained.patchify, config.grid)

@@ -10,6 +10,9 @@ from accelerate import Accelerator
 from ..data.serve.images import Images
 
 
+CPU_BATCH = 64  # images; larger activations leave the caches, and the kernel clears their memory for each operation
+
+
 @dataclass(frozen=True)
 class FrozenSet:
     """Frozen features of a set of images, and their labels if it has them."""
@@ -29,7 +32,8 @@ class FrozenSet:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads images for a model on all processes, normalised by `transform`, `batch_size` at a time."""
+    """Reads images for a model on all processes, normalised by `transform`, `batch_size` at a time (on a CPU at most
+    `CPU_BATCH`)."""
 
     accelerator: Accelerator
     transform: Callable[..., torch.Tensor]
@@ -47,7 +51,8 @@ class Reader:
         accelerator, total = self.accelerator, len(images)
         share, rank = -(-total // accelerator.num_processes), accelerator.process_index
         indices = [min(rank * share + i, total - 1) for i in range(share)]
-        batches = [(0, indices[first : first + self.batch_size]) for first in range(0, share, self.batch_size)]
+        size = min(self.batch_size, CPU_BATCH) if accelerator.device.type == "cpu" else self.batch_size
+        batches = [(0, indices[first : first + size]) for first in range(0, share, size)]
         arrays: dict[str, torch.Tensor] = {}
         for batch, (_, batch_indices) in zip(images.loader(batches, self.num_workers), batches, strict=True):
             batch = {key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()}

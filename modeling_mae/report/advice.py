@@ -33,7 +33,8 @@ def judge_growth(log: list[dict[str, Any]], problem: Problem | None = None) -> s
     baselines, entries = log[0], [entry for entry in log if "knn" in entry]
     if not entries:
         ranks = [entry["rank"] for entry in log if "rank" in entry]
-        return f"effective rank {baselines.get('rank_untrained', ranks[0]):.1f} untrained, {ranks[-1]:.1f} now"
+        start = f", {baselines['rank_start']:.1f} of the starting weights" if "rank_start" in baselines else ""
+        return f"effective rank {baselines.get('rank_untrained', ranks[0]):.1f} untrained{start}, {ranks[-1]:.1f} now"
     last, raw = entries[-1]["knn"], baselines.get("knn_raw_pixels")
     sentence = f"{(problem or problem_named(None)).knn_title} {100 * last:.1f} %"
     if raw is not None:
@@ -51,6 +52,27 @@ def judge_growth(log: list[dict[str, Any]], problem: Problem | None = None) -> s
     return f"{sentence}; no longer rising: longer training at these settings will bring little"
 
 
+def judge_start(log: list[dict[str, Any]], problem: Problem | None = None) -> str | None:
+    """Judges by the entries of `FeatureGrowth` whether the training was worth it for someone who has its starting
+    weights. None if there were none, or no labels.
+
+    A gain counts from two standard errors of an accuracy on this number of images. A mean IoU varies less.
+    """
+    baselines, entries = (log or [{}])[0], [entry for entry in log if "knn" in entry]
+    if not entries or "knn_start" not in baselines:
+        return None
+    start, last = baselines["knn_start"], entries[-1]["knn"]
+    figures = f"{(problem or problem_named(None)).knn_title} {100 * start:.1f} % before, {100 * last:.1f} % after"
+    chance = 2 * _error(start, baselines["knn_images"])
+    if last - start > chance:
+        return f"{100 * (last - start):.1f} points over what you started from ({figures})"
+    beyond = ""
+    if abs(last - start) <= chance:
+        beyond = " beyond chance"
+        figures += f"; less than {100 * chance:.1f} points are chance on {baselines['knn_images']:,} images"
+    return f"it did not help{beyond}: use the starting weights as they are ({figures})"
+
+
 def _before_last_quarter(entries: list[dict[str, Any]], key: str) -> float:
     """The highest value before the last quarter. If the last quarter does not beat it, the curve is flat."""
     return max(entry[key] for entry in entries[: max(1, 3 * len(entries) // 4)])
@@ -65,7 +87,9 @@ def pretraining_advice(run: RunFiles) -> list[Text]:
     """What to do after a pre-training, the most urgent first."""
     checkpoint, shared = _place(run), bool(run.summary.get("repo_id"))
     data = _data_words(run.training.arguments, shared)
-    advice = [*_problems(run), *_problems_with_images(run), _length_of_pretraining(run)]
+    verdict = judge_start(run.training.growth, run.problem)
+    advice = [Text(f"Was it worth it? {verdict[0].upper()}{verdict[1:]}.")] if verdict else []
+    advice += [*_problems(run), *_problems_with_images(run), _length_of_pretraining(run)]
     if not data and run.training.arguments.get("output_dir", "").endswith("runs/demo"):
         advice.append(Text("Evaluate, with the demo's own recipe:", _launch("run_eval.py", "demo_eval")))
     else:

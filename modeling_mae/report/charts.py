@@ -48,24 +48,31 @@ def loss_curve(log: Log, *, normalised: bool = False) -> Figure:
 
 def features_curve(log: Log, k: int, title: str = "k-NN accuracy") -> Figure:
     """k-NN accuracy (`k` neighbours; `title` names another metric) of the features against epochs, beginning with the
-    untrained encoder, and their effective rank on a second axis. A line shows raw pixels. `log` has the entries of
-    `FeatureGrowth`."""
+    untrained encoder or the starting weights, and their effective rank on a second axis. Lines show raw pixels and the
+    starting weights. `log` has the entries of `FeatureGrowth`."""
     baselines, *later = log
-    start = {key.removesuffix("_untrained"): value for key, value in baselines.items() if key.endswith("_untrained")}
+    first = "_start" if "rank_start" in baselines else "_untrained"
+    start = {key.removesuffix(first): value for key, value in baselines.items() if key.endswith(first)}
     entries = [{"epoch": 0.0, **start}, *later]
     accuracies = _points(entries, "knn", 100)
     figure, axes = _axes(f"{title}, k = {k} (%)" if accuracies else "")
     rank_axes = axes
     if accuracies:
         _plot(axes, accuracies, color="tab:blue")
-        if "knn_raw_pixels" in baselines:
-            height = 100 * baselines["knn_raw_pixels"]
-            axes.axhline(height, color="tab:gray", linestyle=":", linewidth=1)
-            axes.annotate("raw pixels", (0.01, height), xycoords=("axes fraction", "data"), size="small", va="bottom")
+        _baseline(axes, baselines.get("knn_raw_pixels"), "raw pixels", 0.01)
+        _baseline(axes, baselines.get("knn_start"), "starting weights", 0.99)
         rank_axes = axes.twinx()
     rank_axes.plot(*_columns(_points(entries, "rank")), color="tab:orange", linestyle="--")
     rank_axes.set_ylabel("effective rank (dashed)")
     return figure
+
+
+def _baseline(axes: Axes, accuracy: float | None, name: str, place: float) -> None:
+    """A horizontal line, whose name is at this place, 0..1, of the width."""
+    if accuracy is not None:
+        axes.axhline(100 * accuracy, color="tab:gray", linestyle=":" if place < 0.5 else "--", linewidth=1)
+        side, where = "left" if place < 0.5 else "right", ("axes fraction", "data")
+        axes.annotate(name, (place, 100 * accuracy), xycoords=where, size="small", va="bottom", ha=side)
 
 
 def training_curve(log: Log, problem: Problem) -> Figure:

@@ -38,14 +38,15 @@ SETTINGS: dict[str, Kind] = {
 }
 ENTRY: dict[str, Kind] = {  # what the report reads of an entry; others may stand beside it
     "step": count,
-    **dict.fromkeys(("epoch", "loss", "learning_rate", "rank", "rank_untrained"), number),
-    **dict.fromkeys(("knn", "knn_untrained", "knn_raw_pixels"), share),
+    **dict.fromkeys(("epoch", "loss", "learning_rate", "rank", "rank_untrained", "rank_start"), number),
+    **dict.fromkeys(("knn", "knn_untrained", "knn_start", "knn_raw_pixels"), share),
     **dict.fromkeys(("knn_images", "knn_patches"), lambda value: count(value) and value > 0),
 }
 ROW: dict[str, Kind] = {
     "name": text,
     "n_partial": optional(number),
     "pooling": optional(text),
+    "tune": text,
     "images": count,
     "knn": mapped(figure, digits),
     "confusion_matrix": square,

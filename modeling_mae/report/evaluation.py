@@ -99,17 +99,24 @@ def _percent(accuracy: float | None, digits: int = 1) -> str:
 
 
 def describe_training(
-    n_partial: float | None, images: int, label_fraction: float, source_name: str, reads: str = "mean"
+    n_partial: float | None,
+    images: int,
+    label_fraction: float,
+    source_name: str,
+    reads: str = "mean",
+    adapters: str = "",
 ) -> str:
     """A sentence for the card about what was trained, and on which images.
 
-    `n_partial` is the number of tuned blocks, None for training from scratch. `reads` is as in
-    `probe_name`."""
+    `n_partial` is the number of tuned blocks, None for training from scratch. `reads` is as in `probe_name`.
+    `adapters` says what trained, if the blocks have adapters."""
     share = f", {100 * label_fraction:g}% of all" if label_fraction < 1 else ""
     if n_partial is None:
         how = "from scratch, with all blocks"
     elif n_partial == 0:
         how = f"by {probe_name(reads)}"
+    elif adapters:
+        how = f"end to end, by {adapters}"
     else:
         how = f"with {counted(n_partial, 'block')} tuned"
     return f"Trained {how}, on {counted(images, 'image')} of {source_name}{share}."

@@ -83,14 +83,16 @@ class ModelFacts:
     normalised: bool = True
 
     @classmethod
-    def of(cls, config: MAEConfig, parameters: int) -> "ModelFacts":
-        """The facts of a model with this `config` and number of `parameters`."""
+    def of(cls, config: MAEConfig, parameters: int, tuned: str = "") -> "ModelFacts":
+        """The facts of a model with this `config` and number of `parameters`. `tuned` says which of them train, empty
+        for all."""
         patch, image = ("x".join(map(str, size)) for size in (config.patch_height_width, config.image_height_width))
         decoder = "decoder" if config.decoder_type == "self" else f"{config.decoder_type} decoder"
         architecture = (
             f"{config.num_hidden_layers} x {config.hidden_size} encoder, {config.decoder_num_hidden_layers} x "
             f"{config.decoder_hidden_size} {decoder}, {parameters / 1e6:.3g} M parameters, patches of {patch} in "
             f"{image} pixels, {counted(config.num_channels, 'channel')}"
+            f"{', trained: ' * bool(tuned)}{tuned}"
         )
         return cls(architecture, config.num_hidden_layers, config.norm_pix_loss)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_json
-from .advice import judge_growth
+from .advice import judge_growth, judge_start
 from .card import PAPER, Card, write_card
 from .facts import DataFacts, FeatureFacts, Identity, MachineFacts, ModelFacts, TrainingLog
 from .figures import save_charts
@@ -67,3 +67,5 @@ def _print_results(run: RunFiles, data: DataFacts) -> None:
     print(f"model      {folder}: MAEModel.from_pretrained({str(folder)!r})")
     if len(run.training.growth) > 1:
         print(f"features   {folder / 'features.png'}: {judge_growth(run.training.growth, run.problem)}")
+        if verdict := judge_start(run.training.growth, run.problem):
+            print(f"verdict    {verdict}")

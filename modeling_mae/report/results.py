@@ -41,6 +41,8 @@ def row_title(row: dict) -> str:
     n_partial = row.get("n_partial")
     if n_partial is None:
         return row["name"]
+    if row.get("tune", "all") != "all":
+        return f"fine-tuned blocks: {n_partial:g}, by {row['tune']}"
     return probe_name(row.get("pooling")) if n_partial == 0 else f"fine-tuned blocks: {n_partial:g}"
 
 

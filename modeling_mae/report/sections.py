@@ -6,7 +6,7 @@ import re
 import numpy as np
 
 from ..words import counted
-from .advice import evaluation_advice, pretraining_advice
+from .advice import evaluation_advice, judge_start, pretraining_advice
 from .charts import features_curve, loss_curve, partial_curve, training_curve
 from .parts import Folded, Part, Picture, Row, Section, Table, Text
 from .problem import Problem
@@ -71,6 +71,8 @@ def pretraining_figures(run: RunFiles) -> dict[str, str]:
         figures["length"] = f"{counted(last['step'], 'update')}, {counted(last['epoch'], 'epoch')}"
     for name, accuracy in run.knn.items():
         figures[f"{run.problem.knn_title} (k = {summary.get('k', '?')}), {name}"] = f"{100 * accuracy:.1f} %"
+    if verdict := judge_start(training.growth, run.problem):
+        figures["against the starting weights"] = verdict
     ranks = [entry["rank"] for entry in training.growth if "rank" in entry]
     if ranks:
         untrained = training.growth[0].get("rank_untrained")

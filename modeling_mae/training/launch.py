@@ -12,6 +12,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, DynamoBackend, ProjectConfiguration, gather_object
+from joblib import cpu_count
 
 from ..data.serve.decoded import Machine, Memory
 from ..errors import UserError
@@ -19,6 +20,7 @@ from ..words import counted
 
 
 MAX_LOADING_WORKERS = 8
+BUSY_SECONDS = 0.3  # in which the other programs' use of the cores is measured
 MAX_IMAGE_MEMORY = 8 << 30  # bytes of decoded images that the processes of a machine keep in memory
 
 
@@ -65,7 +67,7 @@ def make_accelerator(folder: Path, trackers: list[str]) -> Accelerator:
 
 def describe_parallelism(accelerator: Accelerator) -> str:
     """Describes the parallelism that really runs: its kind, processes, threads, and the compiler. If cores are idle,
-    it says what to do."""
+    or too few for the threads, it says what to do."""
     kind, threads, cores = accelerator.distributed_type.value, torch.get_num_threads(), available_cores()
     line = f"{accelerator.num_processes} processes ({kind})" if accelerator.num_processes > 1 else "1 process"
     line += f" x {counted(threads, 'thread')}"
@@ -77,9 +79,33 @@ def describe_parallelism(accelerator: Accelerator) -> str:
             f", of {cores} cores: to use all, start with `accelerate launch --num_cpu_threads_per_process "
             f"{cores // local_processes()} ...`"
         )
+    if accelerator.device.type == "cpu" and threads > 1 and (note := crowding(threads, cores, busy_cores())):
+        line += f"\n{note}"
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and accelerator.distributed_type != DistributedType.FSDP:
         line += f"\nnote       FSDP was requested, but Accelerate runs {kind}: it only shards models on accelerators"
     return line
+
+
+def crowding(threads: int, cores: int, busy: float) -> str:
+    """A note if the `threads` of each process have too few cores, else an empty text. The processes may use `cores`;
+    other programs keep `busy` of the machine's cores busy."""
+    machine = os.cpu_count() or cores
+    free = max(1, min(cores, round(machine - busy)))
+    if threads * local_processes() <= free:
+        return ""
+    total = threads * local_processes()
+    fitting = max(1, free // local_processes())
+    why = f"; other programs keep {busy:.1f} of {machine} cores busy" if total <= cores else ""
+    return (
+        f"note       {total} threads, free cores: {free}{why}. Each step waits for the slowest thread, so it can take "
+        f"ten times as long: start with `accelerate launch --num_cpu_threads_per_process {fitting} ...`"
+    )
+
+
+def busy_cores() -> float:
+    """How many of the machine's cores other programs keep busy now. Not the load average, because that still counts
+    what ended a minute ago, such as the pre-training before an evaluation."""
+    return psutil.cpu_percent(interval=BUSY_SECONDS) / 100 * (os.cpu_count() or 1)  # this process sleeps meanwhile
 
 
 def describe_batch(accelerator: Accelerator, total: int, at_once: int) -> str:
@@ -117,7 +143,8 @@ def local_processes() -> int:
 
 
 def available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use, by its affinity and by the quota of its container."""
+    return cpu_count()
 
 
 def loading_workers(given: int | None) -> int:

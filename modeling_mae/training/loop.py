@@ -158,7 +158,7 @@ def updates(
             end_epoch(run, after_epoch)  # a signal may have come before an epoch's `after_epoch`
             for number in range(progress.update, schedule.updates):
                 for group in run.optimizer.param_groups:
-                    group["lr"] = schedule.rate(number) * group.get("lr_scale", 1.0)
+                    group["lr"] = schedule.rate_of(group, number)
                 update = Update(run, number, resizing, BatchSource(run, batches, stop, waiting, unread).next)
                 yield update
                 unread.append(torch.as_tensor(update.loss))

@@ -158,7 +158,7 @@ def check_architecture(checkpoint: Path, shapes: dict[str, tuple[int, ...]]) -> 
                 here = f"{shapes[key]} here" if key in shapes else "not in this model"
                 raise UserError(
                     f"checkpoint {str(checkpoint)!r} has another architecture ({key} is {shape} there, {here}): "
-                    "give the recipe and config_overrides that it was trained with"
+                    "give the recipe, config_overrides and tune that it was trained with"
                 )
 
 

@@ -31,6 +31,7 @@ class LengthSettings:
     base_learning_rate: float  # for 256 images per update
     max_train_steps: int | None = None  # instead of num_train_epochs
     min_learning_rate: float = 0.0
+    train_new_first: float = 0.0  # share of the updates that train only new parameters
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class OptimizerSettings:
     adam_beta2: float = 0.95
     layer_decay: float = 1.0
     optimizer: str = "adamw"  # or lars, sgd
+    train_new_first: float = 0.0  # above 0, loaded parameters have groups of their own
 
 
 @dataclass(frozen=True)
@@ -53,17 +55,20 @@ class Schedule:
     warmup: int  # updates
     peak: float
     floor: float = 0.0
+    new_first: int = 0  # updates that train only new parameters
 
     @classmethod
     def from_epochs(cls, num_images: int, length: LengthSettings) -> "Schedule":
         """The base learning rate is for 256 images per update and scales linearly (Section A.1)."""
         updates_per_epoch = max(1, num_images // length.total_batch_size)
+        updates = length.max_train_steps or math.ceil(length.num_train_epochs * updates_per_epoch)
         return cls(
-            updates=length.max_train_steps or math.ceil(length.num_train_epochs * updates_per_epoch),
+            updates=updates,
             updates_per_epoch=updates_per_epoch,
             warmup=round(length.warmup_epochs * updates_per_epoch),
             peak=length.base_learning_rate * length.total_batch_size / RATE_BATCH,
             floor=length.min_learning_rate,
+            new_first=math.ceil(length.train_new_first * updates),
         )
 
     def rate(self, update: int) -> float:
@@ -73,6 +78,11 @@ class Schedule:
             return self.peak * update / self.warmup
         progress = (update - self.warmup) / max(1, self.updates - self.warmup)
         return self.floor + (self.peak - self.floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def rate_of(self, group: dict[str, Any], update: int) -> float:
+        """The learning rate of one of `parameter_groups`. Loaded parameters wait for the new ones."""
+        waits = group.get("waits", False) and update < self.new_first
+        return 0.0 if waits else self.rate(update) * group.get("lr_scale", 1.0)
 
     def describe_rate(self) -> str:
         return f"{self.peak:.3e} after {counted(self.warmup, 'update')} of warm-up"
@@ -86,12 +96,15 @@ class Schedule:
         return f"{counted(self.updates, 'update')}, {epochs} of {self.updates_per_epoch}"
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, layer_decay: float = 1.0, new: frozenset[str] = frozenset()
+) -> list[dict]:
     """Groups of the trained parameters. Only matrices get weight decay, not biases, norms, tokens and positions
     (`plain`).
 
     With `layer_decay` (BEiT, arXiv 2106.08254; Table 9) each group has the `lr_scale` of its depth: decay^(depth + 1)
-    for embeddings, decay^(depth - i) for block i, 1 for everything after the blocks.
+    for embeddings, decay^(depth - i) for block i, 1 for everything after the blocks. Parameters with the names `new`
+    have 1 too. If there are any, the groups of all others have `waits`, which `Schedule.rate_of` reads.
     """
     depth = cast(MAEConfig, model.config).num_hidden_layers if layer_decay != 1 else 0
     groups: dict[tuple, dict] = {}
@@ -99,10 +112,12 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
         if parameter.requires_grad:
             # Tokens and learned positions (1, n, width) are added to activations, like biases.
             plain = parameter.ndim < 2 or (parameter.ndim == 3 and parameter.shape[0] == 1)
-            scale = layer_decay ** (depth + 1 - _layer(name, depth)) if layer_decay != 1 else 1.0
+            decays = layer_decay != 1 and name not in new
+            scale = layer_decay ** (depth + 1 - _layer(name, depth)) if decays else 1.0
             decay = 0.0 if plain else weight_decay
             options: dict[str, Any] = {"params": [], "weight_decay": decay, "lr_scale": scale, "plain": plain}
-            group = groups.setdefault((scale, plain), options)
+            options |= {"waits": name not in new} if new else {}
+            group = groups.setdefault((scale, plain, name in new), options)
             group["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
 
@@ -114,9 +129,14 @@ def _layer(name: str, depth: int) -> int:
     return 0 if name.startswith("mae.embeddings.") else depth + 1
 
 
-def make_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """The optimizer for the trained parameters of `model`. The loop sets the learning rate."""
-    groups = parameter_groups(model, settings.weight_decay, settings.layer_decay)
+def make_optimizer(
+    model: nn.Module, settings: OptimizerSettings, new: frozenset[str] = frozenset()
+) -> torch.optim.Optimizer:
+    """The optimizer for the trained parameters of `model`. The loop sets the learning rate. `new` are the names of the
+    parameters that were not loaded."""
+    # Without these settings nothing depends on `new`, and runs of earlier versions have fewer groups.
+    new = new if settings.train_new_first or settings.layer_decay != 1 else frozenset()
+    groups = parameter_groups(model, settings.weight_decay, settings.layer_decay, new)
     if settings.optimizer == "adamw":
         # One fused kernel, if the device has it.
         fused = {parameter.device.type for parameter in model.parameters()} <= {"cpu", "cuda", "mps", "xpu"}

@@ -18,11 +18,11 @@ MARK = ".mae_run.json"  # marks a folder as a run's
 LOCK = ".mae_run.lock"
 # What a run writes, besides its checkpoints. Files with other names are the user's.
 WRITTEN = (
-    ".partial-* last tensorboard pictures history.jsonl trainer_state.json arguments.json summary.json knn.json "
-    "results.json results.txt report.html eval_results.json config.json preprocessor_config.json model*.safetensors "
-    "model.safetensors.index.json README.md loss.png features.png reconstruction.png neighbours.png training.png "
-    "confusion.png partial.png predictions.parquet configuration_mae.py masking_mae.py modeling_mae.py "
-    "image_processing_mae.py"
+    ".partial-* adapter last tensorboard pictures history.jsonl trainer_state.json arguments.json summary.json "
+    "knn.json results.json results.txt report.html eval_results.json config.json preprocessor_config.json "
+    "model*.safetensors model.safetensors.index.json README.md loss.png features.png reconstruction.png "
+    "neighbours.png training.png confusion.png partial.png predictions.parquet configuration_mae.py masking_mae.py "
+    "modeling_mae.py image_processing_mae.py segmentation_mae.py"
 ).split()
 
 

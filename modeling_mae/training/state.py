@@ -27,6 +27,7 @@ from .launch import loading_workers
 from .manifest import MANIFEST, check_architecture, check_changes, read_manifest
 from .optim import Schedule
 from .sharded import fix_gradient_buckets, original_class
+from .tuning import ADAPTER, has_adapters, merged, save_adapter
 
 
 class History:
@@ -228,14 +229,17 @@ def _new_length(checkpoint: Path, schedule: Schedule, update: int) -> list[str]:
 
 
 def save_model(accelerator: Accelerator, model: torch.nn.Module, folder: Path) -> None:
-    """`save_pretrained` into `folder`, also for sharded and compiled models. Old files stay until the new ones are
-    complete."""
+    """`save_pretrained` into `folder`, also for sharded and compiled models. Adapters are merged, and also written
+    into a folder beside the model. Old files stay until the new ones are complete."""
     unwrapped = accelerator.unwrap_model(model, keep_torch_compile=False)  # a compiled model has other names
     state = accelerator.get_state_dict(unwrapped)
     if accelerator.is_main_process:
         partial = folder / ".partial-model"
         shutil.rmtree(partial, ignore_errors=True)
         try:
+            if has_adapters(unwrapped):
+                save_adapter(unwrapped, state, partial / ADAPTER)
+                state = merged(unwrapped, state)
             with original_class(unwrapped):
                 unwrapped.save_pretrained(partial, state_dict=state)
             share(partial)
@@ -247,7 +251,9 @@ def save_model(accelerator: Accelerator, model: torch.nn.Module, folder: Path) -
                 f"no space left on device: the model could not be written into {folder}. Free some space, then "
                 "--resume_from_checkpoint auto goes on from the newest checkpoint"
             ) from error
-        for file in partial.iterdir():
-            os.replace(file, folder / file.name)
-        partial.rmdir()
+        for file in [path for path in partial.rglob("*") if path.is_file()]:
+            target = folder / file.relative_to(partial)
+            target.parent.mkdir(exist_ok=True)
+            os.replace(file, target)
+        shutil.rmtree(partial)
     accelerator.wait_for_everyone()

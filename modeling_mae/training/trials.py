@@ -23,6 +23,7 @@ from ..modeling_mae import MAEForPreTraining
 from .optim import OptimizerSettings, make_optimizer
 from .sharded import fix_gradient_buckets
 from .state import batches_of
+from .tuning import TuningSettings
 
 
 MOST_UPDATES, LEAST_UPDATES = 100, 3  # per trial; only the later half is timed, when loading is steady
@@ -115,10 +116,13 @@ class TrialSettings:
 class Trial:
     """A model and an optimizer for timing only, not the ones that will be trained."""
 
-    def __init__(self, accelerator: Accelerator, config: MAEConfig, optimizer: OptimizerSettings):
+    def __init__(
+        self, accelerator: Accelerator, config: MAEConfig, optimizer: OptimizerSettings, tuning: TuningSettings
+    ):
         self.accelerator = accelerator
         with unchanged_random_states(accelerator.device):
             model = MAEForPreTraining(config)
+            tuning.apply(model)
         self.model, self.optimizer = accelerator.prepare(model, make_optimizer(model, optimizer))
 
     def close(self) -> None:

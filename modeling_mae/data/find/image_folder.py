@@ -105,7 +105,7 @@ def _read(file: str) -> pa.Table:
             with open(file, "rb") as opened:
                 table = pyarrow.parquet.read_table(opened)
     except (OSError, ValueError) as error:
-        raise UserError(f"{file!r} cannot be read ({' '.join(str(error).split())[:150]}): mend it") from error
+        raise UserError(f"{file!r} cannot be read ({' '.join(str(error).split())[:150]}): fix it") from error
     return table.replace_schema_metadata(None)
 
 
@@ -138,7 +138,7 @@ def _with_paths(table: pa.Table, folder: str, file: str, listing: Listing) -> pa
         if len(absent):
             raise UserError(
                 f"{file!r} names {len(absent):,} of {len(table):,} images that are not there or not readable here, as "
-                f"{str(absent[0].as_py())!r}: mend the column {column}"
+                f"{str(absent[0].as_py())!r}: fix the column {column}"
             )
         table = table.set_column(table.column_names.index(column), column, paths)
     return table

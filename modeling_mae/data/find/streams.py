@@ -185,7 +185,7 @@ def list_shards(place: str) -> list[str]:
         else:
             shards += _list_remote(pattern)
     if not shards:
-        raise UserError(f"{place!r} is neither a folder nor a pattern of shards that are there: give --train_dir anew")
+        raise UserError(f"{place!r} is neither a folder nor a pattern of shards that are there: check the path")
     return sorted({shard for shard in shards if shard.endswith(ENDINGS)})
 
 
@@ -255,7 +255,7 @@ def _opened(
     try:
         features = features or read_features(shards)
     except ShardError as error:
-        raise UserError(f"{error}: mend it") from error
+        raise UserError(f"{error}: fix it") from error
     rows = ShardedRows(shards, features, find_column(features), cache)
     rows.left_out, rows.elsewhere = left_out, elsewhere
     return rows

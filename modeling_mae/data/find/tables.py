@@ -43,7 +43,7 @@ def _columns(file: str, paths: bool = True) -> datasets.Features:
         with open(file, "rb") as opened:
             return columns_of(opened, paths)
     except (OSError, ValueError) as error:
-        raise UserError(f"{file!r} cannot be read ({' '.join(str(error).split())[:150]}): mend it") from error
+        raise UserError(f"{file!r} cannot be read ({' '.join(str(error).split())[:150]}): fix it") from error
 
 
 def load_parquet(listing: Listing, split: str | None, cache_dir: str | None) -> datasets.Dataset:

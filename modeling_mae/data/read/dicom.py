@@ -70,7 +70,7 @@ def read_dicom(file: BinaryIO, path: str | None, limit: Limit) -> Stored:
     limit.check_stored(_described(about))
     from pydicom import pixels  # late: few sets need it
 
-    if "transfer_syntax_uid" not in dir(about) and "TransferSyntaxUID" not in about.file_meta:
+    if "TransferSyntaxUID" not in about.file_meta:
         about.file_meta.TransferSyntaxUID = _syntax_of(about)
     values = pixels.pixel_array(about)
     if about.get("PhotometricInterpretation") == PALETTE:

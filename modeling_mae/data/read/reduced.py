@@ -77,7 +77,7 @@ def reduce_jpeg(opened: Image.Image, num_channels: int, reduction: Reduction) ->
     opened.draft(mode, (opened.width // times, opened.height // times))
     picture = opened.convert(mode)
     picture = picture.transpose(TURNS[orientation]) if orientation in TURNS else picture
-    # Where the size is no multiple, the file's last pixel is of a part only. Turned around, it comes first.
+    # If the size is not a multiple, the last pixel stands for a part only. In a turned image it comes first.
     shift = (
         picture.width - width / times if orientation in RIGHT_FIRST else 0.0,
         picture.height - height / times if orientation in BOTTOM_FIRST else 0.0,

@@ -35,6 +35,8 @@ def described_tiff(tiff: Any, path: str | None) -> tuple[Any, Stored]:
         raise BadImage(f"{name_of(path)} has the axes {pages.axes}: save one picture a file")
     if (refused := REFUSED.get(int(page.photometric))) is not None:
         raise BadImage(f"{name_of(path)} has the colours of {refused}: save it as RGB")
+    if page.planarconfig not in (1, 2):  # Pillow would read outside of its memory: other pixels each time
+        raise BadImage(f"{name_of(path)} has a damaged tag (planar configuration): save it anew")
     axis = {"YX": None, "YXS": 2}.get(pages.axes, 0)
     count = 1 if axis is None else pages.shape[axis]
     colour, alpha = _colours(page, count)

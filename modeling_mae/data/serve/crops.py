@@ -89,7 +89,7 @@ class RandomResizedCrop:
 
     @property
     def only_flips(self) -> bool:
-        """Whether a box is the largest that fits, where its shape leaves no choice."""
+        """Whether every box is the largest that fits: only flips are random."""
         return self.scale == (1.0, 1.0)
 
     def has_choice(self, height, width) -> np.ndarray:

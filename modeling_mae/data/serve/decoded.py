@@ -133,7 +133,7 @@ class KeptImages:
 
     @staticmethod
     def bytes_for(count: int, budget: int, machine: Machine) -> int:
-        """What `count` images of `budget` bytes in all take, with their entries and the ends of all parts."""
+        """The bytes for `count` images of `budget` bytes together, their entries, and the end of each part."""
         return WORD * (machine.count + ENTRY * count) + budget
 
     @property

@@ -205,7 +205,7 @@ class FileImages(Images):
             return read(cell["bytes"], cell["path"])
         except BadImage as error:
             if self.on_bad_image == "error":
-                raise BadImage(f"{error}: mend or remove it, or go on without it by --on_bad_image skip") from None
+                raise BadImage(f"{error}: fix or remove it, or go on without it by --on_bad_image skip") from None
             if not self.skipped[index]:
                 self.skipped[index] = True
                 print(f"skipped    {error}", file=sys.stderr, flush=True)

@@ -5,8 +5,8 @@ drawn from (seed, epoch). A few neighbours make a block, and the images of a blo
 of images, which is cut into `LANES` lanes. Each update takes a piece of every lane, so that it mixes many units, while
 few are open at a time.
 
-A lane ends in the middle of a unit where need be. So all lanes last equally long, however uneven the units are, and no
-process waits for another.
+A lane may end in the middle of a unit. So all lanes are equally long, however uneven the units are, and no process
+waits for another.
 """
 
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ BLOCK_UNITS = 4  # whose images are mixed
 class LaneOrder:
     """The images of each update, with the interface of `Order`. `counts` are the images of each unit.
 
-    What does not fill the last update of an epoch is left out of that epoch; every epoch leaves out others.
+    Images that do not fill the last update of an epoch are left out of it. Each epoch leaves out other images.
 
     Raises:
         UserError: an epoch has no whole update.

@@ -1,8 +1,8 @@
 """Which image comes when, where several sources are mixed in given shares: a pure function of (seed, position).
 
-Each source on its own is an endless row: its images in a new order each time it begins anew, so that every image comes
-once before any comes again. Of the first n images of a training, a source has given its share of n, rounded. So where
-each source stands follows from n alone. An epoch has as many images as all sources together.
+Each source is an endless row of its images, in a new order each time it begins anew. So every image comes once before
+any comes again. Of the first n images of a training, a source gives its share of n, rounded. So the place in each
+source follows from n alone. An epoch has as many images as all sources together.
 """
 
 from dataclasses import dataclass

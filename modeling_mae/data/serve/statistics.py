@@ -9,11 +9,13 @@ from ...errors import UserError
 from ..read.bit_depth import WHITE
 from ..read.header import read_header
 from .images import SHAPE_SAMPLE, FileImages, Images, ImageSettings, MemoryImages
+from .processor import Processing
 
 
 STATISTICS_SAMPLE = 2048  # images that mean and deviation are measured on, at most
 STATISTICS_FEWEST = 16
 STATISTICS_PIXELS = 1 << 18  # of an image that are enough for them
+MUCH = 0.5  # of a checkpoint's deviation: beyond it, images differ from those that it was trained on
 STATISTICS_BUDGET = 800_000_000  # pixels of JPEG files to decode for them: some seconds
 OTHER_FORMATS = 4  # times as long as JPEG at reduced size takes a pixel of other files
 SECONDS_BETWEEN_NEWS = 2
@@ -65,6 +67,33 @@ def choose_mean_std(
     if mean is None or std is None:
         mean, std = measure_mean_std(images, say)
     check_mean_std(images, mean, std)
+    return mean, std
+
+
+def keep_mean_std(
+    images: Images, own: Processing, sources: list[int | None], say: Callable[[str], None]
+) -> tuple[list[float], list[float]] | None:
+    """Mean and deviation of a checkpoint's images, for weights that know them. None if it does not say them.
+
+    `sources` names for each band of the images the checkpoint's band that it is. For a band with None they are
+    measured. `say` prints it if the images' own differ much.
+    """
+    if own.mean is None or own.std is None or max((band or 0 for band in sources), default=0) >= len(own.mean):
+        return None
+    scale = own.white / images.white if own.white not in (None, WHITE) else 1.0
+    measured = list(zip(*measure_mean_std(images, say), strict=True))  # (mean, deviation) of each band
+    kept = [
+        measured[band] if source is None else (own.mean[source] * scale, own.std[source] * scale)
+        for band, source in enumerate(sources)
+    ]
+    (mean, std), (own_mean, own_std) = ([[pair[i] for pair in pairs] for i in range(2)] for pairs in (kept, measured))
+    differences = [max(abs(a - b), abs(c - d)) for (a, c), (b, d) in zip(kept, measured, strict=True)]
+    if any(difference > MUCH * deviation for difference, deviation in zip(differences, std, strict=True)):
+        say(
+            f"note       the images differ much from the checkpoint's: their mean is {own_mean}, std {own_std}. The "
+            f"checkpoint's mean {mean}, std {std} are kept, because its weights know them; --image_mean and "
+            "--image_std replace them"
+        )
     return mean, std
 
 

@@ -28,7 +28,7 @@ def index_shards(urls: list[str], cache: ShardCache) -> list[Shard]:
         try:
             return list(pool.map(lambda url: _index(url, cache), urls))
         except ShardError as error:
-            raise UserError(f"{error}: mend it, or leave it out") from error
+            raise UserError(f"{error}: fix it, or leave it out") from error
 
 
 def fingerprint_of(shards: list[Shard]) -> str:
