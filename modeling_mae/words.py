@@ -3,5 +3,5 @@
 
 def counted(number: float, thing: str, things: str = "") -> str:
     """`1 image`, `1,234 images`; `things` is the plural where it is not the singular with an s."""
-    amount = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    amount = f"{int(number):,}" if number == int(number) else f"{number:g}"
     return f"{amount} {thing if number == 1 else things or f'{thing}s'}"

@@ -17,6 +17,7 @@ from modeling_mae.report.facts import (
 )
 from modeling_mae.report.pretraining import report_pretraining
 from modeling_mae.report.settings import folder_name, setting_text, shown_settings
+from modeling_mae.tasks import TASKS  # noqa: F401  # fills the problems that cards name
 
 
 def metadata(folder):
