@@ -123,11 +123,9 @@ def reader_of(recipe: EvalRecipe, sets: LabelledSets, accelerator: Accelerator) 
 def train_classifier(
     training: EvalTraining, decided: DecidedEvaluation, hub: Hub, resume: str | None, later: float
 ) -> dict:
-    """Train a classifier, keep the best epoch and the last, and test the best. Returns its row of results. `later` is
-    as in `Display`."""
+    """Keeps the best epoch and the last. Returns the best one's row of results. `later` is as in `Display`."""
     recipe, folder, sets = training.recipe, training.folder, decided.sets_of(training)
-    task = sets.task
-    accelerator = launch.make_accelerator(folder, recipe.trackers)
+    task, accelerator = sets.task, launch.make_accelerator(folder, recipe.trackers)
     reader = reader_of(recipe, sets, accelerator)
     view = settings(ViewSettings, recipe)
     images = classifier.training_view(task, sets.training, view, recipe.image_mean, sets.groups)
@@ -135,9 +133,9 @@ def train_classifier(
 
     # Model, optimizer, length
     config, start = model_config(recipe), None if training.n_partial is None else checkpoint_of(recipe)
-    set_seed(recipe.seed)
     labels, say = images.labels, accelerator.print
     assert labels is not None
+    set_seed(recipe.seed)
     model = task.new_model(config, start, sets.class_names, training.n_partial, labels, say)
     adapters = settings(TuningSettings, recipe).apply(model, None if start is None else start.source)
     accelerator.on_main_process(note_tuned)(recipe, folder, adapters)
@@ -145,15 +143,14 @@ def train_classifier(
     tuned, whole = (sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (False, True))
     model, optimizer = accelerator.prepare(model, optimizer)
     schedule = Schedule.from_epochs(len(images), settings(LengthSettings, recipe))
-    seen_sets = sets
+    seen_sets, epochs = sets, schedule.epoch(schedule.updates)
     if not mix.changes:
-        epochs, memory = schedule.epoch(schedule.updates), launch.feature_memory()
-        images, seen_sets = probed_sets(reader, model, images, sets, epochs, memory)
+        images, seen_sets = probed_sets(reader, model, images, sets, epochs, launch.feature_memory())
     place = Place(folder, choose_checkpoint(accelerator, folder, resume), hub.checkpoint)
-    made_with = decided.made_with(training)
-    run = open_run(accelerator, model, optimizer, images, schedule, settings(RunSettings, recipe), place, made_with)
-    described = adapters or f"{tuned:,} of {whole:,} parameters"
-    describe(training.name, recipe, run, f"{described}, {counted(len(images), 'image')}")
+    saving, made_with = settings(RunSettings, recipe), decided.made_with(training)
+    run = open_run(accelerator, model, optimizer, images, schedule, saving, place, made_with)
+    what = adapters or f"{tuned:,} of {whole:,} parameters"
+    describe(training.name, recipe, run, f"{what}, {counted(len(images), 'image')}")
     for note in task.notes(labels, recipe.label_fraction, bool(recipe.mixup or recipe.cutmix), config.label_smoothing):
         say(f"note       {note}")
 
@@ -167,14 +164,12 @@ def train_classifier(
     for update in classifier.with_patience(all_updates, run, task.problem, recipe.patience):
         for micro_batch in update.micro_batches():
             seen = micro_batch.images
-            if "features" in seen:
-                loss = model(features=seen["features"], labels=task.labels_of(seen, images.size)).loss
-            else:
-                # This seeds drop path too. All randomness depends on the update and the place in the total batch.
+            inputs = {name: seen[name] for name in ("features",) if name in seen}
+            targets = task.labels_of(seen, images.size)
+            if not inputs:  # the key seeds drop path too: randomness depends on update and place in the total batch
                 key = (recipe.seed, update.number, micro_batch.number)
-                pixel_values, mixed = mix(reader.transform(seen), task.labels_of(seen, images.size), *key)
-                loss = model(pixel_values, labels=mixed).loss
-            update.backward(loss)
+                inputs["pixel_values"], targets = mix(reader.transform(seen), targets, *key)
+            update.backward(model(**inputs, labels=targets).loss)
         update.step()
     for tracker in accelerator.trackers:
         tracker.finish()
@@ -186,8 +181,8 @@ def train_classifier(
     log = TrainingLog(run.history.read(), run.progress.update, schedule.updates_per_epoch)
     tested = Trained(training.name, folder, recipe, base_of(start), describe_training(*facts), log)
     row = test_classifier(reader, open_checkpoint(folder), tested, sets, hub)
-    row |= {"n_partial": training.n_partial, "pooling": task.reads(config)}
-    row |= {"images": len(images), "tuned_parameters": tuned, "tune": recipe.tune, **training.kind}
+    row |= {"n_partial": training.n_partial, "pooling": task.reads(config), "images": len(images), **training.kind}
+    row |= {"tuned_parameters": tuned, "tune": recipe.tune}
     if accelerator.is_main_process:
         metric = task.problem.metric
         last = [entry for entry in log.log if f"eval_{metric}" in entry][-1]
