@@ -390,7 +390,9 @@ def _in_a_curve(training: EvalTraining, sets: LabelledSets, most: float, process
     changed = {
         **{name: value for name, value in vars(fewer).items() if hasattr(recipe, name)},
         "per_device_train_batch_size": _largest_part(
-            max(1, fewer.total_batch_size // processes), recipe.per_device_train_batch_size
+            max(1, fewer.total_batch_size // processes),
+            recipe.per_device_train_batch_size,
+            even=bool(recipe.mixup or recipe.cutmix),
         ),
         "eval_epochs": max(1, round(recipe.eval_epochs * epoch / epoch_of_few)),
         "checkpointing_steps": str(epoch) if recipe.checkpointing_steps == "epoch" else recipe.checkpointing_steps,
@@ -403,6 +405,7 @@ def _in_a_curve(training: EvalTraining, sets: LabelledSets, most: float, process
     return replace(training, recipe=changed_recipe)
 
 
-def _largest_part(whole: int, limit: int) -> int:
-    """The largest divisor of `whole` that is at most `limit`."""
-    return next(part for part in range(min(whole, limit), 0, -1) if whole % part == 0)
+def _largest_part(whole: int, limit: int, even: bool) -> int:
+    """The largest divisor of `whole` that is at most `limit`. `even`: the largest even one, or 1 if there is none."""
+    parts = range(min(whole, limit), 0, -1)
+    return next((part for part in parts if whole % part == 0 and not (even and part % 2)), 1)

@@ -302,19 +302,20 @@ def test_the_table_says_whose_difference_it_is():
 
 
 @pytest.mark.parametrize(
-    ("images", "limit", "total", "part"), [(20, 10, 15, 5), (20, 16, 15, 15), (40, 16, 30, 15), (33, 16, 32, 16)]
+    ("images", "limit", "total", "part", "even"),
+    [(20, 10, 15, 5, 1), (20, 16, 15, 15, 1), (40, 16, 30, 15, 10), (33, 16, 32, 16, 16)],
 )
-def test_small_batches_split_into_whole_parts(images, limit, total, part):
+def test_small_batches_split_into_whole_parts(images, limit, total, part, even):
     """A batch of 30 or 32 is halved until the images fill it, and a process takes a divisor of it."""
     length = LengthSettings(32 if images == 33 else 30, num_train_epochs=3, warmup_epochs=0.5, base_learning_rate=0.1)
     fewer = length.for_fewer(images, 1000).total_batch_size
-    assert (fewer, _largest_part(fewer, limit)) == (total, part)
+    assert (fewer, *(_largest_part(fewer, limit, pairs) for pairs in (False, True))) == (total, part, even)
 
 
 def test_a_curve_end_to_end(tmp_path, small_recipe):  # noqa: F811
     """The whole script: two numbers of labels, from scratch; again, when all is done; and folds by group."""
     folder, folds = tmp_path / "curve", tmp_path / "folds"
-    words = (small_recipe, "--n_partial", 1, "--max_train_steps", 4, "--warmup_epochs", 0.1)
+    words = (small_recipe, "--n_partial", 1, "--max_train_steps", 2, "--warmup_epochs", 0.1)
     curve_words = (*words, "--label_fraction", 0.1, 1, "--compare", "scratch", "--output_dir", folder)
     fold_words = (*words, "--folds", 2, "--group_by", "^(.)", "--output_dir", folds)  # the rows by their first digit
     (code, output), (again_code, again), (fold_code, fold_output) = run_in_turn(
@@ -332,7 +333,7 @@ def test_a_curve_end_to_end(tmp_path, small_recipe):  # noqa: F811
     for file in ("results.txt", "README.md", "report.html"):
         assert sentence in (folder / file).read_text().replace("&#43;", "+").replace("\\", "")
     assert sentence in output and (folder / "worth.png").stat().st_size > 0
-    assert again_code == 0 and "update 4/4" not in again and sentence in again
+    assert again_code == 0 and "update 2/2" not in again and sentence in again
     assert json.loads((folder / "results.json").read_text()) == rows
     assert fold_code == 0, fold_output
     rows = json.loads((folds / "results.json").read_text())

@@ -140,7 +140,7 @@ def worth_figure(rows: list[dict[str, Any]], problem: Problem) -> Figure:
     ticks = sorted({count for points in curves_of(rows, problem).values() for count, _ in points})
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axes.set_xticks([], minor=True)
-    unit = " (%)" if problem.is_share else ""
+    unit = " (%)" if problem.is_share else " (lower is better)" if problem.lower_is_better else ""
     axes.set(xlabel="labelled images", ylabel=f"{problem.metric_title}{unit}")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
@@ -156,7 +156,7 @@ def worth_table(rows: list[dict[str, Any]], problem: Problem, verdicts: list[Ver
     ]
     several = len({verdict.arm for verdict in verdicts}) > 1
     for verdict in verdicts:
-        whose = f"{_blocks(verdict.arm)}: " if several else ""
+        whose = f"{_blocks(verdict.arm)}: " if several and verdict.against == SCRATCH else ""
         pairs = zip(verdict.differences, verdict.intervals, strict=True)
         shown = [f"{_signed(value, problem)} ({_interval(interval, problem)})" for value, interval in pairs]
         cells.append([f"{whose}better than {arm_title(verdict.against)} by", *shown])
