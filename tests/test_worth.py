@@ -114,7 +114,7 @@ def test_few_groups_tell_nothing(groups, is_clear):
     (verdict,) = verdicts(tested, [("a", "b")], CLASSES.resampled)
     assert verdict.difference == 1 and verdict.is_clear == is_clear
     text = verdict_text(verdict, ACCURACY)
-    assert is_clear or f"beyond chance (95%: +100.0 to +100.0; {groups} to evaluate on are too few to tell)" in text
+    assert is_clear or f"beyond chance (95%: +100.0 to +100.0; {groups} images or groups are too few to tell)" in text
 
 
 def test_labels_are_read_from_the_curve_where_it_first_gets_there():

@@ -69,7 +69,7 @@ def verdict_text(verdict: Verdict, problem: Problem) -> str:
     interval, labels = _interval(verdict.interval, problem), f"{verdict.labels[-1]:,} labels"
     if not verdict.is_clear:
         seeds = "" if verdict.seeds_agree else "; the seeds disagree"
-        few = f"; {verdict.units} to evaluate on are too few to tell" if verdict.is_of_few else ""
+        few = f"; {verdict.units} images or groups are too few to tell" if verdict.is_of_few else ""
         return f"{own} and {other}: no difference beyond chance ({interval}{seeds}{few})."
     if verdict.difference < 0:
         return f"{own} is {_points(-verdict.difference, problem)} worse than {other} ({interval})."
