@@ -68,11 +68,11 @@ def main(options: EvalArguments) -> None:
     sets, recipe = decided.sets, decided.recipe
     say(f"data       {sets}, mean {recipe.image_mean}, std {recipe.image_std}{sets.remarks}")
     say(f"recipe     {folder / 'recipe.yaml'}", flush=True)
+    work = decided.work(accelerator.num_processes)  # refuses what cannot work, also a plan
     if options.plan:
         return
     say(f"parallel   {launch.describe_parallelism(accelerator)}")
     rows, trained = frozen_rows(decided, accelerator, hub), list[dict]()
-    work = decided.work(accelerator.num_processes)
     with hub.finishing_uploads(accelerator):
         to_do = sum(amount for name, amount in work.items() if not finished[name])
         for training in decided.trainings:

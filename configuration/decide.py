@@ -47,9 +47,10 @@ from modeling_mae.training.optim import LengthSettings, OptimizerSettings
 from modeling_mae.training.resizing import Resizing
 from modeling_mae.training.trials import Trial, TrialSettings, find_batch_size, fit_length
 from modeling_mae.training.tuning import TuningSettings
+from modeling_mae.words import counted
 
 from .arguments import PretrainArguments, PretrainRecipe
-from .checks import check_tune
+from .checks import check_augmentation, check_tune
 from .errors import ArgumentError
 from .evaluation import EvalArguments, EvalRecipe, EvalTraining
 from .model import checkpoint_of, model_config, model_settings
@@ -291,6 +292,8 @@ def decide_evaluation(options: EvalArguments, accelerator: Accelerator, before: 
         ArgumentError, UserError: something is wrong with one of the trainings.
     """
     say, config, start = accelerator.print, model_config(options), checkpoint_of(options)
+    for training in options.trainings():
+        _at_the_size_of_others(training, config)  # errors come before the images are read
     readouts = settings(ReadoutSettings, options).chosen(config.num_hidden_layers)
     name, reads_features = options.model_name_or_path, options.reads_features
     tests_checkpoint = not options.do_train and classifier.is_tested(config, name, reads_features)
@@ -347,7 +350,7 @@ def _at_the_size_of_others(training: EvalTraining, config: MAEConfig) -> EvalTra
     """A training from the starting weights, whose model has another size of images before.
 
     Raises:
-        ArgumentError: it takes another number of channels.
+        ArgumentError: it takes another number of channels, or its patches do not fit the size.
     """
     recipe, own = training.recipe, model_config(training.recipe) if training.starts else config
     if own.num_channels != config.num_channels:
@@ -359,7 +362,15 @@ def _at_the_size_of_others(training: EvalTraining, config: MAEConfig) -> EvalTra
         return training
     height, width = config.image_height_width
     size = f"image_size={height if height == width else [height, width]}"
-    return replace(training, recipe=replace(recipe, config_overrides=[*recipe.config_overrides, size]))
+    sized = replace(recipe, config_overrides=[*recipe.config_overrides, size])
+    try:
+        model_config(sized)
+    except ArgumentError as error:
+        raise ArgumentError(
+            f"compare start: the weights of {recipe.model_name_or_path!r} cannot take these images ({error}): leave "
+            "start out"
+        ) from None
+    return replace(training, recipe=sized)
 
 
 def _in_a_curve(training: EvalTraining, sets: LabelledSets, most: float, processes: int) -> EvalTraining:
@@ -378,10 +389,23 @@ def _in_a_curve(training: EvalTraining, sets: LabelledSets, most: float, process
     )
     changed = {
         **{name: value for name, value in vars(fewer).items() if hasattr(recipe, name)},
-        "per_device_train_batch_size": min(
-            recipe.per_device_train_batch_size, max(1, fewer.total_batch_size // processes)
+        "per_device_train_batch_size": _largest_part(
+            max(1, fewer.total_batch_size // processes),
+            recipe.per_device_train_batch_size,
+            even=bool(recipe.mixup or recipe.cutmix),
         ),
         "eval_epochs": max(1, round(recipe.eval_epochs * epoch / epoch_of_few)),
         "checkpointing_steps": str(epoch) if recipe.checkpointing_steps == "epoch" else recipe.checkpointing_steps,
     }
-    return replace(training, recipe=replace(recipe, **changed))
+    changed_recipe = replace(recipe, **changed)
+    try:
+        check_augmentation(changed_recipe)
+    except ArgumentError as error:
+        raise ArgumentError(f"{training.name}, on {counted(few, 'image')}: {error}") from None
+    return replace(training, recipe=changed_recipe)
+
+
+def _largest_part(whole: int, limit: int, even: bool) -> int:
+    """The largest divisor of `whole` that is at most `limit`. `even`: the largest even one, or 1 if there is none."""
+    parts = range(min(whole, limit), 0, -1)
+    return next((part for part in parts if whole % part == 0 and not (even and part % 2)), 1)

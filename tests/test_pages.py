@@ -204,6 +204,8 @@ def test_what_to_do_after_an_evaluation():
     assert "Pre-training is better than none: accuracy 62.5 %, from scratch 50.0 %." in better
     worse = evaluation([{**scratch, "accuracy": 0.5}, {**tuned, "accuracy": 0.5}])
     assert "no better than none" in worse and "Pre-train longer" in worse
+    start = {"name": "start-n_partial-4", "n_partial": 4, "accuracy": 0.9}  # not this pre-training
+    assert "accuracy 62.5 %" in evaluation([{**scratch, "accuracy": 0.5}, {**tuned, "accuracy": 0.625}, start])
     confusion = [[4, 0, 1], [3, 1, 0], [0, 0, 0]]
     row = {**tuned, "accuracy": 0.5, "confusion_matrix": confusion}
     said = evaluation([row], class_names=["cat", "dog", "owl"])

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from modeling_mae.files import replacing, write_json
-from modeling_mae.report.evaluation import describe_training, report_evaluation, report_training, results_table
+from modeling_mae.report.evaluation import WORST, describe_training, report_evaluation, report_training, results_table
 from modeling_mae.report.facts import (
     DataFacts,
     FeatureFacts,
@@ -270,7 +270,8 @@ def report_small_evaluation(folder, rows, folders, skipped=0):
 
 def test_report_of_an_evaluation(tmp_path, capsys):
     report_small_evaluation(tmp_path, FROZEN + TRAINED, ["n_partial-0", "n_partial-0.5", "from-scratch"], skipped=4)
-    assert names(tmp_path) == {*EVALUATION_FILES, "partial.png", "README.md"} and set(WRITTEN) >= EVALUATION_FILES
+    assert names(tmp_path) == {*EVALUATION_FILES, "partial.png", "README.md"}
+    assert set(WRITTEN) >= {*EVALUATION_FILES, WORST}
     rows = read_json(tmp_path / "results.json")
     assert rows[0]["knn"] == {"10": 0.5, "20": 0.625} and rows[2:] == TRAINED  # JSON's keys are text
     assert stripped((tmp_path / "results.txt").read_text()) == TABLE.splitlines()

@@ -16,7 +16,7 @@ from modeling_mae.data.serve.images import MemoryImages
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.classifier import is_over, with_patience
 from modeling_mae.tasks import CLASSES, NUMBERS
-from modeling_mae.tasks.sets import LabelledSets
+from modeling_mae.tasks.sets import LabelledSets, match_labels
 from modeling_mae.tasks.splits import fold_of, leaks, part_of, sets_of_fold
 
 
@@ -60,16 +60,16 @@ def test_groups_are_read_from_a_column_or_from_file_names(tmp_path):
         groups_of(Source(empty, "image", None, "x"), "site")
 
 
-# --- parts and folds ---
-
-
-@pytest.mark.parametrize("seed", range(5))
 def test_the_slices_of_a_volume_are_a_group():
     names = ["a/scan.nii.gz#z=9", "a/scan.nii.gz#z=87", "b/scan.nii.gz#z=9", "photo#z.png"]
     volumes = ["a/scan.nii.gz", "a/scan.nii.gz", "b/scan.nii.gz", "photo#z.png"]
     assert [re.search(VOLUME_OF_A_SLICE, name)[1] for name in names] == volumes
 
 
+# --- parts and folds ---
+
+
+@pytest.mark.parametrize("seed", range(5))
 def test_a_fraction_takes_whole_groups_and_every_class(seed):
     generator = np.random.default_rng(seed)
     groups = np.array([f"patient {n}" for n in generator.integers(0, 30, 300)])
@@ -105,8 +105,26 @@ def test_more_folds_than_images_or_groups_are_refused():
     labels = np.array([0] * 9 + [1] * 3)
     with pytest.raises(UserError, match="folds 5 are more than the 3 images of a class: give --folds 3"):
         fold_of(labels, None, 5, 1)
+    with pytest.raises(
+        UserError, match="folds 2 are more than the 1 image of a class: leave folds out, and give --validation_dir"
+    ):
+        fold_of(labels[:10], None, 2, 1)
     with pytest.raises(UserError, match="folds 3 are more than the 2 groups"):
         fold_of(labels, np.arange(12) % 2, 3, 1)
+
+
+def test_the_labels_of_folds_are_read_once():
+    """Masks take long."""
+    source, read = object(), []
+
+    class Labels:
+        def read(self, source, names):
+            read.append(source)
+            return np.arange(3), ["a", "b", "c"]
+
+    found = match_labels(source, lambda: (source, "folds"), Labels())
+    assert read == [source] and found.train.tolist() == found.evaluation.tolist() == [0, 1, 2]
+    assert (found.names, found.eval_split, found.eval_source) == (["a", "b", "c"], "folds", source)
 
 
 def test_the_sets_of_a_fold_hold_its_images(pixels):

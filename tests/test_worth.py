@@ -6,20 +6,21 @@ import json
 import numpy as np
 import pytest
 import yaml
+from accelerate import Accelerator
 from conftest import TINY_GRAY, run_in_turn
 from sklearn.metrics import average_precision_score
 from test_eval_script import checkpoint  # noqa: F401
 from test_eval_script import recipe as small_recipe  # noqa: F401
 
 from configuration import ArgumentError, EvalArguments, EvalTraining, model_config
-from configuration.decide import _at_the_size_of_others
+from configuration.decide import _at_the_size_of_others, _largest_part, decide_evaluation
 from configuration.parsing import parse_mapping, recipe_text
 from modeling_mae import MAEConfig, MAEForPreTraining
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.worth import Curve, Judged, compare, labels_for, round_level, verdicts
 from modeling_mae.report.problem import problem_named
 from modeling_mae.report.run import read_run
-from modeling_mae.report.worth import Verdict, curves_of, verdict_text
+from modeling_mae.report.worth import Verdict, curves_of, verdict_text, worth_table
 from modeling_mae.tasks import CLASSES, MASKS, NUMBERS, SEVERAL_CLASSES
 from modeling_mae.tasks.metrics import drawn_sets, iou_of
 from modeling_mae.training.optim import LengthSettings, Schedule
@@ -85,9 +86,41 @@ def test_curves_without_a_common_value_give_a_bound():
     assert (worse.times, worse.bound) == (0.1, "less")
 
 
+def test_curves_that_meet_at_their_ends_only():
+    """Both reach 0.5, the first with 100 labels, the second with 1,000 or with 100 too."""
+    flat, rising, falling = (curve([100, 1000], scores) for scores in ([0.5, 0.5], [0.3, 0.5], [0.5, 0.3]))
+    verdicts = [compare("a", "b", flat, other) for other in (rising, falling)]
+    assert [(each.level, each.bound) for each in verdicts] == [(0.5, "")] * 2
+    assert [each.times for each in verdicts] == pytest.approx([10, 1])
+
+
+def test_a_difference_of_rounding_is_none():
+    """0.1 + 0.2 is a little more than 0.3. A tie of one seed is no disagreement with the others."""
+    more, same = (
+        Curve(np.array([100.0]), scores, scores[:, :, None].repeat(9, 2), 100)
+        for scores in (np.array([[0.1 + 0.2, 0.5]]), np.array([[0.3, 0.5]]))
+    )
+    verdict = compare("a", "b", more, same)
+    assert verdict.difference > 0 and not verdict.is_clear
+    better = dataclasses.replace(more, scores=np.array([[0.3, 0.6]]))
+    assert compare("a", "b", better, same).seeds_agree
+
+
+@pytest.mark.parametrize(("groups", "is_clear"), [(1, False), (5, False), (6, True), (None, True)])
+def test_few_groups_tell_nothing(groups, is_clear):
+    """One arm is always right and the other never. Five fair coins are alike in 2 / 2^5 = 6% of cases."""
+    belonging = None if groups is None else np.arange(60) % groups
+    tested = [Judged(np.full((60, 1), float(arm == "a")), arm, 1.0, 0, 90, belonging) for arm in "ab"]
+    (verdict,) = verdicts(tested, [("a", "b")], CLASSES.resampled)
+    assert verdict.difference == 1 and verdict.is_clear == is_clear
+    text = verdict_text(verdict, ACCURACY)
+    assert is_clear or f"beyond chance (95%: +100.0 to +100.0; {groups} images or groups are too few to tell)" in text
+
+
 def test_labels_are_read_from_the_curve_where_it_first_gets_there():
     labels, scores = np.array([10.0, 100, 1000]), np.array([0.2, 0.6, 0.5])
     assert labels_for(0.4, labels, scores) == pytest.approx(10**1.5)
+    assert labels_for(0.6, labels, scores) == pytest.approx(100)
     assert labels_for(0.1, labels, scores) == pytest.approx(10) and labels_for(0.9, labels, scores) == pytest.approx(
         1000
     )
@@ -232,6 +265,13 @@ def test_the_starting_weights_see_images_of_the_same_size(tmp_path):
     other = dataclasses.replace(training, recipe=dataclasses.replace(recipe, model_name_or_path=str(places[1])))
     with pytest.raises(ArgumentError, match="take 3 channels, and the images have 1: leave start out"):
         _at_the_size_of_others(other, config)
+    with pytest.raises(ArgumentError, match=r"cannot take these images \(.*multiple of patch_size.*leave start out"):
+        _at_the_size_of_others(training, MAEConfig(**{**TINY_GRAY, "image_size": 30, "patch_size": 6}))
+    # also said before the images are read: there are none
+    (places[0] / "recipe.yaml").write_text(f"model_name_or_path: {places[1]}\n")
+    start = dataclasses.replace(arguments(compare=["start"], train_dir="none"), model_name_or_path=str(places[0]))
+    with pytest.raises(ArgumentError, match="take 3 channels"):
+        decide_evaluation(start, Accelerator(), {})
 
 
 @pytest.mark.parametrize("images", [120, 40, 1000])
@@ -244,10 +284,38 @@ def test_few_labels_get_as_many_updates_as_all(images):
     assert fewer.total_batch_size == {120: 64, 40: 32, 1000: 64}[images]
 
 
+def test_the_table_says_whose_difference_it_is():
+    rows = [
+        {"name": arm, "arm": arm, "label_fraction": 1.0, "images": 120, "accuracy": 0.5}
+        for arm in ("n_partial-0", "n_partial-4", "from-scratch")
+    ]
+    found = [
+        Verdict(arm, "from-scratch", [120], [0.0], [[-0.1, 0.1]], 0.0, [-0.1, 0.1], True)
+        for arm in ("n_partial-0", "n_partial-4")
+    ]
+    titles = [[row[0] for row in worth_table(rows, ACCURACY, each).rows][3:] for each in (found, found[1:])]
+    assert titles[0] == [
+        "no block tuned: better than training from scratch by",
+        "4 blocks tuned: better than training from scratch by",
+    ]
+    assert titles[1] == ["better than training from scratch by"]
+
+
+@pytest.mark.parametrize(
+    ("images", "limit", "total", "part", "even"),
+    [(20, 10, 15, 5, 1), (20, 16, 15, 15, 1), (40, 16, 30, 15, 10), (33, 16, 32, 16, 16)],
+)
+def test_small_batches_split_into_whole_parts(images, limit, total, part, even):
+    """A batch of 30 or 32 is halved until the images fill it, and a process takes a divisor of it."""
+    length = LengthSettings(32 if images == 33 else 30, num_train_epochs=3, warmup_epochs=0.5, base_learning_rate=0.1)
+    fewer = length.for_fewer(images, 1000).total_batch_size
+    assert (fewer, *(_largest_part(fewer, limit, pairs) for pairs in (False, True))) == (total, part, even)
+
+
 def test_a_curve_end_to_end(tmp_path, small_recipe):  # noqa: F811
     """The whole script: two numbers of labels, from scratch; again, when all is done; and folds by group."""
     folder, folds = tmp_path / "curve", tmp_path / "folds"
-    words = (small_recipe, "--n_partial", 1, "--max_train_steps", 4, "--warmup_epochs", 0.1)
+    words = (small_recipe, "--n_partial", 1, "--max_train_steps", 2, "--warmup_epochs", 0.1)
     curve_words = (*words, "--label_fraction", 0.1, 1, "--compare", "scratch", "--output_dir", folder)
     fold_words = (*words, "--folds", 2, "--group_by", "^(.)", "--output_dir", folds)  # the rows by their first digit
     (code, output), (again_code, again), (fold_code, fold_output) = run_in_turn(
@@ -265,7 +333,7 @@ def test_a_curve_end_to_end(tmp_path, small_recipe):  # noqa: F811
     for file in ("results.txt", "README.md", "report.html"):
         assert sentence in (folder / file).read_text().replace("&#43;", "+").replace("\\", "")
     assert sentence in output and (folder / "worth.png").stat().st_size > 0
-    assert again_code == 0 and "update 4/4" not in again and sentence in again
+    assert again_code == 0 and "update 2/2" not in again and sentence in again
     assert json.loads((folder / "results.json").read_text()) == rows
     assert fold_code == 0, fold_output
     rows = json.loads((folds / "results.json").read_text())

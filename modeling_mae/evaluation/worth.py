@@ -18,6 +18,7 @@ from ..tasks.metrics import drawn_sets
 
 EACH_IMAGE = "each_image.npy"  # in the folder of a training
 COVERED = 0.95  # the share of intervals that hold the truth
+ROUNDING = 1e-12  # smaller shares of a metric are errors of rounding
 
 
 def save_each_image(folder: Path, values: np.ndarray) -> None:
@@ -120,30 +121,32 @@ def _curve(trained: list[Judged], resampled: Callable, sign: int) -> Curve:
     return Curve(labels, sign * scores, sign * np.concatenate([np.array(block) for block in drawn], 2), units)
 
 
-def interval(drawn: np.ndarray, units: int) -> list:
-    """95% of values on drawn sets ``(..., draws)``, as lists of two.
+def interval(drawn: np.ndarray, units: int, noise: float = 0.0) -> list:
+    """95% of values on drawn sets ``(..., draws)``, as lists of two. An end that is smaller than `noise` is 0.
 
     The quantiles are those of Hesterberg's expanded percentile interval (arXiv 1411.5279): sets drawn from few `units`
     differ a little less than sets of new ones would.
     """
     widened = np.sqrt(units / max(1, units - 1)) * stats.t.ppf((1 + COVERED) / 2, max(1, units - 1))
-    quantiles = stats.norm.cdf([-widened, widened])
-    return np.moveaxis(np.quantile(drawn, quantiles, axis=-1), 0, -1).tolist()
+    ends = np.quantile(drawn, stats.norm.cdf([-widened, widened]), axis=-1)
+    return np.moveaxis(np.where(np.abs(ends) < noise, 0.0, ends), 0, -1).tolist()
 
 
 def compare(own_name: str, other_name: str, own: Curve, other: Curve) -> Verdict:
     """The verdict on two arms that were trained with the same labels and seeds."""
     gains, drawn = own.scores - other.scores, own.drawn - other.drawn
     signs = np.sign(gains.mean(0))  # (seeds,)
+    noise = ROUNDING * float(max(np.abs(curve.drawn).max() for curve in (own, other)))
     verdict = Verdict(
         arm=own_name,
         against=other_name,
         labels=own.labels.round().astype(int).tolist(),
         differences=gains.mean(1).tolist(),
-        intervals=interval(drawn.mean(1), own.units),
+        intervals=interval(drawn.mean(1), own.units, noise),
         difference=float(gains.mean()),
-        interval=interval(drawn.mean((0, 1)), own.units),
-        seeds_agree=bool((signs == signs[0]).all()),
+        interval=interval(drawn.mean((0, 1)), own.units, noise),
+        seeds_agree=not signs.min() < 0 < signs.max(),
+        units=own.units,
     )
     return _with_times(verdict, own, other) if len(own.labels) > 1 else verdict
 
@@ -152,11 +155,11 @@ def _with_times(verdict: Verdict, own: Curve, other: Curve) -> Verdict:
     """The verdict with how many times the labels the other arm needs for the same metric."""
     scores, others = (np.maximum.accumulate(curve.scores.mean(1)) for curve in (own, other))
     low, high = max(scores[0], others[0]), min(scores[-1], others[-1])
-    if low >= high:  # the curves have no value in common
-        more = scores[0] >= others[-1]
+    if low > high:  # the curves have no value in common
+        more = scores[0] > others[-1]
         ratio = other.labels[-1] / own.labels[0] if more else other.labels[0] / own.labels[-1]
         return replace(verdict, times=float(ratio), bound="more" if more else "less")
-    level = round_level(low, high)
+    level = float(low) if low == high else round_level(low, high)
     times = labels_for(level, other.labels, others) / labels_for(level, own.labels, scores)
     drawn = [
         labels_for(level, other.labels, theirs) / labels_for(level, own.labels, ours)
@@ -170,7 +173,9 @@ def labels_for(level: float, labels: np.ndarray, scores: np.ndarray) -> float:
     """The labels with which a curve first reaches `level`, on a line between its points over the logarithm of the
     labels. Beyond its ends, the labels of the end."""
     reached = np.maximum.accumulate(scores)
-    return float(np.exp(np.interp(level, reached, np.log(labels))))
+    first = int(np.searchsorted(reached, level))
+    ends = slice(max(0, first - 1), first + 1)
+    return float(np.exp(np.interp(level, reached[ends], np.log(labels[ends]))))
 
 
 def round_level(low: float, high: float) -> float:

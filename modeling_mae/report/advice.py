@@ -11,6 +11,7 @@ from .parts import Text
 from .problem import Problem, problem_named
 from .run import RunFiles, Training
 from .settings import folder_names, setting_text
+from .worth import START
 
 
 FEW_UPDATES = 20  # updates per epoch that a small set should have
@@ -214,7 +215,7 @@ def _length_of_training(
 
 def _gain_of_pretraining(trained: list[dict[str, Any]], problem: Problem) -> Iterator[Text]:
     scratch = next((row for row in trained if row["n_partial"] is None), None)
-    tuned = [row for row in trained if row["n_partial"]]
+    tuned = [row for row in trained if row["n_partial"] and not row["name"].startswith(START)]
     if scratch is None or not tuned:
         return
     best, unit = max(tuned, key=problem.score), " %" if problem.is_share else ""

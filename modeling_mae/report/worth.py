@@ -11,6 +11,7 @@ from .problem import Problem
 
 
 VERDICTS, PICTURE = "worth.json", "worth.png"
+FEWEST = 6  # images or groups: five agree by chance in 6% of cases, six in 3%
 OWN, START, SCRATCH = "n_partial-", "start-", "from-scratch"  # how the names of the arms begin
 
 
@@ -25,11 +26,12 @@ class Verdict:
     intervals: list[list[float]]  # 95% of each
     difference: float  # the mean of all
     interval: list[float]
-    seeds_agree: bool  # whether all seeds have the same sign
+    seeds_agree: bool  # whether no two seeds have opposite signs
     level: float | None = None  # the value of the metric at which `times` is read from the curves
     times: float | None = None  # how many times the labels `against` needs; None for a single number of labels
     times_interval: list[float] | None = None
     bound: str = ""  # more or less, if the curves have no value in common: `times` is only a bound
+    units: int | None = None  # images to evaluate on, or groups of them; None: not known
 
     @property
     def is_whole(self) -> bool:
@@ -40,16 +42,25 @@ class Verdict:
     @property
     def is_clear(self) -> bool:
         """Whether the difference is beyond chance."""
-        return self.seeds_agree and self.interval[0] * self.interval[1] > 0
+        return self.seeds_agree and not self.is_of_few and self.interval[0] * self.interval[1] > 0
+
+    @property
+    def is_of_few(self) -> bool:
+        """Whether the evaluation set is too small to tell a difference from chance."""
+        return self.units is not None and self.units < FEWEST
 
 
 def arm_title(arm: str) -> str:
     """An arm in words."""
     if arm == SCRATCH:
         return "training from scratch"
+    start = "the starting weights" if arm.startswith(START) else "own pre-training"
+    return f"{start} ({_blocks(arm)})"
+
+
+def _blocks(arm: str) -> str:
     count = arm.removeprefix(START).removeprefix(OWN)
-    blocks = "no block tuned" if count == "0" else f"{count} block{'s' * (count not in ('0.5', '1'))} tuned"
-    return f"the starting weights ({blocks})" if arm.startswith(START) else f"own pre-training ({blocks})"
+    return "no block tuned" if count == "0" else f"{count} block{'s' * (count not in ('0.5', '1'))} tuned"
 
 
 def verdict_text(verdict: Verdict, problem: Problem) -> str:
@@ -58,7 +69,8 @@ def verdict_text(verdict: Verdict, problem: Problem) -> str:
     interval, labels = _interval(verdict.interval, problem), f"{verdict.labels[-1]:,} labels"
     if not verdict.is_clear:
         seeds = "" if verdict.seeds_agree else "; the seeds disagree"
-        return f"{own} and {other}: no difference beyond chance ({interval}{seeds})."
+        few = f"; {verdict.units} images or groups are too few to tell" if verdict.is_of_few else ""
+        return f"{own} and {other}: no difference beyond chance ({interval}{seeds}{few})."
     if verdict.difference < 0:
         return f"{own} is {_points(-verdict.difference, problem)} worse than {other} ({interval})."
     if verdict.times is None:
@@ -128,10 +140,10 @@ def worth_figure(rows: list[dict[str, Any]], problem: Problem) -> Figure:
     ticks = sorted({count for points in curves_of(rows, problem).values() for count, _ in points})
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axes.set_xticks([], minor=True)
-    unit = " (%)" if problem.is_share else ""
+    unit = " (%)" if problem.is_share else " (lower is better)" if problem.lower_is_better else ""
     axes.set(xlabel="labelled images", ylabel=f"{problem.metric_title}{unit}")
     axes.grid(alpha=0.3)
-    axes.legend(framealpha=0)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 
@@ -142,10 +154,12 @@ def worth_table(rows: list[dict[str, Any]], problem: Problem, verdicts: list[Ver
     cells = [
         [arm_title(arm), *(_mean_and_range(values, problem) for _, values in points)] for arm, points in curves.items()
     ]
+    several = len({verdict.arm for verdict in verdicts}) > 1
     for verdict in verdicts:
+        whose = f"{_blocks(verdict.arm)}: " if several and verdict.against == SCRATCH else ""
         pairs = zip(verdict.differences, verdict.intervals, strict=True)
         shown = [f"{_signed(value, problem)} ({_interval(interval, problem)})" for value, interval in pairs]
-        cells.append([f"better than {arm_title(verdict.against)} by", *shown])
+        cells.append([f"{whose}better than {arm_title(verdict.against)} by", *shown])
     return Table(cells, ["labelled images", *counts], numbers=True)
 
 
@@ -163,6 +177,6 @@ def worth_parts(rows: list[dict[str, Any]], problem: Problem, verdicts: list[Ver
     parts: list[Part] = [Text(verdict_text(verdict, problem)) for verdict in verdicts]
     parts.append(worth_table(rows, problem, verdicts))
     if any(len(points) > 1 for points in curves.values()):
-        title = f"{problem.metric_title.capitalize()} by labelled images"
+        title = f"{problem.metric_title[0].upper()}{problem.metric_title[1:]} by labelled images: mean and range"
         parts.append(Picture(PICTURE, title, chart=worth_figure(rows, problem)))
     return parts

@@ -118,6 +118,8 @@ def match_labels(
         task = task or task_of_labels(source)
         train, names = task.read(source, names)
     eval_source, split = loaded or load_eval()
+    if eval_source is source and train is not None and names is not None:  # folds
+        return MatchingLabels(task, train, train, eval_source, split, names)
     evaluation, names = task.read(eval_source, names)
     return MatchingLabels(task, train, evaluation, eval_source, split, names)
 

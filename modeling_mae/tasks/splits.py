@@ -9,6 +9,7 @@ import numpy as np
 from ..data.serve.images import Images, MemoryImages
 from ..data.serve.masked import MaskedImages
 from ..errors import UserError
+from ..words import counted
 from .protocol import Task
 from .sets import LabelledSets
 
@@ -47,7 +48,8 @@ def fold_of(labels: np.ndarray, groups: np.ndarray | None, folds: int, fold: int
     fewest = int(np.unique(labels, return_counts=True)[1].min()) if single else len(labels)
     if fewest < folds:
         what = "a class" if single else "the set"
-        raise UserError(f"folds {folds} are more than the {fewest} images of {what}: give --folds {max(2, fewest)}")
+        remedy = f"give --folds {fewest}" if fewest > 1 else "leave folds out, and give --validation_dir"
+        raise UserError(f"folds {folds} are more than the {counted(fewest, 'image')} of {what}: {remedy}")
     if groups is not None and len(np.unique(groups)) < folds:
         raise UserError(f"folds {folds} are more than the {len(np.unique(groups))} groups: give fewer")
     options = {"n_splits": folds, "shuffle": True, "random_state": 0}

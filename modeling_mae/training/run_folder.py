@@ -21,8 +21,9 @@ WRITTEN = (
     ".partial-* adapter last tensorboard pictures history.jsonl trainer_state.json arguments.json summary.json "
     "knn.json results.json results.txt report.html eval_results.json config.json preprocessor_config.json "
     "model*.safetensors model.safetensors.index.json README.md loss.png features.png reconstruction.png "
-    "neighbours.png training.png confusion.png partial.png worth.png worth.json each_image.npy predictions.parquet "
-    "configuration_mae.py masking_mae.py modeling_mae.py image_processing_mae.py segmentation_mae.py"
+    "neighbours.png training.png confusion.png worst.png partial.png worth.png worth.json each_image.npy "
+    "predictions.parquet configuration_mae.py masking_mae.py modeling_mae.py image_processing_mae.py "
+    "segmentation_mae.py"
 ).split()
 
 
