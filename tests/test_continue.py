@@ -250,6 +250,9 @@ def test_new_bands_are_those_of_the_images(place):
     config = model_config(args)
     assert config.num_channels == 5 and any("num_channels=5: the images have 5 bands" in line for line in lines)
     assert model_config(continued(place / "colour", "--new_bands", "mean", channels=5, before=chosen)[0]) == config
+    for size in ("image_size=32", "patch_size=4"):  # another size is given before the bands are chosen
+        words = ("--new_bands", "mean", "--config_overrides", size)
+        assert model_config(continued(place / "colour", *words, channels=5)[0]).num_channels == 5
     with pytest.raises(ArgumentError, match="the images have 5 bands, and the checkpoint takes 3: give --new_bands"):
         continued(place / "colour", channels=5)
 
