@@ -84,7 +84,8 @@ def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub)
     beginning = Beginning(MAEForPreTraining(config)) if start is None else start.beginning(config)
     model = beginning.model
     parameters = sum(p.numel() for p in model.parameters())
-    tuned = settings(TuningSettings, recipe).apply(model, None if start is None else start.source, beginning.new)
+    changed, source = beginning.new | beginning.fitted, None if start is None else start.source
+    tuned = settings(TuningSettings, recipe).apply(model, source, changed)
     about = ModelFacts.of(config, parameters, tuned)
     accelerator.on_main_process(note_tuned)(recipe, place.folder, tuned, decided.reasons)
     optimizer = make_optimizer(model, settings(OptimizerSettings, recipe), beginning.new)

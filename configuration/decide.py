@@ -109,7 +109,10 @@ def decide(options: PretrainArguments, source: Source, accelerator: Accelerator,
     mean, std = choose_mean_std(sets.images, settings(ImageSettings, recipe), before, say)
     recipe = replace(recipe, image_mean=mean, image_std=std, white_value=_open_white(sets.images.white))
     if recipe.auto_batch_size or (recipe.max_hours and not goes_on):
-        recipe = _by_trials(recipe, config, sets, resizing, accelerator, goes_on, reasons)
+        changed = frozenset[str]() if start is None else start.patch_layers
+        optimizer, tuning = settings(OptimizerSettings, recipe), settings(TuningSettings, recipe)
+        trial = Trial(accelerator, config, optimizer, tuning, changed)
+        recipe = _by_trials(recipe, trial, sets, resizing, goes_on, reasons)
     if recipe.max_hours and goes_on and "num_train_epochs" not in chosen:
         say("note       max_hours only applies when a run begins: this run keeps its length")
     if recipe.max_hours:
@@ -204,15 +207,14 @@ def _open_sets(
 
 def _by_trials(
     recipe: PretrainRecipe,
-    config: MAEConfig,
+    trial: Trial,
     sets: PretrainingSets,
     resizing: Resizing,
-    accelerator: Accelerator,
     goes_on: bool,
     reasons: list[str],
 ) -> PretrainRecipe:
     """The recipe with the largest batch that fits into memory, and the length that fits into `max_hours`."""
-    trial = Trial(accelerator, config, settings(OptimizerSettings, recipe), settings(TuningSettings, recipe))
+    accelerator = trial.accelerator
     if recipe.auto_batch_size:
         model = accelerator.unwrap_model(trial.model, keep_torch_compile=False)
         fitting = find_batch_size(accelerator, model, recipe.total_batch_size, recipe.per_device_train_batch_size)

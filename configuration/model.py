@@ -135,7 +135,8 @@ def checkpoint_of(args):
         fitted = _fields_to_fit(args, overrides)
         others = {name: value for name, value in overrides.items() if name not in fitted}
         checkpoint = open_checkpoint(args.model_name_or_path, others, cache_dir=args.cache_dir)
-        return checkpoint.fitted(fitted, args.new_bands) if fitted else checkpoint
+        new_bands = args.new_bands if "num_channels" in fitted else None  # own_images has not chosen the bands yet
+        return checkpoint.fitted(fitted, new_bands) if fitted else checkpoint
     except UserError as error:
         raise ArgumentError(f"model_name_or_path: {error}") from error
 

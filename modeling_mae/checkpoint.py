@@ -5,7 +5,7 @@ import copy
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,7 +18,7 @@ from transformers.utils import CONFIG_NAME, cached_file, logging
 
 from .configuration_mae import MAEConfig
 from .errors import UserError, refuse_missing
-from .interop.patches import fit_patches, sources_of_bands
+from .interop.patches import PATCH_LAYERS, fit_patches, sources_of_bands
 from .interop.read import BROKEN, HUB_OPTIONS, check_content, read, read_json, read_processor
 from .interop.state_dicts import Foreign, one_line, refuse_contradictions
 from .modeling_mae import EvalNet, MAEForPreTraining, MAEModel, MAEPreTrainedModel
@@ -50,25 +50,34 @@ PARTS = {
 @dataclass(frozen=True)
 class Beginning:
     """A pre-training model before its first update. `new` are the names of its trained parameters that the checkpoint
-    does not have. `about` says how many were loaded and how many are new."""
+    does not have, `fitted` of those that it has for other bands or patches. `about` says how many were loaded and how
+    many are new."""
 
     model: MAEForPreTraining
     new: frozenset[str] = frozenset()
     about: str = ""
+    fitted: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, model: MAEForPreTraining, new: set[str]) -> "Beginning":
+    def of(cls, model: MAEForPreTraining, new: set[str], patches: frozenset[str] = frozenset()) -> "Beginning":
+        """`patches` are the parameters of other bands or patches, fitted or new."""
         sizes = {name: value.numel() for name, value in model.named_parameters() if value.requires_grad}
         count = sum(sizes[name] for name in new)
-        parts = ", ".join(cls(model, frozenset(new)).new_parts)
         about = f"{(sum(sizes.values()) - count) / 1e6:.3g} M parameters loaded, "
-        return cls(model, frozenset(new), about + (f"{count / 1e6:.3g} M new ({parts})" if new else "none new"))
+        about += f"{count / 1e6:.3g} M new ({', '.join(_parts(new))})" if new else "none new"
+        fitted = patches - new
+        about += f", fitted to the images: {' and '.join(reversed(_parts(fitted)))}" if fitted else ""
+        return cls(model, frozenset(new), about, fitted)
 
     @property
     def new_parts(self) -> list[str]:
         """The parts of the model that have new parameters, in words."""
-        parts = [next(part for start, part in PARTS.items() if name.startswith(start)) for name in sorted(self.new)]
-        return list(dict.fromkeys(part for part in parts if part != "prediction layer" or "decoder" not in parts))
+        return _parts(self.new)
+
+
+def _parts(names: Iterable[str]) -> list[str]:
+    parts = [next(part for start, part in PARTS.items() if name.startswith(start)) for name in sorted(names)]
+    return list(dict.fromkeys(part for part in parts if part != "prediction layer" or "decoder" not in parts))
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,11 @@ class Checkpoint:
     def has_new_parts(self) -> bool:
         """Whether a pre-training has parts that the checkpoint does not have."""
         return not self.has_decoder or self.new_bands == "random"
+
+    @property
+    def patch_layers(self) -> frozenset[str]:
+        """The parameters of a pre-training that are for other bands or patches than the checkpoint's."""
+        return PATCH_LAYERS if self.patches is not None else frozenset()
 
     def notes_text(self, trains_decoder: bool = False) -> str:
         """The notes as lines for the user. With `trains_decoder`, also whether the decoder is newly initialised."""
@@ -209,7 +223,7 @@ class Checkpoint:
         new = trained & set(info["missing_keys"])
         if self.patches is not None:
             fit_patches(model, config, self.new_bands, new)
-        return Beginning.of(model, new)
+        return Beginning.of(model, new, self.patch_layers)
 
     def _with_own_patches(self, config: MAEConfig) -> MAEConfig:
         """`config` with the bands and patches of the weights, and the same grid of patches."""

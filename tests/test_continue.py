@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from accelerate import Accelerator
 from conftest import TINY_GRAY, TWO_PROCESSES, assert_same_run, assert_same_weights, run, tiny_config
 from safetensors.torch import load_file
 from test_checkpoint import FOLDERS
@@ -30,6 +31,8 @@ from modeling_mae.modeling_mae import resize_positions
 from modeling_mae.report.advice import judge_start
 from modeling_mae.training.manifest import read_manifest
 from modeling_mae.training.optim import LengthSettings, OptimizerSettings, Schedule, make_optimizer, parameter_groups
+from modeling_mae.training.trials import Trial
+from modeling_mae.training.tuning import TuningSettings
 
 
 def close(one, other):
@@ -247,6 +250,9 @@ def test_new_bands_are_those_of_the_images(place):
     config = model_config(args)
     assert config.num_channels == 5 and any("num_channels=5: the images have 5 bands" in line for line in lines)
     assert model_config(continued(place / "colour", "--new_bands", "mean", channels=5, before=chosen)[0]) == config
+    for size in ("image_size=32", "patch_size=4"):  # another size is given before the bands are chosen
+        words = ("--new_bands", "mean", "--config_overrides", size)
+        assert model_config(continued(place / "colour", *words, channels=5)[0]).num_channels == 5
     with pytest.raises(ArgumentError, match="the images have 5 bands, and the checkpoint takes 3: give --new_bands"):
         continued(place / "colour", channels=5)
 
@@ -383,6 +389,25 @@ def test_at_a_rate_of_0_the_weights_stay(place, tmp_path):
     assert "verdict    it did not help beyond chance: use the starting weights as they are" in output
 
 
+@pytest.mark.parametrize("tune", ["last:1", "lora:2"])
+def test_layers_that_were_fitted_to_the_images_train(place, tune):
+    checkpoint = open_checkpoint(place / "colour").fitted({"num_channels": 5}, "mean")
+    beginning = checkpoint.beginning()
+    assert not beginning.new and beginning.about.endswith(
+        "none new, fitted to the images: patch projection and prediction layer"
+    )
+    what = TuningSettings(tune).apply(beginning.model, changed=beginning.fitted)
+    assert "the patch projection" in what and beginning.model.mae.embeddings.patch_embeddings.bias.requires_grad
+    assert checkpoint.patch_layers == beginning.fitted  # trial updates train the same
+    trial = Trial(
+        Accelerator(), checkpoint.config, OptimizerSettings(0.05), TuningSettings(tune), checkpoint.patch_layers
+    )
+    trained = {
+        name for model in (trial.model, beginning.model) for name, p in model.named_parameters() if p.requires_grad
+    }
+    assert trained == {name for name, p in trial.model.named_parameters() if p.requires_grad}
+
+
 def test_a_run_on_images_of_other_bands(place, tmp_path):
     table = datasets.load_dataset("parquet", data_files=str(BUNDLED / "train*"), split="train").select(range(64))
     (tmp_path / "images").mkdir()
@@ -417,6 +442,9 @@ def test_the_verdict_in_words():
     )
     assert judged(0.8, 0.75) == (
         "it did not help: use the starting weights as they are (k-NN accuracy 80.0 % before, 75.0 % after)"
+    )
+    assert judged(1.0, 1.0) == (
+        "it did not help: use the starting weights as they are (k-NN accuracy 100.0 % before, 100.0 % after)"
     )
     assert judge_start(log_of(0.7, 0.8)) is None and judge_start([]) is None
 

@@ -54,6 +54,7 @@ def test_listed_images_are_left_out_counted_and_part_of_the_fingerprint(folder, 
     write_csv(other, ("file",), [("1, x.png",)])
     both = load(folder, other, train_dir=[str(folder / "one"), str(folder / "two")])
     assert len(both) == 7 and both.left_out == "one: 1 of 4 images left out by other.csv" and both.excluded
+    assert fingerprint(both).endswith(", with exclude")
 
 
 def test_a_name_that_a_spreadsheet_would_run_comes_back(tmp_path):
@@ -76,6 +77,19 @@ def test_lists_that_cannot_work_are_refused(folder, tmp_path):
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="cannot be read"):
         without_excluded([load(folder)], str(path))
+
+
+def test_k_nn_of_patches_may_have_none_of_the_listed_images(folder, tmp_path):
+    Image.fromarray(np.eye(4, dtype=np.uint8)).save(folder / "two" / "6, x_mask.png")
+    path = tmp_path / "list.txt"
+    path.write_text("0, x.png\n")  # without a mask
+    both = [str(folder / "one"), str(folder / "two")]
+    assert len(load(folder, path, train_dir=both)) == 7
+    masked = load(folder, path, train_dir=both[1], problem_type="semantic_segmentation")
+    assert names(masked) == ["6, x.png"]
+    path.write_text("6, x.png\n")
+    with pytest.raises(UserError, match="names all 1 images of two"):
+        load(folder, path, train_dir=both[1], problem_type="semantic_segmentation")
 
 
 def test_the_option_is_recorded_by_the_images(tmp_path):

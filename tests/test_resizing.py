@@ -1,5 +1,6 @@
 """Smaller images first: which sizes when, and that a run keeps to them, whatever interrupts it."""
 
+import dataclasses
 import json
 import sys
 from functools import partial
@@ -96,6 +97,13 @@ def test_a_length_in_time_counts_what_updates_cost():
     )
     # 95% of 360 s. Two looks at 40 images take 2 x 10 updates of 3 s. An epoch has 2 updates of 0.75 x 1 + 0.25 x 3 s.
     assert epochs == (342 - 60) / 3
+    # Looks at the start: at untrained weights, and at those that a training begins with. One more at the end.
+    trial = dataclasses.replace(trial, eval_every_epochs=1000, model_name_or_path="owner/name")
+    epochs, _ = trials.fit_length(
+        Timed(), NoImages(), lambda batch, size: batch, stages, trial, images_per_measurement=40
+    )
+    assert epochs == (342 - 5 * 30) / 3
+    del timed[2:]
     # 2% of the time that such updates may take in the run
     assert timed == [("small", range(100), pytest.approx(5.4)), ("whole", range(100, 200), pytest.approx(1.8))]
 

@@ -95,7 +95,8 @@ def test_the_names_of_what_trains():
     model = MAEForPreTraining(tiny_config())
     new = frozenset({"mae.layernorm.weight", "decoder.norm.weight", "mae.embeddings.patch_embeddings.weight"})
     assert new <= set(dict(model.named_parameters()))
-    TuningSettings("lora").apply(model, new=new)  # what the checkpoint did not have trains too
+    what = TuningSettings("lora").apply(model, changed=new)  # what the checkpoint did not have trains too
+    assert what.startswith("adapters of rank 8, the patch projection and decoder: ")
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert new <= trained and "mae.embeddings.cls_token" not in trained
     assert model.peft_config["default"].modules_to_save == [
@@ -249,6 +250,22 @@ def test_a_pretraining_goes_on_exactly_and_says_what_trains(whole, tmp_path, beg
     parts = "attention.qkv.bias attention.proj.weight attention.proj.bias mlp.fc1.weight mlp.fc1.bias".split()
     frozen = {f"mae.layers.0.{part}" for part in (*parts, "mlp.fc2.weight", "mlp.fc2.bias")}
     assert same == frozen | {name for name in before if "positions" in name or name.startswith("mae.embeddings.")}
+
+
+def test_a_run_with_another_tuning_does_not_go_on_and_says_so(whole, tmp_path):
+    words, folder, _ = whole
+    for tune in ("last:1", "lora:2"):
+        output = run(
+            *words,
+            "--tune",
+            tune,
+            "--resume_from_checkpoint",
+            folder / "checkpoint-14",
+            "--output_dir",
+            tmp_path,
+            code=1,
+        )
+        assert f"made with other settings (tune lora:4+last:1 -> {tune})" in output
 
 
 def test_two_processes_train_the_same(whole, tmp_path):

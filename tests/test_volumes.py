@@ -173,6 +173,20 @@ def test_pages_are_those_of_tifffile(tmp_path):
         np.testing.assert_allclose(pixels_of(source, 10 + z), in_window(NOISE[z], *window), atol=1e-6)
 
 
+@pytest.mark.parametrize("compression", [None, "deflate", "jpeg"])
+@pytest.mark.parametrize("share", [0.5, 0.97])  # pages are missing; a part of the last page is
+def test_a_stack_that_is_cut_off_is_a_bad_image(tmp_path, compression, share):
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as file:
+        for page in np.random.default_rng(1).integers(0, 256, (12, 40, 40)).astype(np.uint8):
+            file.write(page, contiguous=False, metadata=None, compression=compression)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    source = opened(tmp_path)
+    with pytest.raises(BadImage, match=r"a\.tif.* is not a readable image"):
+        pixels_of(source, len(source) - 1)
+    assert len(source) == (1 if share == 0.5 else 12)
+
+
 def test_an_array_of_three_axes_is_a_volume_if_asked(tmp_path):
     """A picture with its colours last is none."""
     np.save(tmp_path / "a.npy", NOISE)
@@ -231,10 +245,10 @@ def test_empty_slices_are_counted_and_left_out(tmp_path):
     save_axial(tmp_path / "scan.nii.gz", values)
     source = opened(tmp_path)
     assert names_of(source) == [f"scan.nii.gz#z={z}" for z in range(3, 9)]
-    assert source.left_out.startswith("slices of 1 volumes, 3 empty ones left out, unpacked in ")
+    assert source.left_out.startswith("slices of 1 volume, 3 empty ones left out, unpacked in ")
     (tmp_path / "empty").mkdir()
     save_axial(tmp_path / "empty" / "a.nii", 0 * NOISE)
-    with pytest.raises(UserError, match="all 6 slices of 1 volumes are empty"):
+    with pytest.raises(UserError, match="all 6 slices of 1 volume are empty"):
         opened(tmp_path / "empty")
 
 

@@ -14,6 +14,8 @@ from ..modeling_mae import MAEForPreTraining
 
 PLACES = re.compile(r"rgb:(\d+),(\d+),(\d+)")
 Size = tuple[int, int]  # (height, width) in pixels
+READING, PREDICTION = "mae.embeddings.patch_embeddings", "decoder.head"
+PATCH_LAYERS = frozenset(f"{layer}.{kind}" for layer in (READING, PREDICTION) for kind in ("weight", "bias"))
 
 
 def sources_of_bands(new_bands: str | None, old: int, new: int) -> list[int | None]:
@@ -93,10 +95,10 @@ def fit_patches(model: MAEForPreTraining, config: MAEConfig, new_bands: str | No
     read, predicted = nn.Linear(config.patch_dim, own.hidden_size), nn.Linear(prediction.in_features, config.patch_dim)
     model.mae.embeddings.patch_embeddings, model.decoder.head = read, predicted
     own.num_channels, own.patch_size, own.image_size = config.num_channels, config.patch_size, config.image_size
-    if not _is_new(model, read, "mae.embeddings.patch_embeddings", new_bands, new):
+    if not _is_new(model, read, READING, new_bands, new):
         read.weight.copy_(fit_reading(reading.weight, bands, pixels))
         read.bias.copy_(reading.bias)
-    if not _is_new(model, predicted, "decoder.head", new_bands, new):
+    if not _is_new(model, predicted, PREDICTION, new_bands, new):
         predicted.weight.copy_(fit_prediction(prediction.weight, bands, pixels))
         predicted.bias.copy_(fit_prediction(prediction.bias, bands, pixels))
 

@@ -18,7 +18,7 @@ FEW_UPDATES = 20  # updates per epoch that a small set should have
 WAITS = 0.2  # share of the time; above it, the report gives advice about waiting
 DATA_OPTIONS = (
     *("dataset_name", "dataset_config_name", "train_dir", "mix", "validation_dir", "train_split", "eval_split"),
-    *("image_column_name", "streaming"),
+    *("image_column_name", "streaming", "slices", "neighbour_slices"),
 )
 
 
@@ -68,7 +68,7 @@ def judge_start(log: list[dict[str, Any]], problem: Problem | None = None) -> st
     if last - start > chance:
         return f"{100 * (last - start):.1f} points over what you started from ({figures})"
     beyond = ""
-    if abs(last - start) <= chance:
+    if 0 < chance >= abs(last - start):  # no chance is left where all were right before
         beyond = " beyond chance"
         figures += f"; less than {100 * chance:.1f} points are chance on {baselines['knn_images']:,} images"
     return f"it did not help{beyond}: use the starting weights as they are ({figures})"

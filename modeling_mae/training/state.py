@@ -168,9 +168,9 @@ def open_run(
     made_with |= {"processes": accelerator.num_processes, "versions": versions}
     checkpoints = Checkpoints(accelerator, place.folder, settings.checkpoints_kept, made_with)
     if checkpoint:
+        changes = check_changes(checkpoint, made_with, settings.allow_changes)
         _load_state(accelerator, model, checkpoint)
         progress.load(checkpoint)
-        changes = check_changes(checkpoint, made_with, settings.allow_changes)
         changes += _new_length(checkpoint, schedule, progress.update)
         accelerator.print(*(f"changed    {change}\n" for change in changes), sep="", end="", flush=True)
         checkpoints.remove_after(progress.update)

@@ -111,18 +111,25 @@ class TrialSettings:
     knn: bool  # whether the features are computed twice at the end
     dataloader_num_workers: int | None = None
     repeated_augmentation: int = 1
+    model_name_or_path: str | None = None  # weights that are measured at the start too
 
 
 class Trial:
     """A model and an optimizer for timing only, not the ones that will be trained."""
 
     def __init__(
-        self, accelerator: Accelerator, config: MAEConfig, optimizer: OptimizerSettings, tuning: TuningSettings
+        self,
+        accelerator: Accelerator,
+        config: MAEConfig,
+        optimizer: OptimizerSettings,
+        tuning: TuningSettings,
+        changed: frozenset[str] = frozenset(),
     ):
+        """`changed` as in `TuningSettings.apply`."""
         self.accelerator = accelerator
         with unchanged_random_states(accelerator.device):
             model = MAEForPreTraining(config)
-            tuning.apply(model)
+            tuning.apply(model, changed=changed)
         self.model, self.optimizer = accelerator.prepare(model, make_optimizer(model, optimizer))
 
     def close(self) -> None:
@@ -182,13 +189,14 @@ def fit_length(
     seconds = sum(part * an_update for (part, _), an_update in zip(stages, times, strict=True))
     per_epoch = seconds * max(1, len(images) // settings.total_batch_size)
     per_measurement = times[-1] / settings.total_batch_size * images_per_measurement
+    starts = settings.model_name_or_path is not None and settings.eval_every_epochs > 0
     epochs = fit_epochs(
         settings.max_hours,
         settings.num_train_epochs,
         per_epoch,
         seconds_per_measurement=per_measurement,
         epochs_between_measurements=settings.eval_every_epochs,
-        other_seconds=2 * per_measurement * settings.knn,
+        other_seconds=per_measurement * (2 * settings.knn + starts),
     )
     return epochs, f"an epoch takes {per_epoch:.3g} s (timed on trial updates), max_hours is {settings.max_hours:g}"
 

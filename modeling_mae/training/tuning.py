@@ -18,6 +18,7 @@ from ..modeling_mae import MAEPreTrainedModel
 
 
 RANK = 8  # of adapters
+PATCH_PROJECTION = "mae.embeddings.patch_embeddings.weight"
 ADAPTER = "adapter"  # folder beside a model, in PEFT's format
 GRAMMAR = re.compile(r"(?P<lora>lora(:(?P<rank>[1-9]\d{0,5}))?)?(?P<plus>\+)?(last:(?P<last>[1-9]\d{0,5}))?")
 
@@ -63,19 +64,19 @@ class TuningSettings:
         if self.rank > width:
             raise UserError(f"tune {self.tune!r}: rank {self.rank} is above the width {width}: give a lower one")
 
-    def apply(self, model: MAEPreTrainedModel, base: str | None = None, new: frozenset[str] = frozenset()) -> str:
+    def apply(self, model: MAEPreTrainedModel, base: str | None = None, changed: frozenset[str] = frozenset()) -> str:
         """Freezes what does not train, and puts adapters into the attention of the encoder's other blocks. Returns
         what trains then, and how many parameters; an empty text if all do.
 
         An adapter belongs to the one linear layer of queries, keys and values. Decoder or head train whole, and so do
-        the modules of the parameters `new`, which were not loaded. What `model` has frozen stays frozen. `base` names
-        the weights that training begins with, for the adapters' file.
+        the modules of the parameters `changed`, which are new, or fitted to other bands or patches. What `model` has
+        frozen stays frozen. `base` names the weights that training begins with, for the adapters' file.
         """
         if self.tune == "all":
             return ""
         blocks = range(model.config.num_hidden_layers - self.last)
         names = self._whole_modules(model, len(blocks))
-        parents = {name.rpartition(".")[0] for name in new}
+        parents = {name.rpartition(".")[0] for name in changed}
         names += sorted(name for name in parents if not f"{name}.".startswith(tuple(f"{each}." for each in names)))
         whole = {id(p) for name in names for p in model.get_submodule(name).parameters() if p.requires_grad}
         if self.rank:
@@ -108,6 +109,7 @@ class TuningSettings:
         what = [f"adapters of rank {self.rank}"] if self.rank else []
         what += [f"the last {self.last} blocks" if self.last > 1 else "the last block"] if self.last else []
         what += ["the norms"] if self.rank and self.last else []
+        what += ["the patch projection"] if model.get_parameter(PATCH_PROJECTION).requires_grad else []
         what += ["decoder" if hasattr(model, "decoder") else "head"]
         counts = [sum(size for size, trained in sizes if trained or every) for every in (False, True)]
         return f"{', '.join(what[:-1])} and {what[-1]}: {counts[0]:,} of {counts[1]:,} parameters"

@@ -13,9 +13,10 @@ from .row_names import RowNames
 from .sources import Source
 
 
-def without_excluded(parts: list[Source], path: str) -> list[Source]:
+def without_excluded(parts: list[Source], path: str, only_some: bool = False) -> list[Source]:
     """The sources without the images that the file `path` names: the table of `mae neighbours --duplicates`, or a name
-    in each line. Images are named as there: by their path in the folder, or by their number.
+    in each line. Images are named as there: by their path in the folder, or by their number. With `only_some`, as
+    those with masks, the others may be among the images that the sources do not have.
 
     Raises:
         UserError: the file cannot be read, it names none of the images or all of them, or a source is a stream.
@@ -33,7 +34,7 @@ def without_excluded(parts: list[Source], path: str) -> list[Source]:
         counted = f"{gone:,} of {len(names):,} images left out by {Path(path).name}" if gone else ""
         left_out = "; ".join(filter(None, [part.left_out, counted]))
         fewer.append(replace(part, dataset=part.dataset.select(kept), left_out=left_out, excluded=checksum))
-    if not found:
+    if not found and not only_some:
         example, own = next(iter(sorted(listed)), ""), RowNames(parts[0]).files(0, 1)[0]
         raise UserError(
             f"exclude {path!r} names none of the images of {', '.join(part.name for part in parts)}: it has "

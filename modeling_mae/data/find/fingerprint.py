@@ -21,7 +21,8 @@ def fingerprint(source: Source) -> str:
     for i in np.unique(np.linspace(0, len(source) - 1, SAMPLED_IMAGES).astype(int)).tolist():
         checksum.update(_first_bytes(source, i))
         checksum.update(str(source.dataset[i].get(source.label_column)).encode())
-    return f"{len(source):,} images, {checksum.hexdigest()[:16]}"
+    without = ", with exclude" if source.excluded else ""  # a refusal names the option
+    return f"{len(source):,} images, {checksum.hexdigest()[:16]}{without}"
 
 
 def _first_bytes(source: Source, index: int) -> bytes:

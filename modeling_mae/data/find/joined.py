@@ -34,10 +34,11 @@ def load_training_source(settings: SourceSettings) -> Source:
     if not isinstance(settings.train_dir, list):
         if settings.exclude is None:
             return load_source(settings, settings.train_split, max_samples=most)
-        return _spread(without_excluded([load_source(settings, settings.train_split)], settings.exclude), most)[0]
+        whole = [load_source(settings, settings.train_split)]
+        return _spread(without_excluded(whole, settings.exclude, settings.with_masks), most)[0]
     parts = [load_source(replace(settings, train_dir=place), settings.train_split) for place in settings.train_dir]
     if settings.exclude is not None:
-        parts = without_excluded(parts, settings.exclude)
+        parts = without_excluded(parts, settings.exclude, settings.with_masks)
     return join(_spread(parts, most), settings.mix)
 
 

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from ...checked import check, count, listed, number, read_json, text
 from ...errors import UserError
 from ...files import write_json
+from ...words import counted
 from ..read.dicom import SeriesHeader, series_header
 from ..read.endings import NIFTI, ending_of
 from ..read.faults import BadImage
@@ -110,7 +111,7 @@ def sliced(dataset: datasets.Dataset, image: str, mask: str | None, settings: Sl
         if masks:
             kept_masks += _masks_of(facts, [masks[row] for row in of_slice], shown, reader)
     if not kept:
-        raise UserError(f"all {empty:,} slices of {len(reader.volumes):,} volumes are empty: give others")
+        raise UserError(f"all {empty:,} slices of {counted(len(reader.volumes), 'volume')} are empty: give others")
     table = table.take(pa.array(kept))
     columns = {key: table.column(key) for key in table.column_names} | {image: _path_column(names)}
     if mask is not None:
@@ -125,7 +126,7 @@ def _path_column(paths: list) -> pa.ChunkedArray:
 def _remark(reader: VolumeReader, empty: int) -> str:
     if not reader.volumes:
         return "no file is a stack or volume, so --slices changes nothing"
-    said = f"slices of {len(reader.volumes):,} volumes, {empty:,} empty ones left out"
+    said = f"slices of {counted(len(reader.volumes), 'volume')}, {empty:,} empty ones left out"
     cache = str(reader.cache)
     kept = [unpacked_file(name, cache).exists() for name in reader.volumes if ending_of(name) == NIFTI[1]]
     if not all(kept):

@@ -70,7 +70,7 @@ def read_tiff(file: BinaryIO, path: str | None, limit: Limit, number: int | None
         pages, stored = described_tiff(tiff, path, number)
         page = tiff.pages[number or 0]
         limit.check_stored(stored, _least_bytes(page, stored))
-        _refuse_cut_off(tiff, limit.size)
+        _refuse_cut_off(tiff, page, limit.size)
         fault: Exception | None = None
         if int(page.photometric) != YCBCR or _has_colours_once_decoded(page):
             try:
@@ -88,17 +88,22 @@ def read_tiff(file: BinaryIO, path: str | None, limit: Limit, number: int | None
             raise (fault or error) from None
 
 
-def _refuse_cut_off(tiff: Any, size: int) -> None:
-    """ValueError where a page, or a part of the first that is JPEG, lies behind the end of the file. Without the pages
-    bands would be missing, and what JPEG lacks is made up."""
-    page, file, layout = tiff.pages[0], tiff.filehandle, tiff.tiff
+def _refuse_cut_off(tiff: Any, page: Any, size: int) -> None:
+    """ValueError where the page after `page`, or a part of `page` that is JPEG, lies behind the end of the file.
+    Without the pages bands would be missing, and what JPEG lacks is made up."""
+    ends = map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))
+    is_jpeg = int(page.compression) in COLOURS_ONCE_DECODED
+    if _next_page(tiff, page) >= size or (is_jpeg and max(ends, default=0) > size):
+        raise ValueError("it is cut off")
+
+
+def _next_page(tiff: Any, page: Any) -> int:
+    """Where in the file the page after `page` begins, 0 after the last."""
+    file, layout = tiff.filehandle, tiff.tiff
     file.seek(page.offset)
     tags = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))[0]
     file.seek(tags * layout.tagsize, 1)
-    following = struct.unpack(layout.offsetformat, file.read(layout.offsetsize))[0]
-    ends = map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))
-    if following >= size or (int(page.compression) in COLOURS_ONCE_DECODED and max(ends, default=0) > size):
-        raise ValueError("it is cut off")
+    return struct.unpack(layout.offsetformat, file.read(layout.offsetsize))[0]
 
 
 class TiffRows:
@@ -116,7 +121,7 @@ class TiffRows:
         self.page: Any = tiff.pages[0]
         pages, self.stored = described_tiff(tiff, path)
         limit.check_stored(self.stored, _least_bytes(self.page, self.stored))
-        _refuse_cut_off(tiff, limit.size)
+        _refuse_cut_off(tiff, self.page, limit.size)
         self.is_page = pages is self.page
         self.strips: dict[tuple[int, int], np.ndarray] = {}  # of the rows that were read last
 
@@ -213,11 +218,17 @@ def pages_of_stack(tiff: Any) -> int:
 
 
 def full_pages(path: str) -> tuple[list[int], np.dtype]:
-    """The numbers of the pages as large as the first, and the type of their values. None are those of one picture."""
+    """The numbers of the pages as large as the first, and the type of their values. None are those of one picture.
+
+    Raises:
+        ValueError: pages at the end are missing.
+    """
     import tifffile
 
     with tifffile.TiffFile(path) as tiff:
         first = tiff.pages[0]
+        if _next_page(tiff, tiff.pages[-1]):
+            raise ValueError("it is cut off")
         count = pages_of_stack(tiff)
         alike = [i for i in range(count) if (tiff.pages[i].shape, tiff.pages[i].dtype) == (first.shape, first.dtype)]
         return alike, np.dtype(first.dtype or np.uint8)
