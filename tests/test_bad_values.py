@@ -273,7 +273,7 @@ PATHS = {
     "train_dir": (PretrainArguments, EvalArguments),
     "cache_dir": (PretrainArguments, EvalArguments),
     "validation_dir": (EvalArguments,),
-    "mask_dir": (EvalArguments,),
+    "mask_dir": (PretrainArguments, EvalArguments),
 }
 
 
