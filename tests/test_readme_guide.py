@@ -19,7 +19,7 @@ IMAGES_OF_A_CLASS = 40  # k-NN and batches need more than the six that are drawn
 GUIDE = section("Your own images in five minutes")
 BLOCKS = re.findall(r"```bash\n(.*?)```", GUIDE, re.DOTALL)
 COMMANDS = [command for block in BLOCKS for command in block.replace("\\\n", " ").splitlines()]
-TRAIN_CPU, TRAIN_GPU, EVALUATE = [command for command in COMMANDS if command.startswith("accelerate launch")]
+TRAIN_CPU, TRAIN_GPU, _, EVALUATE = [command for command in COMMANDS if command.startswith("accelerate launch")]
 
 
 def words_of(command: str) -> tuple[object, str, list[str]]:
