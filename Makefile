@@ -59,8 +59,9 @@ quality: .venv/.installed
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# The others measure accuracy or read strangers' files. They take up to an hour, each by its own command.
 benchmark: .venv/.installed
-	@for file in benchmarks/*.py; do echo "== $$file"; PYTHONPATH=. $(BIN)/python $$file || exit 1; done
+	@for file in $(filter-out $(patsubst %,benchmarks/%.py,continue corpus scenes),$(wildcard benchmarks/*.py)); do echo "== $$file"; PYTHONPATH=. $(BIN)/python $$file || exit 1; done
 
 release: .venv/.installed
 	rm -rf build dist

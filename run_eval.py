@@ -163,13 +163,15 @@ def train_classifier(
     all_updates = updates(run, Resizing(images.size, (1, 1)), after_epoch, later)
     for update in classifier.with_patience(all_updates, run, task.problem, recipe.patience):
         for micro_batch in update.micro_batches():
-            seen = micro_batch.images
-            inputs = {name: seen[name] for name in ("features",) if name in seen}
-            targets = task.labels_of(seen, images.size)
-            if not inputs:  # the key seeds drop path too: randomness depends on update and place in the total batch
+            seen, targets = micro_batch.images, task.labels_of(micro_batch.images, images.size)
+            if "features" in seen:
+                loss = model(features=seen["features"], labels=targets).loss
+            else:
+                # This seeds drop path too. All randomness depends on the update and the place in the total batch.
                 key = (recipe.seed, update.number, micro_batch.number)
-                inputs["pixel_values"], targets = mix(reader.transform(seen), targets, *key)
-            update.backward(model(**inputs, labels=targets).loss)
+                pixel_values, targets = mix(reader.transform(seen), targets, *key)
+                loss = model(pixel_values, labels=targets).loss
+            update.backward(loss)
         update.step()
     for tracker in accelerator.trackers:
         tracker.finish()
@@ -184,9 +186,7 @@ def train_classifier(
     row |= {"n_partial": training.n_partial, "pooling": task.reads(config), "images": len(images), **training.kind}
     row |= {"tuned_parameters": tuned, "tune": recipe.tune}
     if accelerator.is_main_process:
-        metric = task.problem.metric
-        last = [entry for entry in log.log if f"eval_{metric}" in entry][-1]
-        row |= {f"last_{metric}": last[f"eval_{metric}"], "epochs": last["epoch"]}
+        row |= classifier.last_results(log, task.problem)
         write_json(training.results_file, row)
     accelerator.free_memory()
     return row

@@ -32,9 +32,9 @@ from modeling_mae.hub.push import Hub, HubSettings
 from modeling_mae.report.facts import DataFacts, FeatureFacts, Identity, MachineFacts, ModelFacts, TrainingLog
 from modeling_mae.report.neighbours import save_nearest
 from modeling_mae.report.pretraining import report_pretraining
+from modeling_mae.report.problem import SEMANTIC_SEGMENTATION
 from modeling_mae.report.reconstruction import PICTURED, ReconstructionSheet
 from modeling_mae.settings import settings
-from modeling_mae.tasks.masks import SEMANTIC_SEGMENTATION
 from modeling_mae.training import launch
 from modeling_mae.training.augment import BatchTransform
 from modeling_mae.training.checkpoints import choose_checkpoint

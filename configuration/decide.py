@@ -33,6 +33,7 @@ from modeling_mae.evaluation.worth import Comparison
 from modeling_mae.files import write_text
 from modeling_mae.readout import Readout
 from modeling_mae.report.facts import Base
+from modeling_mae.report.worth import OWN, SCRATCH, START
 from modeling_mae.settings import settings
 from modeling_mae.tasks import TASKS, task_of_checkpoint
 from modeling_mae.tasks.evalnet import names_of
@@ -130,7 +131,7 @@ def _continued(
     say: Callable[..., None],
 ) -> PretrainRecipe:
     """The recipe with what follows from the weights that the training begins with."""
-    found = len(reasons)
+    known = len(reasons)
     if recipe.train_new_first and not start.has_new_parts:
         recipe = replace(recipe, train_new_first=0.0)
         reasons.append("train_new_first=0: the checkpoint has all parts")
@@ -146,7 +147,7 @@ def _continued(
             recipe = replace(recipe, image_mean=kept[0], image_std=kept[1])
             why = "the checkpoint's" + (" where it knows the band, else measured" if recipe.new_bands else "")
             reasons.append(f"image_mean={kept[0]} image_std={kept[1]}: {why}")
-    for reason in reasons[found:]:
+    for reason in reasons[known:]:
         say(f"chosen     {reason}", flush=True)
     return recipe
 
@@ -263,8 +264,8 @@ class DecidedEvaluation:
     def comparison(self) -> Comparison | None:
         """Which trainings are compared: each own arm with training from scratch and with the starting weights."""
         arms = dict.fromkeys(training.arm for training in self.trainings)
-        own = [arm for arm in arms if arm.startswith("n_partial-")]
-        pairs = [(arm, other) for arm in own for other in ("from-scratch", f"start-{arm}") if other in arms]
+        own = [arm for arm in arms if arm.startswith(OWN)]
+        pairs = [(arm, against) for arm in own for against in (SCRATCH, f"{START}{arm}") if against in arms]
         groups = {training.folder: self.sets_of(training).eval_groups for training in self.trainings}
         return Comparison(pairs, groups) if self.recipe.compare else None
 
@@ -391,7 +392,7 @@ def _in_a_curve(training: EvalTraining, sets: LabelledSets, most: float, process
     )
     changed = {
         **{name: value for name, value in vars(fewer).items() if hasattr(recipe, name)},
-        "per_device_train_batch_size": _largest_part(
+        "per_device_train_batch_size": _largest_divisor(
             max(1, fewer.total_batch_size // processes),
             recipe.per_device_train_batch_size,
             even=bool(recipe.mixup or recipe.cutmix),
@@ -407,7 +408,7 @@ def _in_a_curve(training: EvalTraining, sets: LabelledSets, most: float, process
     return replace(training, recipe=changed_recipe)
 
 
-def _largest_part(whole: int, limit: int, even: bool) -> int:
+def _largest_divisor(whole: int, limit: int, even: bool) -> int:
     """The largest divisor of `whole` that is at most `limit`. `even`: the largest even one, or 1 if there is none."""
-    parts = range(min(whole, limit), 0, -1)
-    return next((part for part in parts if whole % part == 0 and not (even and part % 2)), 1)
+    numbers = range(min(whole, limit), 0, -1)
+    return next((number for number in numbers if whole % number == 0 and not (even and number % 2)), 1)

@@ -210,12 +210,9 @@ class Checkpoint:
         """The trained model as the class `kind`. Arguments and errors as for `classifier`."""
         return self._load(kind, config, ignore_mismatched_sizes=new_head)[0]
 
-    def for_pretraining(self, config: MAEConfig | None = None) -> MAEForPreTraining:
-        """Encoder and decoder, newly initialised if the checkpoint has none. Arguments and errors as for `encoder`."""
-        return self.beginning(config).model
-
     def beginning(self, config: MAEConfig | None = None) -> Beginning:
-        """As `for_pretraining`, with the names of the parameters that are new."""
+        """Encoder and decoder, newly initialised where the checkpoint has none, and what is new. Arguments and errors
+        as for `encoder`."""
         config = copy.deepcopy(config or self.config)
         own = self._with_own_patches(config)
         model, info = self._load(MAEForPreTraining, own)
@@ -242,7 +239,7 @@ class Checkpoint:
 
     def fitted(self, fields: dict[str, Any], new_bands: str | None = None) -> "Checkpoint":
         """The checkpoint for other patches, by the `fields` num_channels, patch_size and image_size of its
-        configuration. Only `beginning` and `for_pretraining` make such a model. `new_bands` as in `fit_patches`.
+        configuration. Only `beginning` makes such a model. `new_bands` as in `fit_patches`.
 
         Raises:
             UserError: the fields do not work together, or `new_bands` does not fit them.
@@ -254,14 +251,13 @@ class Checkpoint:
         sizes = (config.num_channels, config.patch_height_width)
         if new_bands is None and sizes == (self.config.num_channels, self.config.patch_height_width):
             return open_checkpoint(self.name, {**self.fields, **fields}, **self.hub_options)  # nothing to fit
-        fitted = dataclasses.replace(self, config=config, patches=self.config, new_bands=new_bands)
         if config.num_channels != self.config.num_channels and new_bands is None:
             raise UserError(
                 f"{self.name}: num_channels={config.num_channels}, but its weights have {self.config.num_channels}: "
                 "give --new_bands mean, random or rgb:3,2,1 to fit them"
             )
-        fitted.sources_of_bands  # noqa: B018  # raises
-        return fitted
+        sources_of_bands(new_bands, self.config.num_channels, config.num_channels)  # refuses what does not fit
+        return dataclasses.replace(self, config=config, patches=self.config, new_bands=new_bands)
 
     def model(self) -> MAEPreTrainedModel:
         """The model of class `kind`, in its file's precision and in eval mode. Errors as for `encoder`."""

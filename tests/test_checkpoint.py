@@ -67,7 +67,7 @@ def test_folders_of_others_give_what_their_own_model_gives(tmp_path, kind):
         assert opened.kind is MAEForPreTraining
         theirs.config.mask_ratio = theirs.vit.embeddings.config.mask_ratio = 0.75
         noise = torch.rand(2, 16)
-        same(opened.for_pretraining().eval()(IMAGES, noise=noise).logits, theirs(IMAGES, noise=noise).logits)
+        same(opened.beginning().model.eval()(IMAGES, noise=noise).logits, theirs(IMAGES, noise=noise).logits)
     else:
         assert opened.kind is EvalNet
         expected = theirs(IMAGES)
@@ -338,7 +338,7 @@ def test_code_of_a_processor_is_never_run(ours, tmp_path, monkeypatch):
 def test_a_mismatch_names_field_values_and_remedy(ours):
     with pytest.raises(UserError, match="num_channels=1 contradicts its tensors, which have num_channels=3; leave"):
         open_checkpoint(ours, {"num_channels": 1})
-    assert open_checkpoint(ours, {"decoder_hidden_size": 64}).for_pretraining().config.decoder_hidden_size == 64
+    assert open_checkpoint(ours, {"decoder_hidden_size": 64}).beginning().model.config.decoder_hidden_size == 64
     edit(ours / "config.json", intermediate_size=96)
     with pytest.raises(UserError, match=r"is 128 in its file and 96 by its configuration: give fields that fit"):
         open_checkpoint(ours).encoder()

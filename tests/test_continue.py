@@ -60,7 +60,7 @@ def place(tmp_path_factory):
 @pytest.mark.parametrize("new_bands, bands", [("mean", 5), ("mean", 1), ("rgb:3,2,1", 5), ("rgb:2,3,1", 3)])
 def test_an_image_that_is_constant_over_its_bands_gives_the_same_tokens(place, new_bands, bands):
     checkpoint = open_checkpoint(place / "colour")
-    before = checkpoint.for_pretraining().eval()
+    before = checkpoint.beginning().model.eval()
     fitted = checkpoint.fitted({"num_channels": bands}, new_bands).beginning()
     after = fitted.model.eval()
     assert not fitted.new and after.config.num_channels == bands
@@ -77,7 +77,7 @@ def test_an_image_that_is_constant_over_its_bands_gives_the_same_tokens(place, n
 def test_placed_bands_read_their_colour(place):
     checkpoint = open_checkpoint(place / "colour")
     before, after = (
-        one.for_pretraining().mae.embeddings.patch_embeddings.weight.unflatten(1, (64, -1))  # (width, pixels, bands)
+        one.beginning().model.mae.embeddings.patch_embeddings.weight.unflatten(1, (64, -1))  # (width, pixels, bands)
         for one in (checkpoint, checkpoint.fitted({"num_channels": 5}, "rgb:4,2,1"))
     )
     for band, expected in {3: before[..., 0], 1: before[..., 1], 0: before[..., 2], 2: before.mean(-1)}.items():
@@ -115,9 +115,9 @@ def test_bands_that_do_not_fit(place, bands, new_bands, message):
 @pytest.mark.parametrize("patch", [16, [8, 12]])
 def test_patches_that_are_resized_up_give_the_same_tokens(place, patch):
     checkpoint = open_checkpoint(place / "colour")
-    before, patch_size = checkpoint.for_pretraining().eval(), patch if isinstance(patch, list) else [patch] * 2
+    before, patch_size = checkpoint.beginning().model.eval(), patch if isinstance(patch, list) else [patch] * 2
     fields = {"patch_size": patch, "image_size": [4 * side for side in patch_size]}
-    after = checkpoint.fitted(fields).for_pretraining().eval()
+    after = checkpoint.fitted(fields).beginning().model.eval()
     assert after.config.grid == (4, 4) and after.config.image_size == fields["image_size"]
     images = torch.randn(2, 3, 32, 32)
     patches = before.patchify(images).unflatten(2, (8, 8, 3)).permute(0, 1, 4, 2, 3).flatten(0, 1)
@@ -142,7 +142,7 @@ def test_patches_that_are_resized_down_change_least():
 
 def test_a_finer_grid_interpolates_positions(place):
     checkpoint = open_checkpoint(place / "colour")
-    before, after = checkpoint.for_pretraining(), checkpoint.fitted({"patch_size": 4}).for_pretraining()
+    before, after = checkpoint.beginning().model, checkpoint.fitted({"patch_size": 4}).beginning().model
     for old, new in (
         (before.mae.embeddings.positions, after.mae.embeddings.positions),
         (before.decoder.positions, after.decoder.positions),
@@ -156,7 +156,7 @@ def test_a_finer_grid_interpolates_positions(place):
 def test_the_own_patch_size_fits_nothing(place):
     fitted = open_checkpoint(place / "colour").fitted({"patch_size": 8, "image_size": 64})
     assert fitted.patches is None and fitted.config.image_size == 64
-    before, after = open_checkpoint(place / "colour").for_pretraining(), fitted.for_pretraining()
+    before, after = open_checkpoint(place / "colour").beginning().model, fitted.beginning().model
     assert torch.equal(before.decoder.head.weight, after.decoder.head.weight) and after.config.grid == (8, 8)
 
 
@@ -165,7 +165,7 @@ def test_new_weights_are_the_same_whenever_they_are_made(place):
     models = []
     for _ in range(2):
         torch.manual_seed(5)
-        models.append(open_checkpoint(place / "colour").fitted({"num_channels": 4}, "random").for_pretraining())
+        models.append(open_checkpoint(place / "colour").fitted({"num_channels": 4}, "random").beginning().model)
     assert_same_weights(models[0].state_dict(), models[1].state_dict())
 
 
@@ -188,7 +188,7 @@ def test_parts_that_were_loaded_and_parts_that_are_new(place, tmp_path):
 
 
 def test_new_parameters_go_first_and_at_the_full_rate(place):
-    model = open_checkpoint(place / "colour").for_pretraining()
+    model = open_checkpoint(place / "colour").beginning().model
     new = frozenset(name for name, _ in model.named_parameters() if name.startswith("decoder."))
     schedule = Schedule.from_epochs(100, LengthSettings(10, 4, 0, 0.256, train_new_first=0.05))
     assert (schedule.updates, schedule.new_first, schedule.peak) == (40, 2, pytest.approx(0.01))

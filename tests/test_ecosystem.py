@@ -47,36 +47,32 @@ def learned(model, labels=LABELS):
     return model.eval()
 
 
-@pytest.mark.parametrize("task", [None, "SEQ_CLS"])
-def test_adapters_saved_loaded_and_merged_give_the_same(tmp_path, task):
+@torch.no_grad()
+def assert_the_same_saved_loaded_and_merged(model, base, folder) -> None:
+    """`model` has adapters that have changed what `base` says."""
     import peft
 
+    expected = model(pixel_values=PIXELS).logits
+    assert not torch.allclose(expected, base(PIXELS).logits, atol=1e-3)
+    model.save_pretrained(folder)
+    loaded = peft.PeftModel.from_pretrained(copy.deepcopy(base), folder).eval()
+    torch.testing.assert_close(loaded(pixel_values=PIXELS).logits, expected)
+    torch.testing.assert_close(loaded.merge_and_unload()(PIXELS).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("task", [None, "SEQ_CLS"])
+def test_adapters_saved_loaded_and_merged_give_the_same(tmp_path, task):
     base = model_of(EvalNet)
     model = learned(lora(copy.deepcopy(base), task_type=task, modules_to_save=["head"]))
-    with torch.no_grad():
-        expected = model(pixel_values=PIXELS).logits
-        assert not torch.allclose(expected, base(PIXELS).logits, atol=1e-3)
-        model.save_pretrained(tmp_path)
-        loaded = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
-        torch.testing.assert_close(loaded(pixel_values=PIXELS).logits, expected)
-        merged = loaded.merge_and_unload()
-        torch.testing.assert_close(merged(PIXELS).logits, expected, atol=1e-5, rtol=1e-5)
+    assert_the_same_saved_loaded_and_merged(model, base, tmp_path)
 
 
 @pytest.mark.parametrize("head", ["linear", "multiscale", "upernet"])
 def test_adapters_of_a_segmentation_model(tmp_path, head):
-    import peft
-
     base = model_of(MAEForSemanticSegmentation, segmentation_head=head)
     model = lora(copy.deepcopy(base), target_modules=["qkv"], modules_to_save=["segmenter"])
     learned(model, labels=LABELS[:, None, None].expand(8, 64, 64))
-    with torch.no_grad():
-        expected = model(pixel_values=PIXELS).logits
-        assert not torch.allclose(expected, base(PIXELS).logits, atol=1e-3)
-        model.save_pretrained(tmp_path)
-        loaded = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
-        torch.testing.assert_close(loaded(pixel_values=PIXELS).logits, expected)
-        torch.testing.assert_close(loaded.merge_and_unload()(PIXELS).logits, expected, atol=1e-5, rtol=1e-5)
+    assert_the_same_saved_loaded_and_merged(model, base, tmp_path)
 
 
 def test_adapters_of_an_encoder_as_peft_calls_it():

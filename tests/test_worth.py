@@ -13,11 +13,19 @@ from test_eval_script import checkpoint  # noqa: F401
 from test_eval_script import recipe as small_recipe  # noqa: F401
 
 from configuration import ArgumentError, EvalArguments, EvalTraining, model_config
-from configuration.decide import _at_the_size_of_others, _largest_part, decide_evaluation
+from configuration.decide import _at_the_size_of_others, _largest_divisor, decide_evaluation
 from configuration.parsing import parse_mapping, recipe_text
 from modeling_mae import MAEConfig, MAEForPreTraining
 from modeling_mae.errors import UserError
-from modeling_mae.evaluation.worth import Curve, Judged, compare, labels_for, round_level, verdicts
+from modeling_mae.evaluation.worth import (
+    Curve,
+    Judged,
+    compare,
+    labels_for,
+    round_level,
+    verdicts,
+    write_verdicts,
+)
 from modeling_mae.report.problem import problem_named
 from modeling_mae.report.run import read_run
 from modeling_mae.report.worth import Verdict, curves_of, verdict_text, worth_table
@@ -309,7 +317,7 @@ def test_small_batches_split_into_whole_parts(images, limit, total, part, even):
     """A batch of 30 or 32 is halved until the images fill it, and a process takes a divisor of it."""
     length = LengthSettings(32 if images == 33 else 30, num_train_epochs=3, warmup_epochs=0.5, base_learning_rate=0.1)
     fewer = length.for_fewer(images, 1000).total_batch_size
-    assert (fewer, *(_largest_part(fewer, limit, pairs) for pairs in (False, True))) == (total, part, even)
+    assert (fewer, *(_largest_divisor(fewer, limit, pairs) for pairs in (False, True))) == (total, part, even)
 
 
 def test_a_curve_end_to_end(tmp_path, small_recipe):  # noqa: F811
@@ -338,6 +346,12 @@ def test_a_curve_end_to_end(tmp_path, small_recipe):  # noqa: F811
     assert fold_code == 0, fold_output
     rows = json.loads((folds / "results.json").read_text())
     assert [row["fold"] for row in rows] == [1, 2] and sum(row["images"] for row in rows) == 320
+
+
+def test_verdicts_of_an_earlier_call_do_not_stay(tmp_path):
+    (tmp_path / "worth.json").write_text("[]")
+    write_verdicts(tmp_path, None, [], CLASSES)
+    assert not (tmp_path / "worth.json").exists()
 
 
 @pytest.mark.parametrize("change", [{"labels": []}, {"interval": [0.1]}, {"times": "x"}, {"arm": 3}, {"more": 1}])

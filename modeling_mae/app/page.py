@@ -369,7 +369,7 @@ def describe(explorer: Explorer, folder: Folder | None) -> str:
     """One line about the checkpoint and the folder."""
     config, kind = explorer.config, kind_of(explorer)
     (height, width), (patch_height, patch_width) = explorer.size, config.patch_height_width
-    channels = f"{counted(config.num_channels, 'channel')}"
+    channels = counted(config.num_channels, "channel")
     parts = [
         f"{kind}, {counted(config.num_hidden_layers, 'block')} of width {config.hidden_size}",
         f"images of {height} x {width} pixels, {channels}, patches of {patch_height} x {patch_width}",

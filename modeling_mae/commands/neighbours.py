@@ -65,11 +65,14 @@ def run(arguments: Namespace) -> None:
 def show_neighbours(arguments: Namespace, features: "Features") -> None:
     from ..evaluation.neighbours import nearest_neighbours, query_features
 
-    settings = apply_settings(arguments)
+    reading = apply_settings(arguments)
     images = arguments.images[0] if len(arguments.images) == 1 else arguments.images
-    bad_image, most = settings.on_bad_image, settings.max_image_pixels
     queries = query_features(
-        features, images, checkpoint=arguments.checkpoint, on_bad_image=bad_image, max_image_pixels=most
+        features,
+        images,
+        checkpoint=arguments.checkpoint,
+        on_bad_image=reading.on_bad_image,
+        max_image_pixels=reading.max_image_pixels,
     )
     positions, cosines = nearest_neighbours(features, queries, arguments.k)
     table = []

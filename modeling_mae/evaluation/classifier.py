@@ -13,6 +13,7 @@ from ..configuration_mae import MAEConfig
 from ..data.serve.images import Images
 from ..data.serve.order import split_batch
 from ..errors import UserError
+from ..report.facts import TrainingLog
 from ..report.problem import Problem
 from ..tasks import Task, task_of_checkpoint
 from ..tasks.protocol import ViewSettings
@@ -116,6 +117,12 @@ def keep_if_best(run: Run, folder: Path, task: Task, results: dict) -> None:
     if better:
         run.progress.best = problem.score(results)
         save_model(run.accelerator, run.model, folder)
+
+
+def last_results(log: TrainingLog, problem: Problem) -> dict[str, float]:
+    """The metric of the last epoch that was evaluated, and its number, for a row of results."""
+    last = [entry for entry in log.log if f"eval_{problem.metric}" in entry][-1]
+    return {f"last_{problem.metric}": last[f"eval_{problem.metric}"], "epochs": last["epoch"]}
 
 
 def with_patience(updates: Iterator[Update], run: Run, problem: Problem, patience: int | None) -> Iterator[Update]:

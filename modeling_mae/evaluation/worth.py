@@ -58,19 +58,20 @@ class Comparison:
 
 
 def write_verdicts(folder: Path, comparison: Comparison | None, rows: list[dict], task: Task) -> None:
-    """Writes worth.json. `rows` are the results of the comparison's trainings, in their order.
+    """Writes worth.json, if anything is compared. `rows` are the results of its trainings, in their order.
 
     Raises:
         UserError: what a training got right is not in its folder.
     """
-    found: list[Verdict] = []
-    if comparison is not None:
-        tested = [
-            Judged(_load_each_image(place, row), row["arm"], row["label_fraction"], row["seed"], row["images"], groups)
-            for (place, groups), row in zip(comparison.groups.items(), rows, strict=True)
-        ]
-        found = verdicts(tested, comparison.pairs, task.resampled, task.problem.lower_is_better)
-    write_json(folder / VERDICTS, [asdict(verdict) for verdict in found])
+    if comparison is None:
+        (folder / VERDICTS).unlink(missing_ok=True)  # of an earlier call that compared
+        return
+    tested = [
+        Judged(_load_each_image(place, row), row["arm"], row["label_fraction"], row["seed"], row["images"], groups)
+        for (place, groups), row in zip(comparison.groups.items(), rows, strict=True)
+    ]
+    written = verdicts(tested, comparison.pairs, task.resampled, task.problem.lower_is_better)
+    write_json(folder / VERDICTS, [asdict(verdict) for verdict in written])
 
 
 def _load_each_image(folder: Path, row: dict) -> np.ndarray:
@@ -101,7 +102,7 @@ def verdicts(
     curves = {}
     for arm in dict.fromkeys(arm for pair in pairs for arm in pair):
         curves[arm] = _curve([one for one in tested if one.arm == arm], resampled, -1 if lower_is_better else 1)
-    return [compare(own, other, curves[own], curves[other]) for own, other in pairs]
+    return [compare(first, second, curves[first], curves[second]) for first, second in pairs]
 
 
 def _curve(trained: list[Judged], resampled: Callable, sign: int) -> Curve:
@@ -132,40 +133,40 @@ def interval(drawn: np.ndarray, units: int, noise: float = 0.0) -> list:
     return np.moveaxis(np.where(np.abs(ends) < noise, 0.0, ends), 0, -1).tolist()
 
 
-def compare(own_name: str, other_name: str, own: Curve, other: Curve) -> Verdict:
-    """The verdict on two arms that were trained with the same labels and seeds."""
-    gains, drawn = own.scores - other.scores, own.drawn - other.drawn
+def compare(arm: str, against: str, first: Curve, second: Curve) -> Verdict:
+    """The verdict on `arm` with the curve `first`, and on `against`, which had the same labels and seeds."""
+    gains, drawn = first.scores - second.scores, first.drawn - second.drawn
     signs = np.sign(gains.mean(0))  # (seeds,)
-    noise = ROUNDING * float(max(np.abs(curve.drawn).max() for curve in (own, other)))
+    noise = ROUNDING * float(max(np.abs(curve.drawn).max() for curve in (first, second)))
     verdict = Verdict(
-        arm=own_name,
-        against=other_name,
-        labels=own.labels.round().astype(int).tolist(),
+        arm=arm,
+        against=against,
+        labels=first.labels.round().astype(int).tolist(),
         differences=gains.mean(1).tolist(),
-        intervals=interval(drawn.mean(1), own.units, noise),
+        intervals=interval(drawn.mean(1), first.units, noise),
         difference=float(gains.mean()),
-        interval=interval(drawn.mean((0, 1)), own.units, noise),
+        interval=interval(drawn.mean((0, 1)), first.units, noise),
         seeds_agree=not signs.min() < 0 < signs.max(),
-        units=own.units,
+        units=first.units,
     )
-    return _with_times(verdict, own, other) if len(own.labels) > 1 else verdict
+    return _with_times(verdict, first, second) if len(first.labels) > 1 else verdict
 
 
-def _with_times(verdict: Verdict, own: Curve, other: Curve) -> Verdict:
-    """The verdict with how many times the labels the other arm needs for the same metric."""
-    scores, others = (np.maximum.accumulate(curve.scores.mean(1)) for curve in (own, other))
-    low, high = max(scores[0], others[0]), min(scores[-1], others[-1])
+def _with_times(verdict: Verdict, first: Curve, second: Curve) -> Verdict:
+    """The verdict with how many times the labels the second arm needs for the same metric."""
+    firsts, seconds = (np.maximum.accumulate(curve.scores.mean(1)) for curve in (first, second))
+    low, high = max(firsts[0], seconds[0]), min(firsts[-1], seconds[-1])
     if low > high:  # the curves have no value in common
-        more = scores[0] > others[-1]
-        ratio = other.labels[-1] / own.labels[0] if more else other.labels[0] / own.labels[-1]
+        more = firsts[0] > seconds[-1]
+        ratio = second.labels[-1] / first.labels[0] if more else second.labels[0] / first.labels[-1]
         return replace(verdict, times=float(ratio), bound="more" if more else "less")
     level = float(low) if low == high else round_level(low, high)
-    times = labels_for(level, other.labels, others) / labels_for(level, own.labels, scores)
+    times = labels_for(level, second.labels, seconds) / labels_for(level, first.labels, firsts)
     drawn = [
-        labels_for(level, other.labels, theirs) / labels_for(level, own.labels, ours)
-        for ours, theirs in zip(own.drawn.mean(1).T, other.drawn.mean(1).T, strict=True)
+        labels_for(level, second.labels, b) / labels_for(level, first.labels, a)
+        for a, b in zip(first.drawn.mean(1).T, second.drawn.mean(1).T, strict=True)
     ]
-    times_interval = interval(np.array(drawn), own.units)
+    times_interval = interval(np.array(drawn), first.units)
     return replace(verdict, level=abs(level), times=times, times_interval=times_interval)
 
 

@@ -1,6 +1,7 @@
 """The table of an evaluation's results, as cells and as text."""
 
 from .problem import Problem
+from .worth import SCRATCH, START
 
 
 def results_table(rows: list[dict], *, k: int, problem: Problem) -> str:
@@ -61,9 +62,9 @@ def probe_name(reads: str | None) -> str:
 def tuned_accuracies(rows: list[dict], problem: Problem) -> tuple[dict[float, float], float | None]:
     """({tuned blocks: the problem's metric}, the metric of training from scratch or None)."""
     tuned = {row["n_partial"]: row[problem.metric] for row in rows if row.get("n_partial") is not None}
-    if any(row.get("arm", row["name"]) != row["name"] or row["name"].startswith("start-") for row in rows):
+    if any(row.get("arm", row["name"]) != row["name"] or row["name"].startswith(START) for row in rows):
         return {}, None  # several of each: `worth.py` shows them
-    return tuned, next((row[problem.metric] for row in rows if row["name"] == "from-scratch"), None)
+    return tuned, next((row[problem.metric] for row in rows if row["name"] == SCRATCH), None)
 
 
 def images_by_blocks(rows: list[dict]) -> dict[float | None, int]:

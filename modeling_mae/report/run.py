@@ -10,12 +10,11 @@ from ..errors import UserError
 from ..files import write_json
 from .checked import SETTINGS, SUMMARY, entry_kinds, row_kinds
 from .facts import TrainingLog
-from .problem import Problem, problem_named
+from .problem import SEMANTIC_SEGMENTATION, Problem, problem_named
 from .worth import VERDICTS, Verdict
 
 
 PRETRAINING, EVALUATION = "pre-training", "evaluation"  # kinds of runs
-MASKS = "semantic_segmentation"  # the problem type
 
 
 def write_training(folder: Path, arguments: dict[str, Any], log: TrainingLog) -> None:
@@ -72,7 +71,7 @@ class RunFiles:
     def problem(self) -> Problem:
         named = self.summary.get("problem")
         if named is None and any("knn_patches" in entry for entry in self.training.growth):
-            named = MASKS  # of a run that has not ended
+            named = SEMANTIC_SEGMENTATION  # of a run that has not ended
         return problem_named(named)
 
     def folder_of(self, training: str) -> str:

@@ -22,7 +22,7 @@ from ..data.serve.images import Images, Opening, open_images
 from ..data.serve.masked import IGNORED, MaskedImages, ScaledCrop
 from ..errors import UserError
 from ..modeling_mae import MAEPreTrainedModel
-from ..report.problem import Problem
+from ..report.problem import SEMANTIC_SEGMENTATION, Problem
 from ..segmentation_mae import MAEForSemanticSegmentation
 from ..words import counted
 from .evalnet import names_of
@@ -31,7 +31,6 @@ from .protocol import Answers, Task, ViewSettings
 from .windows import logits_of, model_device
 
 
-SEMANTIC_SEGMENTATION = "semantic_segmentation"  # transformers has no name for it
 THREADS = 8  # that read masks before the training
 KEPT_LIMIT = 1 << 30  # bytes of masks that are kept in memory
 SMALL_NUMBER = 1 << 16  # in a mask; a table of so many entries is quicker than sorting

@@ -15,32 +15,33 @@ from .sources import Source
 
 def without_excluded(parts: list[Source], path: str, only_some: bool = False) -> list[Source]:
     """The sources without the images that the file `path` names: the table of `mae neighbours --duplicates`, or a name
-    in each line. Images are named as there: by their path in the folder, or by their number. With `only_some`, as
-    those with masks, the others may be among the images that the sources do not have.
+    in each line. Images are named as there: by their path in the folder, or by their number. With `only_some`,
+    the sources are a part of the images, as those with masks: the file may name only others.
 
     Raises:
         UserError: the file cannot be read, it names none of the images or all of them, or a source is a stream.
     """
-    listed, found, fewer = names_in(path), 0, []
+    listed, total, remaining = names_in(path), 0, []
     checksum = hashlib.sha256("\n".join(sorted(listed)).encode()).hexdigest()[:16]
     for part in parts:
         if isinstance(part.dataset, ShardedRows):
             raise UserError(f"exclude {path!r} cannot leave images out of the stream {part.name}: unpack it")
         names = RowNames(part).files(0, len(part))
         kept = [row for row, name in enumerate(names) if name not in listed]
-        gone, found = len(names) - len(kept), found + len(names) - len(kept)
+        gone = len(names) - len(kept)
+        total += gone
         if not kept:
             raise UserError(f"exclude {path!r} names all {len(names):,} images of {part.name}: leave some in")
         counted = f"{gone:,} of {len(names):,} images left out by {Path(path).name}" if gone else ""
         left_out = "; ".join(filter(None, [part.left_out, counted]))
-        fewer.append(replace(part, dataset=part.dataset.select(kept), left_out=left_out, excluded=checksum))
-    if not found and not only_some:
-        example, own = next(iter(sorted(listed)), ""), RowNames(parts[0]).files(0, 1)[0]
+        remaining.append(replace(part, dataset=part.dataset.select(kept), left_out=left_out, excluded=checksum))
+    if not total and not only_some:
+        example, name = next(iter(sorted(listed)), ""), RowNames(parts[0]).files(0, 1)[0]
         raise UserError(
             f"exclude {path!r} names none of the images of {', '.join(part.name for part in parts)}: it has "
-            f"{example!r}, and they are named as {own!r}"
+            f"{example!r}, and they are named as {name!r}"
         )
-    return fewer
+    return remaining
 
 
 def names_in(path: str) -> set[str]:

@@ -155,19 +155,27 @@ def _windowed(values: np.ndarray, about: Any) -> np.ndarray | None:
 
         bits = int(about.VOILUTSequence[0].LUTDescriptor[2])
         return pixels.apply_voi(values, about) / ((1 << bits) - 1)
-    center, width = _first(about.get("WindowCenter")), _first(about.get("WindowWidth"))
-    if center is None or width is None:
+    window = _first_window(about)
+    if window is None:
         return None
-    function = str(about.get("VOILUTFunction") or "LINEAR").upper()
+    center, width, function = window
     if function == "SIGMOID" and width > 0:
         return 1 / (1 + np.exp(-4 * (values.astype(np.float64) - center) / width))
-    if function == "LINEAR":
-        center, width = center - 0.5, width - 1
     if width < 0 or (function != "LINEAR" and width == 0):
         return None
     if width == 0:
         return (values > center).astype(np.float64)
     return ((values.astype(np.float64) - center) / width + 0.5).clip(0, 1)
+
+
+def _first_window(about: Any) -> tuple[float, float, str] | None:
+    """(center, width, function) of the file's first window; None where it has none. A LINEAR window is given in the
+    numbers of LINEAR_EXACT: half a level lower, and one level narrower."""
+    center, width = _first(about.get("WindowCenter")), _first(about.get("WindowWidth"))
+    if center is None or width is None:
+        return None
+    function = str(about.get("VOILUTFunction") or "LINEAR").upper()
+    return (center - 0.5, width - 1, function) if function == "LINEAR" else (center, width, function)
 
 
 @dataclass(frozen=True)
@@ -215,12 +223,10 @@ def series_header(path: str) -> SeriesHeader | None:
 
 
 def _linear_window(about: Any) -> tuple[float, float] | None:
-    center, width = _first(about.get("WindowCenter")), _first(about.get("WindowWidth"))
-    function = str(about.get("VOILUTFunction") or "LINEAR").upper()
-    if center is None or width is None or about.get("VOILUTSequence") or function == "SIGMOID":
+    window = _first_window(about)
+    if window is None or about.get("VOILUTSequence") or window[2] == "SIGMOID":
         return None
-    if function == "LINEAR":
-        center, width = center - 0.5, width - 1
+    center, width, _ = window
     return (center - width / 2, center + width / 2) if width > 0 else None
 
 

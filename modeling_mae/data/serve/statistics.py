@@ -71,26 +71,27 @@ def choose_mean_std(
 
 
 def keep_mean_std(
-    images: Images, own: Processing, sources: list[int | None], say: Callable[[str], None]
+    images: Images, known: Processing, sources: list[int | None], say: Callable[[str], None]
 ) -> tuple[list[float], list[float]] | None:
-    """Mean and deviation of a checkpoint's images, for weights that know them. None if it does not say them.
+    """Mean and deviation of the images that a checkpoint was trained on, which its weights know. None if it does not
+    say them.
 
-    `sources` names for each band of the images the checkpoint's band that it is. For a band with None they are
-    measured. `say` prints it if the images' own differ much.
+    `known` is the checkpoint's processing. `sources` names for each band of the images the checkpoint's band that it
+    is. A band with None is measured. `say` prints a note if the images differ much.
     """
-    if own.mean is None or own.std is None or max((band or 0 for band in sources), default=0) >= len(own.mean):
+    if known.mean is None or known.std is None or max((band or 0 for band in sources), default=0) >= len(known.mean):
         return None
-    scale = own.white / images.white if own.white not in (None, WHITE) else 1.0
-    measured = list(zip(*measure_mean_std(images, say), strict=True))  # (mean, deviation) of each band
-    kept = [
-        measured[band] if source is None else (own.mean[source] * scale, own.std[source] * scale)
-        for band, source in enumerate(sources)
-    ]
-    (mean, std), (own_mean, own_std) = ([[pair[i] for pair in pairs] for i in range(2)] for pairs in (kept, measured))
-    differences = [max(abs(a - b), abs(c - d)) for (a, c), (b, d) in zip(kept, measured, strict=True)]
-    if any(difference > MUCH * deviation for difference, deviation in zip(differences, std, strict=True)):
+    scale = known.white / images.white if known.white not in (None, WHITE) else 1.0
+    measured_mean, measured_std = measure_mean_std(images, say)
+    mean, std = list(measured_mean), list(measured_std)
+    for band, source in enumerate(sources):
+        if source is not None:
+            mean[band], std[band] = known.mean[source] * scale, known.std[source] * scale
+    pairs = zip(mean, std, measured_mean, measured_std, strict=True)
+    if any(max(abs(a - c), abs(b - d)) > MUCH * b for a, b, c, d in pairs):
         say(
-            f"note       the images differ much from the checkpoint's: their mean is {own_mean}, std {own_std}. The "
+            f"note       the images differ much from the checkpoint's: their mean is {measured_mean}, std "
+            f"{measured_std}. The "
             f"checkpoint's mean {mean}, std {std} are kept, because its weights know them; --image_mean and "
             "--image_std replace them"
         )
