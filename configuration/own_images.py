@@ -244,4 +244,6 @@ def _without(choices: list[Choice], given: dict[str, Any]) -> list[Choice]:
 
 
 def _text(values: dict[str, Any]) -> str:
-    return " ".join(f"{name}={value}" for name, value in values.items())
+    """The values for a reader. The recipe has all digits."""
+    shown = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in values.items()}
+    return " ".join(f"{name}={value}" for name, value in shown.items())
