@@ -11,6 +11,7 @@ from conftest import assert_same_run, run, tiny_config, weights_and_history
 from modeling_mae import EvalNet, MAEForPreTraining, mask_noise
 from modeling_mae.data.serve.crops import RandomResizedCrop
 from modeling_mae.training.augment import BatchTransform
+from modeling_mae.training.transfer import Transfer
 from modeling_mae.training.waiting import Waiting
 
 
@@ -113,3 +114,15 @@ def test_every_kind_of_evaluation_runs(tmp_path, recipe):
     trained = [row["accuracy"] for row in rows if row.get("accuracy") is not None]
     assert "on cuda" in output and len(trained) == 5  # four strategies, and from scratch
     assert all(0.05 < accuracy < 1 for accuracy in trained)
+
+
+def test_batches_copied_beside_the_updates_arrive_whole():
+    """The device is kept busy, so that a copy that nobody awaits, or memory given away too early, would show."""
+    transfer, work = Transfer(GPU), torch.randn(4096, 4096, device=GPU)
+    batches = [torch.full((64, 3, 224, 224), value, dtype=torch.uint8).pin_memory() for value in range(20)]
+    sums = []
+    for images in batches:
+        on_gpu = transfer({"images": images})["images"]
+        work = (work @ work).clamp(-1, 1)
+        sums.append(on_gpu.sum(dtype=torch.int64))
+    assert [total.item() for total in sums] == [value * batches[0].numel() for value in range(20)]

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate.utils import send_to_device
 from tqdm import tqdm
 
 from ..errors import TrainingStopped, UserError
@@ -20,6 +19,7 @@ from .resizing import Resizing
 from .sharded import gradient_norm, local_tensors
 from .signals import StopRequest
 from .state import Run
+from .transfer import Transfer
 from .waiting import Waiting, describe_waiting
 
 
@@ -108,7 +108,7 @@ class Update:
         """This process's micro-batches. The processes add their gradients in the last one."""
         accelerator, size = self.run.accelerator, self.run.settings.per_device_train_batch_size
         for micro in range(accelerator.gradient_accumulation_steps):
-            batch = send_to_device(self.next_batch(), accelerator.device, non_blocking=True)
+            batch = self.next_batch()
             number = micro * accelerator.num_processes + accelerator.process_index
             with accelerator.accumulate(self.run.model):
                 yield MicroBatch(batch, number, slice(number * size, (number + 1) * size))
@@ -150,7 +150,8 @@ def updates(
     images = run.settings.total_batch_size
     display = Display(main, progress.update, schedule.updates, images, later, work)
     unread: list[torch.Tensor] = []  # losses still on the device, at most logging_steps of them
-    waiting, batches = Waiting(run.accelerator.device), iter(run.batches)
+    device = run.accelerator.device
+    waiting, batches = Waiting(device), map(Transfer(device), run.batches)
     began = time.perf_counter()
     run.model.train()
     try:
