@@ -1,4 +1,11 @@
-"""Counts in words."""
+"""Words that several rooms share: values of options, and counts."""
+
+import re
+
+
+SEMANTIC_SEGMENTATION = "semantic_segmentation"  # a problem_type, for which transformers has no name
+SLICES = re.compile(r"all|(middle|every):([1-9]\d{0,8})")  # which slices of a volume are images
+NEW_BANDS = re.compile(r"mean|random|rgb:(\d+),(\d+),(\d+)")  # what becomes of a checkpoint's bands
 
 
 def counted(number: float, thing: str, things: str = "") -> str:

@@ -38,16 +38,6 @@ class PretrainingSets:
         evaluation = self.evaluation
         return evaluation.images if isinstance(evaluation, MaskedImages) else evaluation
 
-    @property
-    def about(self) -> dict:
-        """What a report says of the images."""
-        return {
-            "images": len(self.images),
-            "source_name": self.source.name,
-            "dataset_id": self.source.dataset_id or self.source.name,
-            "knn_split": self.eval_split,
-        }
-
 
 def load_pretraining_sets(
     source: Source,

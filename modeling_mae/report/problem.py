@@ -3,9 +3,6 @@
 from dataclasses import dataclass, field
 
 
-SEMANTIC_SEGMENTATION = "semantic_segmentation"  # a problem_type, for which transformers has no name
-
-
 @dataclass(frozen=True)
 class Problem:
     """The metrics of a task. `titles` are the metrics to show, as {key of the results: title}."""

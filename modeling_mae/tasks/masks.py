@@ -22,9 +22,9 @@ from ..data.serve.images import Images, Opening, open_images
 from ..data.serve.masked import IGNORED, MaskedImages, ScaledCrop
 from ..errors import UserError
 from ..modeling_mae import MAEPreTrainedModel
-from ..report.problem import SEMANTIC_SEGMENTATION, Problem
+from ..report.problem import Problem
 from ..segmentation_mae import MAEForSemanticSegmentation
-from ..words import counted
+from ..words import SEMANTIC_SEGMENTATION, counted
 from .evalnet import names_of
 from .mask_pictures import compared_masks
 from .protocol import Answers, Task, ViewSettings

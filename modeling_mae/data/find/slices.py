@@ -1,7 +1,6 @@
 """Files that hold several slices -> a row for each slice, called `scan.nii.gz#z=87`. The volume is its group."""
 
 import os
-import re
 import sys
 import time
 from collections import defaultdict
@@ -17,7 +16,7 @@ import pyarrow.compute as pc
 from ...checked import check, count, listed, number, read_json, text
 from ...errors import UserError
 from ...files import write_json
-from ...words import counted
+from ...words import SLICES, counted
 from ..read.dicom import SeriesHeader, series_header
 from ..read.endings import NIFTI, ending_of
 from ..read.faults import BadImage
@@ -35,7 +34,6 @@ from ..read.volumes import (
 from .image_folder import dataset_of, image_column
 
 
-CHOICE = re.compile(r"all|(middle|every):([1-9]\d{0,8})")
 VOLUME_OF_A_SLICE = r"^(.*?)(?:#z=\d+)?$"  # of its name; another image is a volume of its own
 THREADS = 4  # volumes that are looked through at a time
 LINE_SECONDS = 10  # between two lines that say how far it is
@@ -51,7 +49,7 @@ class SliceSettings:
     max_image_pixels: int = MOST_PIXELS  # of what is read into memory: a compressed volume, or a slice
 
     def __post_init__(self):
-        if not CHOICE.fullmatch(self.slices) or self.neighbour_slices < 0:
+        if not SLICES.fullmatch(self.slices) or self.neighbour_slices < 0:
             raise UserError(
                 f"slices {self.slices!r}, neighbour_slices {self.neighbour_slices}: give all, middle:32 or every:4, "
                 "and a number of neighbours"
@@ -59,7 +57,7 @@ class SliceSettings:
 
     def chosen(self, count: int) -> range:
         """The numbers of the slices that are taken of a volume of `count`."""
-        match = CHOICE.fullmatch(self.slices)
+        match = SLICES.fullmatch(self.slices)
         assert match is not None
         kind, wanted = match[1], int(match[2] or 1)
         if kind == "middle":

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from ...errors import UserError
 from ...settings import settings as settings_of
-from ...words import counted
+from ...words import SEMANTIC_SEGMENTATION, counted
 from ..read.arrays import cell_of
 from ..read.limits import MOST_PIXELS
 from ..read.masks import KeptMask
@@ -49,7 +49,6 @@ NAMED = {
 BUNDLED = Path(__file__).parents[3] / "data" / "fashion_mnist"
 EVAL_SPLITS = ("validation", "val", "test")  # the first that exists is evaluated on
 ROWS_AT_ONCE = 100_000  # that are looked at for their folder
-MASKS_WANTED = "semantic_segmentation"  # the problem type
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class SourceSettings:
     @property
     def with_masks(self) -> bool:
         """Whether only images with a mask are wanted."""
-        return self.problem_type == MASKS_WANTED
+        return self.problem_type == SEMANTIC_SEGMENTATION
 
     @property
     def names_masks(self) -> bool:
