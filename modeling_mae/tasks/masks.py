@@ -260,9 +260,6 @@ class Masks(Task):
             raise UserError(f"all pixels of the masks are {', '.join(names) or 'ignored'}: a model needs two classes")
         return names
 
-    def reordered(self, labels: np.ndarray, order: list[int]) -> np.ndarray:
-        return labels[:, order]
-
     def absent(self, labels: np.ndarray, names: list[str]) -> list[str]:
         return [name for name, count in zip(names, labels.sum(0), strict=True) if not count]
 
@@ -287,9 +284,6 @@ class Masks(Task):
         if settings.quarter_turns and size[0] != size[1]:
             raise UserError(f"quarter_turns: images of {size[0]}x{size[1]} pixels are not square: leave it out")
         return ScaledCrop(view.seed, size, settings.zoom, view.horizontal_flip, settings.quarter_turns, mean)
-
-    def notes(self, labels: torch.Tensor, label_fraction: float, mixes: bool, label_smoothing: float) -> list[str]:
-        return []
 
     def new_model(
         self,
