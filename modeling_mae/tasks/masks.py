@@ -44,7 +44,7 @@ WEIGHT_BOUNDS = (0.1, 10.0)  # of the class weights, so that a class of a few pi
 class MaskSettings:
     """What the numbers in masks mean, and how a model learns them. The fields are named like the options."""
 
-    mask_values: str | None = None  # binary: all above 0 are one class; classes: each number is one, whatever it is
+    mask_values: str | None = None  # binary: all numbers above 0 are one class; classes: each number is a class
     ignore_index: int | None = None  # the number of pixels without a class; None: 255, where no class has it
     class_weights: str = "none"  # auto: by the pixels of each class
     dice_weight: float = 0.0
@@ -74,7 +74,7 @@ class Numbering:
         return self.named.get(value) or (f"#{value - COLOUR:06x}" if value >= COLOUR else str(value))
 
     def number_of(self, value: int) -> int | None:
-        """The class number of a number in a mask; None where no class has it."""
+        """The class number of a number in a mask. None if no class has it."""
         name = self.name_of(value)
         if name is None:
             return IGNORED
@@ -457,7 +457,7 @@ def _read_masks(source: Source) -> list[dict[int, int]]:
 
 
 def _refuse_instances(source: Source, counts: list[dict[int, int]], named: dict[int, str]) -> None:
-    """UserError where the masks of most images hold the numbers 1, 2, 3, ... as far as there are things in them."""
+    """Raises a UserError if most masks number the things in their image: 1, 2, 3, ..."""
     present = {value for each in counts for value in each}
     if named or not present or max(present) >= COLOUR or max(present) <= MANY_INSTANCES:
         return

@@ -125,7 +125,7 @@ class Source:
         return isinstance(self.dataset, ShardedRows)
 
     def cell(self, index: int) -> dict:
-        """Bytes and path of an image. BadImage where it is a slice that cannot be read."""
+        """Bytes and path of an image. Raises a BadImage if it is a slice that cannot be read."""
         cell = cell_of(self.dataset[index][self.image_column])
         numbers = self.volumes.read(cell["path"]) if self.volumes else None
         return cell if numbers is None else {**cell_of(numbers), "path": cell["path"]}
@@ -194,7 +194,7 @@ def load_source(
     """One split of one place: the folder `train_dir`, else `dataset_name` (a known name or a Hub id), else the bundled
     images.
 
-    `split` None: all images of a folder, whatever splits it has; of a data set on the Hub its only split.
+    `split` None: all images of a folder, in any split; for a data set on the Hub, its only split.
     `exact_split`: if two folders mean the same split (`val`, `validation`), take the one with exactly this name.
     `listing`: of the folder, if it was listed before.
 
