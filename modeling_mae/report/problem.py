@@ -28,6 +28,15 @@ class Problem:
     imbalanced_columns: dict[str, str] = field(default_factory=dict)
 
     @property
+    def scale(self) -> int:
+        """The factor by which a value of the metric is shown."""
+        return 100 if self.is_share else 1
+
+    @property
+    def axis_title(self) -> str:
+        return f"{self.metric_title} (%)" if self.is_share else self.metric_title
+
+    @property
     def knn_title(self) -> str:
         return f"k-NN {self.metric_title}"
 
