@@ -4,32 +4,20 @@
 and command line. `model.py` makes an `MAEConfig`. `models/`, `recipes/` and `accelerate/` hold data.
 """
 
-from .arguments import (
-    DataArguments,
-    ModelArguments,
-    OptimizerArguments,
-    PretrainArguments,
-    RunArguments,
-)
+from .arguments import PretrainArguments
 from .errors import ArgumentError
 from .evaluation import EvalArguments, EvalTraining
 from .model import checkpoint_of, model_config, model_settings
-from .own_images import settle
 from .parsing import parse_arguments
 
 
 __all__ = [
     "ArgumentError",
-    "DataArguments",
     "EvalArguments",
     "EvalTraining",
-    "ModelArguments",
-    "OptimizerArguments",
     "PretrainArguments",
-    "RunArguments",
     "checkpoint_of",
     "model_config",
     "model_settings",
     "parse_arguments",
-    "settle",
 ]

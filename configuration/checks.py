@@ -5,12 +5,11 @@ same result on every process. They run before any long work.
 """
 
 import importlib.util
-import re
 from pathlib import Path
 
 from .errors import ArgumentError, exclude, need, require
 from .memory import check_batch, check_image_cache, check_repeats, check_training_fits
-from .model import SEMANTIC_SEGMENTATION, join, model_config, parse_overrides, suggest
+from .model import join, model_config, parse_overrides, suggest
 
 
 # Larger numbers are typos: counters and rates would overflow, or the machine would fill with processes.
@@ -19,7 +18,6 @@ MAX_UPDATES = 10**12
 MAX_RATE = 1_000_000
 MAX_WORKERS = 1024
 MAX_NEIGHBOURS = 16
-SLICES = re.compile(r"all|(middle|every):[1-9]\d{0,8}")
 
 
 def check_pretraining(args) -> None:
@@ -47,12 +45,14 @@ def check_pretraining(args) -> None:
 
 def check_continuing(args) -> None:
     """Checks what a run that starts from a checkpoint adds."""
+    from modeling_mae.words import NEW_BANDS
+
     for name in ("continue_images", "new_bands", "train_new_first"):
         need(args, name, "model_name_or_path")
     need(args, "continue_images", "own_images")
     require(args, "train_new_first", lambda x: 0 <= x < 1, "a share in [0, 1), as in 0.05")
     require(args, "layer_decay", lambda x: 0 < x <= 1, "a factor in (0, 1], as in 0.75")
-    if args.new_bands is not None and not re.fullmatch(r"mean|random|rgb:\d+,\d+,\d+", args.new_bands):
+    if args.new_bands is not None and not NEW_BANDS.fullmatch(args.new_bands):
         raise ArgumentError(f"new_bands {args.new_bands!r} does not work: give mean, random, or rgb:3,2,1")
     if args.new_bands and not args.own_images and "num_channels" not in parse_overrides(args.config_overrides):
         raise ArgumentError(
@@ -209,6 +209,7 @@ def check_checkpoint(args) -> None:
 
 def check_problem_type(args) -> None:
     from modeling_mae.tasks import TASKS
+    from modeling_mae.words import SEMANTIC_SEGMENTATION
 
     if args.problem_type not in (None, *TASKS):
         hint = suggest(args.problem_type, TASKS) or f": give {', '.join(TASKS)}"
@@ -295,6 +296,8 @@ def check_data(args) -> None:
 
 
 def check_slices(args) -> None:
+    from modeling_mae.words import SLICES
+
     require(args, "neighbour_slices", lambda x: 0 <= x <= MAX_NEIGHBOURS, f"a number of slices, 0 to {MAX_NEIGHBOURS}")
     need(args, "neighbour_slices", "slices")
     if args.slices is None:

@@ -15,6 +15,8 @@ from accelerate import Accelerator
 from modeling_mae.checkpoint import Beginning, Checkpoint
 from modeling_mae.configuration_mae import MAEConfig
 from modeling_mae.data.find.facts import image_facts
+from modeling_mae.data.find.fingerprint import fingerprint
+from modeling_mae.data.find.joined import load_training_source
 from modeling_mae.data.find.slices import VOLUME_OF_A_SLICE
 from modeling_mae.data.find.sources import Source, SourceSettings
 from modeling_mae.data.pretraining_sets import PretrainingSets, load_pretraining_sets
@@ -46,6 +48,7 @@ from modeling_mae.training.augment import BatchTransform
 from modeling_mae.training.masks import check_masks
 from modeling_mae.training.optim import LengthSettings, OptimizerSettings
 from modeling_mae.training.resizing import Resizing
+from modeling_mae.training.state import Run
 from modeling_mae.training.trials import Trial, TrialSettings, find_batch_size, fit_length
 from modeling_mae.training.tuning import TuningSettings
 from modeling_mae.words import counted
@@ -71,16 +74,38 @@ class Decided:
     reasons: list[str]  # one line per choice
     chosen: dict[str, Any]  # what was chosen for the user; a resumed run keeps it
 
-    def made_with(self, data: dict[str, Any] | str, beginning: Beginning) -> dict[str, Any]:
-        """All settings that decide the weights, for the checkpoints' manifest. `data` is the images' fingerprint."""
-        recipe = self.recipe
+    def made_with(self, beginning: Beginning) -> dict[str, Any]:
+        """All settings that decide the weights, for the checkpoints' manifest."""
+        recipe, data = self.recipe, fingerprint(self.sets.source)
         new = {"new": beginning.new_parts} if recipe.train_new_first else {}
         images = {"data": data, "mean": recipe.image_mean, "std": recipe.image_std, "white": self.sets.images.white}
         chosen = {"chosen": self.chosen} if self.chosen else {}
         return {**recipe.deciding_weights(), **model_settings(self.config), **images, **chosen, **new}
 
+    def save(self, folder: Path, shows: bool) -> None:
+        """Writes recipe.yaml. `shows`: also prints it."""
+        path = save_recipe(self.recipe, folder, self.reasons)
+        print(f"recipe     {path}", flush=True)
+        if shows:
+            print(path.read_text(), end="")
 
-def decide(options: PretrainArguments, source: Source, accelerator: Accelerator, before: dict[str, Any]) -> Decided:
+    def describe(self, architecture: str, beginning: Beginning, run: Run) -> str:
+        """A summary of the run before its first update, a line per subject."""
+        recipe, images = self.recipe, self.sets.images
+        lines = {
+            "model": architecture,
+            "start": f"{self.start.name}: {beginning.about}" if self.start else "",
+            "data": f"{self.sets.source.name}: {counted(len(images), 'image')}, mean {recipe.image_mean}, std "
+            f"{recipe.image_std}, {images.where}{images.remarks}",
+            "sizes": self.resizing.describe(run.schedule.updates, run.progress.update),
+            "loss": "predicting the mean of each patch gives 1" if self.config.norm_pix_loss else "",
+            **run.describe(),
+            "parallel": launch.describe_parallelism(run.accelerator),
+        }
+        return "\n".join(f"{subject:10} {text}" for subject, text in lines.items() if text)
+
+
+def decide(options: PretrainArguments, accelerator: Accelerator, before: dict[str, Any]) -> Decided:
     """Chooses the open settings, and prints each choice with its reason.
 
     `before` are the settings of the checkpoint that the run goes on from, empty for a fresh start.
@@ -91,6 +116,8 @@ def decide(options: PretrainArguments, source: Source, accelerator: Accelerator,
     say, processes, goes_on = accelerator.print, accelerator.num_processes, bool(before)
     chosen = dict(before.get("chosen", {}))
     reasons: list[str] = []
+    with accelerator.main_process_first():  # the others then read from the cache of `datasets`
+        source = load_training_source(settings(SourceSettings, options))
     given = length_of_earlier_run(options, chosen)
     if given.own_images:
         given, chosen, reasons = settle(given, image_facts(source, given.bands), processes, chosen)
@@ -279,6 +306,11 @@ class DecidedEvaluation:
             work[training.name] = training_work(plan, self.sets_of(training), recipe.image_mean, depth, processes)
         return work
 
+    def finished(self, options: EvalArguments, say: Callable[[str], None]) -> dict[str, dict]:
+        """The rows of results of trainings that an earlier call of the run has finished, by their names."""
+        found = {training.name: training.finished_results(options, say) for training in self.trainings}
+        return {name: row for name, row in found.items() if row is not None}
+
     def made_with(self, training: EvalTraining) -> dict[str, Any]:
         """All settings that decide a training's weights, for the manifest of its checkpoints."""
         recipe, sets = training.recipe, self.sets
@@ -379,8 +411,7 @@ def _at_the_size_of_others(training: EvalTraining, config: MAEConfig) -> EvalTra
 def _in_a_curve(training: EvalTraining, sets: LabelledSets, most: float, processes: int) -> EvalTraining:
     """The training with as many updates as that of the fraction `most` of the labels, evaluated as often."""
     recipe, images = training.recipe, sets.training
-    assert images.labels is not None
-    labels = images.labels.numpy()
+    labels = images.known_labels.numpy()
     few, whole = (
         len(part_of(sets.task, labels, sets.groups, fraction, recipe.seed)) if fraction < 1 else len(labels)
         for fraction in (recipe.label_fraction, most)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .arguments import DataArguments, MaskArguments, ModelArguments, OptimizerArguments, RunArguments, option
 from .checks import check_blocks, check_evaluation
 from .errors import ArgumentError
-from .model import SEMANTIC_SEGMENTATION, model_fields, parse_overrides, parse_pairs, starting_weights
+from .model import model_fields, parse_overrides, parse_pairs, starting_weights
 from .parsing import parse_mapping
 
 
@@ -281,6 +281,8 @@ class EvalArguments(RunArguments, OptimizerArguments, MaskArguments, DataArgumen
 
     @property
     def with_masks(self) -> bool:
+        from modeling_mae.words import SEMANTIC_SEGMENTATION
+
         return self.problem_type == SEMANTIC_SEGMENTATION
 
     @property
@@ -437,7 +439,8 @@ class EvalTraining:
         """What tells it from the other trainings of the run, for its row of results."""
         recipe = self.recipe
         fold = {"fold": recipe.fold} if recipe.fold else {}
-        return {"arm": self.arm, "label_fraction": recipe.label_fraction, "seed": recipe.seed, **fold}
+        row = {"n_partial": self.n_partial, "tune": recipe.tune, "arm": self.arm}
+        return {**row, "label_fraction": recipe.label_fraction, "seed": recipe.seed, **fold}
 
     @property
     def results_file(self) -> Path:

@@ -20,7 +20,6 @@ from .memory import check_weights_fit
 # Fields that do not affect the weights, or follow from options.
 FORM_OF_OUTPUTS = ("reshape_hidden_states",)
 SEGMENTATION = ("segmentation_head", "semantic_loss_ignore_index", "class_weights", "dice_weight")
-SEMANTIC_SEGMENTATION = "semantic_segmentation"  # a problem_type
 PATCH_FIELDS = ("num_channels", "patch_size", "image_size")
 DEEPEST = 10  # lists and mappings inside of each other in a recipe
 PRESETS = Path(__file__).parent / "models"

@@ -112,10 +112,10 @@ def parse(content: str | bytes) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """What is in the file, None where there is none.
+    """What the file holds, or None if there is no file.
 
     Raises:
-        UserError: it is a link, too large, or no JSON.
+        UserError: it is a link, too large, or not JSON.
     """
     if path.is_symlink():
         raise UserError(f"{str(path)!r} is a link, which may lead anywhere: put the file itself there")

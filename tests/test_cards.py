@@ -4,6 +4,7 @@ import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from configuration.parsing import FOLDERS
 from modeling_mae.report.advice import _data_words as data_words
 from modeling_mae.report.evaluation import report_evaluation, report_training
 from modeling_mae.report.facts import (
@@ -177,3 +178,8 @@ def test_several_folders_are_shown_by_their_names():
     }
     words = data_words({"train_dir": ["/home/me/one", "two"], "mix": [0.7, 0.3]}, shared=True)
     assert words == ["--train_dir", "one", "two", "--mix", "0.7", "0.3"]
+
+
+def test_no_option_of_a_folder_shows_where_it_lies():
+    shown = shown_settings(dict.fromkeys(FOLDERS, "/home/me/pets"))
+    assert "mask_dir" in shown and set(shown.values()) == {"pets"}

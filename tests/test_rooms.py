@@ -22,9 +22,9 @@ ARROWS = {
     "tasks": {"data", "training", "report", "checkpoint", *SHARED, *TRAVELLING},
     "evaluation": {"data", "training", "tasks", "report", "checkpoint", "readout", *SHARED, *TRAVELLING},
     "report": {*SHARED, "configuration_mae", "masking_mae"},
-    "interop": {"checked", "errors", *TRAVELLING},
+    "interop": {"checked", "errors", "words", *TRAVELLING},
     "checkpoint": {"data", "interop", "errors", *TRAVELLING},
-    "hub": {"training", "errors"},
+    "hub": {"training", "report", "errors"},
     "commands": {"data", "tasks", "training", "evaluation", "report", "checkpoint", "interop", *SHARED, *TRAVELLING},
     "__main__": {"errors"},  # it finds the subcommands by name
     "registration": {"interop", *TRAVELLING},
@@ -107,7 +107,7 @@ def test_configuration_knows_of_the_package_only_what_says_which_models_and_task
         if file.name == "decide.py":  # the scripts import it by name, after they have read the command line
             continue
         modules = {module for module in imported_modules(file) if module.split(".")[0] == "modeling_mae"}
-        names = ("checked", "configuration_mae", "checkpoint", "tasks", "errors", "training.tuning")
+        names = ("checked", "configuration_mae", "checkpoint", "tasks", "errors", "training.tuning", "words")
         known = tuple(f"modeling_mae.{name}." for name in names)
         assert all(module.startswith(known) for module in modules), file
         # Never at the top of a file: importing the package loads torch, and --help would take seconds.

@@ -261,7 +261,7 @@ def test_a_table_that_names_a_pipe_or_a_device(tmp_path, target):
     pq.write_table(pa.table({"image": pa.array([{"bytes": None, "path": "p.png"}], kind)}), tmp_path / "t.parquet")
     cell = load_source(train_dir=str(tmp_path)).cell(0)
     for read in (lambda: decode(cell["bytes"], cell["path"], 3), lambda: read_header(cell["bytes"], cell["path"])):
-        with pytest.raises(BadImage, match="it is no file"):
+        with pytest.raises(BadImage, match="it is not a file"):
             read()
 
 

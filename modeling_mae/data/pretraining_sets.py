@@ -1,4 +1,4 @@
-"""The images of a pre-training, and where there are labels those that its features are compared on."""
+"""The images of a pre-training, and labelled images that evaluate its features."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -17,9 +17,9 @@ from .serve.masked import MaskedImages
 
 @dataclass
 class PretrainingSets:
-    """`source` as it was found, and its `images` in their evaluation crop. `evaluation` and its `eval_split` are None
-    where there is no k-NN; else both sets have labels that mean the same. With masks, `bank` are training images with
-    masks, which the patches of `evaluation` are compared with."""
+    """`source` as it was found, and its `images` in their evaluation crop. Without k-NN, `evaluation` and its
+    `eval_split` are None. With it, both sets have labels that mean the same. With masks, k-NN compares the patches of
+    `evaluation` with those of `bank`, which are training images with masks."""
 
     source: Source
     images: Images
@@ -37,16 +37,6 @@ class PretrainingSets:
         """The evaluation images in their evaluation crop, without masks."""
         evaluation = self.evaluation
         return evaluation.images if isinstance(evaluation, MaskedImages) else evaluation
-
-    @property
-    def about(self) -> dict:
-        """What a report says of the images."""
-        return {
-            "images": len(self.images),
-            "source_name": self.source.name,
-            "dataset_id": self.source.dataset_id or self.source.name,
-            "knn_split": self.eval_split,
-        }
 
 
 def load_pretraining_sets(

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from accelerate.utils import broadcast_object_list
@@ -20,8 +19,9 @@ from ..tasks.protocol import ViewSettings
 from ..tasks.sets import LabelledSets
 from ..tasks.splits import part_of
 from ..training.augment import RandAugment
-from ..training.loop import Update
+from ..training.loop import Update, updates
 from ..training.optim import LengthSettings, Schedule
+from ..training.resizing import Resizing
 from ..training.state import Run, save_model
 from .metrics import predict_with
 from .reader import Reader
@@ -78,8 +78,7 @@ def training_view(
     """
     rows = augment = None
     if settings.label_fraction < 1:
-        assert images.labels is not None
-        rows = part_of(task, images.labels.numpy(), groups, settings.label_fraction, settings.seed)
+        rows = part_of(task, images.known_labels.numpy(), groups, settings.label_fraction, settings.seed)
     if settings.auto_augment != "none":
         augment = RandAugment(settings.auto_augment, images.size, mean, settings.seed)
     return images.view(task.crop_of(settings, mean, images.size), rows, augment)
@@ -104,9 +103,10 @@ def training_work(plan: TrainingPlan, sets: LabelledSets, mean: list[float], dep
     return updates * plan.length.total_batch_size * (1 + 2 * tuned / depth)
 
 
-def keep_if_best(run: Run, folder: Path, task: Task, results: dict) -> None:
-    """Log the `results` of the epoch that has just ended. If they are the best so far, the model goes to `folder`."""
-    problem, update = task.problem, run.progress.update
+def keep_if_best(run: Run, problem: Problem, results: dict) -> None:
+    """Log the `results` of the epoch that has just ended. If they are the best so far, the model is saved in the run's
+    folder."""
+    update = run.progress.update
     epoch = run.schedule.epoch(update)
     values = {f"eval_{key}": value for key, value in results.items() if isinstance(value, float)}
     run.history.add({"step": update, "epoch": epoch, **values})
@@ -116,13 +116,36 @@ def keep_if_best(run: Run, folder: Path, task: Task, results: dict) -> None:
     run.accelerator.print(f"epoch {epoch:g}  {problem.progress(results)}{best}", flush=True)
     if better:
         run.progress.best = problem.score(results)
-        save_model(run.accelerator, run.model, folder)
+        save_model(run.accelerator, run.model, run.place.folder)
 
 
 def last_results(log: TrainingLog, problem: Problem) -> dict[str, float]:
     """The metric of the last epoch that was evaluated, and its number, for a row of results."""
     last = [entry for entry in log.log if f"eval_{problem.metric}" in entry][-1]
     return {f"last_{problem.metric}": last[f"eval_{problem.metric}"], "epochs": last["epoch"]}
+
+
+@dataclass(frozen=True)
+class PatienceSettings:
+    """How often a classifier is evaluated, and when that ends its training."""
+
+    eval_epochs: int  # between two evaluations
+    patience: int | None = None  # evaluations without a better one, after which the training ends; None: never
+
+
+def tested_updates(
+    run: Run, reader: Reader, sets: LabelledSets, settings: PatienceSettings, later: float
+) -> Iterator[Update]:
+    """The `updates` of a run with images of one size. After its epochs the model is evaluated on `sets`, and the best
+    one is saved in the run's folder."""
+
+    def after_epoch(epoch: int, update: int) -> None:
+        if epoch % settings.eval_epochs == 0 or update == run.schedule.updates:
+            results, _ = evaluate_classifier(reader, run.model, sets)
+            keep_if_best(run, sets.task.problem, results)
+
+    all_updates = updates(run, Resizing(sets.evaluation.size, (1, 1)), after_epoch, later)
+    return with_patience(all_updates, run, sets.task.problem, settings.patience)
 
 
 def with_patience(updates: Iterator[Update], run: Run, problem: Problem, patience: int | None) -> Iterator[Update]:

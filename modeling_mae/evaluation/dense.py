@@ -42,9 +42,7 @@ def dense_metrics(
     tests, masks = _patches(reader, encode, evaluation, TEST_IMAGES)
     if not reader.accelerator.is_main_process:
         return {}
-    labels = evaluation.labels
-    assert labels is not None
-    classes = labels.shape[1]
+    classes = evaluation.known_labels.shape[1]
     shares = _shares(bank_masks, grid, classes)  # (bank patches, classes)
     known = shares.sum(1) > 0
     bank, shares = bank.flatten(0, 1)[known], shares[known]

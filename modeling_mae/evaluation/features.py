@@ -21,7 +21,6 @@ from .dense import TEMPERATURE, dense_metrics, tokens_of
 from .reader import FrozenSet, Reader
 
 
-EVAL_BATCH = 256  # images; without gradients, they take less memory than a usual training batch
 K = 20  # neighbours of the k-NN accuracy that tables and cards show
 KS = (10, K, 100, 200)
 RAW = "raw pixels"  # as features

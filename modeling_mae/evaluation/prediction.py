@@ -10,6 +10,7 @@ from ..data.find.places import Place
 from ..errors import UserError
 from ..tasks import Task, task_of_checkpoint
 from ..tasks.evalnet import names_of
+from ..words import SEMANTIC_SEGMENTATION
 from .inputs import Inputs
 from .tables import ApplySettings, Job, Output, absolute, quiet_accelerator, write_rows
 
@@ -24,7 +25,7 @@ def task_of(checkpoint: Checkpoint) -> Task:
     if task is None:
         raise UserError(
             f"checkpoint {checkpoint.name!r} has no head, only an encoder: train one with run_eval.py (for masks "
-            "with --problem_type semantic_segmentation), or take its features with `mae features`"
+            f"with --problem_type {SEMANTIC_SEGMENTATION}), or take its features with `mae features`"
         )
     return task
 

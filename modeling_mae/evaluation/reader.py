@@ -8,6 +8,8 @@ import torch
 from accelerate import Accelerator
 
 from ..data.serve.images import Images
+from ..training.augment import BatchTransform
+from ..training.launch import loading_workers
 
 
 CPU_BATCH = 64  # images; larger activations leave the caches, and the kernel clears their memory for each operation
@@ -31,6 +33,16 @@ class FrozenSet:
 
 
 @dataclass(frozen=True)
+class ReadingSettings:
+    """How images are normalised, and how many are read at a time."""
+
+    image_mean: list[float]
+    image_std: list[float]
+    dataloader_num_workers: int | None = None  # of each process; None: as many as fit the machine
+    per_device_eval_batch_size: int = 256  # without gradients, images take less memory than in training
+
+
+@dataclass(frozen=True)
 class Reader:
     """Reads images for a model on all processes, normalised by `transform`, `batch_size` at a time (on a CPU at most
     `CPU_BATCH`)."""
@@ -39,6 +51,13 @@ class Reader:
     transform: Callable[..., torch.Tensor]
     batch_size: int
     num_workers: int  # loading workers of each process
+
+    @classmethod
+    def of_size(cls, accelerator: Accelerator, size: tuple[int, int], settings: ReadingSettings) -> "Reader":
+        """Reads images of `size` (height, width)."""
+        transform = BatchTransform(settings.image_mean, settings.image_std, size).to(accelerator.device)
+        workers = loading_workers(settings.dataloader_num_workers)
+        return cls(accelerator, transform, settings.per_device_eval_batch_size, workers)
 
     @torch.no_grad()
     def map(self, images: Images, compute: Callable[[dict], dict]) -> dict:

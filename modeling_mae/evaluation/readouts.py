@@ -4,13 +4,15 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..checkpoint import Checkpoint
 from ..configuration_mae import MAEConfig
 from ..data.serve.images import Images
 from ..modeling_mae import MAEModel
 from ..readout import ATTENTION, PATCHES, POOLINGS, Readout, check_choice, read
 from ..tasks import Task
-from ..training.launch import smallest_budget
-from .features import JudgeSettings, K, judge
+from ..tasks.sets import LabelledSets
+from ..training.launch import feature_memory, smallest_budget
+from .features import JudgeSettings, K, frozen_encoder, frozen_table, judge
 from .probes import probe_metric
 from .reader import FrozenSet, Reader
 
@@ -52,6 +54,40 @@ class ReadoutSettings:
         pairs = itertools.product(TABLED, [*single, *everything])
         every = [Readout(blocks, pooling) for pooling, blocks in pairs if pooling != ATTENTION or blocks in single]
         return list(dict.fromkeys(every + chosen))
+
+
+@dataclass(frozen=True)
+class FrozenSettings:
+    """Which frozen features are evaluated, and how."""
+
+    seed: int
+    knn: bool
+    with_masks: bool
+
+
+def frozen_rows(
+    reader: Reader,
+    start: Checkpoint,
+    config: MAEConfig,
+    sets: LabelledSets,
+    readouts: list[Readout],
+    settings: FrozenSettings,
+) -> list[dict]:
+    """The rows of results of the frozen features of `start`: those of `frozen_table` with `knn`, and the `readouts`.
+
+    Raises:
+        UserError: frozen features cannot be evaluated with the labels.
+    """
+    rows: list[dict] = []
+    if settings.knn or readouts:
+        judging = JudgeSettings(settings.seed, sets.task if settings.with_masks else sets.frozen_task)
+    if settings.knn:
+        encoder = frozen_encoder(start, config, reader.accelerator.print)
+        rows += frozen_table(reader, encoder, sets.training, sets.evaluation, "pre-trained encoder", judging)
+    if readouts:
+        encoder, memory = frozen_encoder(start, config), feature_memory()
+        rows += readout_table(reader, encoder, sets.training, sets.evaluation, readouts, judging, memory)
+    return rows
 
 
 def readout_table(

@@ -14,6 +14,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import disable_progress_bars, logging
 
 from ..errors import TrainingStopped, UserError
+from ..report.facts import Base, Identity
 from ..training.manifest import checkpoint_update
 from .common import LOG, matching, reason, refused, retried, status_of
 
@@ -48,13 +49,10 @@ class Hub:
         self.upload: Future | None = None
         self.skipped: dict[Path, Path] = {}  # for each run, the newest checkpoint written during another's upload
 
-    def card_name(self, folder: Path) -> str:
-        """What the model card in `folder` calls the model: the repository, or else the folder."""
-        return self.repo_id.split("/")[-1] if self.active else folder.resolve().name
-
-    def address(self, folder: Path) -> str | None:
-        """The repository that users load the model of `folder` from, None if it is only in the folder."""
-        return self.repo_id if self.active and folder == self.folder else None
+    def identity(self, folder: Path, license: str | None, base: Base | None = None) -> Identity:
+        """How the card in `folder` names the model: by the repository, or else by the folder."""
+        name = self.repo_id.split("/")[-1] if self.active else folder.resolve().name
+        return Identity(name, self.repo_id if self.active and folder == self.folder else None, license, base)
 
     def start(self) -> "Hub":
         """Create the repository before any long work. If the Hub cannot be reached, print that and go on.

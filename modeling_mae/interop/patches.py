@@ -1,6 +1,5 @@
 """Fits the layers that read and predict patches to images with other bands, and to another patch size."""
 
-import re
 from typing import cast
 
 import torch
@@ -10,9 +9,9 @@ from torch import nn
 from ..configuration_mae import MAEConfig
 from ..errors import UserError
 from ..modeling_mae import MAEForPreTraining
+from ..words import NEW_BANDS
 
 
-PLACES = re.compile(r"rgb:(\d+),(\d+),(\d+)")
 Size = tuple[int, int]  # (height, width) in pixels
 READING, PREDICTION = "mae.embeddings.patch_embeddings", "decoder.head"
 PATCH_LAYERS = frozenset(f"{layer}.{kind}" for layer in (READING, PREDICTION) for kind in ("weight", "bias"))
@@ -29,9 +28,10 @@ def sources_of_bands(new_bands: str | None, old: int, new: int) -> list[int | No
     """
     if new_bands is None:
         return list(range(old))
-    places = [int(number) - 1 for number in match.groups()] if (match := PLACES.fullmatch(new_bands)) else []
-    if not places and new_bands not in ("mean", "random"):
+    match = NEW_BANDS.fullmatch(new_bands)
+    if match is None:
         raise UserError(f"new_bands {new_bands!r} does not work: give mean, random, or rgb:3,2,1")
+    places = [int(number) - 1 for number in match.groups() if number]
     if not places and old == new:
         raise UserError(f"new_bands {new_bands!r}: the checkpoint has {old} bands already: leave it out")
     if places and (old != 3 or len(set(places)) < 3 or min(places) < 0 or max(places) >= new):

@@ -18,6 +18,7 @@ from ..configuration_mae import MAEConfig
 from ..errors import UserError
 from ..modeling_mae import EvalNet, MAEForPreTraining, MAEPreTrainedModel, MAETunedModel
 from ..segmentation_mae import MAEForSemanticSegmentation
+from ..words import SEMANTIC_SEGMENTATION
 from .layouts import (
     DECODER,
     IMAGENET_MEAN,
@@ -275,7 +276,7 @@ def graph_metadata(model: MAEPreTrainedModel, processor=None) -> dict[str, str]:
             value = getattr(processor, name)
             values[name] = [value] * config.num_channels if isinstance(value, float) else list(value)
     if isinstance(model, MAETunedModel):
-        usual = "single_label_classification" if isinstance(model, EvalNet) else "semantic_segmentation"
+        usual = "single_label_classification" if isinstance(model, EvalNet) else SEMANTIC_SEGMENTATION
         values["class_names"] = _class_names(config)
         values["problem_type"] = config.problem_type or usual
     return {key: json.dumps(value) for key, value in values.items()}

@@ -81,8 +81,8 @@ def training_curve(log: Log, problem: Problem) -> Figure:
     axes.grid(visible=False)
     axes.plot(*_columns(_points(log, "loss")), color="tab:gray")
     metric_axes = axes.twinx()
-    _plot(metric_axes, _points(log, f"eval_{problem.metric}", 100 if problem.is_share else 1), color="tab:blue")
-    metric_axes.set_ylabel(_axis_title(problem))
+    _plot(metric_axes, _points(log, f"eval_{problem.metric}", problem.scale), color="tab:blue")
+    metric_axes.set_ylabel(problem.axis_title)
     metric_axes.grid(alpha=0.3)
     return figure
 
@@ -113,8 +113,8 @@ def partial_curve(
     `accuracies` is {tuned blocks: accuracy in 0..1, or the problem's own metric}. `from_scratch`, the accuracy of
     training from scratch, is a horizontal line. `images` is {tuned blocks, or None for from scratch: images trained
     on}. Points with different numbers of images are not joined."""
-    figure, axes = _axes(_axis_title(problem), (6, 4))
-    blocks, scale, images = sorted(accuracies), 100 if problem.is_share else 1, images or {}
+    figure, axes = _axes(problem.axis_title, (6, 4))
+    blocks, scale, images = sorted(accuracies), problem.scale, images or {}
     # Equal steps, because on a true scale 0, 0.5 and 1 would crowd together.
     points = [(place, scale * accuracies[n]) for place, n in enumerate(blocks)]
     counts = [images.get(n) for n in blocks]
@@ -191,7 +191,3 @@ def _without_beginning(curves: list[Points]) -> tuple[float, float]:
     later = [value for curve in curves for _, value in curve[int(BEGINNING * len(curve)) :]]
     margin = 0.05 * (max(later) - min(later)) or 0.05 * abs(later[0]) or 0.05
     return min(later) - margin, max(later) + margin
-
-
-def _axis_title(problem: Problem) -> str:
-    return f"{problem.metric_title} (%)" if problem.is_share else problem.metric_title

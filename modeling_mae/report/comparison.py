@@ -122,8 +122,7 @@ def _charts(runs: dict[str, RunFiles]) -> list[Picture]:
         _chart(trained, "loss", "training loss", zoomed=True),
     ]
     for problem in PROBLEMS.values():
-        unit, scale = (" (%)", 100) if problem.is_share else ("", 1)
-        charts.append(_chart(trained, f"eval_{problem.metric}", f"{problem.metric_title}{unit}", scale=scale))
+        charts.append(_chart(trained, f"eval_{problem.metric}", problem.axis_title, scale=problem.scale))
     return [chart for chart in charts if chart is not None]
 
 

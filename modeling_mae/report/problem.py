@@ -3,9 +3,6 @@
 from dataclasses import dataclass, field
 
 
-SEMANTIC_SEGMENTATION = "semantic_segmentation"  # a problem_type, for which transformers has no name
-
-
 @dataclass(frozen=True)
 class Problem:
     """The metrics of a task. `titles` are the metrics to show, as {key of the results: title}."""
@@ -29,6 +26,15 @@ class Problem:
     hub_task: str = "image-classification"  # the name of the task on the Hub and in pipelines
     # Columns to add if some classes have many more evaluation images than others.
     imbalanced_columns: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def scale(self) -> int:
+        """The factor by which a value of the metric is shown."""
+        return 100 if self.is_share else 1
+
+    @property
+    def axis_title(self) -> str:
+        return f"{self.metric_title} (%)" if self.is_share else self.metric_title
 
     @property
     def knn_title(self) -> str:

@@ -8,9 +8,10 @@ from typing import Any
 from ..checked import check, invalid_file, made_of, mapped, parse, plain, read_json, share
 from ..errors import UserError
 from ..files import write_json
+from ..words import SEMANTIC_SEGMENTATION
 from .checked import SETTINGS, SUMMARY, entry_kinds, row_kinds
 from .facts import TrainingLog
-from .problem import SEMANTIC_SEGMENTATION, Problem, problem_named
+from .problem import Problem, problem_named
 from .worth import VERDICTS, Verdict
 
 

@@ -12,7 +12,7 @@ HIDDEN_ARGUMENTS = (
 )
 # Only the last part of these paths is shown: it names the images or weights. The rest shows how somebody's machine is
 # arranged, and often who that is, but cards and pages are made to be shared.
-NAMED_FOLDERS = ("train_dir", "validation_dir", "model_name_or_path", "config_name", "exclude")
+NAMED_FOLDERS = ("train_dir", "validation_dir", "mask_dir", "model_name_or_path", "config_name", "exclude")
 MERGED = "config_overrides"
 
 

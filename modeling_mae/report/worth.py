@@ -86,12 +86,8 @@ def verdict_text(verdict: Verdict, problem: Problem) -> str:
     return f"{text}, compared with {other}. With all {labels}: {last} ({interval})."
 
 
-def _scale(problem: Problem) -> int:
-    return 100 if problem.is_share else 1
-
-
 def _signed(value: float, problem: Problem) -> str:
-    value *= _scale(problem)
+    value *= problem.scale
     return f"{value:+.1f}" if problem.is_share else f"{value:+.3g}"
 
 
@@ -132,7 +128,7 @@ def worth_figure(rows: list[dict[str, Any]], problem: Problem) -> Figure:
     axes = figure.subplots()
     for number, (arm, points) in enumerate(curves_of(rows, problem).items()):
         labels = [count for count, _ in points]
-        values = [_scale(problem) * np.array(each) for _, each in points]
+        values = [problem.scale * np.array(each) for _, each in points]
         axes.plot(labels, [each.mean() for each in values], marker="o", color=f"C{number}", label=arm_title(arm))
         lowest, highest = ([edge(each) for each in values] for edge in (np.min, np.max))
         axes.fill_between(labels, lowest, highest, color=f"C{number}", alpha=0.2, linewidth=0)
@@ -140,8 +136,8 @@ def worth_figure(rows: list[dict[str, Any]], problem: Problem) -> Figure:
     ticks = sorted({count for points in curves_of(rows, problem).values() for count, _ in points})
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axes.set_xticks([], minor=True)
-    unit = " (%)" if problem.is_share else " (lower is better)" if problem.lower_is_better else ""
-    axes.set(xlabel="labelled images", ylabel=f"{problem.metric_title}{unit}")
+    direction = " (lower is better)" if problem.lower_is_better and not problem.is_share else ""
+    axes.set(xlabel="labelled images", ylabel=f"{problem.axis_title}{direction}")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure

@@ -47,9 +47,6 @@ class EvalNetTask(Task):
         """Initial bias ``(n,)`` of a new head for training `labels`. None for 0."""
         return None
 
-    def reordered(self, labels: np.ndarray, order: list[int]) -> np.ndarray:
-        return labels[:, order]
-
     def notes(self, labels: torch.Tensor, label_fraction: float, mixes: bool, label_smoothing: float) -> list[str]:
         notes = []
         if label_fraction < 1:

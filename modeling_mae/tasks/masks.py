@@ -22,9 +22,9 @@ from ..data.serve.images import Images, Opening, open_images
 from ..data.serve.masked import IGNORED, MaskedImages, ScaledCrop
 from ..errors import UserError
 from ..modeling_mae import MAEPreTrainedModel
-from ..report.problem import SEMANTIC_SEGMENTATION, Problem
+from ..report.problem import Problem
 from ..segmentation_mae import MAEForSemanticSegmentation
-from ..words import counted
+from ..words import SEMANTIC_SEGMENTATION, counted
 from .evalnet import names_of
 from .mask_pictures import compared_masks
 from .protocol import Answers, Task, ViewSettings
@@ -44,7 +44,7 @@ WEIGHT_BOUNDS = (0.1, 10.0)  # of the class weights, so that a class of a few pi
 class MaskSettings:
     """What the numbers in masks mean, and how a model learns them. The fields are named like the options."""
 
-    mask_values: str | None = None  # binary: all above 0 are one class; classes: each number is one, whatever it is
+    mask_values: str | None = None  # binary: all numbers above 0 are one class; classes: each number is a class
     ignore_index: int | None = None  # the number of pixels without a class; None: 255, where no class has it
     class_weights: str = "none"  # auto: by the pixels of each class
     dice_weight: float = 0.0
@@ -74,7 +74,7 @@ class Numbering:
         return self.named.get(value) or (f"#{value - COLOUR:06x}" if value >= COLOUR else str(value))
 
     def number_of(self, value: int) -> int | None:
-        """The class number of a number in a mask; None where no class has it."""
+        """The class number of a number in a mask. None if no class has it."""
         name = self.name_of(value)
         if name is None:
             return IGNORED
@@ -260,9 +260,6 @@ class Masks(Task):
             raise UserError(f"all pixels of the masks are {', '.join(names) or 'ignored'}: a model needs two classes")
         return names
 
-    def reordered(self, labels: np.ndarray, order: list[int]) -> np.ndarray:
-        return labels[:, order]
-
     def absent(self, labels: np.ndarray, names: list[str]) -> list[str]:
         return [name for name, count in zip(names, labels.sum(0), strict=True) if not count]
 
@@ -287,9 +284,6 @@ class Masks(Task):
         if settings.quarter_turns and size[0] != size[1]:
             raise UserError(f"quarter_turns: images of {size[0]}x{size[1]} pixels are not square: leave it out")
         return ScaledCrop(view.seed, size, settings.zoom, view.horizontal_flip, settings.quarter_turns, mean)
-
-    def notes(self, labels: torch.Tensor, label_fraction: float, mixes: bool, label_smoothing: float) -> list[str]:
-        return []
 
     def new_model(
         self,
@@ -463,7 +457,7 @@ def _read_masks(source: Source) -> list[dict[int, int]]:
 
 
 def _refuse_instances(source: Source, counts: list[dict[int, int]], named: dict[int, str]) -> None:
-    """UserError where the masks of most images hold the numbers 1, 2, 3, ... as far as there are things in them."""
+    """Raises a UserError if most masks number the things in their image: 1, 2, 3, ..."""
     present = {value for each in counts for value in each}
     if named or not present or max(present) >= COLOUR or max(present) <= MANY_INSTANCES:
         return

@@ -77,9 +77,9 @@ class Task(ABC):
     def read_one(self, source: Source, known_names: list[str] | None) -> tuple[np.ndarray, list[str]]:
         """As `read`, for a source that is not joined."""
 
-    @abstractmethod
     def reordered(self, labels: np.ndarray, order: list[int]) -> np.ndarray:
-        """The labels renumbered: number ``order[i]`` becomes number ``i``."""
+        """The labels renumbered: number ``order[i]`` becomes number ``i``. By default each number has a column."""
+        return labels[:, order]
 
     def read(self, source: Source, known_names: list[str] | None = None) -> tuple[np.ndarray, list[str]]:
         """(labels ``(images, ...)``, names of their classes or targets).
@@ -131,9 +131,9 @@ class Task(ABC):
         count = max(1, round(fraction * len(labels)))
         return np.sort(np.random.default_rng(seed).permutation(len(labels))[:count])
 
-    @abstractmethod
     def notes(self, labels: torch.Tensor, label_fraction: float, mixes: bool, label_smoothing: float) -> list[str]:
         """Notes for the user on what these settings do with training `labels`. `mixes`: mixup or cutmix is on."""
+        return []
 
     @abstractmethod
     def new_model(

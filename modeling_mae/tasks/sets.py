@@ -136,7 +136,7 @@ def load_labelled_sets(
     in_folds: bool = False,
 ) -> LabelledSets:
     """Load both sets. With `train_split` None there are no training images. With `task` None, the labels decide.
-    `in_folds`: the evaluation set is the training set, of which each fold evaluates on a part.
+    `in_folds`: both sets are the same images, and each fold evaluates on a part of them.
 
     One process reads first, and the others read from the cache of `datasets`. `class_names` are those of a classifier
     that is only tested. `say` prints notes.

@@ -64,8 +64,7 @@ def fold_of(labels: np.ndarray, groups: np.ndarray | None, folds: int, fold: int
 def sets_of_fold(sets: LabelledSets, folds: int, fold: int) -> LabelledSets:
     """The sets of one training of a cross-validation on the training images of `sets`."""
     whole, groups = sets.training, sets.groups
-    assert whole.labels is not None
-    train, test = fold_of(whole.labels.numpy(), groups, folds, fold)
+    train, test = fold_of(whole.known_labels.numpy(), groups, folds, fold)
     return replace(
         sets,
         train=whole.view(rows=train),

@@ -108,14 +108,6 @@ def busy_cores() -> float:
     return psutil.cpu_percent(interval=BUSY_SECONDS) / 100 * (os.cpu_count() or 1)  # this process sleeps meanwhile
 
 
-def describe_batch(accelerator: Accelerator, total: int, at_once: int) -> str:
-    """Describes how the `total` images of an update are split, `at_once` on each process."""
-    return (
-        f"{total} = {counted(accelerator.num_processes, 'process', 'processes')} x {counted(at_once, 'image')} x "
-        f"{counted(accelerator.gradient_accumulation_steps, 'accumulation step')}"
-    )
-
-
 def init_trackers(accelerator: Accelerator, arguments: dict) -> None:
     """Start the trackers with the run's `arguments`."""
     names = [str(tracker) for tracker in accelerator.log_with]

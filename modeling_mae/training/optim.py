@@ -93,7 +93,7 @@ class Schedule:
         return 0.0 if waits else self.rate(update) * group.get("lr_scale", 1.0)
 
     def describe_rate(self) -> str:
-        return f"{self.peak:.3e} after {counted(self.warmup, 'update')} of warm-up"
+        return f"{self.peak:.3e} after {counted(self.warmup, 'update')} of warm-up, cosine to {self.floor:g}"
 
     def epoch(self, update: int) -> float:
         """Epochs done after `update` updates."""

@@ -126,10 +126,22 @@ class Run:
         steps = self.settings.checkpointing_steps
         return self.schedule.updates_per_epoch if steps == "epoch" else int(steps)
 
-    @property
-    def start(self) -> str:
-        """The checkpoint that the run goes on from, as the end of a sentence. Empty for a fresh start."""
-        return f", from update {self.progress.update} of {self.place.checkpoint}" if self.place.checkpoint else ""
+    def describe(self) -> dict[str, str]:
+        """Batch, length, rate and precision in words. The batch says how the images of an update are split."""
+        accelerator, settings, place = self.accelerator, self.settings, self.place
+        steps = counted(accelerator.gradient_accumulation_steps, "accumulation step")
+        at_once = counted(settings.per_device_train_batch_size, "image")
+        processes = counted(accelerator.num_processes, "process", "processes")
+        goes_on = f", from update {self.progress.update} of {place.checkpoint}" if place.checkpoint else ""
+        return {
+            "batch": f"{settings.total_batch_size} = {processes} x {at_once} x {steps}",
+            "length": f"{self.schedule}{goes_on}",
+            "rate": self.schedule.describe_rate(),
+            "precision": f"{accelerator.mixed_precision}, on {accelerator.device}",
+        }
+
+    def __str__(self) -> str:
+        return ", ".join(f"{subject} {text}" for subject, text in self.describe().items())
 
     @property
     def share_waited(self) -> float:

@@ -93,8 +93,8 @@ class TuningSettings:
         return self._describe(model)
 
     def _whole_modules(self, model: MAEPreTrainedModel, first: int) -> list[str]:
-        """The names of the modules that train whole: what is not the encoder's, and its blocks from `first` on. With
-        these, also its final norm, and beside adapters the norms of the other blocks."""
+        """The names of the modules that train whole: all outside the encoder, its blocks from `first` on and with them
+        the final norm. If the other blocks have adapters, their norms too."""
         names = [name for name, _ in model.named_children() if name != "mae"] + ["mae.pooler"]
         depth = model.config.num_hidden_layers
         if self.last:

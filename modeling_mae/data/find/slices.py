@@ -1,7 +1,6 @@
 """Files that hold several slices -> a row for each slice, called `scan.nii.gz#z=87`. The volume is its group."""
 
 import os
-import re
 import sys
 import time
 from collections import defaultdict
@@ -17,7 +16,7 @@ import pyarrow.compute as pc
 from ...checked import check, count, listed, number, read_json, text
 from ...errors import UserError
 from ...files import write_json
-from ...words import counted
+from ...words import SLICES, counted
 from ..read.dicom import SeriesHeader, series_header
 from ..read.endings import NIFTI, ending_of
 from ..read.faults import BadImage
@@ -35,10 +34,10 @@ from ..read.volumes import (
 from .image_folder import dataset_of, image_column
 
 
-CHOICE = re.compile(r"all|(middle|every):([1-9]\d{0,8})")
 VOLUME_OF_A_SLICE = r"^(.*?)(?:#z=\d+)?$"  # of its name; another image is a volume of its own
 THREADS = 4  # volumes that are looked through at a time
 LINE_SECONDS = 10  # between two lines that say how far it is
+Window = tuple[float, float] | None  # (black, white)
 KINDS = {"files": listed(text), "count": count, "window": listed(number), "empty": listed(count)}
 
 
@@ -51,7 +50,7 @@ class SliceSettings:
     max_image_pixels: int = MOST_PIXELS  # of what is read into memory: a compressed volume, or a slice
 
     def __post_init__(self):
-        if not CHOICE.fullmatch(self.slices) or self.neighbour_slices < 0:
+        if not SLICES.fullmatch(self.slices) or self.neighbour_slices < 0:
             raise UserError(
                 f"slices {self.slices!r}, neighbour_slices {self.neighbour_slices}: give all, middle:32 or every:4, "
                 "and a number of neighbours"
@@ -59,7 +58,7 @@ class SliceSettings:
 
     def chosen(self, count: int) -> range:
         """The numbers of the slices that are taken of a volume of `count`."""
-        match = CHOICE.fullmatch(self.slices)
+        match = SLICES.fullmatch(self.slices)
         assert match is not None
         kind, wanted = match[1], int(match[2] or 1)
         if kind == "middle":
@@ -89,11 +88,12 @@ def sliced(dataset: datasets.Dataset, image: str, mask: str | None, settings: Sl
     if not has_nibabel() and (volume := next((path for path in paths if ending_of(path) in NIFTI), None)):
         raise UserError(f"{volume!r} is NIfTI: pip install 'modeling-mae[nifti]' to read it")
     reader = VolumeReader(settings.neighbour_slices, settings.max_image_pixels, cache)
-    volumes = _volumes(paths)  # (name, rows) in the order of their first rows
-    found = _looked_through([tuple(paths[row] for row in rows) for _, rows in volumes], reader)
+    volumes = _volumes(paths)  # in the order of their first rows
+    files = [tuple(paths[row] for row in rows) for _, rows, _ in volumes]
+    found = _looked_through(files, [window for *_, window in volumes], reader)
     masks = None if mask is None else pc.struct_field(table[mask], "path").to_pylist()
     kept, names, kept_masks, empty = list[int](), list[str](), list[str | None](), 0
-    for (name, rows), facts in zip(volumes, found, strict=True):
+    for (name, rows, _), facts in zip(volumes, found, strict=True):
         if isinstance(facts, BadImage) and len(rows) == 1:
             reader.faults[name] = str(facts)
         if not isinstance(facts, VolumeFacts):
@@ -134,9 +134,9 @@ def _remark(reader: VolumeReader, empty: int) -> str:
     return f"{said}, unpacked in {cache}" if kept else said
 
 
-def _volumes(paths: list[str]) -> list[tuple[str, list[int]]]:
-    """(name, rows) of each file, or of each DICOM series, whose rows are in the order of its slices. The name of a
-    series is its identifier, in the folder of its files."""
+def _volumes(paths: list[str]) -> list[tuple[str, list[int], Window]]:
+    """(name, rows, window) of each file, or of each DICOM series, whose rows are in the order of its slices. The name
+    of a series is its identifier, in the folder of its files. Its window is that of all its files, else None."""
     series: dict[tuple, list[tuple[SeriesHeader, str, int]]] = defaultdict(list)
     for row, path in enumerate(paths):
         if ending_of(path) == ".dcm":
@@ -144,7 +144,7 @@ def _volumes(paths: list[str]) -> list[tuple[str, list[int]]]:
                 header = series_header(path)
                 if header is not None:
                     series[os.path.dirname(path), header.key].append((header, path, row))
-    volumes, grouped, taken = [], set[int](), set[str]()
+    volumes, grouped, taken = list[tuple[str, list[int], Window]](), set[int](), set[str]()
     for (folder, key), members in series.items():
         if len(members) > 1:
             rows = [row for *_, row in sorted(members, key=lambda of: (of[0].position, of[0].number, of[1]))]
@@ -152,27 +152,30 @@ def _volumes(paths: list[str]) -> list[tuple[str, list[int]]]:
             while name in taken:  # planes of another direction in the same series
                 name += "-other"
             taken.add(name)
-            volumes.append((name, rows))
+            windows = {header.window for header, *_ in members}
+            volumes.append((name, rows, windows.pop() if len(windows) == 1 else None))
             grouped.update(rows)
-    volumes += [(path, [row]) for row, path in enumerate(paths) if row not in grouped]
+    volumes += [(path, [row], None) for row, path in enumerate(paths) if row not in grouped]
     return sorted(volumes, key=lambda volume: min(volume[1]))
 
 
-def _looked_through(files: list[tuple[str, ...]], reader: VolumeReader) -> list[VolumeFacts | BadImage | None]:
+def _looked_through(
+    files: list[tuple[str, ...]], windows: list[Window], reader: VolumeReader
+) -> list[VolumeFacts | BadImage | None]:
     """The facts of each volume, None of a picture, or why it cannot be read."""
 
-    def look(of: tuple[str, ...]) -> VolumeFacts | BadImage | None:
+    def look(of: tuple[str, ...], window: Window) -> VolumeFacts | BadImage | None:
         if len(of) == 1 and ending_of(of[0]) not in STACKED:
             return None
         try:
-            return _kept_facts(of, reader)
+            return _kept_facts(of, window, reader)
         except BadImage as error:
             return error
 
     began = time.monotonic()
     facts = []
     with ThreadPoolExecutor(THREADS) as pool:
-        for seen in pool.map(look, files):
+        for seen in pool.map(look, files, windows):
             facts.append(seen)
             if time.monotonic() - began > LINE_SECONDS:
                 began = time.monotonic()
@@ -180,7 +183,7 @@ def _looked_through(files: list[tuple[str, ...]], reader: VolumeReader) -> list[
     return facts
 
 
-def _kept_facts(files: tuple[str, ...], reader: VolumeReader) -> VolumeFacts | None:
+def _kept_facts(files: tuple[str, ...], window: Window, reader: VolumeReader) -> VolumeFacts | None:
     """The facts of a volume as they were found before, if no file has changed since; else they are found now."""
     try:
         kept = Path(str(reader.cache)) / f"{checksum_of_files(files)}-{reader.most_pixels}.json"
@@ -191,7 +194,7 @@ def _kept_facts(files: tuple[str, ...], reader: VolumeReader) -> VolumeFacts | N
             values = check(kept, read_json(kept), KINDS, needed=tuple(KINDS))
             low, high = values["window"]
             return VolumeFacts(tuple(values["files"]), values["count"], (low, high), tuple(values["empty"]))
-    facts = look_through(files, reader.most_pixels, reader.cache)
+    facts = look_through(files, reader.most_pixels, reader.cache, window)
     if facts is not None:
         with suppress(OSError):  # it is found anew next time
             write_json(kept, asdict(facts))

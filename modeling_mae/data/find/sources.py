@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from ...errors import UserError
 from ...settings import settings as settings_of
-from ...words import counted
+from ...words import SEMANTIC_SEGMENTATION, counted
 from ..read.arrays import cell_of
 from ..read.limits import MOST_PIXELS
 from ..read.masks import KeptMask
@@ -49,7 +49,6 @@ NAMED = {
 BUNDLED = Path(__file__).parents[3] / "data" / "fashion_mnist"
 EVAL_SPLITS = ("validation", "val", "test")  # the first that exists is evaluated on
 ROWS_AT_ONCE = 100_000  # that are looked at for their folder
-MASKS_WANTED = "semantic_segmentation"  # the problem type
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class SourceSettings:
     @property
     def with_masks(self) -> bool:
         """Whether only images with a mask are wanted."""
-        return self.problem_type == MASKS_WANTED
+        return self.problem_type == SEMANTIC_SEGMENTATION
 
     @property
     def names_masks(self) -> bool:
@@ -126,7 +125,7 @@ class Source:
         return isinstance(self.dataset, ShardedRows)
 
     def cell(self, index: int) -> dict:
-        """Bytes and path of an image. BadImage where it is a slice that cannot be read."""
+        """Bytes and path of an image. Raises a BadImage if it is a slice that cannot be read."""
         cell = cell_of(self.dataset[index][self.image_column])
         numbers = self.volumes.read(cell["path"]) if self.volumes else None
         return cell if numbers is None else {**cell_of(numbers), "path": cell["path"]}
@@ -195,7 +194,7 @@ def load_source(
     """One split of one place: the folder `train_dir`, else `dataset_name` (a known name or a Hub id), else the bundled
     images.
 
-    `split` None: all images of a folder, whatever splits it has; of a data set on the Hub its only split.
+    `split` None: all images of a folder, in any split; for a data set on the Hub, its only split.
     `exact_split`: if two folders mean the same split (`val`, `validation`), take the one with exactly this name.
     `listing`: of the folder, if it was listed before.
 

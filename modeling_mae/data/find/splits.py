@@ -66,7 +66,7 @@ def _some(folders: list[str]) -> str:
 
 
 def _refuse_folds(listing: Listing, folds: list[str]) -> None:
-    """UserError where folders are parts of a cross-validation: which of them are trained on is for a person to say."""
+    """Raises a UserError if folders are parts of a cross-validation: a person must say which of them train."""
     if folds:
         places = [os.path.join(listing.folder, fold) for fold in folds[:2]]
         raise UserError(
@@ -76,7 +76,7 @@ def _refuse_folds(listing: Listing, folds: list[str]) -> None:
 
 
 def _refuse_unclear(listing: Listing, unclear: list[str]) -> None:
-    """UserError where names such as train2017 and val2017 would be taken for classes."""
+    """Raises a UserError if names such as train2017 and val2017 would be taken for classes."""
     if unclear:
         raise UserError(
             f"folder {listing.folder!r} has {_some(unclear)}, which may be splits or classes: give the folder of one "
@@ -85,7 +85,7 @@ def _refuse_unclear(listing: Listing, unclear: list[str]) -> None:
 
 
 def _refuse_several(listing: Listing, chosen: list[str], wanted: str) -> None:
-    """UserError where two folders beside each other, or at different depths, are the same split."""
+    """Raises a UserError if two folders beside each other, or at different depths, are the same split."""
     number = Counter(map(os.path.dirname, chosen))
     twice = [folder for folder in chosen if number[os.path.dirname(folder)] > 1]
     uneven = len({folder.count("/") for folder in chosen}) > 1
@@ -98,7 +98,7 @@ def _refuse_several(listing: Listing, chosen: list[str], wanted: str) -> None:
 
 
 def _refuse_beside(listing: Listing, splits: list[str], known: set[str]) -> None:
-    """UserError where images, or what describes them, lie beside the folders of splits: they would be left out."""
+    """Raises a UserError if images, or their metadata, lie beside the folders of splits: they would be left out."""
     beside = listing.part(known, inside=False)
     count = len(beside.metadata) + len(beside.images)
     if count:
@@ -111,7 +111,7 @@ def _refuse_beside(listing: Listing, splits: list[str], known: set[str]) -> None
 
 
 def choose_shards(listing: Listing, split: str) -> list[str] | None:
-    """The shards whose path names `split`. None where no path names any split.
+    """The shards whose path names `split`. None if no path names a split.
 
     Raises:
         NoSplit: the paths name other splits.

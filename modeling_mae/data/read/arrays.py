@@ -45,8 +45,8 @@ def read_array(data: bytes | None, path: str | None, limit: Limit) -> Stored | N
 
 
 def _numpy(file: Any, limit: Limit, packed: int, path: str | None = None) -> np.ndarray:
-    """The array of an .npy file, of which one byte holds up to `packed` bytes. Of a large one at `path`, only the
-    bands and pixels that are taken are read."""
+    """The array of an .npy file, whose bytes may be packed to a `packed`-th of their number. A large file at `path` is
+    mapped, so that only the bands and pixels that somebody uses are read."""
     shape, in_columns, kind = numpy_header(file)
     size = promised(shape, kind).size * kind.itemsize
     limit.check_stored(Stored(promised(shape, kind)), size // packed)

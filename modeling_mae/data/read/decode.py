@@ -61,7 +61,7 @@ def decode(
 
 def decode_present(data: bytes | None, path: str | None, rules: Rules) -> Decoded:
     """``(channels, height, width)`` of an encoded image: uint8 of a file with 8 bits, else float32 where 255 is white.
-    And bool of the same shape, true where a value was missing; None where none was.
+    And bool of the same shape, true where a value was missing, or None if none was.
 
     The EXIF orientation is applied. CMYK and palettes are converted. Transparency is shown on white, as a browser
     does. Of an animation the first frame is taken.
@@ -104,8 +104,7 @@ class ImageRows:
 
 
 def rows_of(data: bytes | None, path: str | None, rules: Rules, finish: Finish) -> ImageRows | None:
-    """The rows of an image of more than `BY_ROWS` pixels; None of all other images, and where rows cannot be read
-    alone.
+    """The rows of an image of more than `BY_ROWS` pixels. None for a smaller one, and if no row can be read alone.
 
     Raises:
         BadImage: it cannot be read, or it is too large.

@@ -64,7 +64,11 @@ def _opened(file: BinaryIO, path: str | None, header_only: bool) -> Any:
 
 
 def described_dicom(file: BinaryIO, path: str | None) -> Stored:
-    """What a DICOM file holds, still unread. BadImage where it has several frames or cannot be read here."""
+    """What a DICOM file holds, still unread.
+
+    Raises:
+        BadImage: it has several frames, or cannot be read here.
+    """
     return _described(_opened(file, path, header_only=True))
 
 
@@ -148,8 +152,8 @@ def _rescaled(values: np.ndarray, about: Any) -> np.ndarray:
 
 
 def _windowed(values: np.ndarray, about: Any) -> np.ndarray | None:
-    """From 0 to 1 as a viewer shows the values: by the first table or window of the file; None where it has none.
-    After DICOM PS3.3, C.11.2.1."""
+    """From 0 to 1 as a viewer shows the values: by the first table or window of the file (DICOM PS3.3, C.11.2.1). None
+    if the file has neither."""
     if about.get("VOILUTSequence"):
         from pydicom import pixels
 
@@ -169,8 +173,8 @@ def _windowed(values: np.ndarray, about: Any) -> np.ndarray | None:
 
 
 def _first_window(about: Any) -> tuple[float, float, str] | None:
-    """(center, width, function) of the file's first window; None where it has none. A LINEAR window is given in the
-    numbers of LINEAR_EXACT: half a level lower, and one level narrower."""
+    """(center, width, function) of the file's first window, or None. A LINEAR window is given in the numbers of
+    LINEAR_EXACT: half a level lower, and one level narrower."""
     center, width = _first(about.get("WindowCenter")), _first(about.get("WindowWidth"))
     if center is None or width is None:
         return None
@@ -181,7 +185,7 @@ def _first_window(about: Any) -> tuple[float, float, str] | None:
 @dataclass(frozen=True)
 class SeriesHeader:
     """What a file says of its place in a series. `position` is along the normal of its plane, and `key` is the same
-    for the files of a series whose planes are parallel. `window` are black and white, where it is linear."""
+    for the files of a series whose planes are parallel. `window` is (black, white), None unless it is linear."""
 
     key: tuple
     position: float
@@ -193,7 +197,7 @@ class SeriesHeader:
 
 
 def series_header(path: str) -> SeriesHeader | None:
-    """None of a file that is no plane of a series: several frames, colours, or no place in space.
+    """The header of a file, or None if the file is not a plane of a series: several frames, colours, or no position.
 
     Raises:
         BadImage: the file cannot be read.
@@ -244,7 +248,7 @@ def dicom_slice(path: str, limit: Limit) -> np.ndarray:
 
 
 def _first(numbers: Any) -> float | None:
-    """The first of one or several numbers; None where there is none."""
+    """The first of one or several numbers, or None."""
     if numbers is None or numbers == "":
         return None
     return (

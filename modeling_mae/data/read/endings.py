@@ -28,7 +28,7 @@ def image_endings() -> frozenset[str]:
 
 
 def ending_of(path: str) -> str:
-    """The ending in lower case, empty where there is none."""
+    """The ending in lower case, or an empty text."""
     _, dot, ending = path.rpartition("/")[2].rpartition(".")  # os.path.splitext takes three times as long
     if ending.lower() == "gz" and path.lower().endswith(NIFTI):
         return NIFTI[1]

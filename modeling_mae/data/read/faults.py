@@ -25,12 +25,12 @@ def open_file(path: str) -> BinaryIO:
     """The file to read from. Where a table names a pipe or a device instead, reading would not end.
 
     Raises:
-        OSError: it cannot be opened, or it is no file.
+        OSError: it cannot be opened, or it is not a file.
     """
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise OSError("it is no file")
+        raise OSError("it is not a file")
     return file
 
 

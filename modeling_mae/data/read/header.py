@@ -64,7 +64,7 @@ def opened(data: bytes | None, path: str | None) -> BinaryIO:
 
 
 def kind_of(data: bytes | None, path: str | None) -> str | None:
-    """`npy`, `npz`, `tiff` or `dicom` by the first bytes; None of any other file.
+    """`npy`, `npz`, `tiff` or `dicom` by the first bytes. None for any other file.
 
     Raises:
         OSError: the file cannot be read.
@@ -159,7 +159,7 @@ def _parsed(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def only_array(names: list[str], path: str | None) -> str:
-    """The array of an .npz file. BadImage where there are several."""
+    """The name of the array of an .npz file. Raises a BadImage if there are several."""
     if len(names) != 1:
         known = ", ".join(name.removesuffix(".npy") for name in names[:6]) or "none"
         raise BadImage(f"{name_of(path)} has {len(names)} arrays ({known}): save one a file")
@@ -176,8 +176,8 @@ def upright(values: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) of a JPEG file that is gray or of three colours and says nothing of an orientation; None of all
-    others. Pillow reads a header in a tenth of the time that decoding takes, this in a hundredth."""
+    """(height, width) of a JPEG file with one or three bands and without an orientation. None for all others. Decoding
+    takes ten times as long as Pillow's reading of a header, and a hundred times as long as this."""
     place = 2
     while data[place : place + 1] == b"\xff" and place + 10 < len(data):
         marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")

@@ -49,7 +49,7 @@ class Rules:
 @dataclass(frozen=True)
 class Numbers:
     """`values (bands, height, width)` are uint8, another unsigned type, or float32; `gone`, of the same shape, is true
-    where one was missing, and None where none was; `alpha (height, width)` is 1 where the picture is opaque."""
+    where one was missing, or None if none was; `alpha (height, width)` is 1 where the picture is opaque."""
 
     values: np.ndarray
     gone: np.ndarray | None
@@ -58,7 +58,7 @@ class Numbers:
 
 def image_of(stored: Stored, rules: Rules, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
     """``(num_channels, height, width)``: uint8 of 8 bits, else float32 where 255 is white; and bool of the same shape
-    where values were missing, None where none were. Transparency is shown on white.
+    where values were missing, or None if none were. Transparency is shown on white.
 
     Raises:
         BadImage: the bands or the values do not fit; the message names the file.

@@ -56,7 +56,7 @@ class ReducedJpeg:
 
 
 def reduce_jpeg(opened: Image.Image, num_channels: int, reduction: Reduction) -> ReducedJpeg | None:
-    """The image of a JPEG file of which the header alone is read so far; None where it has to be decoded whole."""
+    """The image of a JPEG file, so far only its header. None if the file must be decoded at full size."""
     if opened.mode == "CMYK" or not reduction.possible(opened.height, opened.width):
         return None
     orientation = orientation_of(opened)

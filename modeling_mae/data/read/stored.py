@@ -7,10 +7,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Stored:
-    """`values` are ``(height, width)``, or have bands in `axis`; None where the file does not say in which axis.
+    """`values` are ``(height, width)``, or have bands in `axis`. It is None if the file does not say which axis.
 
-    `colour` says what the bands are, without the last one where `alpha` says that it is transparency: gray, rgb, cmyk,
-    palette (numbers of rows in `palette`), or bands, of which nothing is known.
+    `colour` is the meaning of the bands: gray, rgb, cmyk, palette (numbers of rows in `palette`), or bands if the file
+    does not say. The last band is not one of these if `alpha` says that it is transparency.
     """
 
     values: np.ndarray
@@ -19,7 +19,7 @@ class Stored:
     palette: np.ndarray | None = None  # (colours, 3) uint8
     alpha: str | None = None  # straight or premultiplied
     inverted: bool = False  # 0 is white
-    most: int | None = None  # the highest value of whole numbers, where it is not that of their type
+    most: int | None = None  # the highest value of whole numbers, if their type has a higher one
     orientation: int = 1  # as EXIF counts
     missing: float | np.ndarray | None = None  # the value of pixels without one, or where (height, width) they are
     is_picture: bool = False  # no value can lie above white

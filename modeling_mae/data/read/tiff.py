@@ -89,8 +89,8 @@ def read_tiff(file: BinaryIO, path: str | None, limit: Limit, number: int | None
 
 
 def _refuse_cut_off(tiff: Any, page: Any, size: int) -> None:
-    """ValueError where the page after `page`, or a part of `page` that is JPEG, lies behind the end of the file.
-    Without the pages bands would be missing, and what JPEG lacks is made up."""
+    """Raises a ValueError if the file ends before the page after `page`, or within a part of `page` that is JPEG.
+    Bands would be missing, and a JPEG decoder makes up what it does not have."""
     ends = map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))
     is_jpeg = int(page.compression) in COLOURS_ONCE_DECODED
     if _next_page(tiff, page) >= size or (is_jpeg and max(ends, default=0) > size):
@@ -208,7 +208,7 @@ def _least_bytes(page: Any, stored: Stored) -> int:
 
 
 def pages_of_stack(tiff: Any) -> int:
-    """The number of pages of a file whose second page is as large as the first, and is not its bands; else 0."""
+    """The number of pages, if the second is as large as the first and does not hold bands of it. Else 0."""
     try:
         series = _series(tiff)
         bands = series is not None and series.axes == "CYX"
@@ -235,7 +235,7 @@ def full_pages(path: str) -> tuple[list[int], np.dtype]:
 
 
 def _series(tiff: Any) -> Any:
-    """The pages that belong together; None of very many pages, which would all have to be read for it."""
+    """The pages that belong together. None if there are very many, because all would have to be read."""
     try:
         tiff.pages[MOST_BANDS]
     except IndexError:

@@ -103,8 +103,11 @@ def _kept_open(files: tuple[str, ...], most_pixels: int, cache: str | None, stam
         return _numpy(path, limit) if path.lower().endswith(".npy") else _tiff(path, limit)
 
 
-def look_through(files: tuple[str, ...], most_pixels: int, cache: str | None) -> VolumeFacts | None:
-    """Reads all slices of a volume once; None of a file with one picture.
+def look_through(
+    files: tuple[str, ...], most_pixels: int, cache: str | None, window: tuple[float, float] | None = None
+) -> VolumeFacts | None:
+    """Reads all slices of a volume once; None of a file with one picture. `window` is that of all files of a DICOM
+    series; without one, it is measured.
 
     Raises:
         BadImage: as `open_volume`, or no slice can be read.
@@ -126,17 +129,9 @@ def look_through(files: tuple[str, ...], most_pixels: int, cache: str | None) ->
         samples[z] = values[..., ::step, ::step].astype(np.float32)
     if not samples:
         raise fault
-    window = _common_window(files) or _window(list(samples.values()))
+    window = window or _window(list(samples.values()))
     empty |= {z for z, seen in samples.items() if (volume.shown(seen, window) > BACKGROUND).mean() < FEWEST}
     return VolumeFacts(files, volume.count, window, tuple(sorted(empty)))
-
-
-def _common_window(files: tuple[str, ...]) -> tuple[float, float] | None:
-    """That of a DICOM series whose files all have the same."""
-    if len(files) == 1:
-        return None
-    windows = {header.window for file in files if (header := series_header(file)) is not None}
-    return windows.pop() if len(windows) == 1 else None
 
 
 def _window(samples: list[np.ndarray]) -> tuple[float, float]:

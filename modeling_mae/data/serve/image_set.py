@@ -64,6 +64,12 @@ class Images(Dataset, ABC):
         """Class numbers ``(images,)``, floats ``(images, classes or targets)``, or None."""
         return self._labels if self._labels is None or self.rows is None else self._labels[self.rows]
 
+    @property
+    def known_labels(self) -> torch.Tensor:
+        """The labels. Raises an error if the set has none."""
+        assert self.labels is not None, "this set of images has no labels"
+        return self.labels
+
     def labels_of(self, rows: torch.Tensor | list[int]) -> torch.Tensor | None:
         """Labels of these images of the whole set."""
         return None if self._labels is None else self._labels[rows]

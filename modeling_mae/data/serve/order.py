@@ -101,10 +101,10 @@ class MicroBatches(Sampler[tuple[int | list[int], list[int]]]):
 
 
 def distinct_images(batch_size: int, repeats: int) -> int:
-    """How many images a batch holds where each stands in it `repeats` times.
+    """The number of different images in a batch that has each of them `repeats` times.
 
     Raises:
-        UserError: the batch is no multiple of them.
+        UserError: the batch is not a multiple of `repeats`.
     """
     if batch_size % repeats:
         raise UserError(f"a batch of {batch_size} images is not a multiple of repeated_augmentation {repeats}")
@@ -112,7 +112,7 @@ def distinct_images(batch_size: int, repeats: int) -> int:
 
 
 def check_total_batch(total: int, num_images: int) -> None:
-    """UserError where an epoch of `num_images` has no whole update."""
+    """Raises a UserError if `num_images` are too few for one update."""
     if total > num_images:
         raise UserError(f"total_batch_size {total} is more than the {num_images} images there are: give a smaller one")
 

@@ -25,7 +25,7 @@ def measure_mean_std(images: Images, say: Callable[[str], None] | None = None) -
     """Mean and standard deviation of each channel over evenly spaced images, where white is 1.
 
     Missing values do not count. Large images are thinned out, and fewer are read. How many depends on their sizes
-    alone: the numbers are the same on every machine. `say` prints how far it is, where it takes more than a moment.
+    alone: the numbers are the same on every machine. `say` prints the progress if this takes more than a moment.
     """
     counts, moments, told = torch.zeros((), dtype=torch.int64), _Moments(), time.monotonic()
     sample = images.spread(_statistics_sample(images))
@@ -149,7 +149,7 @@ def _statistics_sample(images: Images) -> int:
 
 
 def _enough_of(images: Images, index: int) -> torch.Tensor:
-    """Image `index`, uncropped, thinned out where it is large. Images in memory and their files give the same."""
+    """Image `index`, uncropped, and thinned out if it is large. Images in memory and their files give the same."""
     files = getattr(images, "files", images)
     small = isinstance(images, MemoryImages) and images.pixels[0, 0].numel() <= STATISTICS_PIXELS
     if (small and not images.incomplete.any()) or not isinstance(files, FileImages):

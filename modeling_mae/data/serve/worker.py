@@ -156,7 +156,7 @@ class WatchedLoader(DataLoader):
             if watch.given_up is None:
                 raise
             if hasattr(signal, "SIGCHLD"):
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # that the others end is no error
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the end of the others is not an error
             raise UserError(watch.given_up) from error
         finally:
             watch.ended.set()

@@ -100,7 +100,7 @@ class ShardCache:
         self.folder, self.limit = folder, limit
 
     def get(self, name: str, make: Callable[[Path], None]) -> Path:
-        """The file `name`, made by ``make(path)`` where there is none."""
+        """The file `name`. If it is missing, ``make(path)`` makes it."""
         path = self.folder / name
         try:
             os.utime(path)
@@ -142,7 +142,7 @@ def local_file(url: str, size: int | None, stamp: str, cache: ShardCache) -> Pat
 
 
 def download(url: str, size: int | None, target: Path) -> None:
-    """Copy a shard to `target`. OSError where it is not `size` bytes long."""
+    """Copy a shard to `target`. Raises an OSError if it is not `size` bytes long."""
     system, path = file_system(url)
     system.get_file(path, str(target))  # in as few requests as the file system can
     written = target.stat().st_size
