@@ -70,16 +70,20 @@ def main(options: EvalArguments) -> None:
     say(f"recipe     {folder / 'recipe.yaml'}", flush=True)
     work = decided.work(accelerator.num_processes)  # refuses what cannot work, also a plan
     if options.plan:
+        for name, training_work in work.items():
+            images, done = counted(training_work.images, "image"), ", finished" if finished[name] else ""
+            say(f"training   {name}: {images}, {counted(training_work.updates, 'update')}{done}")
         return
     say(f"parallel   {launch.describe_parallelism(accelerator)}")
     rows, trained = frozen_rows(decided, accelerator, hub), list[dict]()
     with hub.finishing_uploads(accelerator):
-        to_do = sum(amount for name, amount in work.items() if not finished[name])
+        to_do = sum(work[name].passes for name in work if not finished[name])
         for training in decided.trainings:
             row = finished[training.name]
             if not row:
-                to_do -= work[training.name]
-                row = train_classifier(training, decided, hub, resume, later=to_do / work[training.name])
+                passes = work[training.name].passes
+                to_do -= passes
+                row = train_classifier(training, decided, hub, resume, later=to_do / passes)
             trained.append(row)
     faults = launch.count_faults(accelerator, sets.all())
     accelerator.end_training()
