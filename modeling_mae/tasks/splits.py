@@ -122,7 +122,9 @@ def _copies(train: Images, evaluation: Images) -> np.ndarray:
 def _digests(images: Images) -> Iterator[bytes]:
     """A checksum of each image. Nothing if they are not in memory, or too many."""
     whole = _in_memory(images)
-    for row in () if whole is None else _rows(images):
+    if whole is None:
+        return
+    for row in _rows(images):
         yield hashlib.blake2b(whole.pixels[row].numpy().tobytes(), digest_size=16).digest()
 
 
@@ -151,8 +153,7 @@ def _thumbnails(images: Images) -> torch.Tensor | None:
 
 def _in_memory(images: Images) -> MemoryImages | None:
     whole = images.images if isinstance(images, MaskedImages) else images
-    fits = isinstance(whole, MemoryImages) and whole.pixels.nbytes <= MOST_BYTES
-    return whole if fits else None  # type: ignore[return-value]
+    return whole if isinstance(whole, MemoryImages) and whole.pixels.nbytes <= MOST_BYTES else None
 
 
 def _rows(images: Images) -> list[int]:
