@@ -8,7 +8,7 @@ import numpy as np
 
 from .dicom import PALETTE, dicom_colours, dicom_numbers, linear_window, syntax_of
 from .faults import BadImage
-from .limits import Limit
+from .limits import DEFLATE, Limit
 
 
 # What each frame of an enhanced file may have of its own.
@@ -80,8 +80,8 @@ class Frames:
         pixels = int(about.Rows) * int(about.Columns)
         limit.check(pixels)
         of_frame = pixels * int(about.SamplesPerPixel) * int(about.BitsAllocated) // 8
-        of_frame = of_frame * 2 // 3  # what YBR 4:2:2 stores
-        if self.count * (FRAGMENT if syntax.is_compressed else of_frame) > limit.size and not syntax.is_deflated:
+        least = FRAGMENT if syntax.is_compressed else max(1, of_frame * 2 // 3)  # two thirds are stored of YBR 4:2:2
+        if self.count * least > limit.size * (DEFLATE if syntax.is_deflated else 1):
             raise BadImage(
                 f"{limit.name} promises {self.count:,} frames, which {limit.size:,} bytes cannot hold: it is cut off"
             )
