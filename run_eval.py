@@ -63,6 +63,9 @@ def main(options: EvalArguments) -> None:
     say(f"recipe     {folder / 'recipe.yaml'}", flush=True)
     work = decided.work(accelerator.num_processes)  # refuses what cannot work, also a plan
     if options.plan:
+        for name, training in work.items():
+            images, done = counted(training.images, "image"), ", finished" if name in finished else ""
+            say(f"training   {name}: {images}, {counted(training.updates, 'update')}{done}")
         return
     say(f"parallel   {launch.describe_parallelism(accelerator)}")
     rows, start = list[dict](), decided.start
@@ -73,12 +76,12 @@ def main(options: EvalArguments) -> None:
             tested = Tested("checkpoint", folder, hub.identity(folder, recipe.license), recipe)
             rows.append(test_classifier(reader, start, tested, sets))
     with hub.finishing_uploads(accelerator):
-        to_do = sum(amount for name, amount in work.items() if name not in finished)
+        to_do = sum(amount.passes for name, amount in work.items() if name not in finished)
         for training in decided.trainings:
             if training.name not in finished:
-                to_do -= work[training.name]
-                later = to_do / work[training.name]
-                finished[training.name] = train_classifier(training, decided, hub, resume, later)
+                passes = work[training.name].passes
+                to_do -= passes
+                finished[training.name] = train_classifier(training, decided, hub, resume, to_do / passes)
     faults = launch.count_faults(accelerator, sets.all())
     accelerator.end_training()
     if not accelerator.is_main_process:

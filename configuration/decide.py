@@ -27,7 +27,7 @@ from modeling_mae.data.serve.order import split_batch
 from modeling_mae.data.serve.processor import Processing, choose_processing
 from modeling_mae.data.serve.statistics import choose_mean_std, keep_mean_std
 from modeling_mae.evaluation import classifier
-from modeling_mae.evaluation.classifier import TrainingPlan, training_work
+from modeling_mae.evaluation.classifier import TrainingPlan, TrainingWork, training_work
 from modeling_mae.evaluation.features import K
 from modeling_mae.evaluation.growth import images_per_measurement
 from modeling_mae.evaluation.readouts import ReadoutSettings
@@ -294,10 +294,10 @@ class DecidedEvaluation:
         own = [arm for arm in arms if arm.startswith(OWN)]
         pairs = [(arm, against) for arm in own for against in (SCRATCH, f"{START}{arm}") if against in arms]
         groups = {training.folder: self.sets_of(training).eval_groups for training in self.trainings}
-        return Comparison(pairs, groups) if self.recipe.compare else None
+        return Comparison(pairs, self.recipe.tune, groups) if self.recipe.compare else None
 
-    def work(self, processes: int) -> dict[str, float]:
-        """The amount of work of each training, see `training_work`. Raises a UserError for one that cannot work."""
+    def work(self, processes: int) -> dict[str, TrainingWork]:
+        """The work of each training, by its name. Raises a UserError for one that cannot work."""
         work, depth = {}, self.config.num_hidden_layers
         for training in self.trainings:
             recipe = training.recipe

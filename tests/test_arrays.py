@@ -243,7 +243,7 @@ def test_dicom(tmp_path, meaning, expected):
     assert (decode(None, path, 1, 1)[0, 0] / 255).tolist() == pytest.approx([2 * v - 1000 for v in expected])
     file.NumberOfFrames = 2
     file.save_as(path, enforce_file_format=True)
-    with pytest.raises(BadImage, match="2 frames: save one a file"):
+    with pytest.raises(BadImage, match="2 frames: --slices all takes each as an image"):
         decode(None, path, 1)
 
 

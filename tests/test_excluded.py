@@ -1,7 +1,9 @@
 """Images that a list of near-duplicates leaves out of a pre-training."""
 
 import csv
+import io
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -90,6 +92,29 @@ def test_k_nn_of_patches_may_have_none_of_the_listed_images(folder, tmp_path):
     path.write_text("6, x.png\n")
     with pytest.raises(UserError, match="names all 1 images of two"):
         load(folder, path, train_dir=both[1], problem_type="semantic_segmentation")
+
+
+def test_rows_named_by_number_are_those_of_the_whole_set(tmp_path):
+    """Rows without a mask shift the numbers of the others. Each image has its own brightness."""
+    cells = [io.BytesIO() for _ in range(6)]
+    for brightness, file in enumerate(cells):
+        Image.fromarray(np.full((4, 4), brightness, np.uint8)).save(file, "PNG")
+    data = [{"bytes": file.getvalue(), "path": None} for file in cells]
+    table = {"image": data, "mask": [None, data[1], None, data[3], data[4], data[5]]}
+    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    (tmp_path / "set").mkdir()
+    datasets.Dataset.from_dict(table, features).to_parquet(tmp_path / "set" / "train.parquet")
+    path = tmp_path / "list.txt"
+    path.write_text("0\n3\n")
+
+    def seen(**options):
+        source = load(tmp_path / "set", path, **options)
+        return [int(np.array(Image.open(io.BytesIO(source.cell(row)["bytes"])))[0, 0]) for row in range(len(source))]
+
+    assert seen(mask_column_name="mask", image_column_name="image") == [1, 2, 4, 5]
+    assert seen(problem_type="semantic_segmentation") == [1, 4, 5]
+    path.write_text("0\n2\n")  # without a mask
+    assert seen(problem_type="semantic_segmentation") == [1, 3, 4, 5]
 
 
 def test_the_option_is_recorded_by_the_images(tmp_path):

@@ -1,5 +1,6 @@
 """Groups, label fractions and folds by group, what stands on both sides, and when a training has had enough."""
 
+import io
 import re
 
 import datasets
@@ -7,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 
 from modeling_mae.data.find.groups import groups_of
 from modeling_mae.data.find.joined import load_training_source
 from modeling_mae.data.find.slices import VOLUME_OF_A_SLICE
-from modeling_mae.data.find.sources import Source, SourceSettings
+from modeling_mae.data.find.sources import BUNDLED, Source, SourceSettings
 from modeling_mae.data.serve.images import MemoryImages
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.classifier import is_over, with_patience
@@ -155,6 +157,43 @@ def test_groups_and_copies_on_both_sides_are_said(pixels):
     first, second = leaks(sets)
     assert first.startswith("1 of 2 groups have training images too, as 'g1': results on their 10 evaluation images")
     assert second.startswith("1 of 30 evaluation images are training images too, pixel by pixel")
+
+
+def drawn(count: int) -> np.ndarray:
+    """Smooth random pictures ``(count, 32, 32)``."""
+    values = np.random.default_rng(1).normal(size=(count, 9, 9))
+    return np.stack([np.asarray(Image.fromarray(v.astype(np.float32)).resize((32, 32), 3)) for v in values])
+
+
+def eight_bits(values: np.ndarray) -> np.ndarray:
+    return (128 + 30 * values).clip(0, 255).astype(np.uint8)
+
+
+def note_on(train: np.ndarray, test: np.ndarray) -> list[str]:
+    both = torch.from_numpy(np.concatenate([train, test]))[:, None]
+    sets = sets_of(both.numpy(), np.zeros(len(both), np.int64), test=np.arange(len(train), len(both)))
+    sets.train = sets.training.view(rows=np.arange(len(train)))
+    return list(leaks(sets))
+
+
+def test_images_that_were_saved_again_are_said_and_others_not():
+    """As JPEG, larger, brighter; and a copy, which is counted once."""
+    train, new = eight_bits(drawn(40)[:30]), eight_bits(drawn(40)[30:])
+    Image.fromarray(train[0]).save(file := io.BytesIO(), "JPEG", quality=75)
+    larger = Image.fromarray(train[1]).resize((48, 48), 3).resize((32, 32), 3)
+    again = [np.asarray(Image.open(file)), np.asarray(larger), (20 + 0.8 * train[2]).astype(np.uint8)]
+    assert not note_on(train, new) and not note_on(train, np.full_like(new, 7))
+    copies, almost = note_on(train, np.stack([*again, train[3], *new]))
+    assert copies.startswith("1 of 14 evaluation images are training images too, pixel by pixel")
+    assert almost.startswith("3 of 14 evaluation images look almost like a training image")
+
+
+def test_none_of_the_bundled_garments_is_said_to_be_on_both_sides():
+    def pixels_of(split: str, count: int) -> np.ndarray:
+        cells = parquet.read_table(next(BUNDLED.glob(f"{split}-*.parquet")))["image"][:count].to_pylist()
+        return np.stack([np.asarray(Image.open(io.BytesIO(cell["bytes"]))) for cell in cells])
+
+    assert not note_on(pixels_of("train", 4000), pixels_of("test", 2000))
 
 
 # --- patience ---

@@ -235,6 +235,124 @@ def test_windows_that_differ_between_files_make_none(tmp_path):
         assert not seen[0].any()
 
 
+def save_frames(path, values: np.ndarray, each=None, shared=None, compressed=False, **elements):
+    """``(frames, height, width)`` or ``(frames, height, width, 3)`` as one DICOM file. `each` and `shared` give the
+    sequences of a frame and of all frames, as ``{"PlanePositionSequence": {"ImagePositionPatient": [...]}}``."""
+    pydicom = pytest.importorskip("pydicom")
+
+    def group(sequences: dict) -> "pydicom.Dataset":
+        item = pydicom.Dataset()
+        for name, content in sequences.items():
+            inner = pydicom.Dataset()
+            inner.update(content)
+            setattr(item, name, [inner])
+        return item
+
+    about = pydicom.dataset.FileDataset(None, {}, preamble=b"\0" * 128)
+    about.file_meta = pydicom.dataset.FileMetaDataset()
+    about.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    about.SOPClassUID = about.file_meta.MediaStorageSOPClassUID = (
+        pydicom.uid.MultiFrameGrayscaleWordSecondaryCaptureImageStorage
+    )
+    about.SOPInstanceUID = about.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    colours = values.ndim == 4
+    about.NumberOfFrames, about.Rows, about.Columns = values.shape[:3]
+    about.SamplesPerPixel, about.PhotometricInterpretation = (3, "RGB") if colours else (1, "MONOCHROME2")
+    about.PlanarConfiguration = 0
+    about.BitsAllocated = about.BitsStored = 8 * values.itemsize
+    about.HighBit, about.PixelRepresentation = about.BitsStored - 1, int(values.dtype.kind == "i")
+    if shared:
+        about.SharedFunctionalGroupsSequence = [group(shared)]
+    if each:
+        about.PerFrameFunctionalGroupsSequence = [group(each(z)) for z in range(len(values))]
+    about.PixelData = values.tobytes()
+    for key, value in elements.items():
+        setattr(about, key, value)
+    if compressed:
+        about.compress(pydicom.uid.RLELossless)
+    pydicom.dcmwrite(path, about, enforce_file_format=True)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_frames_of_an_enhanced_file_are_sorted_rescaled_and_in_its_window(tmp_path, compressed):
+    """Frames 2 mm apart in a shuffled order, each with a slope of its own, pixels twice as high as wide."""
+    order = np.random.default_rng(0).permutation(len(NOISE))
+    direction = [1, 0, 0, 0, 0, -1]  # the normal points along +y
+
+    def each(frame):
+        return {
+            "PlanePositionSequence": {"ImagePositionPatient": [3, 2.0 * order[frame] - 7, 1]},
+            "PixelValueTransformationSequence": {"RescaleSlope": 1 + order[frame], "RescaleIntercept": -100},
+        }
+
+    shared = {
+        "PlaneOrientationSequence": {"ImageOrientationPatient": direction},
+        "PixelMeasuresSequence": {"PixelSpacing": [2, 1]},
+        "FrameVOILUTSequence": {"WindowCenter": 3000, "WindowWidth": 2001},
+    }
+    save_frames(tmp_path / "scan.dcm", NOISE[order], each, shared, compressed)
+    source = opened(tmp_path)
+    assert names_of(source) == [f"scan.dcm#z={z}" for z in range(6)]
+    for z in range(6):
+        seen = pixels_of(source, z)  # twice as many rows
+        expected = in_window((1 + z) * NOISE[z] - 100.0, 1999.5, 3999.5)
+        assert seen.shape == (40, 16)
+        np.testing.assert_allclose(
+            (seen[1:-1:2] + seen[2::2])[:, 3] / 2, (expected[:-1] + expected[1:])[:, 3] / 2, atol=1e-5
+        )
+
+
+def test_frames_without_places_of_their_own_stay_in_the_order_of_the_file(tmp_path):
+    """Films have no places. Times of the same planes share theirs: sorted, they would be mixed."""
+    film = NOISE.astype(np.uint8)
+    save_frames(tmp_path / "a.dcm", film)
+    save_frames(
+        tmp_path / "b.dcm",
+        film,
+        each=lambda z: {"PlanePositionSequence": {"ImagePositionPatient": [0, 0, -(z % 2)]}},
+        shared={"PlaneOrientationSequence": {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}},
+    )
+    source = opened(tmp_path)
+    assert len(source) == 12
+    for z in range(6):
+        seen = pixels_of(source, z)
+        assert seen.dtype == np.uint8 and (seen == film[z]).all() and (pixels_of(source, 6 + z) == film[z]).all()
+    without = load_source(SourceSettings(train_dir=str(tmp_path)), None)
+    with pytest.raises(BadImage, match=r"dcm has 6 frames: --slices all takes each as an image"):
+        open_images(without, Opening((8, 8), 1))
+
+
+def test_frames_in_colours_and_damaged_files(tmp_path):
+    colours = np.random.default_rng(0).integers(0, 256, (3, 20, 16, 3)).astype(np.uint8)
+    save_frames(tmp_path / "film.dcm", colours)
+    save_frames(tmp_path / "many.dcm", NOISE, NumberOfFrames=10**9)  # asking for each of them would take days
+    source = opened(tmp_path)
+    assert names_of(source) == [*[f"film.dcm#z={z}" for z in range(3)], "many.dcm"]
+    for z in range(3):
+        assert (pixels_of(source, z) == colours[z].transpose(2, 0, 1)).all()
+    assert "cannot hold: it is cut off" in source.volumes.faults[str(tmp_path / "many.dcm")]
+
+
+def test_inverted_frames_with_padding(tmp_path):
+    values = NOISE.copy()
+    values[:, 0] = -32768
+    save_frames(tmp_path / "a.dcm", values, PhotometricInterpretation="MONOCHROME1", PixelPaddingValue=-32768)
+    percentiles = np.percentile(NOISE[:, 1:], [0.5, 99.5])
+    source = opened(tmp_path)
+    for z in range(6):
+        seen = pixels_of(source, z)
+        np.testing.assert_allclose(seen[1:], 1 - in_window(NOISE[z, 1:], *percentiles), atol=1e-6)
+        assert not seen[0].any()
+
+
+def test_pages_in_colours_of_16_bits_are_in_the_window(tmp_path):
+    values = np.random.default_rng(0).integers(0, 60000, (4, 9, 8, 3)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb")
+    source, window = opened(tmp_path), np.percentile(values, [0.5, 99.5])
+    for z in range(4):
+        np.testing.assert_allclose(pixels_of(source, z), in_window(values[z].transpose(2, 0, 1), *window), atol=1e-5)
+
+
 # --- which slices ---
 
 

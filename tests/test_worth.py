@@ -206,6 +206,8 @@ VERDICT = Verdict(
          f"{OWN} and {SCRATCH}: no difference beyond chance (95%: +5.0 to +15.0; the seeds disagree)."),
         (ACCURACY, {"difference": -0.021, "interval": [-0.03, -0.01], "against": "start-n_partial-0"},
          f"{OWN} is 2.1 points worse than the starting weights (no block tuned) (95%: -3.0 to -1.0)."),
+        (ACCURACY, {"difference": -0.021, "interval": [-0.03, -0.01], "tune": "lora:8"},
+         f"Own pre-training (4 blocks, by lora:8) is 2.1 points worse than {SCRATCH} (95%: -3.0 to -1.0)."),
         (ERROR, {"times": None, "level": None, "times_interval": None},
          f"{OWN} is 0.1 better than {SCRATCH} with 12,000 labels (95%: +0.05 to +0.15)."),
         (ACCURACY, {"times": 10.0, "level": None, "times_interval": None, "bound": "more",
@@ -307,6 +309,12 @@ def test_the_table_says_whose_difference_it_is():
         "4 blocks tuned: better than training from scratch by",
     ]
     assert titles[1] == ["better than training from scratch by"]
+    rows[1]["tune"] = "lora:8"
+    assert [row[0] for row in worth_table(rows, ACCURACY, found[1:]).rows][:3] == [
+        "own pre-training (no block tuned)",
+        "own pre-training (4 blocks, by lora:8)",
+        "training from scratch",
+    ]
 
 
 @pytest.mark.parametrize(

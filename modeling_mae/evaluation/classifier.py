@@ -38,6 +38,15 @@ class TrainingPlan:
     per_device_train_batch_size: int
 
 
+@dataclass(frozen=True)
+class TrainingWork:
+    """What a training does: its images, its updates, and about how many times the forward pass of an image."""
+
+    images: int
+    updates: int
+    passes: float
+
+
 def is_classifier(config: MAEConfig) -> bool:
     """Whether the checkpoint of this configuration was trained for a task."""
     return task_of_checkpoint(config) is not None
@@ -84,9 +93,11 @@ def training_view(
     return images.view(task.crop_of(settings, mean, images.size), rows, augment)
 
 
-def training_work(plan: TrainingPlan, sets: LabelledSets, mean: list[float], depth: int, processes: int) -> float:
-    """Estimates the work of a training, in forward passes of an image through an encoder of `depth` blocks. A backward
-    pass through a block counts as two forward passes.
+def training_work(
+    plan: TrainingPlan, sets: LabelledSets, mean: list[float], depth: int, processes: int
+) -> TrainingWork:
+    """The work of a training. The forward passes are those through an encoder of `depth` blocks. A backward pass
+    through a block counts as two.
 
     Raises:
         UserError: as the training would raise, but before the first training does any work.
@@ -100,7 +111,8 @@ def training_work(plan: TrainingPlan, sets: LabelledSets, mean: list[float], dep
     except UserError as error:
         raise UserError(f"{plan.name}: {error}") from None
     tuned = depth if plan.n_partial is None else plan.n_partial
-    return updates * plan.length.total_batch_size * (1 + 2 * tuned / depth)
+    passes = updates * plan.length.total_batch_size * (1 + 2 * tuned / depth)
+    return TrainingWork(len(seen), updates, passes)
 
 
 def keep_if_best(run: Run, problem: Problem, results: dict) -> None:

@@ -54,6 +54,7 @@ class Comparison:
     """Which arms of a run are compared."""
 
     pairs: list[tuple[str, str]]  # the first of each with the second
+    tune: str  # the option
     groups: dict[Path, np.ndarray | None]  # by the folder of each training: the groups of its evaluation images
 
 
@@ -71,7 +72,7 @@ def write_verdicts(folder: Path, comparison: Comparison | None, rows: list[dict]
         for (place, groups), row in zip(comparison.groups.items(), rows, strict=True)
     ]
     written = verdicts(tested, comparison.pairs, task.resampled, task.problem.lower_is_better)
-    write_json(folder / VERDICTS, [asdict(verdict) for verdict in written])
+    write_json(folder / VERDICTS, [asdict(replace(verdict, tune=comparison.tune)) for verdict in written])
 
 
 def _load_each_image(folder: Path, row: dict) -> np.ndarray:

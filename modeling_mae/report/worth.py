@@ -32,6 +32,7 @@ class Verdict:
     times_interval: list[float] | None = None
     bound: str = ""  # more or less, if the curves have no value in common: `times` is only a bound
     units: int | None = None  # images to evaluate on, or groups of them; None: not known
+    tune: str = "all"  # the option, for both arms but training from scratch
 
     @property
     def is_whole(self) -> bool:
@@ -50,22 +51,25 @@ class Verdict:
         return self.units is not None and self.units < FEWEST
 
 
-def arm_title(arm: str) -> str:
-    """An arm in words."""
+def arm_title(arm: str, tune: str = "all") -> str:
+    """An arm in words. `tune` is the option with which it was trained."""
     if arm == SCRATCH:
         return "training from scratch"
     start = "the starting weights" if arm.startswith(START) else "own pre-training"
-    return f"{start} ({_blocks(arm)})"
+    return f"{start} ({_blocks(arm, tune)})"
 
 
-def _blocks(arm: str) -> str:
+def _blocks(arm: str, tune: str) -> str:
     count = arm.removeprefix(START).removeprefix(OWN)
-    return "no block tuned" if count == "0" else f"{count} block{'s' * (count not in ('0.5', '1'))} tuned"
+    if count == "0":
+        return "no block tuned"
+    return f"{count} block{'s' * (count not in ('0.5', '1'))}{' tuned' if tune == 'all' else f', by {tune}'}"
 
 
 def verdict_text(verdict: Verdict, problem: Problem) -> str:
     """The verdict as a sentence."""
-    own, other = arm_title(verdict.arm).capitalize(), arm_title(verdict.against)
+    own, other = (arm_title(arm, verdict.tune) for arm in (verdict.arm, verdict.against))
+    own = own[0].upper() + own[1:]
     interval, labels = _interval(verdict.interval, problem), f"{verdict.labels[-1]:,} labels"
     if not verdict.is_clear:
         seeds = "" if verdict.seeds_agree else "; the seeds disagree"
@@ -126,10 +130,11 @@ def worth_figure(rows: list[dict[str, Any]], problem: Problem) -> Figure:
     """The metric against the number of labels, on a log axis: the mean of each arm, and its range."""
     figure = Figure(figsize=(6.5, 4.2), dpi=120, layout="constrained")
     axes = figure.subplots()
+    titles = _titles(rows)
     for number, (arm, points) in enumerate(curves_of(rows, problem).items()):
         labels = [count for count, _ in points]
         values = [problem.scale * np.array(each) for _, each in points]
-        axes.plot(labels, [each.mean() for each in values], marker="o", color=f"C{number}", label=arm_title(arm))
+        axes.plot(labels, [each.mean() for each in values], marker="o", color=f"C{number}", label=titles[arm])
         lowest, highest = ([edge(each) for each in values] for edge in (np.min, np.max))
         axes.fill_between(labels, lowest, highest, color=f"C{number}", alpha=0.2, linewidth=0)
     axes.set_xscale("log")
@@ -145,18 +150,23 @@ def worth_figure(rows: list[dict[str, Any]], problem: Problem) -> Figure:
 
 def worth_table(rows: list[dict[str, Any]], problem: Problem, verdicts: list[Verdict]) -> Table:
     """A row for each arm and one for each comparison, a column for each number of labels."""
-    curves = curves_of(rows, problem)
+    curves, titles = curves_of(rows, problem), _titles(rows)
     counts = [f"{count:,.0f}" for count, _ in next(iter(curves.values()))]
     cells = [
-        [arm_title(arm), *(_mean_and_range(values, problem) for _, values in points)] for arm, points in curves.items()
+        [titles[arm], *(_mean_and_range(values, problem) for _, values in points)] for arm, points in curves.items()
     ]
     several = len({verdict.arm for verdict in verdicts}) > 1
     for verdict in verdicts:
-        whose = f"{_blocks(verdict.arm)}: " if several and verdict.against == SCRATCH else ""
+        whose = f"{_blocks(verdict.arm, verdict.tune)}: " if several and verdict.against == SCRATCH else ""
         pairs = zip(verdict.differences, verdict.intervals, strict=True)
         shown = [f"{_signed(value, problem)} ({_interval(interval, problem)})" for value, interval in pairs]
-        cells.append([f"{whose}better than {arm_title(verdict.against)} by", *shown])
+        cells.append([f"{whose}better than {arm_title(verdict.against, verdict.tune)} by", *shown])
     return Table(cells, ["labelled images", *counts], numbers=True)
+
+
+def _titles(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """{arm: its title}"""
+    return {row["arm"]: arm_title(row["arm"], row.get("tune", "all")) for row in rows if "arm" in row}
 
 
 def _mean_and_range(values: list[float], problem: Problem) -> str:

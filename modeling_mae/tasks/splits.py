@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from ..data.serve.images import Images, MemoryImages
 from ..data.serve.masked import MaskedImages
@@ -16,6 +18,11 @@ from .sets import LabelledSets
 
 MOST_BYTES = 1 << 32  # of pixels that are compared, which takes seconds
 SHOWN = 3  # groups or images that a note names
+# Images count as alike by the correlation of their thumbnails. None of the 24 million pairs of bundled images is so
+# alike. Of these images saved as JPEG of quality 75, 99% are; moved by a pixel, none.
+THUMBNAIL, ALIKE = 16, 0.998
+MOST_PAIRS = 1 << 27  # that are compared by thumbnails, which takes two seconds
+AT_ONCE = 512  # images
 
 
 def part_of(task: Task, labels: np.ndarray, groups: np.ndarray | None, fraction: float, seed: int) -> np.ndarray:
@@ -78,8 +85,8 @@ def sets_of_fold(sets: LabelledSets, folds: int, fold: int) -> LabelledSets:
 def leaks(sets: LabelledSets) -> Iterator[str]:
     """Notes about groups and images that are in both sets, so that results are too good.
 
-    Images are compared by their pixels, exactly, and only if both sets lie decoded in memory, in `MOST_BYTES`. `mae
-    neighbours --duplicates` finds those that are only alike.
+    Images are compared by their pixels and by thumbnails, and only if both sets lie decoded in memory, in
+    `MOST_BYTES`. `mae neighbours --duplicates` finds more that are alike.
     """
     if sets.groups is not None and sets.eval_groups is not None:
         both = np.intersect1d(sets.groups, sets.eval_groups)
@@ -91,24 +98,62 @@ def leaks(sets: LabelledSets) -> Iterator[str]:
                 "too good; split by group, as with --folds 5"
             )
     copies = _copies(sets.training, sets.evaluation)
-    if copies:
+    count, everything = int(copies.sum()), f"{len(sets.evaluation):,} evaluation images"
+    if count:
         yield (
-            f"{copies:,} of {len(sets.evaluation):,} evaluation images are training images too, pixel by pixel: "
-            "results on them are too good; `mae neighbours --duplicates` lists images that are alike"
+            f"{count:,} of {everything} are training images too, pixel by pixel: results on them are too good; `mae "
+            "neighbours --duplicates` lists images that are alike"
+        )
+    almost = int((_alike(sets.training, sets.evaluation) & ~copies).sum())
+    if almost:
+        yield (
+            f"{almost:,} of {everything} look almost like a training image, as if saved again: results on them may be "
+            "too good; `mae neighbours --duplicates` lists such images"
         )
 
 
-def _copies(train: Images, evaluation: Images) -> int:
-    """How many images of `evaluation` are in `train` too. 0 if one of them is not in memory."""
+def _copies(train: Images, evaluation: Images) -> np.ndarray:
+    """Which images of `evaluation` ``(images,)`` are in `train` too. None if one of them is not in memory."""
     known = set(_digests(train))
-    return sum(digest in known for digest in _digests(evaluation)) if known else 0
+    return np.array([bool(known) and digest in known for digest in _digests(evaluation)] or [False])
 
 
 def _digests(images: Images) -> Iterator[bytes]:
     """A checksum of each image. Nothing if they are not in memory, or too many."""
-    whole = images.images if isinstance(images, MaskedImages) else images
-    if not isinstance(whole, MemoryImages) or whole.pixels.nbytes > MOST_BYTES:
+    whole = _in_memory(images)
+    if whole is None:
         return
-    rows = range(len(images)) if images.rows is None else images.rows.tolist()
-    for row in rows:
+    for row in _rows(images):
         yield hashlib.blake2b(whole.pixels[row].numpy().tobytes(), digest_size=16).digest()
+
+
+def _alike(train: Images, evaluation: Images) -> np.ndarray:
+    """Which images of `evaluation` ``(images,)`` have nearly the thumbnail of one of `train`, in whatever brightness
+    and contrast. None if one of them is not in memory, or if there are too many, or too small ones."""
+    if len(train) * len(evaluation) > MOST_PAIRS:
+        return np.zeros(1, bool)
+    bank, asking = _thumbnails(train), _thumbnails(evaluation)
+    if bank is None or asking is None:
+        return np.zeros(1, bool)
+    return torch.cat([(some @ bank.T).amax(1) > ALIKE for some in asking.split(AT_ONCE)]).numpy()
+
+
+def _thumbnails(images: Images) -> torch.Tensor | None:
+    """``(images, THUMBNAIL ** 2)`` gray, whose products are correlations: with mean 0 and length 1."""
+    whole = _in_memory(images)
+    if whole is None or min(whole.pixels.shape[2:]) < THUMBNAIL:
+        return None
+    small = [
+        F.adaptive_avg_pool2d(whole.pixels[rows].float().nan_to_num().mean(1, keepdim=True), THUMBNAIL).flatten(1)
+        for rows in torch.tensor(_rows(images)).split(AT_ONCE)
+    ]
+    return F.normalize(torch.cat([each - each.mean(1, keepdim=True) for each in small]))
+
+
+def _in_memory(images: Images) -> MemoryImages | None:
+    whole = images.images if isinstance(images, MaskedImages) else images
+    return whole if isinstance(whole, MemoryImages) and whole.pixels.nbytes <= MOST_BYTES else None
+
+
+def _rows(images: Images) -> list[int]:
+    return list(range(len(images))) if images.rows is None else images.rows.tolist()

@@ -26,7 +26,7 @@ def without_excluded(parts: list[Source], path: str, only_some: bool = False) ->
     for part in parts:
         if isinstance(part.dataset, ShardedRows):
             raise UserError(f"exclude {path!r} cannot leave images out of the stream {part.name}: unpack it")
-        names = RowNames(part).files(0, len(part))
+        names = RowNames(part).files(0, len(part), part.numbers)
         kept = [row for row, name in enumerate(names) if name not in listed]
         gone = len(names) - len(kept)
         total += gone
@@ -34,7 +34,8 @@ def without_excluded(parts: list[Source], path: str, only_some: bool = False) ->
             raise UserError(f"exclude {path!r} names all {len(names):,} images of {part.name}: leave some in")
         counted = f"{gone:,} of {len(names):,} images left out by {Path(path).name}" if gone else ""
         left_out = "; ".join(filter(None, [part.left_out, counted]))
-        remaining.append(replace(part, dataset=part.dataset.select(kept), left_out=left_out, excluded=checksum))
+        part = replace(part, dataset=part.dataset.select(kept), left_out=left_out, excluded=checksum, numbers=None)
+        remaining.append(part)
     if not total and not only_some:
         example, name = next(iter(sorted(listed)), ""), RowNames(parts[0]).files(0, 1)[0]
         raise UserError(

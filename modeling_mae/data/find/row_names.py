@@ -26,9 +26,9 @@ class RowNames:
             columns = [source.image_column, *[source.label_column] * bool(source.label_column)]
             self._table = dataset.select_columns(columns).with_format("arrow")
 
-    def files(self, start: int, end: int) -> list[str]:
+    def files(self, start: int, end: int, numbers: list[int] | None = None) -> list[str]:
         """For each of the rows `start` to `end` - 1 the path of its file, relative to the source's folder where it has
-        one. A row without a file is called by its number, counted from 0."""
+        one. A row without a file is called by its number, counted from 0, or by its own in `numbers`."""
         if isinstance(self.source.dataset, ShardedRows):
             paths = self.source.dataset.names(start, end)
         else:
@@ -39,7 +39,8 @@ class RowNames:
         folder = self.source.folder + os.sep if self.source.folder else None
         names = [path.removeprefix(folder) if path and folder else path for path in paths]
         # A name that is not UTF-8 has letters that no table can hold.
-        return [(name or str(row)).encode("utf-8", "replace").decode() for row, name in enumerate(names, start)]
+        numbered = [name or str(numbers[row] if numbers else row) for row, name in enumerate(names, start)]
+        return [name.encode("utf-8", "replace").decode() for name in numbered]
 
     @property
     def types(self) -> dict[str, pyarrow.DataType]:

@@ -116,6 +116,7 @@ class Source:
     volumes: VolumeReader | None = None  # that reads the rows which are slices
     masks: list[KeptMask] | None = None  # as they were decoded, if somebody has read them and they fit
     excluded: str = ""  # a checksum of the names that were left out
+    numbers: list[int] | None = None  # of the rows among all, if some without a mask were left out
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -260,11 +261,13 @@ def _only_masked(source: Source, settings: SourceSettings) -> Source:
     """The images with a mask."""
     column = mask_column(source.dataset.features, source.image_column, settings.mask_column_name, source.name)
     dataset = still_encoded(source.dataset, column)
-    dataset = dataset.select(rows_with_masks(dataset, column, source.name))
+    rows = rows_with_masks(dataset, column, source.name)
+    dataset = dataset.select(rows)
     gone = len(source) - len(dataset)
     remark = f"{gone:,} of {len(source):,} images have no mask" if gone else ""
     names = scenes.CLASSES if source.name == scenes.NAME else names_of_numbers(source.folder)
-    return replace(source, dataset=dataset, mask_column=column, mask_names=names, left_out=_told(source, remark))
+    source = replace(source, dataset=dataset, mask_column=column, mask_names=names, left_out=_told(source, remark))
+    return replace(source, numbers=[int(row) for row in rows] if settings.exclude else None)
 
 
 def _sliced(source: Source, settings: SourceSettings, files: bool) -> Source:

@@ -59,7 +59,7 @@ def _opened(file: BinaryIO, path: str | None, header_only: bool) -> Any:
         raise BadImage(f"{name_of(path)} is DICOM without a picture: remove it")
     frames = int(about.get("NumberOfFrames") or 1)
     if frames > 1:
-        raise BadImage(f"{name_of(path)} has {frames} frames: save one a file")
+        raise BadImage(f"{name_of(path)} has {frames} frames: --slices all takes each as an image")
     return about
 
 
@@ -87,13 +87,8 @@ def read_dicom(file: BinaryIO, path: str | None, limit: Limit) -> Stored:
         Exception: the file is damaged.
     """
     about, values = _read_pixels(file, path, limit)
-    if about.get("PhotometricInterpretation") == PALETTE:
-        from pydicom import pixels
-
-        colours = pixels.apply_color_lut(values, about)
-        return Stored((colours >> 8 * (colours.itemsize - 1)).astype(np.uint8), 2, "rgb")
-    if values.ndim == 3:
-        return Stored(values, 2, "rgb")
+    if values.ndim == 3 or about.get("PhotometricInterpretation") == PALETTE:
+        return Stored(dicom_colours(values, about), 2, "rgb")
     missing = _padding(values, about)
     inverted = about.get("PhotometricInterpretation") == "MONOCHROME1"  # the lowest value is white
     shown = _windowed(_rescaled(values, about), about)
@@ -117,15 +112,26 @@ def _read_pixels(file: BinaryIO, path: str | None, limit: Limit) -> tuple[Any, n
     limit.check_stored(_described(about))
     from pydicom import pixels  # late: few sets need it
 
-    if "TransferSyntaxUID" not in about.file_meta:
-        about.file_meta.TransferSyntaxUID = _syntax_of(about)
+    about.file_meta.TransferSyntaxUID = syntax_of(about)
     return about, pixels.pixel_array(about)
 
 
-def _syntax_of(about: Any) -> str:
-    """The kind of encoding of a file that does not say it, which is one of the oldest."""
+def dicom_colours(values: np.ndarray, about: Any) -> np.ndarray:
+    """``(height, width, 3)`` of pixels as they are stored: their own colours, or those of the palette in 8 bits."""
+    if about.get("PhotometricInterpretation") != PALETTE:
+        return values
+    from pydicom import pixels
+
+    colours = pixels.apply_color_lut(values, about)
+    return (colours >> 8 * (colours.itemsize - 1)).astype(np.uint8)
+
+
+def syntax_of(about: Any) -> Any:
+    """The kind of encoding of a file. One that does not say it has one of the oldest."""
     from pydicom import uid
 
+    if "TransferSyntaxUID" in about.file_meta:
+        return about.file_meta.TransferSyntaxUID
     implicit, little = about.original_encoding
     return (
         uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
@@ -221,12 +227,12 @@ def series_header(path: str) -> SeriesHeader | None:
             int(about.get("InstanceNumber") or 0),
             shape,
             (spacing[0], spacing[1]),
-            _linear_window(about),
+            linear_window(about),
             about.get("PhotometricInterpretation") == "MONOCHROME1",
         )
 
 
-def _linear_window(about: Any) -> tuple[float, float] | None:
+def linear_window(about: Any) -> tuple[float, float] | None:
     window = _first_window(about)
     if window is None or about.get("VOILUTSequence") or window[2] == "SIGMOID":
         return None
@@ -242,6 +248,11 @@ def dicom_slice(path: str, limit: Limit) -> np.ndarray:
     """
     with open(path, "rb") as file:
         about, values = _read_pixels(file, path, limit)
+    return dicom_numbers(values, about)
+
+
+def dicom_numbers(values: np.ndarray, about: Any) -> np.ndarray:
+    """Gray pixels, rescaled. Padding is NaN."""
     padding = _padding(values, about)
     values = _rescaled(values, about)
     return values if padding is None else np.where(padding, np.float32(np.nan), values.astype(np.float32))

@@ -1,4 +1,5 @@
-"""Stacks and volumes, slice by slice: NIfTI, series of DICOM files, TIFF of several pages, NumPy arrays of three axes.
+"""Stacks and volumes, slice by slice: NIfTI, series of DICOM files and DICOM files of several frames, TIFF of several
+pages, NumPy arrays of three axes.
 
 A slice is an array of numbers in the volume's window: `VolumeReader` gives it as the bytes of an .npy file, so that it
 is read like any other array.
@@ -24,13 +25,14 @@ from ...files import replacing
 from .dicom import dicom_slice, series_header
 from .endings import NIFTI
 from .faults import BadImage, reading
+from .frames import frames_of
 from .header import numpy_header
 from .limits import DEFLATE, Limit
 from .meaning import Rules, numbers_of
 from .tiff import full_pages, read_tiff
 
 
-STACKED = (*NIFTI, ".npy", ".tif", ".tiff")  # endings of files that may hold several slices
+STACKED = (*NIFTI, ".npy", ".tif", ".tiff", ".dcm")  # endings of files that may hold several slices
 COLOURS = 4  # an array with no more in its last axis is a picture
 PERCENTILES = (0.5, 99.5)  # of a volume's values, that become black and white
 SAMPLED = 1 << 22  # evenly spaced values of a volume, from which the percentiles are taken
@@ -43,9 +45,10 @@ SAME_SPACING = 0.01  # relative difference of pixels that count as square
 
 @dataclass(frozen=True)
 class Volume:
-    """`count` slices: ``read(z)`` gives ``(height, width)`` of one, or ``(3, height, width)`` of a colour page.
+    """`count` slices: ``read(z)`` gives ``(height, width)`` of one, or ``(3, height, width)`` of one in colours.
 
-    `spacing` is the height and width of a pixel in any unit. `as_it_is` are 8 bits that no window changes.
+    `spacing` is the height and width of a pixel in any unit. `as_it_is` are numbers that no window changes. `window`
+    (black, white) is that of the file, if it has one for all slices.
     """
 
     count: int
@@ -53,6 +56,7 @@ class Volume:
     spacing: tuple[float, float] = (1.0, 1.0)
     inverted: bool = False  # the lowest value is white
     as_it_is: bool = False
+    window: tuple[float, float] | None = None
 
     def shown(self, values: np.ndarray, window: tuple[float, float]) -> np.ndarray:
         """float32 from 0 to 1 of values in this window. Missing values are black."""
@@ -100,6 +104,8 @@ def _kept_open(files: tuple[str, ...], most_pixels: int, cache: str | None, stam
         limit = Limit.of(None, path, most_pixels)
         if path.lower().endswith(NIFTI):
             return _nifti(path, limit, cache)
+        if path.lower().endswith(".dcm"):
+            return _dicom_frames(path, limit)
         return _numpy(path, limit) if path.lower().endswith(".npy") else _tiff(path, limit)
 
 
@@ -129,7 +135,7 @@ def look_through(
         samples[z] = values[..., ::step, ::step].astype(np.float32)
     if not samples:
         raise fault
-    window = window or _window(list(samples.values()))
+    window = window or volume.window or _window(list(samples.values()))
     empty |= {z for z, seen in samples.items() if (volume.shown(seen, window) > BACKGROUND).mean() < FEWEST}
     return VolumeFacts(files, volume.count, window, tuple(sorted(empty)))
 
@@ -206,18 +212,18 @@ def volume_and_slice(path: str | None) -> tuple[str, int]:
 
 
 def square_pixels(values: np.ndarray, spacing: tuple[float, float], mode: str) -> np.ndarray:
-    """``(height, width)`` with pixels as fine as the finer of the two sides."""
-    finest = min(spacing)
-    size = [round(count * side / finest) for count, side in zip(values.shape, spacing, strict=True)]
+    """``(..., height, width)`` with pixels as fine as the finer of the two sides."""
+    finest, sides = min(spacing), values.shape[-2:]
     if max(spacing) <= finest * (1 + SAME_SPACING):
         return values
+    size = [round(count * side / finest) for count, side in zip(sides, spacing, strict=True)]
     if mode == "nearest":
         rows, columns = (
-            ((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(size, values.shape, strict=True)
+            ((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(size, sides, strict=True)
         )
-        return values[rows][:, columns]
-    image = torch.from_numpy(np.ascontiguousarray(values))[None, None]
-    return F.interpolate(image, size, mode=mode, align_corners=False)[0, 0].numpy()
+        return values[..., rows, :][..., columns]
+    image = torch.from_numpy(np.ascontiguousarray(values)).reshape(1, -1, *sides)
+    return F.interpolate(image, size, mode=mode, align_corners=False).numpy().reshape(*values.shape[:-2], *size)
 
 
 def _check_size(limit: Limit, height: int, width: int, spacing: tuple[float, float]) -> None:
@@ -248,7 +254,10 @@ def _nifti(path: str, limit: Limit, cache: str | None) -> Volume:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3 or not all(shape):
-        raise BadImage(f"{path} has the shape {'x'.join(map(str, image.shape))}: save one volume of three axes a file")
+        raise BadImage(
+            f"{path} has the shape {'x'.join(map(str, image.shape))}: save one volume of three axes a file, as by "
+            "nibabel.four_to_three"
+        )
     kind = np.dtype(data.dtype)
     if kind.kind not in "iuf":
         raise BadImage(f"{path} has values of the type {kind}: save whole numbers or decimals")
@@ -353,3 +362,17 @@ def _dicom_series(files: tuple[str, ...], most_pixels: int) -> Volume:
             return dicom_slice(files[z], Limit.of(None, files[z], most_pixels))
 
     return Volume(len(files), read, first.spacing, first.inverted)
+
+
+def _dicom_frames(path: str, limit: Limit) -> Volume | None:
+    frames = frames_of(path)
+    if frames is None:
+        return None
+    frames.check(limit)
+    _check_size(limit, int(frames.about.Rows), int(frames.about.Columns), frames.spacing)
+
+    def read(z: int) -> np.ndarray:
+        with reading(f"{path}#z={z}"):
+            return frames.read(z)
+
+    return Volume(frames.count, read, frames.spacing, frames.inverted, frames.as_it_is, frames.window)
