@@ -63,9 +63,7 @@ def main(options: EvalArguments) -> None:
     say(f"recipe     {folder / 'recipe.yaml'}", flush=True)
     work = decided.work(accelerator.num_processes)  # refuses what cannot work, also a plan
     if options.plan:
-        for name, training in work.items():
-            images, done = counted(training.images, "image"), ", finished" if name in finished else ""
-            say(f"training   {name}: {images}, {counted(training.updates, 'update')}{done}")
+        decided.describe_trainings(work, finished, say)
         return
     say(f"parallel   {launch.describe_parallelism(accelerator)}")
     rows, start = list[dict](), decided.start

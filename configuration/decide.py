@@ -311,6 +311,14 @@ class DecidedEvaluation:
         found = {training.name: training.finished_results(options, say) for training in self.trainings}
         return {name: row for name, row in found.items() if row is not None}
 
+    def describe_trainings(
+        self, work: dict[str, TrainingWork], finished: dict[str, dict], say: Callable[[str], None]
+    ) -> None:
+        """Prints a line for each training. `work` is that of `work`, `finished` that of `finished`."""
+        for name, training in work.items():
+            images, done = counted(training.images, "image"), ", finished" if name in finished else ""
+            say(f"training   {name}: {images}, {counted(training.updates, 'update')}{done}")
+
     def made_with(self, training: EvalTraining) -> dict[str, Any]:
         """All settings that decide a training's weights, for the manifest of its checkpoints."""
         recipe, sets = training.recipe, self.sets
