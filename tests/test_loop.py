@@ -314,7 +314,7 @@ def test_going_on_is_exact(tmp_path, last):
     assert epochs_of_parts == [(epoch, update) for epoch, update in [(1, 6), (2, 12)] if update <= last]
     labels = notes.labels
     second, loss_of, notes = start(tmp_path / "parts", resume="auto", logging_steps=3)
-    assert second.place.checkpoint.name == f"checkpoint-{last + 1}" and f"from update {last + 1} of" in second.start
+    assert second.place.checkpoint.name == f"checkpoint-{last + 1}" and f"from update {last + 1} of" in str(second)
     train(second, loss_of, lambda *epoch: epochs_of_parts.append(epoch))
     assert labels + notes.labels == images_by_hand()
     for name, value in whole.model.state_dict().items():
