@@ -324,6 +324,15 @@ def test_processors_that_make_no_images(ours, values):
     assert "\n" not in str(error.value)
 
 
+def test_a_configuration_that_may_not_be_read(ours, monkeypatch):
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pathlib.Path, "read_text", refuse)  # root may read everything
+    with pytest.raises(UserError, match=r"its config.json cannot be read \(Permission denied\)"):
+        open_checkpoint(ours)
+
+
 INDEX = "model.safetensors.index.json"
 
 

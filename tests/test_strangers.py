@@ -201,6 +201,14 @@ def test_what_is_cut_off_is_not_made_up(name):
             decode(whole[: len(whole) * tenth // 10], "x", channels)
 
 
+def test_a_cache_that_cannot_be_written(tmp_path):
+    tar_of(tmp_path / "x.tar", [("a.png", 1)])
+    with pytest.raises(
+        UserError, match=r"x.tar/streams' cannot be used \(Not a directory\): give another --cache_dir"
+    ):
+        load_source(train_dir=str(tmp_path / "x.tar"), cache_dir=str(tmp_path / "x.tar"))
+
+
 LEVELS = {"a.png": 1, "b.png": 2, "c.png": 3, "d.png": 4}
 
 

@@ -105,6 +105,8 @@ def read_json(source, file: str, hub_options: dict) -> dict | None:
         )
     try:
         content = parse(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{source}: its {file} cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise UserError(f"{source}: its {file} is not JSON: {one_line(error)[:200]}") from error
     if not isinstance(content, dict):
