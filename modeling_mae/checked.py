@@ -117,11 +117,11 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: it is a link, too large, or not JSON.
     """
-    if path.is_symlink():
-        raise UserError(f"{str(path)!r} is a link, which may lead anywhere: put the file itself there")
-    if not path.exists():
-        return None
     try:
+        if path.is_symlink():
+            raise ValueError("it is a link, which may lead anywhere")
+        if not path.exists():
+            return None
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"{path.stat().st_size:,} bytes")
         return parse(path.read_text(encoding="utf-8"))

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import functools
 import json
+import pickle
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from huggingface_hub import metadata_load
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers.utils import CONFIG_NAME, cached_file, logging
 
 from .configuration_mae import MAEConfig
 from .errors import UserError, refuse_missing
 from .interop.patches import PATCH_LAYERS, fit_patches, sources_of_bands
-from .interop.read import BROKEN, HUB_OPTIONS, check_content, read, read_json, read_processor
+from .interop.read import BROKEN, HUB_OPTIONS, check_content, read, read_json, read_processor, why_refused
 from .interop.state_dicts import Foreign, one_line, refuse_contradictions
 from .modeling_mae import EvalNet, MAEForPreTraining, MAEModel, MAEPreTrainedModel
 from .segmentation_mae import MAEForSemanticSegmentation
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 WEIGHT_FILES = {".pth", ".pt", ".bin", ".ckpt", ".safetensors"}
 SAVED_NAMES = ("model.safetensors", "pytorch_model.bin")  # stored next to the config.json that describes them
 KINDS = {model.__name__: model for model in (MAEForPreTraining, EvalNet, MAEForSemanticSegmentation, MAEModel)}
-LOADING_ERRORS = (OSError, SafetensorError, ValueError, RuntimeError, StrictDataclassError)
+LOADING_ERRORS: tuple[type[Exception], ...] = (*BROKEN, pickle.UnpicklingError)
 
 Model = TypeVar("Model", bound=MAEPreTrainedModel)
 
@@ -282,7 +282,8 @@ class Checkpoint:
         except UserError:
             raise
         except LOADING_ERRORS as error:
-            reason = one_line(error)[:300]
+            is_pickle = isinstance(error, pickle.UnpicklingError)
+            reason = why_refused(error) if is_pickle else one_line(error)[:300] or type(error).__name__
             if "ignore_mismatched_sizes" in reason:
                 reason = _misfit(load) or reason
             raise UserError(f"checkpoint {self.name!r} cannot be loaded: {reason}") from error

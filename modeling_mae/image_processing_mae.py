@@ -16,13 +16,13 @@ HUGE = float(np.finfo(np.float32).max) / 2  # many programs write the lowest num
 def band_axis(shape: tuple[int, int, int], num_channels: int, bands: list[int] | None) -> int | None:
     """The axis of an array that holds the bands, 0 or 2. None if it could be both.
 
-    It is the axis as long as `num_channels`, or the shorter one if `bands` are chosen. If neither fits, the last.
+    It is the axis as long as `num_channels`. If neither fits, or `bands` are chosen, it is the shorter one.
     """
     first, last = shape[0], shape[2]
     fits = (first < last, last < first) if bands else (first == num_channels, last == num_channels)
     if all(fits) or (bands and first == last):
         return None
-    return 0 if fits[0] else 2
+    return 0 if fits[0] or (first < last and not fits[1]) else 2
 
 
 def picture_values(image: Image.Image, num_channels: int, bands: list[int] | None) -> np.ndarray:

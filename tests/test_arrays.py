@@ -68,7 +68,7 @@ def test_bytes_and_yes_or_no(tmp_path):
         (np.zeros((3, 4, 3)), 3, None, "3x4x3, whose bands may be first or last"),
         (np.zeros((5, 4, 5)), 2, [1, 2], "5x4x5, whose bands may be first or last"),
         (np.zeros((5, 9, 9)), 2, [1, 6], "5 bands, no band 6: give others with --bands"),
-        (np.zeros((2, 9, 9)), 3, None, "9 bands, and the model takes 3 channels: choose with --bands"),
+        (np.zeros((2, 9, 9)), 3, None, "2 bands, and the model takes 3 channels: choose with --bands"),
         (np.zeros((2, 2, 9, 9)), 3, None, "the shape 2x2x9x9: save height x width"),
         (np.zeros((0, 4)), 1, None, "no pixels"),
         (np.zeros((4, 4), complex), 1, None, "complex128: save whole numbers"),

@@ -1,6 +1,7 @@
 """The one door: every project's checkpoint gives what its own model gives, from every command and both scripts."""
 
 import json
+import os
 import pathlib
 
 import huggingface_hub
@@ -320,6 +321,56 @@ def test_processors_that_make_no_images(ours, values):
     edit(ours / "preprocessor_config.json", **values)
     with pytest.raises(UserError, match="image processor") as error:
         open_checkpoint(ours).processing  # noqa: B018
+    assert "\n" not in str(error.value)
+
+
+def test_a_configuration_that_may_not_be_read(ours, monkeypatch):
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pathlib.Path, "read_text", refuse)  # root may read everything
+    with pytest.raises(UserError, match=r"its config.json cannot be read \(Permission denied\)"):
+        open_checkpoint(ours)
+
+
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [(INDEX, "[]"), (INDEX, "{}"), (INDEX, '{"weight_map": {"a": 3}}'), ("pytorch_model.bin", [1, 2])],
+)
+def test_weights_that_are_none(ours, file, content):
+    (ours / "model.safetensors").unlink()
+    torch.save(content, ours / file) if isinstance(content, list) else (ours / file).write_text(content)
+    with pytest.raises(UserError, match="cannot be loaded") as error:
+        open_checkpoint(ours).model()
+    assert "\n" not in str(error.value)
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_code_of_weights_is_never_run(ours, tmp_path):
+    (ours / "model.safetensors").unlink()
+    torch.save({"a": Evil(tmp_path / "ran")}, ours / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"it wants to run \S+\.mkdir. If you trust it, load it with torch"):
+        open_checkpoint(ours).model()
+    assert not (tmp_path / "ran").exists()
+    torch.load(ours / "pytorch_model.bin", weights_only=False)
+    assert (tmp_path / "ran").exists()  # the test can fail
+
+
+@pytest.mark.parametrize("values", [{"hidden_size": 10**30, "num_attention_heads": 1}, {"intermediate_size": 10**30}])
+def test_sizes_that_no_machine_has(ours, values):
+    edit(ours / "config.json", **values)
+    with pytest.raises(UserError, match="cannot be loaded") as error:
+        open_checkpoint(ours).model()
     assert "\n" not in str(error.value)
 
 

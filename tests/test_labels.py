@@ -2,6 +2,7 @@ import tracemalloc
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from modeling_mae.data.find.sources import Source
@@ -49,6 +50,13 @@ def test_large_whole_numbers_are_names():
     assert CLASSES.read(source([7, 7]), names)[0].tolist() == [0, 0]
     with pytest.raises(UserError, match=r"1 classes that the training images do not have \(8\)"):
         CLASSES.read(source([8, 7]), names)
+
+
+def test_the_largest_whole_numbers_stay_apart():
+    column = pa.array([2**63 + 2, 7, 2**63 + 1], pa.uint64())  # two of them are equal as decimals
+    given = Source(datasets.Dataset(pa.table({"label": column})), "image", "label", "pets")
+    numbers, names = CLASSES.read(given)
+    assert numbers.tolist() == [2, 0, 1] and names == ["7", str(2**63 + 1), str(2**63 + 2)]
 
 
 def test_classes_are_matched_by_name():

@@ -500,6 +500,7 @@ def test_scenes_are_always_the_same_and_their_masks_show_lit_garments(monkeypatc
 def test_names_of_masks():
     assert mask_files(["a.jpg", "b/a.png", "/abs/x.tif", "../y.png"]) == ["a.png", "b/a.png", "abs/x.png", "y.png"]
     assert mask_files(["a.jpg", "a.png", "b.jpg"]) == ["a.jpg.png", "a.png.png", "b.png"]
+    assert mask_files(["a.jpg", "b.jpg", "a.jpg"]) == ["a.jpg-0.png", "b.png", "a.jpg-2.png"]  # rows of a table
 
 
 def test_colours_are_those_of_pascal_voc():

@@ -294,6 +294,24 @@ def test_dicom_window_as_a_viewer_shows_it(photometric, function):
     assert filled[gone] == pytest.approx(expected[~gone].mean(), abs=0.01)
 
 
+@pytest.mark.parametrize("kind", ["u2", "i2"])
+def test_dicom_keeps_values_in_the_upper_bits(kind):
+    """DICOM of before 2000 allows it; DCMTK and GDCM read it so."""
+    values = (RANDOM.integers(0, 4096, (8, 8)) - 2048 * (kind == "i2")).astype(kind)
+    data = dicom_bytes(dicom(values << 4, BitsStored=12, HighBit=15))
+    expected = values.astype(float) * (255 / 65535 if kind == "u2" else 255)
+    np.testing.assert_allclose(shown(data, 1, white=65535 if kind == "u2" else 1), expected, rtol=1e-6)
+
+
+def test_dicom_padding_that_is_written_without_its_sign():
+    values = RANDOM.integers(-900, 900, (8, 8)).astype(np.int16)
+    values[0, :3] = -2000
+    file = dicom(values)
+    file.add_new(0x00280120, "US", 63536)  # -2000 in 16 bits
+    expected = np.where(values == -2000, values[values != -2000].mean(), values)
+    np.testing.assert_allclose(shown(dicom_bytes(file), 1, white=1) / 255, expected, rtol=1e-5)
+
+
 def test_dicom_of_every_beginning():
     """pydicom's own files; their preamble is that of a TIFF. Without a preamble the same pixels are read."""
     data_of = pytest.importorskip("pydicom.data")

@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import tarfile
+import unicodedata
 import zlib
 
 import imagecodecs
@@ -147,6 +148,37 @@ def test_dicom_of_one_bit():
     assert np.array_equal(shown(file.getvalue(), 1)[..., 0], bits * 255)
 
 
+@pytest.mark.parametrize(("alpha_bits", "opaque"), [(0, 1), (8, 0)])
+def test_tga_without_bits_of_transparency(alpha_bits, opaque):
+    """Many programs leave the fourth byte at 0 and say in the header that it means nothing."""
+    header = struct.pack("<BBBHHBHHHHBB", 0, 0, 2, 0, 0, 0, 0, 0, 9, 6, 32, 0x20 | alpha_bits)
+    pixels = np.dstack([RGB[..., ::-1], np.zeros((6, 9), np.uint8)])
+    assert np.array_equal(shown(header + pixels.tobytes(), 3), RGB * opaque + 255 * (1 - opaque))
+
+
+def bare_tiff(**tags) -> bytes:
+    """By the rules of the format: gray bytes in one strip, and `tags` by their numbers, as ``_339=3``."""
+    levels = RGB[..., 0].tobytes()
+    named = {256: 9, 257: 6, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 6, 279: len(levels)}
+    named |= {int(name[1:]): value for name, value in tags.items()}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(named.items()))
+    return (
+        struct.pack("<2sHI", b"II", 42, 8 + len(levels)) + levels + struct.pack("<H", len(named)) + entries + bytes(4)
+    )
+
+
+def test_tiff_of_numbers_that_are_not_read():
+    assert np.array_equal(shown(bare_tiff(), 1)[..., 0], RGB[..., 0])
+    assert np.array_equal(shown(bare_tiff(_339=4), 1)[..., 0], RGB[..., 0])  # "undefined" is read as whole numbers
+    with pytest.raises(BadImage, match=r"a kind of numbers that is not read here \(8 bits\): save 8 or 16"):
+        decode(bare_tiff(_339=3), "x", 1)  # decimals of 8 bits
+
+
+def test_an_empty_nodata_tag_says_nothing():
+    tifffile.imwrite(file := io.BytesIO(), RGB[..., 0], metadata=None, extratags=[(42113, "s", 0, " ", True)])
+    assert np.array_equal(shown(file.getvalue(), 1)[..., 0], RGB[..., 0])
+
+
 def cut_off_files() -> dict:
     slope = np.add.outer(np.arange(96), np.arange(128)) + RANDOM.integers(0, 30, (96, 128))
     picture = np.stack([slope] * 3, -1).astype(np.uint8)
@@ -167,6 +199,14 @@ def test_what_is_cut_off_is_not_made_up(name):
     for tenth in range(1, 10):
         with pytest.raises(BadImage):
             decode(whole[: len(whole) * tenth // 10], "x", channels)
+
+
+def test_a_cache_that_cannot_be_written(tmp_path):
+    tar_of(tmp_path / "x.tar", [("a.png", 1)])
+    with pytest.raises(
+        UserError, match=r"x.tar/streams' cannot be used \(Not a directory\): give another --cache_dir"
+    ):
+        load_source(train_dir=str(tmp_path / "x.tar"), cache_dir=str(tmp_path / "x.tar"))
 
 
 LEVELS = {"a.png": 1, "b.png": 2, "c.png": 3, "d.png": 4}
@@ -297,12 +337,51 @@ def test_names_of_files_that_are_no_words(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "names", [("trainset", "testset"), ("1_train", "2_test"), ("TrainData", "TestData"), ("trn", "tst")]
+    "names",
+    [("trainset", "testset"), ("1_train", "2_test"), ("TrainData", "TestData"), ("trn", "tst"), ("trn", "holdout")],
 )
 @pytest.mark.parametrize("above", ["", "x/y/"])
 def test_more_names_that_may_be_splits(tmp_path, names, above):
     pictures(tmp_path, [f"{above}{name}/{label}/{i}.png" for name in names for label in "ab" for i in range(2)])
     with pytest.raises(UserError, match="which may be splits or classes"):
+        load_source(train_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        ("train/x/train", "train/x/val"),
+        ("train", "train/Validation"),
+        ("a/train/b/dev",),
+    ],
+)
+def test_splits_inside_of_splits(tmp_path, places):
+    """They would be classes, or all be trained on."""
+    pictures(tmp_path, [f"{place}/{i}.png" for place in places for i in range(2)])
+    with pytest.raises(UserError, match=f"has {places[-1]} inside .*rename '{places[-1]}' if it is a class"):
+        load_source(train_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("folder", ["@eaDir", "$RECYCLE.BIN", "lost+found", "#recycle", "System Volume Information"])
+def test_folders_that_systems_make(tmp_path, folder):
+    pictures(tmp_path, ["x/a.png", f"x/{folder}/a.png/thumb.png", f"{folder}/b.png"])
+    source = load_source(train_dir=str(tmp_path))
+    assert len(source) == 1 and source.left_out == f"2 files left out: 2 in folders called {folder}"
+    tar_of(tmp_path / "t.tar", [("a.png", 1), (f"{folder}/b.png", 2)])
+    assert levels_of(load_source(train_dir=str(tmp_path / "t.tar"))) == [1]
+
+
+def test_one_class_whose_accents_two_systems_wrote(tmp_path):
+    pictures(tmp_path, [f"{unicodedata.normalize(form, 'é')}/{form}.png" for form in ("NFC", "NFD")] + ["b/a.png"])
+    source = load_source(train_dir=str(tmp_path))
+    assert source.class_names == ["b", unicodedata.normalize("NFC", "é")]
+    assert source.dataset["label"][:] == [0, 1, 1]
+
+
+def test_jsonl_nested_too_deeply(tmp_path):
+    pictures(tmp_path, ["a.png"])
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "x": ' + "[" * 3000 + "]" * 3000 + "}\n")
+    with pytest.raises(UserError, match="cannot be read"):
         load_source(train_dir=str(tmp_path))
 
 

@@ -18,6 +18,7 @@ from modeling_mae.data.find.places import open_place
 from modeling_mae.data.find.sources import NoSplit
 from modeling_mae.data.read.faults import BadImage
 from modeling_mae.errors import UserError
+from modeling_mae.tasks import CLASSES
 
 
 def pixels(i):
@@ -52,6 +53,29 @@ def test_parquet_that_others_wrote(tmp_path, kind, streaming):
     images = open_images(source, (8, 8), 3, memory_budget=1 << 20)
     for i in range(3):
         assert np.array_equal(images.read(i).numpy(), pixels(i).transpose(2, 0, 1))
+
+
+def write_parts(folder, *labels):
+    """A parquet file of gray pictures for each list of labels."""
+    for number, column in enumerate(labels):
+        pictures = pa.array([encoded(0)] * len(column), pa.binary())
+        pyarrow.parquet.write_table(pa.table({"image": pictures, "label": column}), folder / f"{number}.parquet")
+
+
+def test_parquet_files_without_rows_among_others(tmp_path):
+    write_parts(tmp_path, pa.array([], pa.int64()), [1, 0])
+    for streaming in (False, True):
+        source = load(tmp_path, streaming=streaming, cache_dir=str(tmp_path / "cache"))
+        assert source.dataset["label"][:] == [1, 0]
+
+
+@pytest.mark.parametrize("others", [[0.5, 1.5], ["a", "b"]])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_parquet_files_whose_labels_have_several_types(tmp_path, others, streaming):
+    """Decimals would be cut to whole numbers, which are classes."""
+    write_parts(tmp_path, [0, 1], others)
+    with pytest.raises(UserError, match=r"1.parquet has \w+ in the column label|cannot be read as parquet"):
+        CLASSES.read(load(tmp_path, streaming=streaming, cache_dir=str(tmp_path / "cache")))
 
 
 def test_columns_that_hold_no_images(tmp_path):

@@ -183,6 +183,7 @@ def test_every_output_has_a_name():
         (["None", "Pneumonia", "null"], ["None", "Pneumonia", "null"]),
         (["NA", "None", "null"], ["NA", "None", "null"]),
         (["001", "010", "100"], ["001", "010", "100"]),
+        (["1E5", "10E4", "3e1"], ["10E4", "1E5", "3e1"]),
         (["2", "0", "1"], ["0", "1", "2"]),
     ],
 )
@@ -207,7 +208,7 @@ def picture_bytes(tmp_path_factory):
 def test_numbers_of_metadata_stay_numbers(tmp_path, picture_bytes):
     for i in range(3):
         (tmp_path / f"{i}.png").write_bytes(picture_bytes)
-    (tmp_path / "metadata.csv").write_text("file_name,label\n0.png,0.5\n1.png,-0.5\n2.png,NA\n")
+    (tmp_path / "metadata.csv").write_text("file_name,label\n0.png,5e-01\n1.png,-1.5e1\n2.png,NA\n")
     source = load_source(SourceSettings(train_dir=str(tmp_path)))
     assert NUMBERS.recognises(source)
     with pytest.raises(UserError, match="1 of 3 images"):

@@ -87,11 +87,13 @@ def write_masks(checkpoint: str, images: Place, output: MaskOutput, settings: Ap
 
 
 def mask_files(files: list[str]) -> list[str]:
-    """The path of each image's mask in the folder of masks: its own with another ending, or with one more ending where
-    two images would have the same."""
+    """The path of each image's mask in the folder of masks: its own with another ending, or with one more ending, or
+    the number of its row, where two images would have the same."""
     paths = [PurePosixPath(*(part for part in PurePosixPath(file).parts if part not in ("/", ".."))) for file in files]
     counts = Counter(path.with_suffix("") for path in paths)
-    return [f"{path if counts[path.with_suffix('')] > 1 else path.with_suffix('')}.png" for path in paths]
+    masks = [f"{path if counts[path.with_suffix('')] > 1 else path.with_suffix('')}.png" for path in paths]
+    repeats = Counter(masks)  # rows of a table may have the same name
+    return [mask if repeats[mask] == 1 else f"{mask[:-4]}-{row}.png" for row, mask in enumerate(masks)]
 
 
 def _claim(output: MaskOutput, made_with: dict, names: list[str]) -> None:

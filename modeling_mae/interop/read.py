@@ -105,6 +105,8 @@ def read_json(source, file: str, hub_options: dict) -> dict | None:
         )
     try:
         content = parse(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{source}: its {file} cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise UserError(f"{source}: its {file} is not JSON: {one_line(error)[:200]}") from error
     if not isinstance(content, dict):
@@ -226,18 +228,21 @@ def load_tensors(path: Path, prefix: str | None = None) -> tuple[dict[str, torch
                 raise UserError(
                     f"{path} is not a checkpoint: give a .safetensors, .pth, .pt, .bin or .ckpt file"
                 ) from error
-            reason = one_line(error)
-            blocked = re.search(r"(?:Unsupported global: GLOBAL|GLOBAL) (\S+)", reason)
-            detail = f"it wants to run {blocked[1]}" if blocked else reason[:160]
-            raise UserError(
-                f"{path} is refused: {detail}. If you trust it, load it with torch and save only its state dict"
-            ) from error
+            raise UserError(f"{path} is refused: {why_refused(error)}") from error
     arguments = content.get("args", {}) if isinstance(content, dict) else {}
     groups = dict(_groups(content))
     if not groups:
         raise UserError(f"{path} holds no state dict: save only the state dict with torch.save")
     state = choose_weights(groups, prefix, str(path), notes)
     return state, vars(arguments) if isinstance(arguments, argparse.Namespace) else {}, notes
+
+
+def why_refused(error: Exception) -> str:
+    """What a pickled file wants that ``weights_only`` forbids, with the remedy."""
+    reason = one_line(error)
+    blocked = re.search(r"(?:Unsupported global: GLOBAL|GLOBAL) (\S+)", reason)
+    detail = f"it wants to run {blocked[1]}" if blocked else reason[:160]
+    return f"{detail}. If you trust it, load it with torch and save only its state dict"
 
 
 def _groups(content, place: str = "", depth: int = 3) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:

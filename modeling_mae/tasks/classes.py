@@ -216,7 +216,9 @@ def _numbers_and_names(source: Source) -> tuple[np.ndarray, list[str]]:
     if "string" not in kind and max(values) < reading.MAX_CLASSES:
         numbers = np.asarray(values, dtype=np.int64)
         return numbers, [str(i) for i in range(int(numbers.max()) + 1)]
-    distinct, numbers = np.unique(values, return_inverse=True)
+    # Whole numbers stay what they are: those from 2^63 on would become decimals, and some of them equal.
+    exact = np.asarray(values, dtype=None if "string" in kind else object)
+    distinct, numbers = np.unique(exact, return_inverse=True)
     return numbers.astype(np.int64), [str(value) for value in distinct]
 
 

@@ -19,6 +19,7 @@ from ...errors import UserError
 from .listing import Listing
 
 
+CODE = r"[+-]?0\d.*|\d+[eE]\d+"  # programs write numbers as 1 and 1e+05
 CHUNK = 1_000_000  # paths; Arrow's short strings end at 2 GiB
 
 
@@ -116,7 +117,8 @@ def _read(file: str) -> pa.Table:
         else:
             with open(file, "rb") as opened:
                 table = pyarrow.parquet.read_table(opened)
-    except (OSError, ValueError) as error:
+        datasets.Features.from_arrow_schema(table.schema)  # fails for columns that are nested too deeply
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file!r} cannot be read ({' '.join(str(error).split())[:150]}): fix it") from error
     return table.replace_schema_metadata(None)
 
@@ -125,13 +127,13 @@ def _read_csv(file: str) -> pandas.DataFrame:
     """The file with columns of numbers where all that is in them is numbers.
 
     Words such as NA, None and null are missing numbers in such a column, and words in every other: sodium, no finding.
-    Codes that begin with 0, such as 001, are words.
+    Codes such as 001 and 1E5 are words.
     """
     table = pandas.read_csv(file)
     words = pandas.read_csv(file, dtype=str, keep_default_na=False, na_values=[""])
     for name in table:
         holds_numbers = is_numeric_dtype(table[name]) and table[name].notna().any()
-        if not holds_numbers or words[name].str.match(r"[+-]?0\d").any():
+        if not holds_numbers or words[name].str.fullmatch(CODE).any():
             table[name] = words[name]
     return table
 

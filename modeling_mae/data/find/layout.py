@@ -16,7 +16,7 @@ FOLD = re.compile(r"(?i)(k[-_ ]?fold|fold|cv)[-_ ]?\d+|\d+[-_ ]?fold")
 MASK_NAMES = re.compile(rf"(?i){MASK_WORDS}|segmentation(class|object)|gt(fine|coarse)")  # the whole name
 IMAGE_NAMES = re.compile(r"(?i)images?|imgs?|(jpeg|png|rgb)[-_ ]?images?|leftimg8bit")
 MASK_WORD, IMAGE_WORD = re.compile(rf"(?i){MASK_WORDS}"), re.compile(r"(?i)images?|imgs?")
-ABBREVIATED = {"Tr": "train", "Ts": "test", "trn": "train", "tst": "test"}
+ABBREVIATED = {"Tr": "train", "Ts": "test", "trn": "train", "tst": "test", "holdout": "test"}
 SET = re.compile("(?i)(?<=.)(set|data|images?|imgs?|folder|dir)$")  # trainset
 NUMBERED = re.compile(r"^\d+[-_. ]*(?=\*)")  # 1_train
 SHORT = re.compile("^(images?)(Tr|Ts)$")

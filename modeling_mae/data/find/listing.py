@@ -8,6 +8,7 @@ its `imagefolder`.
 import difflib
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field, replace
@@ -144,6 +145,9 @@ class Listing:
         split. None unless all images lie equally deep, in folders of several names."""
         top = os.path.basename(self.folder)
         parents = [name or top for name in class_names(self.image_folders, set(self.splits))]
+        composed = [unicodedata.normalize("NFC", name) for name in parents]
+        if len(set(composed)) < len(set(parents)):  # one word, whose accents two systems wrote in two ways
+            parents = composed
         names = sorted(set(parents))
         if len(names) < 2 or len({folder.count("/") + bool(folder) for folder in self.image_folders}) > 1:
             return None

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 
 from ...errors import UserError
-from .layout import folds_among, perhaps_splits, split_of, splits_among
+from .layout import above, folds_among, perhaps_splits, split_of, splits_among
 from .listing import Listing
 
 
@@ -57,6 +57,7 @@ def choose_split(listing: Listing, split: str, exact: bool = False) -> Listing:
     _refuse_several(listing, chosen, wanted)
     others = {*spelled} - {*chosen}
     part = listing.part(others, inside=False) if spelled else listing.part(chosen, inside=True)
+    _refuse_inside(part, chosen, wanted)
     part.splits, part.elsewhere = chosen, len(listing.images) - len(part.images)
     return part
 
@@ -107,6 +108,20 @@ def _refuse_beside(listing: Listing, splits: list[str], known: set[str]) -> None
             f"folder {listing.folder!r} has the split{'s' * (len(splits) > 1)} {_some(splits)} and beside "
             f"{'them' if len(splits) > 1 else 'it'} {count:,} other files, as {first!r}: give the folder of "
             f"one split, as {os.path.join(listing.folder, splits[0])!r}, or rename {splits[0]!r} if it is a class"
+        )
+
+
+def _refuse_inside(part: Listing, chosen: list[str], wanted: str) -> None:
+    """Raises a UserError if a folder in the chosen split is called as another split, and is no class: its images would
+    be mixed in."""
+    if all(os.path.dirname(folder) in chosen for folder in part.image_folders):
+        return  # classes called train and test on purpose
+    places = {place for folder in part.image_folders for place in above(folder) if place not in chosen}
+    others = sorted(place for place in places if split_of(os.path.basename(place)) not in (None, wanted))
+    if others:
+        raise UserError(
+            f"folder {part.folder!r} has {_some(others)} inside {_some(chosen)}: give the folder of one split, or "
+            f"rename {others[0]!r} if it is a class"
         )
 
 

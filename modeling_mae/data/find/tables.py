@@ -9,6 +9,7 @@ import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from ...errors import UserError
 from ..stream.formats.parquet import ARRAYS, columns_of
@@ -46,6 +47,13 @@ def _columns(file: str, paths: bool = True) -> datasets.Features:
         raise UserError(f"{file!r} cannot be read ({' '.join(str(error).split())[:150]}): fix it") from error
 
 
+def _has_rows(file: str) -> bool:
+    try:
+        return pq.read_metadata(file).num_rows > 0
+    except (OSError, ValueError):
+        return True  # reading it says what is wrong
+
+
 def load_parquet(listing: Listing, split: str | None, cache_dir: str | None) -> datasets.Dataset:
     """The rows of the parquet files of `split`; for None of all. Columns that hold images are `Image`.
 
@@ -58,6 +66,7 @@ def load_parquet(listing: Listing, split: str | None, cache_dir: str | None) -> 
     if split and chosen is None:
         refuse_undivided(listing, split)
     files = [f"{listing.folder}/{path}" for path in chosen or listing.parquet]
+    files = [file for file in files if _has_rows(file)] or files[:1]  # `datasets` fails at one without rows
     chained = [file for file in files if "::" in file]
     if chained:
         raise UserError(f"{chained[0]!r} cannot be read: `datasets` takes :: for a chain of archives; rename it")

@@ -109,7 +109,10 @@ def loaded(picture: Image.Image) -> Image.Image:
     key = picture.info.get("transparency")
     if picture.format == "PNG" and isinstance(key, int) and isinstance(raw, str):
         picture.info["transparency"] = key * FEW_BITS.get(raw, 1)
+    without_alpha = picture.format == "TGA" and picture.mode == "RGBA" and not _tga_alpha_bits(opened)
     picture.load()
+    if without_alpha:
+        picture = picture.convert("RGB")
     if picture.format == "PSD" and picture.mode == "1":  # of such files 1 is black
         picture = ImageOps.invert(picture)
     if picture.format == "GIF" and key is None and box not in (None, (0, 0, *picture.size)):
@@ -155,6 +158,12 @@ def _exif_behind_pixels(picture: Any) -> bytes | None:
         return None
     finally:
         file.seek(place)
+
+
+def _tga_alpha_bits(opened: Any) -> int:
+    """Bits of transparency in the fourth byte of each pixel. Without any the byte means nothing, and is often 0."""
+    opened.fp.seek(17)
+    return opened.fp.read(1)[0] & 0x0F
 
 
 def _bytes_of(opened: Any) -> bytes:

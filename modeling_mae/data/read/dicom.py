@@ -113,7 +113,21 @@ def _read_pixels(file: BinaryIO, path: str | None, limit: Limit) -> tuple[Any, n
     from pydicom import pixels  # late: few sets need it
 
     about.file_meta.TransferSyntaxUID = syntax_of(about)
-    return about, pixels.pixel_array(about)
+    below = _bits_below(about)
+    if below:
+        about.BitsStored += below
+    values = pixels.pixel_array(about)
+    if below:
+        about.BitsStored -= below
+        values = values >> below
+    return about, values
+
+
+def _bits_below(about: Any) -> int:
+    """The bits of a pixel below its value. Old files have it in the upper bits, where pydicom does not look."""
+    if about.file_meta.TransferSyntaxUID.is_encapsulated or "HighBit" not in about or "BitsStored" not in about:
+        return 0
+    return max(0, int(about.HighBit) + 1 - int(about.BitsStored))
 
 
 def dicom_colours(values: np.ndarray, about: Any) -> np.ndarray:
@@ -144,7 +158,8 @@ def _padding(values: np.ndarray, about: Any) -> np.ndarray | None:
     if first is None:
         return None
     last = about.get("PixelPaddingRangeLimit")
-    low, high = sorted((int(first), int(first if last is None else last)))
+    # Some files write a negative value as one without a sign: 63536 is -2000 of 16 bits.
+    low, high = sorted(np.array([first, first if last is None else last], np.int64).astype(values.dtype))
     return (values >= low) & (values <= high)
 
 

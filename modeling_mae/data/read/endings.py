@@ -10,6 +10,7 @@ from .dicom import has_pydicom
 NO_DECODER = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")  # formats that Pillow knows by name only
 OTHER_IMAGES = (".heic", ".heif", ".avif", ".avifs", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".eps")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar")
+SYSTEM_FOLDERS = {"@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}  # hold copies
 MASK_WORDS = r"masks?|labels?|annot|annotations?|ground[-_ ]?truth|gt|segmentations?|seg"
 NIFTI = (".nii", ".nii.gz")
 MASK_ENDING = (
@@ -58,6 +59,8 @@ def why_hidden(name: str, is_folder: bool) -> str:
         return "hidden"
     if is_folder and name.startswith("__"):
         return "in folders that begin with __"
+    if is_folder and name.lower() in SYSTEM_FOLDERS:
+        return f"in folders called {name}"
     if not name.isascii() and re.search("[\ud800-\udfff]", name):  # what Python reads other bytes as
         return f"{'in folders ' * is_folder}with a name that is not UTF-8"
     return ""

@@ -158,7 +158,7 @@ def chosen_bands(values: np.ndarray, rules: Rules, name: str, shape: tuple[int, 
     if len(values) != rules.num_channels:
         raise BadImage(
             f"{name} has the shape {'x'.join(map(str, shape))}, {len(values)} bands, and the model takes "
-            f"{rules.num_channels} channels: choose with --bands, or set num_channels"
+            f"{rules.num_channels} channels: choose with --bands, set num_channels, or fit a checkpoint by --new_bands"
         )
     return values
 

@@ -39,13 +39,18 @@ def described_tiff(tiff: Any, path: str | None, number: int | None = None) -> tu
         raise BadImage(f"{name_of(path)} has the colours of {refused}: save it as RGB")
     if page.planarconfig not in (1, 2):  # Pillow would read outside of its memory: other pixels each time
         raise BadImage(f"{name_of(path)} has a damaged tag (planar configuration): save it anew")
+    if page.dtype is None or not isinstance(page.bitspersample, int):
+        raise BadImage(
+            f"{name_of(path)} has a kind of numbers that is not read here ({_bits(page)} bits): save 8 or 16"
+        )
     axis = {"YX": None, "YXS": 2}.get(pages.axes, 0)
     count = 1 if axis is None else pages.shape[axis]
     colour, alpha = _colours(page, count)
-    bits = int(page.bitspersample) if page.dtype is not None and page.dtype.kind in "ub" else 8
+    bits = int(page.bitspersample) if page.dtype.kind in "ub" else 8
     orientation, nodata = page.tags.get(ORIENTATION), page.tags.get(NODATA_TAG)
+    text = str(nodata.value).strip("\0 ") if nodata is not None else ""
     return pages, Stored(
-        promised(pages.shape, np.dtype(page.dtype or np.uint8)),
+        promised(pages.shape, np.dtype(page.dtype)),
         axis,
         colour,
         palette=_palette(page) if colour == "palette" else None,
@@ -53,7 +58,7 @@ def described_tiff(tiff: Any, path: str | None, number: int | None = None) -> tu
         inverted=int(page.photometric) == 0,
         most=(1 << bits) - 1 if bits % 8 else None,
         orientation=int(orientation.value) if orientation is not None and int(orientation.value) in TURNS else 1,
-        missing=float(str(nodata.value).strip("\0 ")) if nodata is not None else None,
+        missing=float(text) if text else None,
     )
 
 
@@ -257,6 +262,11 @@ def _colours(page: Any, count: int) -> tuple[str, str | None]:
     if (photometric, colours) in ((CMYK, 4), (PALETTE, 1)):
         return "cmyk" if photometric == CMYK else "palette", alpha
     return "bands", None
+
+
+def _bits(page: Any) -> str:
+    bits = page.bitspersample
+    return str(bits) if isinstance(bits, int) else ", ".join(map(str, bits))
 
 
 def _palette(page: Any) -> np.ndarray:

@@ -22,13 +22,16 @@ def index_shards(urls: list[str], cache: ShardCache) -> list[Shard]:
     """The shards at `urls`, in this order.
 
     Raises:
-        UserError: a shard cannot be read.
+        UserError: a shard cannot be read, or the cache not written.
     """
     with ThreadPoolExecutor(THREADS) as pool:
         try:
             return list(pool.map(lambda url: _index(url, cache), urls))
         except ShardError as error:
             raise UserError(f"{error}: fix it, or leave it out") from error
+        except OSError as error:
+            place = str(cache.folder.parent)
+            raise UserError(f"{place!r} cannot be used ({error.strerror}): give another --cache_dir") from error
 
 
 def fingerprint_of(shards: list[Shard]) -> str:

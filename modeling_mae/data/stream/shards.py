@@ -118,6 +118,7 @@ def read_features(shards: list[Shard]) -> datasets.Features:
     """The columns of the shards.
 
     Raises:
-        ShardError: the first shard cannot be read after several attempts.
+        ShardError: the first shard with rows cannot be read after several attempts.
     """
-    return attempt(lambda: format_of(shards[0]).features(shards), shards[0].url)
+    filled = [shard for shard in shards if sum(shard.counts)] or shards
+    return attempt(lambda: format_of(filled[0]).features(filled), filled[0].url)

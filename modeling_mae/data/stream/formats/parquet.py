@@ -9,6 +9,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet
 
+from ....errors import UserError
 from ...read.endings import ending_of, image_endings
 from ...read.faults import BadImage
 from ...read.header import read_header
@@ -72,7 +73,13 @@ class Parquet:
     def labels(self, shard: Shard, column: str, features: datasets.Features) -> list:
         system, path = file_system(shard.url)
         with system.open(path, "rb") as file:
-            return pyarrow.parquet.read_table(file, columns=[column]).column(0).to_pylist()
+            labels = pyarrow.parquet.read_table(file, columns=[column]).column(0)
+        wanted = features.arrow_schema.field(column).type
+        try:
+            return labels.cast(wanted).to_pylist()
+        except pa.ArrowException as error:
+            reason = f"{labels.type} in the column {column}, which holds {wanted} in the first: give all the same type"
+            raise UserError(f"shard {shard.url} has {reason}") from error
 
     def names(self, shard: Shard, unit: int, column: str) -> list[str | None]:
         table = _row_group(shard, unit, f"{column}.path")
