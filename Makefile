@@ -8,8 +8,8 @@ THREADS = $(shell $(BIN)/python -c 'import joblib; print(joblib.cpu_count())' 2>
 # The demo runs in bfloat16 where the processor has it. That is 1.7 times as fast.
 PRECISION := $(shell grep -qsw avx512_bf16 /proc/cpuinfo && echo bf16 || echo no)
 
-# glibc gives the memory of each step's large tensors back, and the kernel clears it again for the next step. Keeping it
-# makes a step 1.1 times as fast.
+# After each step glibc returns the memory of large tensors, and the kernel clears it for the next step. A step is 1.1 times
+# as fast if glibc keeps it.
 KEEP_MEMORY := MALLOC_TRIM_THRESHOLD_=1073741824 MALLOC_MMAP_THRESHOLD_=33554432
 
 LAUNCH = $(KEEP_MEMORY) $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision $(PRECISION) \
@@ -35,7 +35,7 @@ help:
 	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[train,dev]'
 	@touch $@
 
-# Cores of PCs without AVX-512 take twice as long: fewer epochs there, so that the demo takes about 10 minutes on any two.
+# PC cores without AVX-512 take twice as long for an epoch. They get fewer epochs.
 FEWER_EPOCHS := $(shell grep -qsw avx2 /proc/cpuinfo && ! grep -qsw avx512f /proc/cpuinfo && echo --num_train_epochs 20)
 
 # A demo that was interrupted goes on. A finished demo is only shown.

@@ -308,13 +308,13 @@ class DecidedEvaluation:
 
     def finished(self, options: EvalArguments, say: Callable[[str], None]) -> dict[str, dict]:
         """The rows of results of trainings that an earlier call of the run has finished, by their names."""
-        found = {training.name: training.finished_results(options, say) for training in self.trainings}
-        return {name: row for name, row in found.items() if row is not None}
+        rows = {training.name: training.finished_results(options, say) for training in self.trainings}
+        return {name: row for name, row in rows.items() if row is not None}
 
     def describe_trainings(
         self, work: dict[str, TrainingWork], finished: dict[str, dict], say: Callable[[str], None]
     ) -> None:
-        """Prints a line for each training. `work` is that of `work`, `finished` that of `finished`."""
+        """Prints a line for each training. `work` and `finished` are what the methods of these names return."""
         for name, training in work.items():
             images, done = counted(training.images, "image"), ", finished" if name in finished else ""
             say(f"training   {name}: {images}, {counted(training.updates, 'update')}{done}")

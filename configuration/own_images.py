@@ -6,7 +6,7 @@ user gives is never changed, and the choices fit it.
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from .checks import check_settings
 from .errors import ArgumentError
@@ -120,11 +120,23 @@ def choose_training(
     return _without(choices, given)
 
 
-def settle(args, facts, processes: int, before: dict[str, Any]) -> tuple[Any, dict[str, Any], list[str]]:
+class ImageFacts(Protocol):
+    """What `modeling_mae.data.find.facts` finds out about the images."""
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def channels(self) -> int: ...
+
+
+def settle(args, facts: ImageFacts, processes: int, before: dict[str, Any]) -> tuple[Any, dict[str, Any], list[str]]:
     """(`args`, a `PretrainArguments`, without open settings; the chosen settings by name; a line for each).
 
-    `facts` are the `ImageFacts` of `modeling_mae.data.find.facts`. `before` are the chosen settings of the checkpoint
-    that the run goes on from. The run keeps them.
+    `before` are the chosen settings of the checkpoint that the run goes on from. The run keeps them.
 
     Raises:
         ArgumentError: the given settings and the choices do not work together.

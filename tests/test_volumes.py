@@ -345,6 +345,15 @@ def test_inverted_frames_with_padding(tmp_path):
         assert not seen[0].any()
 
 
+def test_frames_with_values_in_the_upper_bits(tmp_path):
+    """As in files of one picture: 12 bits, stored from bit 4 on."""
+    values = (NOISE % 4096).astype(np.uint16)
+    save_frames(tmp_path / "a.dcm", values << 4, BitsStored=12, HighBit=15)
+    source, percentiles = opened(tmp_path), np.percentile(values, [0.5, 99.5])
+    for z in range(6):
+        np.testing.assert_allclose(pixels_of(source, z), in_window(values[z], *percentiles), atol=1e-6)
+
+
 def test_pages_in_colours_of_16_bits_are_in_the_window(tmp_path):
     values = np.random.default_rng(0).integers(0, 60000, (4, 9, 8, 3)).astype(np.uint16)
     tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb")

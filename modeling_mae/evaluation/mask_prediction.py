@@ -87,8 +87,8 @@ def write_masks(checkpoint: str, images: Place, output: MaskOutput, settings: Ap
 
 
 def mask_files(files: list[str]) -> list[str]:
-    """The path of each image's mask in the folder of masks: its own with another ending, or with one more ending, or
-    the number of its row, where two images would have the same."""
+    """The path of each image's mask in the folder of masks: that of the image, ending in .png instead. If two masks
+    would have one path, .png is added to the image's name. If rows have one name, their numbers are added too."""
     paths = [PurePosixPath(*(part for part in PurePosixPath(file).parts if part not in ("/", ".."))) for file in files]
     counts = Counter(path.with_suffix("") for path in paths)
     masks = [f"{path if counts[path.with_suffix('')] > 1 else path.with_suffix('')}.png" for path in paths]

@@ -1,4 +1,4 @@
-"""What is seen of a model during its pre-training and after it: pictures, and evaluations of its features."""
+"""Draws pictures and evaluates features, during a pre-training and after it."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -54,7 +54,7 @@ class Comparison:
     """Which arms of a run are compared."""
 
     pairs: list[tuple[str, str]]  # the first of each with the second
-    tune: str  # the option
+    tune: str  # the option's value
     groups: dict[Path, np.ndarray | None]  # by the folder of each training: the groups of its evaluation images
 
 

@@ -32,7 +32,7 @@ class Verdict:
     times_interval: list[float] | None = None
     bound: str = ""  # more or less, if the curves have no value in common: `times` is only a bound
     units: int | None = None  # images to evaluate on, or groups of them; None: not known
-    tune: str = "all"  # the option, for both arms but training from scratch
+    tune: str = "all"  # the option's value; it does not concern training from scratch
 
     @property
     def is_whole(self) -> bool:
@@ -68,26 +68,26 @@ def _blocks(arm: str, tune: str) -> str:
 
 def verdict_text(verdict: Verdict, problem: Problem) -> str:
     """The verdict as a sentence."""
-    own, other = (arm_title(arm, verdict.tune) for arm in (verdict.arm, verdict.against))
-    own = own[0].upper() + own[1:]
+    arm, against = (arm_title(each, verdict.tune) for each in (verdict.arm, verdict.against))
+    arm = arm[0].upper() + arm[1:]
     interval, labels = _interval(verdict.interval, problem), f"{verdict.labels[-1]:,} labels"
     if not verdict.is_clear:
         seeds = "" if verdict.seeds_agree else "; the seeds disagree"
         few = f"; {verdict.units} images or groups are too few to tell" if verdict.is_of_few else ""
-        return f"{own} and {other}: no difference beyond chance ({interval}{seeds}{few})."
+        return f"{arm} and {against}: no difference beyond chance ({interval}{seeds}{few})."
     if verdict.difference < 0:
-        return f"{own} is {_points(-verdict.difference, problem)} worse than {other} ({interval})."
+        return f"{arm} is {_points(-verdict.difference, problem)} worse than {against} ({interval})."
     if verdict.times is None:
-        return f"{own} is {_points(verdict.difference, problem)} better than {other} with {labels} ({interval})."
+        return f"{arm} is {_points(verdict.difference, problem)} better than {against} with {labels} ({interval})."
     bound = f"{verdict.bound} than " if verdict.bound else ""
-    text = f"{own} is worth {bound}{verdict.times:.2g} times the labels"
+    text = f"{arm} is worth {bound}{verdict.times:.2g} times the labels"
     if verdict.level is not None and verdict.times_interval is not None:
         low, high = verdict.times_interval
         text += f" at {_value(verdict.level, problem)} (95%: {low:.2g} to {high:.2g})"
     low, high = verdict.intervals[-1]
     last = _signed(verdict.differences[-1], problem) if low * high > 0 else "no difference beyond chance"
     interval = _interval(verdict.intervals[-1], problem)
-    return f"{text}, compared with {other}. With all {labels}: {last} ({interval})."
+    return f"{text}, compared with {against}. With all {labels}: {last} ({interval})."
 
 
 def _signed(value: float, problem: Problem) -> str:

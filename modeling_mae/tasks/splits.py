@@ -98,24 +98,25 @@ def leaks(sets: LabelledSets) -> Iterator[str]:
                 "too good; split by group, as with --folds 5"
             )
     copies = _copies(sets.training, sets.evaluation)
-    count, everything = int(copies.sum()), f"{len(sets.evaluation):,} evaluation images"
+    count, tested = int(copies.sum()), f"{len(sets.evaluation):,} evaluation images"
     if count:
         yield (
-            f"{count:,} of {everything} are training images too, pixel by pixel: results on them are too good; `mae "
+            f"{count:,} of {tested} are training images too, pixel by pixel: results on them are too good; `mae "
             "neighbours --duplicates` lists images that are alike"
         )
     almost = int((_alike(sets.training, sets.evaluation) & ~copies).sum())
     if almost:
         yield (
-            f"{almost:,} of {everything} look almost like a training image, as if saved again: results on them may be "
+            f"{almost:,} of {tested} look almost like a training image, as if saved again: results on them may be "
             "too good; `mae neighbours --duplicates` lists such images"
         )
 
 
 def _copies(train: Images, evaluation: Images) -> np.ndarray:
-    """Which images of `evaluation` ``(images,)`` are in `train` too. None if one of them is not in memory."""
+    """Which images of `evaluation` are in `train` too, bool ``(images,)``. All False if a set is not in memory."""
     known = set(_digests(train))
-    return np.array([bool(known) and digest in known for digest in _digests(evaluation)] or [False])
+    copies = [digest in known for digest in _digests(evaluation)] if known else []
+    return np.array(copies or [False] * len(evaluation))
 
 
 def _digests(images: Images) -> Iterator[bytes]:
@@ -128,18 +129,18 @@ def _digests(images: Images) -> Iterator[bytes]:
 
 
 def _alike(train: Images, evaluation: Images) -> np.ndarray:
-    """Which images of `evaluation` ``(images,)`` have nearly the thumbnail of one of `train`, in whatever brightness
-    and contrast. None if one of them is not in memory, or if there are too many, or too small ones."""
-    if len(train) * len(evaluation) > MOST_PAIRS:
-        return np.zeros(1, bool)
-    bank, asking = _thumbnails(train), _thumbnails(evaluation)
-    if bank is None or asking is None:
-        return np.zeros(1, bool)
-    return torch.cat([(some @ bank.T).amax(1) > ALIKE for some in asking.split(AT_ONCE)]).numpy()
+    """Which images of `evaluation` have almost the thumbnail of one of `train`, bool ``(images,)``. Brightness and
+    contrast may differ. All False if a set is not in memory, or if there are too many images, or too small ones."""
+    few = len(train) * len(evaluation) <= MOST_PAIRS
+    bank, tested = (_thumbnails(train), _thumbnails(evaluation)) if few else (None, None)
+    if bank is None or tested is None:
+        return np.zeros(len(evaluation), bool)
+    return torch.cat([(some @ bank.T).amax(1) > ALIKE for some in tested.split(AT_ONCE)]).numpy()
 
 
 def _thumbnails(images: Images) -> torch.Tensor | None:
-    """``(images, THUMBNAIL ** 2)`` gray, whose products are correlations: with mean 0 and length 1."""
+    """Gray thumbnails ``(images, THUMBNAIL ** 2)`` with mean 0 and length 1, so that their products are correlations.
+    None if the images are not in memory, or smaller."""
     whole = _in_memory(images)
     if whole is None or min(whole.pixels.shape[2:]) < THUMBNAIL:
         return None

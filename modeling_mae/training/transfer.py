@@ -5,10 +5,10 @@ from accelerate.utils import send_to_device
 
 
 class Transfer:
-    """Copies batches to the device, on CUDA by a stream of its own.
+    """Copies batches to the device. On CUDA, a separate stream copies them.
 
-    A copy in the stream of the updates starts only after the update that runs, and the next update waits for it. In a
-    stream of its own it goes on beside the update, if the batch lies in pinned memory.
+    In the stream of the updates, a copy would start after the current update, and the next update would wait for it.
+    In a separate stream the device copies while it updates, if the batch is in pinned memory.
     """
 
     def __init__(self, device: torch.device):
@@ -23,5 +23,5 @@ class Transfer:
         updates = torch.cuda.current_stream(self.device)
         updates.wait_stream(self.stream)
         for tensor in batch.values():
-            tensor.record_stream(updates)  # else the next copy could take the memory before the update has read it
+            tensor.record_stream(updates)  # else a later copy could overwrite it before the update has read it
         return batch

@@ -19,7 +19,7 @@ from ...errors import UserError
 from .listing import Listing
 
 
-CODE = r"[+-]?0\d.*|\d+[eE]\d+"  # programs write numbers as 1 and 1e+05
+CODE = r"[+-]?0\d.*|\d+[eE]\d+"  # words that look like numbers; programs write 1 and 1e+05
 CHUNK = 1_000_000  # paths; Arrow's short strings end at 2 GiB
 
 

@@ -112,16 +112,16 @@ def _refuse_beside(listing: Listing, splits: list[str], known: set[str]) -> None
 
 
 def _refuse_inside(part: Listing, chosen: list[str], wanted: str) -> None:
-    """Raises a UserError if a folder in the chosen split is called as another split, and is no class: its images would
-    be mixed in."""
+    """Raises a UserError if a folder inside the chosen split has the name of another split and is not a class: its
+    images would be mixed in."""
     if all(os.path.dirname(folder) in chosen for folder in part.image_folders):
         return  # classes called train and test on purpose
     places = {place for folder in part.image_folders for place in above(folder) if place not in chosen}
-    others = sorted(place for place in places if split_of(os.path.basename(place)) not in (None, wanted))
-    if others:
+    inner = sorted(place for place in places if split_of(os.path.basename(place)) not in (None, wanted))
+    if inner:
         raise UserError(
-            f"folder {part.folder!r} has {_some(others)} inside {_some(chosen)}: give the folder of one split, or "
-            f"rename {others[0]!r} if it is a class"
+            f"folder {part.folder!r} has {_some(inner)} inside {_some(chosen)}: give the folder of one split, or "
+            f"rename {inner[0]!r} if it is a class"
         )
 
 

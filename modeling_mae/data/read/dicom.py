@@ -110,22 +110,27 @@ def _read_pixels(file: BinaryIO, path: str | None, limit: Limit) -> tuple[Any, n
     """The elements of a file, and its pixels as they are stored."""
     about = _opened(file, path, header_only=False)
     limit.check_stored(_described(about))
+    return about, stored_pixels(about)
+
+
+def stored_pixels(about: Any, frame: int | None = None) -> np.ndarray:
+    """The pixels of a file as they are stored, or those of one frame."""
     from pydicom import pixels  # late: few sets need it
 
     about.file_meta.TransferSyntaxUID = syntax_of(about)
-    below = _bits_below(about)
+    below = bits_below(about)
     if below:
         about.BitsStored += below
-    values = pixels.pixel_array(about)
+    values = pixels.pixel_array(about, index=frame)
     if below:
         about.BitsStored -= below
         values = values >> below
-    return about, values
+    return values
 
 
-def _bits_below(about: Any) -> int:
+def bits_below(about: Any) -> int:
     """The bits of a pixel below its value. Old files have it in the upper bits, where pydicom does not look."""
-    if about.file_meta.TransferSyntaxUID.is_encapsulated or "HighBit" not in about or "BitsStored" not in about:
+    if syntax_of(about).is_encapsulated or "HighBit" not in about or "BitsStored" not in about:
         return 0
     return max(0, int(about.HighBit) + 1 - int(about.BitsStored))
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from .dicom import PALETTE, dicom_colours, dicom_numbers, linear_window, syntax_of
+from .dicom import PALETTE, bits_below, dicom_colours, dicom_numbers, linear_window, stored_pixels, syntax_of
 from .faults import BadImage
 from .limits import DEFLATE, Limit
 
 
-# What each frame of an enhanced file may have of its own.
+# Elements in which the frames of an enhanced file may differ.
 OF_A_FRAME = (
     "ImageOrientationPatient",
     "ImagePositionPatient",
@@ -28,8 +28,8 @@ SAME_PLANE = 1e-3  # mm between frames that lie at the same place
 
 @dataclass(frozen=True)
 class Frames:
-    """The frames of a file in their order: along their normal, if they are parallel planes at different places, as the
-    file has them otherwise. `about` are its elements without the pixels."""
+    """The frames of a file, sorted along their normal if they are parallel planes at different places. Else they keep
+    the order of the file. `about` holds the file's elements without the pixels."""
 
     path: str
     about: Any
@@ -49,7 +49,7 @@ class Frames:
 
     @cached_property
     def spacing(self) -> tuple[float, float]:
-        """Height and width of a pixel. Films may give that of the detector, which is not in this element."""
+        """Height and width of a pixel. Without this element, pixels are square."""
         height, width = self._each[0].get("PixelSpacing") or (1, 1)
         return float(height), float(width)
 
@@ -75,7 +75,7 @@ class Frames:
         return any((each.get("RescaleSlope", 1), each.get("RescaleIntercept", 0)) != (1, 0) for each in self._each)
 
     def check(self, limit: Limit) -> None:
-        """BadImage where a frame is too large, or the file cannot hold so many."""
+        """Raises a BadImage if a frame is too large, or the file cannot hold so many."""
         about, syntax = self.about, syntax_of(self.about)
         pixels = int(about.Rows) * int(about.Columns)
         limit.check(pixels)
@@ -97,12 +97,11 @@ class Frames:
 
         number = self._order[z]
         with open(self.path, "rb") as file:
-            if "TransferSyntaxUID" in self.about.file_meta and not syntax_of(self.about).is_deflated:
-                values = pixels.pixel_array(file, index=number)  # which reads no other frame
+            known = "TransferSyntaxUID" in self.about.file_meta and not syntax_of(self.about).is_deflated
+            if known and not bits_below(self.about):
+                values = pixels.pixel_array(file, index=number)  # reads no other frame
             else:
-                whole: Any = pydicom.dcmread(file, force=True)
-                whole.file_meta.TransferSyntaxUID = syntax_of(whole)
-                values = pixels.pixel_array(whole, index=number)
+                values = stored_pixels(pydicom.dcmread(file, force=True), number)
         if self.in_colour:
             return np.moveaxis(dicom_colours(values, self.about), 2, 0)
         return dicom_numbers(values, self._each[number])
@@ -114,10 +113,10 @@ class Frames:
 
         shared = self.about.get("SharedFunctionalGroupsSequence") or []
         alone = self.about.get("PerFrameFunctionalGroupsSequence") or []
-        own = {element.tag: element for element in self.about if element.VR != "SQ" or "LUT" in element.keyword}
+        of_file = {element.tag: element for element in self.about if element.VR != "SQ" or "LUT" in element.keyword}
         each = []
         for number in range(self.count):
-            frame = pydicom.Dataset(dict(own))  # which would keep the dictionary itself
+            frame = pydicom.Dataset(dict(of_file))  # a copy, because Dataset changes the dictionary that it gets
             for group in [*shared[:1], *alone[number : number + 1]]:
                 for macro in group:
                     for element in macro.value[0] if macro.VR == "SQ" and macro.value else ():
@@ -141,7 +140,7 @@ class Frames:
 
 
 def frames_of(path: str) -> Frames | None:
-    """None of a file of one picture.
+    """The frames of a file. None for a file with one picture.
 
     Raises:
         Exception: the file is damaged.
