@@ -1,4 +1,9 @@
-"""What several test modules share: a tiny model, and the real commands as a user starts them."""
+"""What several test modules share: a tiny model, and the real commands as a user starts them.
+
+Large libraries are imported where they are needed: the process that hands out the tests reads this file too.
+"""
+
+from __future__ import annotations
 
 import atexit
 import contextlib
@@ -13,19 +18,21 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest import mock
 
 import numpy as np
+import PIL
 import psutil
 import pytest
-import torch
-from accelerate.commands import launch
 from as_script import as_script
 from PIL import Image
-from safetensors.torch import load_file
 
-from modeling_mae import MAEConfig
-from modeling_mae.training.state import History
+
+if TYPE_CHECKING:
+    import torch
+
+    from modeling_mae import MAEConfig
 
 
 ROOT = Path(__file__).parents[1]
@@ -75,13 +82,16 @@ ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 # A process that has imported the libraries, and has done nothing else. Copies of it run the scripts: importing takes
 # longer than a tiny training.
 PREPARED = multiprocessing.get_context("forkserver")
-PREPARED.set_forkserver_preload(["run_pretrain", "run_eval", "timm", "sklearn.linear_model", "tensorboard"])
+LATE = ["timm", "sklearn.linear_model", "scipy.io", "tensorboard", *(f"PIL.{plugin}" for plugin in PIL._plugins)]
+PREPARED.set_forkserver_preload(["run_pretrain", "run_eval", *LATE])
 
 
 def pytest_configure(config):
     if not re.search(r"(?<!not )\bgpu\b", config.getoption("markexpr")):  # the other tests expect a CPU
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if "PYTEST_XDIST_WORKER" in os.environ:
+        import torch
+
         torch.set_num_threads(1)
     else:
         # One cache of data sets for all processes of this session, empty at its start. `datasets` holds a file lock
@@ -95,7 +105,15 @@ def pytest_collection_finish():
     gc.freeze()  # what was imported stays to the end: a collection need not go through it
 
 
+@pytest.fixture(scope="module", autouse=True)
+def frozen_heap():
+    """The same for what earlier modules have left: a collection came to take 0.8 s, and each figure has one."""
+    gc.freeze()
+
+
 def tiny_config(**changes) -> MAEConfig:
+    from modeling_mae import MAEConfig
+
     return MAEConfig(**{**TINY, **changes})
 
 
@@ -152,6 +170,9 @@ class Copies:
 
     def _launched(self, launcher, environment) -> list[dict[str, str]]:
         """What the launcher would change in the environment of each process."""
+        import torch
+        from accelerate.commands import launch
+
         arguments = launch.launch_command_parser().parse_args([*launcher, "script"])
         with mock.patch.dict(os.environ, {**ENVIRONMENT, **environment}):
             whole = launch.prepare_multi_gpu_env(launch._validate_launch_command(arguments)[0])
@@ -248,6 +269,8 @@ def processes_of(folder) -> list[int]:
 
 def wait_for_update(process: subprocess.Popen, folder: Path, update: int) -> None:
     """Wait until the run in `folder` has logged this update or a later one, or has ended."""
+    from modeling_mae.training.state import History
+
     log = History(folder / "history.jsonl", main=False)
     while process.poll() is None and not any(entry["step"] >= update for entry in log.read()):
         time.sleep(0.01)
@@ -266,11 +289,15 @@ def without_waiting(log: list[dict]) -> list[dict]:
 
 def weights_and_history(folder) -> tuple[dict[str, torch.Tensor], list[dict]]:
     """The weights and the log that a run left, but for the time that it waited."""
+    from safetensors.torch import load_file
+
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     return load_file(folder / "model.safetensors"), without_waiting(history)
 
 
 def assert_same_weights(one, other):
+    import torch
+
     assert one.keys() == other.keys()
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from applied import save_classifier
-from conftest import tiny_config
+from conftest import ROOT, tiny_config
+from documented import python_blocks
 from PIL import Image
 from transformers import (
     AutoImageProcessor,
@@ -32,6 +34,8 @@ from modeling_mae.data.serve.processor import image_processor
 
 THREE_CLASSES = {"num_hidden_layers": 3, "id2label": {0: "ant", 1: "bee", 2: "cow"}}
 CLASSES = {"encoder": MAEModel, "pretraining": MAEForPreTraining, "classifier": EvalNet}
+# (channels, class) of the folders that a process without our package loads: both processors, each class.
+FOREIGN = [(1, "classifier"), (3, "encoder"), (1, "pretraining")]
 MEAN_STD = {1: ([0.3], [0.4]), 3: ([0.3, 0.4, 0.5], [0.2, 0.3, 0.4])}
 
 
@@ -87,66 +91,81 @@ def test_auto_classes(checkpoints, photograph, channels, name):
         )
 
 
-# Run where neither our package nor torchvision can be imported.
+# Run where neither our package nor what it brings can be imported.
 ELSEWHERE = """
-import json, sys
-sys.modules["modeling_mae"] = sys.modules["torchvision"] = None
+import contextlib, io, json, sys
+hidden = ("modeling_mae", "torchvision", "datasets", "timm", "accelerate", "matplotlib")
+sys.modules.update(dict.fromkeys(hidden))  # None: an import fails
 import torch
 from transformers import (AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification,
                           AutoModelForPreTraining, pipeline)
 from PIL import Image
 
-root, photograph = sys.argv[1:]
+root, photograph, *loaded_by_all = sys.argv[1:]
 trust = {"trust_remote_code": True}
 found = {}
+for key in loaded_by_all:
+    folder = f"{root}/{key}"
+    processor = AutoImageProcessor.from_pretrained(folder, **trust)
+    pixels = processor(Image.open(photograph), return_tensors="pt").pixel_values
+    found[key + " pixels"] = pixels.tolist()
+    with torch.no_grad():
+        found[key + " AutoModel"] = AutoModel.from_pretrained(folder, **trust)(pixels).pooler_output.tolist()
+        backbone = AutoBackbone.from_config(AutoConfig.from_pretrained(folder, **trust), **trust)
+        loaded = [auto.from_pretrained(folder, **trust)
+                  for auto in (AutoModelForPreTraining, AutoModelForImageClassification)]
+        for model in (backbone, *loaded):
+            assert type(model).__module__.startswith("transformers_modules"), type(model)
+            model(pixels)
+    features = pipeline("image-feature-extraction", model=folder, pool=True, **trust)
+    found[key + " features"] = features(photograph)
 for channels in "13":
-    for name in ("encoder", "pretraining", "classifier"):
-        folder = f"{root}/{channels}/{name}"
-        processor = AutoImageProcessor.from_pretrained(folder, **trust)
-        pixels = processor(Image.open(photograph), return_tensors="pt").pixel_values
-        key = f"{channels} {name}"
-        found[key + " pixels"] = pixels.tolist()
-        with torch.no_grad():
-            found[key + " AutoModel"] = AutoModel.from_pretrained(folder, **trust)(pixels).pooler_output.tolist()
-            backbone = AutoBackbone.from_config(AutoConfig.from_pretrained(folder, **trust), **trust)
-            loaded = [auto.from_pretrained(folder, **trust)
-                      for auto in (AutoModelForPreTraining, AutoModelForImageClassification)]
-            for model in (backbone, *loaded):
-                assert type(model).__module__.startswith("transformers_modules"), type(model)
-                model(pixels)
-        features = pipeline("image-feature-extraction", model=folder, pool=True, **trust)
-        found[key + " features"] = features(photograph)
     classes = pipeline("image-classification", model=f"{root}/{channels}/classifier", top_k=3, **trust)
     found[f"{channels} classes"] = classes(photograph)
-    # Fine-tuned elsewhere and saved again, it still carries its code.
-    model.save_pretrained(f"{root}/{channels}/again")
-    AutoModel.from_pretrained(f"{root}/{channels}/again", **trust)
-json.dump(found, sys.stdout)
+# Fine-tuned elsewhere and saved again, it still carries its code.
+model.save_pretrained(f"{root}/again")
+AutoModel.from_pretrained(f"{root}/again", **trust)
+with contextlib.redirect_stdout(io.StringIO()) as said:
+    exec(open("neighbours.py").read(), {})
+json.dump({**found, "neighbours": said.getvalue()}, sys.stdout)
 """
 
 
 @pytest.fixture(scope="module")
 def elsewhere(checkpoints, photograph, tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
+    (home / "data").symlink_to(ROOT / "data")
+    (home / "runs").mkdir()
+    (home / "runs" / "demo").symlink_to(checkpoints / "1" / "pretraining")
+    (script,) = [block for block in python_blocks() if "is nearest to" in block]
+    (home / "neighbours.py").write_text(script)
     environment = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, str(checkpoints), str(photograph)],
+        [sys.executable, "-c", ELSEWHERE, str(checkpoints), str(photograph), *(f"{n}/{name}" for n, name in FOREIGN)],
         cwd=home, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize(("channels", "name"), FOREIGN)
 def test_without_our_package(elsewhere, checkpoints, photograph, channels, name):
-    folder, key = checkpoints / str(channels) / name, f"{channels} {name}"
+    folder, key = checkpoints / str(channels) / name, f"{channels}/{name}"
     pixels = torch.tensor(elsewhere[f"{key} pixels"])
     torch.testing.assert_close(pixels, by_hand(photograph, channels), atol=3 / 255 / 0.2, rtol=0)
     with torch.no_grad():
         expected = MAEModel.from_pretrained(folder)(pixels).pooler_output
     torch.testing.assert_close(torch.tensor(elsewhere[f"{key} AutoModel"]), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(torch.tensor(elsewhere[f"{key} features"]), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_readmes_neighbours_without_our_package(elsewhere):
+    lines = elsewhere["neighbours"].splitlines()
+    stems = [path.stem for path in sorted((ROOT / "data" / "examples").iterdir())]
+    assert [line.split()[0] for line in lines] == stems and len(stems) == 10
+    for line in lines:
+        one, other = re.fullmatch(r"(\S+) +is nearest to (\S+)", line).groups()
+        assert other in stems and other != one
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -78,7 +78,7 @@ def test_a_given_image_size_counts_for_every_source(tmp_path):
 
 @pytest.mark.parametrize("to", interop.FORMATS)
 def test_refused_writes_are_one_line(tmp_path, refused, to):
-    EvalNet(mae(num_labels=2, pooling="cls")).save_pretrained(tmp_path / "ours")
+    EvalNet(mae(num_labels=2, pooling="cls", num_hidden_layers=1)).save_pretrained(tmp_path / "ours")
     target = tmp_path / "taken"
     target.mkdir() if to in ("onnx", "torch") else target.write_text("a file")
     line = refused(tmp_path / "ours", target, "--to", to)
@@ -88,7 +88,7 @@ def test_refused_writes_are_one_line(tmp_path, refused, to):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("to", ["mae", "timm", "torch"])
 def test_full_disks_are_one_line(tmp_path, refused, to):
-    MAEModel(mae()).save_pretrained(tmp_path / "ours")
+    MAEModel(mae(num_hidden_layers=1)).save_pretrained(tmp_path / "ours")
     target = tmp_path / "target"
     if to != "torch":
         target.mkdir()

@@ -1,14 +1,11 @@
 """What other tools get without anything of ours: transformers' folders, ONNX files that describe their images."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ENVIRONMENT
+from conftest import copied
 from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from transformers.utils import logging
@@ -33,7 +30,7 @@ SMALL = {
     "decoder_intermediate_size": 32,
 }
 NAMES = {0: "cat", 1: "dog", 2: "cow"}
-# Loads folders with transformers alone, and keeps what their models make of the image.
+# Loads folders with transformers' own classes, and keeps what their models make of the image.
 ALONE = """
 import sys
 sys.modules["modeling_mae"] = None  # an import of it fails
@@ -49,13 +46,13 @@ for pair in sys.argv[1:]:
         outputs = model(pixels, **arguments)
     values = outputs.last_hidden_state if "logits" not in outputs else outputs.logits
     np.savez(folder + "/output.npz", pixels=pixels.numpy(), values=values.numpy())
-    print(type(model).__module__, model.config.problem_type)
+    print(type(model).__module__, type(processor).__module__, model.config.problem_type)
 """
 
 
 def saved(folder, kind, channels, crop_fraction=1.0, **fields):
     torch.manual_seed(0)
-    model = kind(MAEConfig(**SMALL, num_channels=channels, head_initializer_range=0.5, **fields)).eval()
+    model = kind(MAEConfig(**{**SMALL, **fields}, num_channels=channels, head_initializer_range=0.5)).eval()
     model.save_pretrained(folder)
     mean, std = [0.2, 0.4, 0.5][:channels], [0.3, 0.2, 0.25][:channels]
     processor = image_processor((16, 16), mean, std, channels, crop_fraction)
@@ -87,20 +84,19 @@ def converted(folder, to, crop_fraction, channels):
 
 @torch.no_grad()
 def test_transformers_needs_nothing_of_ours(tmp_path):
-    """One process loads everything, because its imports take most of the time."""
     cases = [
         case
         for to, crop_fraction in (("transformers", 1.0), ("vit", 0.8))
         for channels in (1, 3)
         for case in converted(tmp_path / f"{to}-{channels}", to, crop_fraction, channels)
     ]
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | ENVIRONMENT
-    command = [sys.executable, "-c", ALONE, *(f"{target}={kind}" for target, kind, *_ in cases)]
-    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
-    lines = process.stdout.splitlines()
-    assert all(line.startswith("transformers.models.vit") for line in lines)
-    assert [line.split()[1] for line in lines] == ["multi_label_classification", "None", "None"] * 4
+    (tmp_path / "alone.py").write_text(ALONE)
+    words = [f"{target}={kind}" for target, kind, *_ in cases]
+    code, output = copied(tmp_path / "alone.py", words, tmp_path)
+    assert code == 0, output
+    lines = [line.split() for line in output.splitlines() if line.startswith("transformers.models.vit")]
+    assert all(processor.startswith("transformers.models.vit") for _, processor, _ in lines)
+    assert [problem for *_, problem in lines] == ["multi_label_classification", "None", "None"] * 4
     for target, kind, model, processor, image in cases:
         arrays = np.load(target / "output.npz")
         # One of 256 levels: torchvision and Pillow round otherwise.
@@ -135,7 +131,8 @@ def test_no_processor_is_said(tmp_path):
 def test_an_onnx_file_says_how_its_images_are_made(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    model, _ = saved(tmp_path / "source", EvalNet, 3, id2label=NAMES, problem_type="multi_label_classification")
+    fields = {"id2label": NAMES, "problem_type": "multi_label_classification", "num_hidden_layers": 1}
+    model, _ = saved(tmp_path / "source", EvalNet, 3, **fields)
     text = convert(str(tmp_path / "source"), tmp_path / "graph" / "model.onnx", "onnx")
     assert [path.name for path in (tmp_path / "graph").iterdir()] == ["model.onnx"]
     session = onnxruntime.InferenceSession(tmp_path / "graph" / "model.onnx", providers=["CPUExecutionProvider"])
@@ -159,22 +156,25 @@ def test_an_onnx_file_says_how_its_images_are_made(tmp_path):
         np.testing.assert_allclose(logits, model(images).logits, atol=1e-4)
 
 
+@torch.no_grad()
 def test_an_onnx_encoder_of_gray_images(tmp_path, monkeypatch):
+    """What does not fit into one file has its weights beside."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    saved(tmp_path / "source", MAEForPreTraining, 1)
-    convert(str(tmp_path / "source"), tmp_path / "gray.onnx", "onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "gray.onnx", providers=["CPUExecutionProvider"])
+    model, _ = saved(tmp_path / "source", MAEForPreTraining, 1, num_hidden_layers=1)
+    monkeypatch.setattr(write_module, "ONNX_FILE_LIMIT", 1000)
+    convert(str(tmp_path / "source"), tmp_path / "large" / "gray.onnx", "onnx")
+    assert len(list((tmp_path / "large").iterdir())) == 2
+    session = onnxruntime.InferenceSession(tmp_path / "large" / "gray.onnx", providers=["CPUExecutionProvider"])
     assert [output.shape for output in session.get_outputs()] == [["batch", 17, 32], ["batch", 32]]
     metadata = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     assert metadata == {"image_size": [16, 16], "num_channels": 1, "image_mean": [0.2], "image_std": [0.3]}
-    # What does not fit into one file has its weights beside; and without a processor there is no normalisation.
-    MAEModel(MAEConfig(**SMALL)).save_pretrained(tmp_path / "bare")
-    monkeypatch.setattr(write_module, "ONNX_FILE_LIMIT", 1000)
-    text = convert(str(tmp_path / "bare"), tmp_path / "large" / "model.onnx", "onnx")
-    assert "not known: the source has no image processor" in text
-    assert len(list((tmp_path / "large").iterdir())) == 2
-    onnxruntime.InferenceSession(tmp_path / "large" / "model.onnx", providers=["CPUExecutionProvider"])
+    for batch in (1, 5):
+        images = torch.randn(batch, 1, 16, 16)
+        tokens, pooled = session.run(None, {"pixel_values": images.numpy()})
+        expected = model.mae(images)
+        np.testing.assert_allclose(tokens, expected.last_hidden_state, atol=1e-4)
+        np.testing.assert_allclose(pooled, expected.pooler_output, atol=1e-4)
 
 
 # --- heads, and fields that contradict the file ---

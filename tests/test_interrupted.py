@@ -1,5 +1,6 @@
 """The real commands when something ends them that they cannot catch or foresee: what is said, and what is lost."""
 
+import os
 import random
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from conftest import RECIPE, ROOT, TINY_GRAY, Copies, assert_same_run, photograp
 
 from modeling_mae import MAEConfig, MAEForPreTraining
 from modeling_mae.data.serve.processor import image_processor
+from modeling_mae.training.endings import run_script
 
 
 KILLS = 20
@@ -138,6 +140,18 @@ def test_a_loading_worker_is_killed(tmp_path, command, photos):
     assert "--resume_from_checkpoint auto" in error and "fewer --dataloader_num_workers" in error
 
 
+def test_what_is_printed_into_a_closed_pipe_is_dropped(monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    said = []
+    with os.fdopen(writing, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        monkeypatch.setattr(sys, "stderr", sys.stderr)  # it is replaced too
+        run_script(lambda arguments: said.extend(print(line, flush=True) for line in "ab"), None)
+    assert len(said) == 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["run_pretrain.py"], indirect=True)
 def test_a_closed_pipe_ends_nothing(tmp_path, command):
     words, script = command

@@ -109,6 +109,7 @@ def words_for(place, kind, folder, *more):
 def trained(place, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     words = ("--n_partial", 0, 2, "--knn", "true", "--num_train_epochs", 40, "--base_learning_rate", 0.1)
+    words += ("--linear_overrides", "num_train_epochs=10", "--per_device_train_batch_size", 8)
     more = ("--segmentation_head", "multiscale", "--class_weights", "auto", "--dice_weight", 0.5)
     output = run(*words_for(place, "folder", folder, *words, *more, "--eval_epochs", 20, "--save_predictions", "true"))
     return folder, output
@@ -278,7 +279,7 @@ def killed(words, folder, update, **options) -> None:
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", ["folder", "table", "tars"])
+@pytest.mark.parametrize("kind", ["folder", pytest.param("table", marks=pytest.mark.slow), "tars"])
 def test_several_processes_killed_and_gone_on_with_are_one(place, tmp_path, kind, processes):
     """Folder, parquet and tar files. Four processes have loading workers, and so has the one that goes on."""
     more = ("--streaming", "true") if kind == "tars" else ()
@@ -294,7 +295,7 @@ def test_several_processes_killed_and_gone_on_with_are_one(place, tmp_path, kind
         torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("tune", ["all", "lora:4"])
+@pytest.mark.parametrize("tune", ["all", pytest.param("lora:4", marks=pytest.mark.slow)])
 def test_killed_and_gone_on_with_to_the_bit(place, tmp_path, tune):
     more = ("--n_partial", 2, "--checkpointing_steps", 2, "--max_train_steps", 9, "--quarter_turns", "true")
     more = (*more, "--tune", tune)

@@ -79,7 +79,7 @@ def test_several_labels_from_images_to_pipeline(checkpoint, toys, tmp_path):
     folder = tmp_path / "run"
     words = words_for(checkpoint, toys, "quarters", folder)
     output = run(*words, "--n_partial", 0, 2, "--num_train_epochs", 20, "--base_learning_rate", 0.03,
-                 "--knn", "true", "--save_predictions", "true", "--label_fraction", 0.75,
+                 "--eval_epochs", 5, "--knn", "true", "--save_predictions", "true", "--label_fraction", 0.75,
                  "--linear_overrides", "base_learning_rate=2")  # fmt: skip
     assert "4 classes, several per image" in output and "label_fraction 0.75: a random part" in output
     assert "mixup and cutmix mix the labels" in output
@@ -131,8 +131,8 @@ def test_several_labels_from_images_to_pipeline(checkpoint, toys, tmp_path):
 def test_regression_from_images_to_pipeline(checkpoint, toys, tmp_path):
     folder = tmp_path / "run"
     output = run(*words_for(checkpoint, toys, "light", folder), "--n_partial", 0, 2, "--num_train_epochs", 20,
-                 "--base_learning_rate", 0.03, "--knn", "true", "--save_predictions", "true", "--mixup", 0,
-                 "--cutmix", 0, "--linear_overrides", "base_learning_rate=8")  # fmt: skip
+                 "--eval_epochs", 5, "--base_learning_rate", 0.03, "--knn", "true", "--save_predictions", "true",
+                 "--mixup", 0, "--cutmix", 0, "--linear_overrides", "base_learning_rate=8")  # fmt: skip
     assert "1 target," in output and "mean squared error" in output
     rows = {row["name"]: row for row in json.loads((folder / "results.json").read_text())}
     truth = np.array(datasets.Dataset.from_parquet(str(toys / "test.parquet"))["light"][:])

@@ -1,14 +1,8 @@
 """The Python of the README and of docs/ runs as it stands, on a checkpoint as the demo leaves one."""
 
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from conftest import ENVIRONMENT, ROOT, TINY_GRAY, copied
+from conftest import ROOT, TINY_GRAY, copied
 from documented import python_blocks
 from PIL import Image
 
@@ -35,26 +29,6 @@ def folder(tmp_path_factory):
     Image.new("RGB", (60, 40), "red").save(folder / "photograph.jpg")
     (folder / "data").symlink_to(ROOT / "data")
     return folder
-
-
-def run(code: str, folder: Path) -> str:
-    environment = {**os.environ, **ENVIRONMENT, "HF_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_neighbours_without_the_package(folder):
-    (script,) = [block for block in BLOCKS if "is nearest to" in block]
-    missing = ("modeling_mae", "datasets", "torchvision", "timm", "accelerate", "matplotlib")
-    hidden = f"import sys\nsys.modules.update(dict.fromkeys({missing}))\n"  # None: import fails
-    lines = run(hidden + script, folder).splitlines()
-    stems = [path.stem for path in sorted((ROOT / "data" / "examples").iterdir())]
-    assert [line.split()[0] for line in lines] == stems and len(stems) == 10
-    for line in lines:
-        one, other = re.fullmatch(r"(\S+) +is nearest to (\S+)", line).groups()
-        assert other in stems and other != one
 
 
 # What is true after a block, run in the block's own names.
@@ -134,5 +108,6 @@ def test_blocks_with_the_package(folder, tmp_path, part):
 
 
 def test_every_block_is_run():
-    # One needs nothing of the package; test_many_bands.py and test_mask_runs.py run the others.
+    # test_auto_classes.py runs the one that needs nothing of the package; test_many_bands.py and test_mask_runs.py
+    # run the others.
     assert len(BLOCKS) == len(CHECKS) + 3
