@@ -54,14 +54,14 @@ class Readout:
         return 4 * len(self.blocks) * parts.get(self.pooling, 1) * config.hidden_size
 
     def of(self, features: dict[tuple[int, str], np.ndarray]) -> np.ndarray:
-        """``(images, width)``, or ``(images, patches, width)`` for attention, from the output of `read`."""
+        """``(images, width)``, or ``(images, patches, width)`` for attention, from the features of `read`."""
         parts = [features[key] for key in self.keys]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
     def __call__(self, encoder: MAEModel, pixel_values: torch.Tensor) -> torch.Tensor:
         """``(batch, channels, height, width) -> (batch, width)``, or ``(batch, rows, columns, width)`` of patches.
         Attention uses the encoder's queries."""
-        parts = list(read(encoder, pixel_values, self.keys).values())
+        parts = list(read(encoder, pixel_values, self.keys)[1].values())
         if self.pooling == ATTENTION:
             assert encoder.pooler is not None
             parts = [encoder.pooler(patches) for patches in parts]
@@ -80,8 +80,9 @@ def block_tokens(encoder: MAEModel, hidden_states: torch.Tensor) -> torch.Tensor
 
 def read(
     encoder: MAEModel, pixel_values: torch.Tensor, keys: Iterable[tuple[int, str]]
-) -> dict[tuple[int, str], torch.Tensor]:
-    """The features of each (block, pooling) of `keys`, for ``pixel_values (batch, channels, height, width)``."""
+) -> tuple[MAEModelOutput, dict[tuple[int, str], torch.Tensor]]:
+    """For ``pixel_values (batch, channels, height, width)``: the encoder's output, and the features of each (block,
+    pooling) of `keys`."""
     keys, depth = list(keys), encoder.config.num_hidden_layers
     encoded = encoder(pixel_values, output_hidden_states=any(block < depth for block, _ in keys))
     features = {}
@@ -89,7 +90,7 @@ def read(
         is_last = block == depth
         tokens = encoded.last_hidden_state if is_last else block_tokens(encoder, encoded.hidden_states[block])
         features[block, pooling] = POOLINGS[pooling](tokens)
-    return features
+    return encoded, features
 
 
 def pooled_output(outputs: MAEModelOutput) -> torch.Tensor:

@@ -17,7 +17,7 @@ from modeling_mae.evaluation import extract_features
 from modeling_mae.evaluation.features import JudgeSettings, frozen_encoder, knn_metrics, linear_metric
 from modeling_mae.evaluation.probes import probe_metric
 from modeling_mae.evaluation.reader import FrozenSet, Reader
-from modeling_mae.evaluation.readouts import ReadoutSettings, readout_table
+from modeling_mae.evaluation.readouts import POOLED, ReadoutSettings, read_once, readout_table
 from modeling_mae.evaluation.tables import ApplySettings
 from modeling_mae.readout import ATTENTION, PATCHES, POOLINGS, Readout, read
 from modeling_mae.tasks import NUMBERS, SEVERAL_CLASSES
@@ -87,7 +87,7 @@ def test_features_are_those_of_the_named_blocks():
     kinds = (((1, 3), "mean"), ((2,), "mean_deviation"), ((3,), "cls"), ((2,), "attention"), ((1,), "flatten"))
     readouts = [Readout(blocks, pooling) for blocks, pooling in kinds]
     with torch.no_grad():
-        features = read(encoder, images, [key for readout in readouts for key in readout.keys])
+        _, features = read(encoder, images, [key for readout in readouts for key in readout.keys])
     features = {key: value.numpy() for key, value in features.items()}
     expected = [
         np.concatenate([first[:, 1:].mean(1), last[:, 1:].mean(1)], 1),
@@ -125,7 +125,7 @@ def test_the_table_the_file_the_functions_and_the_app_read_the_same(tmp_path, sa
     reader = Reader(Accelerator(cpu=True), inputs.transform, 7, 0)
     encoder, blocks = frozen_encoder(open_checkpoint(path)), (1, 2)
     keys = [(block, pooling) for block in blocks for pooling in POOLINGS]
-    table = reader.map(inputs.images, lambda batch: read(encoder, inputs.transform(batch), keys))
+    table = reader.map(inputs.images, lambda batch: read(encoder, inputs.transform(batch), keys)[1])
     for pooling in POOLINGS:
         if pooling == ATTENTION:
             continue
@@ -155,7 +155,7 @@ def test_attention_in_a_file_is_the_checkpoints_and_in_a_table_the_probes(tmp_pa
     encoder = frozen_encoder(open_checkpoint(path))
     with torch.no_grad():
         pixels = inputs.transform(inputs.images.batch(0, list(range(9))))
-        patches = read(encoder, pixels, [(2, ATTENTION)])[2, ATTENTION]
+        patches = read(encoder, pixels, [(2, ATTENTION)])[1][2, ATTENTION]
         expected = encoder.pooler(patches)
     found = extract_features(path, images, pooling=ATTENTION, num_workers=0)
     np.testing.assert_allclose(found.values, expected, atol=2e-6)
@@ -180,7 +180,8 @@ def test_one_row_for_each_readout(sets, capsys):
     encoder, (reader, train, evaluation) = MAEModel(tiny_config(num_channels=1)).eval(), sets
     settings = JudgeSettings(seed=0, ks=(5,))
     readouts = [Readout((1, 2), "mean"), Readout((2,), "attention")]
-    both, attention = readout_table(reader, encoder, train, evaluation, readouts, settings, 1 << 30)
+    kept, seen = read_once(reader, encoder, (train, evaluation), readouts, 1 << 30)
+    both, attention = readout_table(reader, encoder.config, seen, kept, settings)
     assert both["name"] == "mean, blocks 1 2" and both["feature_layers"] == [1, 2]
     assert attention["name"] == "attention, block 2" and attention["feature_pooling"] == "attention"
     by_hand = []
@@ -189,12 +190,13 @@ def test_one_row_for_each_readout(sets, capsys):
         features = np.concatenate([normed(tokens, encoder)[:, 1:].mean(1) for tokens in blocks], 1)
         by_hand.append(FrozenSet(features, images.labels.numpy()))
     assert both["knn"] == knn_metrics(*by_hand, ks=(5,))
+    for arrays, hand in zip(seen, by_hand, strict=True):  # the encoder's own: the mean of the last block
+        np.testing.assert_allclose(arrays[POOLED], hand.features[:, -arrays[POOLED].shape[1] :], atol=2e-6)
     assert both["logistic_regression"] == pytest.approx(linear_metric(*by_hand), abs=0.034)  # one of 30
     assert both["probe"] > 0.9 and attention["probe"] > 0.9 and "knn" not in attention
     # Tokens: 16 patches x 32 values x 4 bytes x 120 images, twice. A mean is a sixteenth of them.
     tight, readouts = 2 * 120 * 4 * 32 * 15, [Readout((2,), "attention"), Readout((2,), "mean")]
-    (row,) = readout_table(reader, encoder, train, evaluation, readouts, settings, tight)
-    assert row["name"] == "mean, block 2"
+    assert read_once(reader, encoder, (train, evaluation), readouts, tight)[0] == readouts[1:]
     assert "no readout attention, block 2: its features would take 0.0 GiB" in capsys.readouterr().out
 
 

@@ -66,9 +66,16 @@ def frozen_encoder(
 
 
 def frozen_table(
-    reader: Reader, encoder: MAEModel, train: Images, evaluation: Images, name: str, settings: JudgeSettings
+    reader: Reader,
+    encoder: MAEModel,
+    train: Images,
+    evaluation: Images,
+    name: str,
+    settings: JudgeSettings,
+    own: list[FrozenSet] | None = None,
 ) -> list[dict]:
-    """Compares raw pixels, the same encoder untrained (initialised by the seed), and `encoder`, called `name`.
+    """Compares raw pixels, the same encoder untrained (initialised by the seed), and `encoder`, called `name`. `own`
+    are the features of `encoder` for both sets of images, where they are known.
 
     Returns a row for each: `name`, `knn` {k: accuracy}, and with `linear` also `logistic_regression`. Accuracies are
     in 0..1. Problems other than one class per image have their own metric instead of the accuracy, and a regression
@@ -85,13 +92,14 @@ def frozen_table(
         del encoders[RAW]
     rows = []
     for title, model in encoders.items():
-        if isinstance(model, MAEModel):
+        known = own if model is encoder else None
+        if isinstance(model, MAEModel) and known is None:
             model = accelerator.prepare_model(model, evaluation_mode=True).eval()
         if isinstance(train, MaskedImages) and isinstance(evaluation, MaskedImages):
             encode = untrained.patchify if title == RAW else tokens_of(model)
             metrics = dense_metrics(reader, encode, train, evaluation, encoder.config.grid, settings.ks)
         else:
-            metrics = frozen_metrics(reader, features_of(model), train, evaluation, settings)
+            metrics = frozen_metrics(reader, features_of(model), train, evaluation, settings, known)
         rows.append({"name": title, **metrics})
         unit = " %" if problem.is_share else ""
         shown = "  ".join(f"k={k} {problem.shown(value)}{unit}" for k, value in metrics.get("knn", {}).items())
@@ -130,10 +138,11 @@ def frozen_metrics(
     train: Images,
     evaluation: Images,
     settings: JudgeSettings,
+    known: list[FrozenSet] | None = None,
 ) -> dict:
     """The metrics of a row of `frozen_table`, for the features that `encode` computes from ``(batch, channels, height,
-    width)``. Empty on all but the main process."""
-    sets = [reader.features(encode, images) for images in (train, evaluation)]
+    width)``, or for the `known` ones of both sets. Empty on all but the main process."""
+    sets = known or [reader.features(encode, images) for images in (train, evaluation)]
     return judge(reader, sets[0], sets[1], settings) if reader.accelerator.is_main_process else {}
 
 

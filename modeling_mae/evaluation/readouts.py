@@ -8,7 +8,7 @@ from ..checkpoint import Checkpoint
 from ..configuration_mae import MAEConfig
 from ..data.serve.images import Images
 from ..modeling_mae import MAEModel
-from ..readout import ATTENTION, PATCHES, POOLINGS, Readout, check_choice, read
+from ..readout import ATTENTION, PATCHES, POOLINGS, Readout, check_choice, pooled_output, read
 from ..tasks import Task
 from ..tasks.sets import LabelledSets
 from ..training.launch import feature_memory, smallest_budget
@@ -18,6 +18,7 @@ from .reader import FrozenSet, Reader
 
 
 COMPARED = [pooling for pooling in POOLINGS if pooling != PATCHES]  # by k-NN and linear models
+POOLED = "pooled"
 TABLED = [pooling for pooling in COMPARED if pooling != "flatten"]  # flatten grows with the image
 
 
@@ -78,51 +79,54 @@ def frozen_rows(
     Raises:
         UserError: frozen features cannot be evaluated with the labels.
     """
-    rows: list[dict] = []
-    if settings.knn or readouts:
-        judging = JudgeSettings(settings.seed, sets.task if settings.with_masks else sets.frozen_task)
-    if settings.knn:
-        encoder = frozen_encoder(start, config, reader.accelerator.print)
-        rows += frozen_table(reader, encoder, sets.training, sets.evaluation, "pre-trained encoder", judging)
+    if not settings.knn and not readouts:
+        return []
+    encoder = frozen_encoder(start, config, reader.accelerator.print)
+    judging = JudgeSettings(settings.seed, sets.task if settings.with_masks else sets.frozen_task)
+    images, own, rows, seen = (sets.training, sets.evaluation), None, list[dict](), list[dict]()
     if readouts:
-        encoder, memory = frozen_encoder(start, config), feature_memory()
-        rows += readout_table(reader, encoder, sets.training, sets.evaluation, readouts, judging, memory)
-    return rows
+        readouts, seen = read_once(reader, encoder, images, readouts, feature_memory())
+        own = [FrozenSet(arrays[POOLED], arrays["labels"]) for arrays in seen]
+    if settings.knn:
+        rows += frozen_table(reader, encoder, *images, "pre-trained encoder", judging, own)
+    return rows + readout_table(reader, encoder.config, seen, readouts, judging)
+
+
+def read_once(
+    reader: Reader, encoder: MAEModel, images: tuple[Images, Images], readouts: list[Readout], memory_budget: int
+) -> tuple[list[Readout], list[dict]]:
+    """Runs `encoder` once over the images to train and to evaluate on.
+
+    Returns the `readouts` whose features fit into `memory_budget` bytes, and for each set of images the arrays that
+    they need, by (block, pooling), beside `POOLED`, the encoder's own features, and "labels".
+    """
+    accelerator, config = reader.accelerator, encoder.config
+    memory_budget = smallest_budget(accelerator, memory_budget)
+    kept = _fitting(readouts, config, sum(map(len, images)), memory_budget, accelerator.print)
+    keys = list(dict.fromkeys(key for readout in kept for key in readout.keys))
+    model = accelerator.prepare_model(encoder, evaluation_mode=True).eval()
+
+    def compute(batch: dict) -> dict:
+        outputs, features = read(model, reader.transform(batch), keys)
+        arrays: dict = {**features, POOLED: pooled_output(outputs)}
+        return {**{key: value.float() for key, value in arrays.items()}, "labels": batch["labels"]}
+
+    return kept, [reader.map(one, compute) for one in images]
 
 
 def readout_table(
-    reader: Reader,
-    encoder: MAEModel,
-    train: Images,
-    evaluation: Images,
-    readouts: list[Readout],
-    settings: JudgeSettings,
-    memory_budget: int,
+    reader: Reader, config: MAEConfig, seen: list[dict], readouts: list[Readout], settings: JudgeSettings
 ) -> list[dict]:
     """A row for each of the `readouts`: `name`, `feature_layers`, `feature_pooling`, `knn` and `logistic_regression`
     as in `frozen_table`, and `probe` as in `probe_metric`. Attention only has the probe.
 
-    The encoder sees each image once. Readouts whose features do not fit into `memory_budget` bytes are left out.
-    Only the main process gets the metrics.
+    `seen` is what `read_once` returns for `readouts`. Only the main process gets the metrics.
     """
-    accelerator, config = reader.accelerator, encoder.config
-    memory_budget = smallest_budget(accelerator, memory_budget)
-    kept = _fitting(readouts, config, len(train) + len(evaluation), memory_budget, accelerator.print)
-    keys = list(dict.fromkeys(key for readout in kept for key in readout.keys))
-    if not keys:
-        return []
-    model = accelerator.prepare_model(encoder, evaluation_mode=True).eval()
-
-    def compute(batch: dict) -> dict:
-        features = read(model, reader.transform(batch), keys)
-        return {**{key: value.float() for key, value in features.items()}, "labels": batch["labels"]}
-
-    sets = [reader.map(images, compute) for images in (train, evaluation)]
-    rows = []
-    for readout in kept:
+    accelerator, rows = reader.accelerator, []
+    for readout in readouts:
         row: dict = {"name": str(readout), "feature_layers": list(readout.blocks), "feature_pooling": readout.pooling}
         if accelerator.is_main_process:
-            trained_on, tested_on = (FrozenSet(readout.of(arrays), arrays["labels"]) for arrays in sets)
+            trained_on, tested_on = (FrozenSet(readout.of(arrays), arrays["labels"]) for arrays in seen)
             if readout.pooling != ATTENTION:
                 row |= judge(reader, trained_on, tested_on, settings)
             row["probe"] = probe_metric(config, trained_on, tested_on, settings, accelerator.device)
