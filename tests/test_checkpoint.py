@@ -117,6 +117,7 @@ def test_every_command_reads_every_project(tmp_path):
         same(EvalNet.from_pretrained(tmp_path / f"{kind}-ours").eval()(values).logits, logits, 1e-4)
 
 
+@pytest.mark.slow
 def test_the_scripts_start_from_any_checkpoint(tmp_path):
     """run_pretrain.py from a ViT without a decoder; run_eval.py tests a classifier of transformers as it is."""
     theirs, _ = vit(tmp_path / "theirs")

@@ -352,6 +352,7 @@ def test_a_stop_while_the_decoder_is_trained_changes_nothing(whole, tmp_path):
     assert "train_new_first 0.25 -> 0.5" in refused
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_same(whole, tmp_path):
     folder, words, _ = whole
     output = run(*words[:-1], tmp_path / "two", **TWO_PROCESSES)

@@ -126,6 +126,7 @@ def test_all_strategies_in_one_call(tmp_path, recipe):
     assert "update" not in again and f"{100 * rows['from-scratch']['accuracy']:.1f}" in again
 
 
+@pytest.mark.slow
 def test_going_on_with_what_is_finished(tmp_path, recipe):
     """Results of other settings are never shown as those that were asked for."""
     words = (recipe, "--output_dir", tmp_path / "run", "--resume_from_checkpoint", "auto")
@@ -156,6 +157,7 @@ def test_going_on_with_what_is_finished(tmp_path, recipe):
     assert json.loads((tmp_path / "test" / "results.json").read_text())[0]["accuracy"] == row["accuracy"]
 
 
+@pytest.mark.slow
 def test_going_on_from_scratch_keeps_mean_and_deviation(tmp_path, recipe, checkpoint):
     """They are written into the checkpoint by hand, as no image would give them."""
     words = (recipe, "--output_dir", tmp_path / "run", "--from_scratch", "true", "--config_name", checkpoint)

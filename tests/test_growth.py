@@ -115,6 +115,7 @@ def test_one_line_of_figures():
     assert describe_features(baselines) == "k-NN untrained 50.0 %  rank untrained 3.0  k-NN raw pixels 100.0 %"
 
 
+@pytest.mark.slow
 def test_the_weights_are_the_same_with_and_without_a_look(recipe, tmp_path):
     quiet, watched = tmp_path / "quiet", tmp_path / "watched"
     run(recipe, "--max_train_steps", "10", "--output_dir", quiet)

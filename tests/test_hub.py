@@ -345,6 +345,7 @@ def test_models_come_back_from_the_hub(server, cls, auto):
 # --- the command ---
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_elsewhere_from_what_it_pushed(server, tmp_path, recipe):
     """A whole run that pushes; a run from its first checkpoint, stopped on the way; a third goes on from that."""
     command, client = (recipe, *LONG, "--output_dir"), environment(server)

@@ -518,7 +518,7 @@ slow = pytest.mark.slow
         ("onnx", None),
         pytest.param("torch", None, marks=slow),
         pytest.param("onnx", "linear", marks=slow),
-        ("onnx", "multiscale"),
+        pytest.param("onnx", "multiscale", marks=slow),
         ("torch", "linear"),
     ],
 )

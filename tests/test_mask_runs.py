@@ -37,6 +37,7 @@ from modeling_mae.errors import UserError
 from modeling_mae.segmentation_mae import MAEForSemanticSegmentation
 
 
+SLOW = pytest.mark.slow
 SMALL = {**TINY_GRAY, "image_size": 16, "patch_size": 4, "num_hidden_layers": 2}
 
 
@@ -278,8 +279,8 @@ def killed(words, folder, update, **options) -> None:
     copies.kill()
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", ["folder", pytest.param("table", marks=pytest.mark.slow), "tars"])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=SLOW)])
+@pytest.mark.parametrize("kind", ["folder", *(pytest.param(kind, marks=SLOW) for kind in ("table", "tars"))])
 def test_several_processes_killed_and_gone_on_with_are_one(place, tmp_path, kind, processes):
     """Folder, parquet and tar files. Four processes have loading workers, and so has the one that goes on."""
     more = ("--streaming", "true") if kind == "tars" else ()
@@ -306,6 +307,7 @@ def test_killed_and_gone_on_with_to_the_bit(place, tmp_path, tune):
     assert_same_run(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_frozen_features_give_what_the_encoder_gives(place, tmp_path):
     """Images that do not stay in memory go through the encoder in every epoch."""
     for path in (place / "folder").rglob("*.png"):
@@ -344,6 +346,7 @@ def pretrained(*words):
 WATCHED = ("--knn", "true", "--eval_every_epochs", 1)
 
 
+@pytest.mark.slow
 def test_patches_in_pretraining(place, tmp_path):
     """Pre-training looks at images alone. k-NN of patches changes no weights, and is that of run_eval.py."""
     shutil.copytree(place / "folder", tmp_path / "folder")

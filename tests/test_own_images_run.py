@@ -79,6 +79,7 @@ def test_going_on_keeps_what_was_chosen(fitted, tmp_path):
     assert "total_batch_size 8 -> 16" in refused
 
 
+@pytest.mark.slow
 def test_two_processes_choose_the_same(tmp_path):
     output = run(*WORDS, *HOURS, "--auto_batch_size", "true", "--output_dir", tmp_path / "two", **TWO_PROCESSES)
     assert "8 = 2 processes x 4 images x 1 accumulation step" in output

@@ -64,6 +64,7 @@ def test_a_sharded_model_is_compiled_by_block(tmp_path, recipe):
     torch.testing.assert_close(sharded, one, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @NEEDS_RIGHT_NORMS
 def test_sharded_pre_training_leaves_what_one_process_does(tmp_path, recipe):
     looks = ("--eval_every_epochs", 1, "--picture_epochs", 1, "--max_train_steps", 10)
@@ -108,7 +109,7 @@ def probing(tmp_path_factory):
     return words, folder / "one"
 
 
-@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=NEEDS_RIGHT_NORMS)])
+@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=[NEEDS_RIGHT_NORMS, pytest.mark.slow])])
 def test_a_probe_of_two_processes_remembers_what_one_does(tmp_path, probing, sharded):
     """BatchNorm's statistics are those of the total batch. Those that are saved are those that were evaluated."""
     words, one = (*probing[0], "--output_dir", tmp_path), probing[1]

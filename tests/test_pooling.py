@@ -292,6 +292,7 @@ def test_pipeline(checkpoint):
     assert found == pytest.approx(dict(zip(("ant", "bee", "cow"), expected, strict=True)), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_graphs_carry_it(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     folder, model = tmp_path / "shallow", randomised(EvalNet(config(num_hidden_layers=1)))

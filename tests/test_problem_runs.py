@@ -128,6 +128,7 @@ def test_several_labels_from_images_to_pipeline(checkpoint, toys, tmp_path):
     assert row["mean_average_precision"] == pytest.approx(best["mean_average_precision"])
 
 
+@pytest.mark.slow
 def test_regression_from_images_to_pipeline(checkpoint, toys, tmp_path):
     folder = tmp_path / "run"
     output = run(*words_for(checkpoint, toys, "light", folder), "--n_partial", 0, 2, "--num_train_epochs", 20,

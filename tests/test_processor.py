@@ -137,6 +137,7 @@ def test_both_sets_of_a_pre_training_have_one_white(tmp_path):
     assert json.loads((tmp_path / "run" / "knn.json").read_text())["raw pixels"] == 1
 
 
+@pytest.mark.slow
 def test_features_keep_the_crop_of_their_pre_training(tmp_path):
     """The k-NN accuracy that run_pretrain.py prints, measured again by run_eval.py; and under another crop."""
     small = tmp_path / "small.yaml"

@@ -21,6 +21,7 @@ def repeating(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_repeats_go_on_exactly_whatever_loads_the_images(tmp_path, repeating):
     output = run(repeating, "--output_dir", tmp_path / "one", "--dataloader_num_workers", 0)
     assert "from files, kept in memory once decoded" in output and "of the time waiting for images" in output

@@ -158,6 +158,7 @@ def test_a_run_sees_small_images_first(tmp_path, monkeypatch, image_cache):
     assert [entry["image_size"] for entry in log] == [[16, 16], [20, 20], [28, 28]]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_exactly_where_images_become_larger(tmp_path):
     recipe = tmp_path / "growing.yaml"
     recipe.write_text(RECIPE + "progressive_resizing: [0.5, 0.25]\n")

@@ -86,6 +86,7 @@ def test_resume_is_exact(tmp_path, recipe, straight):
     assert_same_run(straight[0], tmp_path / "resumed")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
 def test_a_signal_to_the_launcher_reaches_the_run(tmp_path, recipe):
     words = (recipe, "--output_dir", tmp_path / "run", "--max_train_steps", 100_000, "--checkpointing_steps", 100_000)
@@ -163,6 +164,7 @@ def test_a_good_checkpoint_outlives_a_loss_that_is_not_finite(tmp_path, recipe):
     assert (tmp_path / "run" / "checkpoint-7" / "model.safetensors").read_bytes() == kept
 
 
+@pytest.mark.slow
 def test_what_comes_after_the_training_can_fail(tmp_path, recipe):
     """Going on with a finished run, from its weights, and an upload that cannot be."""
     output_dir = tmp_path / "run"

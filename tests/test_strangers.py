@@ -19,6 +19,7 @@ from PIL import Image
 from modeling_mae.data.read.decode import decode
 from modeling_mae.data.read.faults import BadImage
 from modeling_mae.data.read.header import read_header
+from modeling_mae.data.stream import shard_cache
 from modeling_mae.errors import UserError
 
 
@@ -29,6 +30,11 @@ XMP = (
     b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
     b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
 )
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(shard_cache, "FIRST_WAIT", 0.01)
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

@@ -704,6 +704,7 @@ def scans_in(folder):
     return folder
 
 
+@pytest.mark.slow
 def test_runs_on_slices(tmp_path, recipe):
     """A run that goes on in two processes is the same run, and needs the same slices. Classes are learnt too."""
     scans = scans_in(tmp_path / "scans")
