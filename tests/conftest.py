@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from modeling_mae import MAEConfig
 
 
+gc.disable()  # until all is imported, which makes very many objects
+
 ROOT = Path(__file__).parents[1]
 TINY = {
     "image_size": 32,
@@ -103,6 +105,7 @@ def pytest_configure(config):
 
 def pytest_collection_finish():
     gc.freeze()  # what was imported stays to the end: a collection need not go through it
+    gc.enable()
 
 
 @pytest.fixture(scope="module", autouse=True)

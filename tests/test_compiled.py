@@ -11,6 +11,7 @@ from modeling_mae import MAEConfig, MAEForPreTraining
 from modeling_mae.data.serve.processor import image_processor
 
 
+pytestmark = pytest.mark.slow
 WAYS = {"whole": {}, "by block": {"ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "true"}}
 by_whole_and_block = pytest.mark.parametrize("way", WAYS)
 # The compiler needs seconds for each block, so there is one, and the runs are short.
@@ -49,11 +50,7 @@ def assert_near(compiled: Path, usual: Path) -> None:
 
 @pytest.mark.parametrize(
     ("way", "sizes"),
-    [
-        pytest.param("whole", (), marks=pytest.mark.slow),
-        pytest.param("whole", SIZES, marks=pytest.mark.slow),
-        ("by block", SIZES),
-    ],
+    [("whole", ()), ("whole", SIZES), ("by block", SIZES)],
 )
 def test_a_compiled_run_leaves_the_model_that_any_run_leaves(tmp_path, place, way, sizes):
     options = {"ACCELERATE_DYNAMO_BACKEND": "eager", **WAYS[way]}
@@ -66,7 +63,6 @@ def test_a_compiled_run_leaves_the_model_that_any_run_leaves(tmp_path, place, wa
     assert all(torch.equal(value, loaded[name]) for name, value in weights.items())
 
 
-@pytest.mark.slow
 @by_whole_and_block
 def test_two_processes_leave_the_model_that_one_leaves(tmp_path, place, way):
     dynamo = ("--dynamo_backend", "eager", *(["--dynamo_use_regional_compilation"] if WAYS[way] else []))
@@ -76,7 +72,7 @@ def test_two_processes_leave_the_model_that_one_leaves(tmp_path, place, way):
     assert_near(tmp_path / "compiled", place / "usual")
 
 
-@pytest.mark.parametrize("way", [pytest.param("whole", marks=pytest.mark.slow), "by block"])
+@by_whole_and_block
 def test_a_compiled_evaluation_leaves_a_classifier(tmp_path, place, way):
     options = {"ACCELERATE_DYNAMO_BACKEND": "eager", **WAYS[way]}
     output = run(*evaluation_of(place), "--output_dir", tmp_path / "compiled", script="run_eval.py", **options)

@@ -340,6 +340,7 @@ def test_the_plan_says_why(whole, encoder):
     assert json.loads((folder / "preprocessor_config.json").read_text())["image_mean"] == [0.9]
 
 
+@pytest.mark.slow
 def test_a_stop_while_the_decoder_is_trained_changes_nothing(whole, tmp_path):
     folder, words, _ = whole
     manifest = read_manifest(folder / "checkpoint-1")["made_with"]

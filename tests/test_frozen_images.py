@@ -66,7 +66,9 @@ def assert_near_run(one, other, tolerance=1e-5):
         assert entry == pytest.approx(other_entry, rel=10 * tolerance, abs=tolerance)
 
 
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "linear")) for kind in KINDS])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "attentive")) for kind in KINDS]
+)
 def test_a_probe_on_features_is_the_probe_on_images(tmp_path, recipe, kind):
     words = (recipe, *KINDS[kind])
     output = run(*words, "--output_dir", tmp_path / "once", script="run_eval.py")

@@ -519,7 +519,7 @@ slow = pytest.mark.slow
         pytest.param("torch", None, marks=slow),
         pytest.param("onnx", "linear", marks=slow),
         pytest.param("onnx", "multiscale", marks=slow),
-        ("torch", "linear"),
+        pytest.param("torch", "linear", marks=slow),
     ],
 )
 def test_exported_graphs_at_any_size(tmp_path, to, head):

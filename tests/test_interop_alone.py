@@ -85,6 +85,7 @@ def converted(folder, to, crop_fraction, channels):
         yield target, text.split(": ")[1].split(".")[0], model, processor, image
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_transformers_needs_nothing_of_ours(tmp_path):
     cases = [

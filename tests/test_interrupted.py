@@ -176,6 +176,9 @@ def small_disk(tmp_path):
         subprocess.run(["umount", "--lazy", disk], check=True)
 
 
+@pytest.mark.parametrize(
+    "command", [pytest.param("run_pretrain.py", marks=pytest.mark.slow), "run_eval.py"], indirect=True
+)
 @pytest.mark.parametrize("free", [600_000])
 def test_a_full_disk(tmp_path, command, small_disk, free):
     words, script = command

@@ -37,7 +37,6 @@ from modeling_mae.errors import UserError
 from modeling_mae.segmentation_mae import MAEForSemanticSegmentation
 
 
-SLOW = pytest.mark.slow
 SMALL = {**TINY_GRAY, "image_size": 16, "patch_size": 4, "num_hidden_layers": 2}
 
 
@@ -279,8 +278,9 @@ def killed(words, folder, update, **options) -> None:
     copies.kill()
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=SLOW)])
-@pytest.mark.parametrize("kind", ["folder", *(pytest.param(kind, marks=SLOW) for kind in ("table", "tars"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("kind", ["folder", "table", "tars"])
 def test_several_processes_killed_and_gone_on_with_are_one(place, tmp_path, kind, processes):
     """Folder, parquet and tar files. Four processes have loading workers, and so has the one that goes on."""
     more = ("--streaming", "true") if kind == "tars" else ()

@@ -59,6 +59,7 @@ def test_a_plan_is_decided_and_nothing_is_trained(tmp_path):
     assert (tmp_path / "plan" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_going_on_keeps_what_was_chosen(fitted, tmp_path):
     folder, _ = fitted
     early = min(checkpoints_in(folder), key=lambda path: int(path.name.rpartition("-")[2]))

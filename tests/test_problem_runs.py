@@ -165,6 +165,7 @@ def test_regression_from_images_to_pipeline(checkpoint, toys, tmp_path):
     assert value["score"] == pytest.approx(predictions["prediction"][0], abs=1e-2)
 
 
+@pytest.mark.slow
 def test_several_targets_and_whole_numbers(checkpoint, toys, tmp_path):
     folder = tmp_path / "corners"
     run(*words_for(checkpoint, toys, "corners", folder), "--n_partial", 2, "--max_train_steps", 3,

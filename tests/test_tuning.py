@@ -259,6 +259,7 @@ def test_a_run_with_another_tuning_does_not_go_on_and_says_so(whole, tmp_path):
     assert "made with other settings (tune lora:4+last:1 -> lora:2)" in output
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_same(whole, tmp_path):
     words, folder, _ = whole
     run(*words, "--output_dir", tmp_path, **TWO_PROCESSES)
