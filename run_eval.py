@@ -81,7 +81,7 @@ def main(options: EvalArguments) -> None:
                 to_do -= passes
                 finished[training.name] = train_classifier(training, decided, hub, resume, to_do / passes)
     faults = launch.count_faults(accelerator, sets.all())
-    accelerator.end_training()
+    launch.end_training(accelerator)
     if not accelerator.is_main_process:
         return
     names = [training.name for training in decided.trainings]

@@ -97,7 +97,7 @@ def pretrain(decided: Decided, accelerator: Accelerator, place: Place, hub: Hub)
         processor_of(images, recipe.image_mean, recipe.image_std).save_pretrained(folder)
     features = monitor.of_trained()
     faults = launch.count_faults(accelerator, [images])
-    accelerator.end_training()
+    launch.end_training(accelerator)
     if not accelerator.is_main_process:
         return
     source, machine = sets.source, (accelerator.num_processes, accelerator.device.type, accelerator.mixed_precision)

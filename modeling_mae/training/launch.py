@@ -21,6 +21,7 @@ from ..words import counted
 
 MAX_LOADING_WORKERS = 8
 BUSY_SECONDS = 0.3  # in which the other programs' use of the cores is measured
+_ENDED: list = []  # process groups, see `end_training`
 MAX_IMAGE_MEMORY = 8 << 30  # bytes of decoded images that the processes of a machine keep in memory
 
 
@@ -115,6 +116,17 @@ def init_trackers(accelerator: Accelerator, arguments: dict) -> None:
         plain = {key: value if isinstance(value, (int, float)) else str(value) for key, value in arguments.items()}
         # TensorBoard uses the project's name as a folder name.
         accelerator.init_trackers("tensorboard" if names == ["tensorboard"] else "mae", config=plain)
+
+
+def end_training(accelerator: Accelerator) -> None:
+    """Ends the trackers and the processes' group.
+
+    A model of several processes refers to the group. In torch 2.7 a process can wait for ever if the model drops the
+    last reference, so one is kept until Python ends.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        _ENDED.append(torch.distributed.group.WORLD)
+    accelerator.end_training()
 
 
 def log_image(accelerator: Accelerator, name: str, image: torch.Tensor, update: int) -> None:
