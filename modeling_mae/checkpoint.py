@@ -278,7 +278,7 @@ class Checkpoint:
                     kind.from_pretrained, None, config=config, state_dict=state, image_size=size, **options
                 )
             with _quiet(kind is MAEForPreTraining and self.kind is not kind):
-                return load()
+                model, report = load()
         except UserError:
             raise
         except LOADING_ERRORS as error:
@@ -287,6 +287,13 @@ class Checkpoint:
             if "ignore_mismatched_sizes" in reason:
                 reason = _misfit(load) or reason
             raise UserError(f"checkpoint {self.name!r} cannot be loaded: {reason}") from error
+        for name, values in model.state_dict().items():
+            if not values.isfinite().all():
+                raise UserError(
+                    f"checkpoint {self.name!r} has values in {name} that are no numbers: its training failed, "
+                    "take an earlier checkpoint"
+                )
+        return model, report
 
     def _read(self) -> Foreign:
         return _read_foreign(self.name, self.fields, self.hub_options)

@@ -6,7 +6,10 @@ import numpy as np
 from PIL import Image, ImageOps
 from transformers import ImagesKwargs, PilBackend
 from transformers.image_utils import SizeDict
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 EIGHT_BITS = 255
 MOST_MISSING = 0.5  # share of a band; an image that lacks more is bad
@@ -190,6 +193,14 @@ class MAEImageProcessor(PilBackend):
         height, width = sample.shape[-2:]
         planes = [Image.fromarray(plane.astype(np.float32)).resize((width, height), resample) for plane in image]
         return np.stack([np.asarray(plane) for plane in planes])  # (channels, height, width)
+
+    def rescale(self, image: np.ndarray, scale: float, *args, **kwargs) -> np.ndarray:
+        if image.dtype.kind == "f" and 0 < image.max() <= 1:
+            # As transformers' own processors do. A black image of decimals may be meant so: it is no error.
+            logger.warning_once(
+                "An image's values lie between 0 and 1, and white is 255: give do_rescale=False."
+            )
+        return super().rescale(image, scale, *args, **kwargs)
 
     def post_process_semantic_segmentation(self, outputs, target_sizes=None) -> list:
         """Class numbers ``(height, width)`` of each image, of the outputs of MAEForSemanticSegmentation. Their logits

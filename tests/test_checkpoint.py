@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 
 import huggingface_hub
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 import transformers
 from conftest import run
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from test_interop import IMAGES, SIZES, CrossOfficial, Official, mae, randomised, same, vit_config, vitmae
 from timm.models import save_for_hf
 
@@ -357,6 +359,17 @@ class Evil:
 
     def __reduce__(self):
         return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_of_a_training_that_failed(ours, value):
+    weights = load_file(ours / "model.safetensors")
+    name = "mae.encoder.layer.0.attention.output.dense.weight"
+    name = name if name in weights else sorted(weights)[-1]
+    weights[name].flatten()[-1:].fill_(value)
+    save_file(weights, ours / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=f"values in {re.escape(name)} that are no numbers"):
+        open_checkpoint(ours).classifier()
 
 
 def test_code_of_weights_is_never_run(ours, tmp_path):

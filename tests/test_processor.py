@@ -1,6 +1,7 @@
 """The image processor beside a model: it sees what the model was trained on, and run_eval.py reads it again."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -99,6 +100,19 @@ def test_pipelines_refuse_what_the_training_refuses():
             plain(picture, return_tensors="pt")
         given = plain(picture, white=65535, return_tensors="pt").pixel_values[0, -1]  # as the message says
         np.testing.assert_allclose(given, RAMP * 1000 / 65535, rtol=1e-5)
+
+
+def test_decimals_up_to_one_are_spoken_of(caplog, monkeypatch):
+    """As transformers' own processors speak of them."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("modeling_mae"), "propagate", True)
+    plain, shares = image_processor((8, 8), [0.0], [1.0], 1), RAMP.astype(np.float32)[None] / RAMP.max()
+    plain(RAMP.astype(np.float32)[None], return_tensors="pt")
+    given = plain(shares, do_rescale=False, return_tensors="pt").pixel_values
+    np.testing.assert_allclose(given[0], shares, atol=1e-6)
+    assert "between 0 and 1" not in caplog.text
+    plain(shares, return_tensors="pt")
+    assert "do_rescale=False" in caplog.text
 
 
 def put(folder, names, values):
