@@ -36,12 +36,12 @@ help:
 	@touch $@
 
 # PC cores without AVX-512 take twice as long for an epoch. They get fewer epochs.
-FEWER_EPOCHS := $(shell grep -qsw avx2 /proc/cpuinfo && ! grep -qsw avx512f /proc/cpuinfo && echo --num_train_epochs 20)
+SLOW := $(shell grep -qsw avx2 /proc/cpuinfo && ! grep -qsw avx512f /proc/cpuinfo && echo yes)
 
 # A demo that was interrupted goes on. A finished demo is only shown.
 demo: .venv/.installed
-	@test -f runs/demo/README.md || $(LAUNCH) run_pretrain.py demo $(FEWER_EPOCHS) --resume_from_checkpoint auto
-	@test -f runs/demo_eval/results.txt || $(LAUNCH) run_eval.py demo_eval --resume_from_checkpoint auto
+	@test -f runs/demo/README.md || $(LAUNCH) run_pretrain.py demo $(SLOW:yes=--num_train_epochs 20) --resume_from_checkpoint auto
+	@test -f runs/demo_eval/results.txt || $(LAUNCH) run_eval.py demo_eval $(SLOW:yes=--num_train_epochs 12) --resume_from_checkpoint auto
 	@echo; echo "What pre-training gained (accuracy in %; all figures are in runs/demo_eval):"
 	@cat runs/demo_eval/results.txt
 	@echo "What the model reconstructs: runs/demo/reconstruction.png"

@@ -197,9 +197,7 @@ class MAEImageProcessor(PilBackend):
     def rescale(self, image: np.ndarray, scale: float, *args, **kwargs) -> np.ndarray:
         if image.dtype.kind == "f" and 0 < image.max() <= 1:
             # As transformers' own processors do. A black image of decimals may be meant so: it is no error.
-            logger.warning_once(
-                "An image's values lie between 0 and 1, and white is 255: give do_rescale=False."
-            )
+            logger.warning_once("An image's values lie between 0 and 1, and white is 255: give do_rescale=False.")
         return super().rescale(image, scale, *args, **kwargs)
 
     def post_process_semantic_segmentation(self, outputs, target_sizes=None) -> list:

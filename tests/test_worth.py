@@ -329,14 +329,18 @@ def test_small_batches_split_into_whole_parts(images, limit, total, part, even):
 
 
 def test_a_curve_end_to_end(tmp_path, small_recipe):  # noqa: F811
-    """The whole script: two numbers of labels, from scratch; again, when all is done; and folds by group."""
+    """The whole script: a plan; two numbers of labels, from scratch; again, when all is done; and folds by group."""
     folder, folds = tmp_path / "curve", tmp_path / "folds"
     words = (small_recipe, "--n_partial", 1, "--max_train_steps", 2, "--warmup_epochs", 0.1)
     curve_words = (*words, "--label_fraction", 0.1, 1, "--compare", "scratch", "--output_dir", folder)
     fold_words = (*words, "--folds", 2, "--group_by", "^(.)", "--output_dir", folds)  # the rows by their first digit
-    (code, output), (again_code, again), (fold_code, fold_output) = run_in_turn(
-        curve_words, (*curve_words, "--resume_from_checkpoint", "auto"), fold_words, script="run_eval.py"
+    plan_words = (*curve_words[:-1], tmp_path / "plan", "--plan", "true")
+    (plan_code, plan), (code, output), (again_code, again), (fold_code, fold_output) = run_in_turn(
+        plan_words, curve_words, (*curve_words, "--resume_from_checkpoint", "auto"), fold_words, script="run_eval.py"
     )
+    planned = [line.partition(": ")[2] for line in plan.splitlines() if line.startswith("training   ")]
+    assert plan_code == 0 and sorted(planned) == sorted(2 * ["30 images, 2 updates", "320 images, 2 updates"])
+    assert not list((tmp_path / "plan").rglob("*.safetensors"))
     assert code == 0, output
     rows = json.loads((folder / "results.json").read_text())
     kinds = [(row["arm"], row["label_fraction"], row["images"]) for row in rows]
