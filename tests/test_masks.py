@@ -80,7 +80,7 @@ def test_masks_in_memory_are_whole_again(numbers):
 
 def test_each_mask_is_decoded_once(tmp_path, monkeypatch):
     decoded = []
-    monkeypatch.setattr(masks, "decode_mask", lambda data, path: decoded.append(path) or decode_mask(data, path))
+    monkeypatch.setattr(masks, "decode_mask", lambda data, path, most: decoded.append(path) or decode_mask(data, path))
     for i in range(3):
         write(tmp_path / "images" / f"{i}.png", IMAGE)
         write(tmp_path / "masks" / f"{i}.png", MASK)
@@ -123,6 +123,21 @@ def test_masks_that_are_refused():
     pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
     with pytest.raises(BadImage, match="m.tif is a mask of 2 pages: save one number a pixel"):
         decode_mask(file.getvalue(), "m.tif")
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "npy", "npz"])
+def test_masks_may_be_as_large_as_images(tmp_path, suffix):
+    source_of(tmp_path / "set", [MASK], IMAGE)
+    (tmp_path / "set" / "masks" / "0.png").unlink()
+    file = tmp_path / "set" / "masks" / f"0.{suffix}"
+    if suffix in ("npy", "npz"):
+        np.save(file, MASK) if suffix == "npy" else np.savez_compressed(file, MASK)
+    else:
+        write(file, MASK)
+    wanted = {"train_dir": str(tmp_path / "set"), "problem_type": "semantic_segmentation"}
+    assert Masks().read(load_source(SourceSettings(**wanted, max_image_pixels=48)))[0].tolist() == [[30, 18]]
+    with pytest.raises(UserError, match=f"0.{suffix} has 48 pixels, more than --max_image_pixels 47"):
+        Masks().read(load_source(SourceSettings(**wanted, max_image_pixels=47)))
 
 
 def write(path: Path, array: np.ndarray) -> None:

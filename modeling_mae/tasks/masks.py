@@ -127,7 +127,8 @@ class MaskFiles:
             return self.kept[index].whole()
         cell, (part, _) = self.source.mask_cell(index), self.source.located(index)
         try:
-            return self.numberings[part].applied(decode_mask(cell["bytes"], cell["path"]))
+            mask = decode_mask(cell["bytes"], cell["path"], self.source.max_image_pixels)
+            return self.numberings[part].applied(mask)
         except KeyError as error:
             raise UserError(f"{cell['path']} has the number {error}, which no class has: fix it") from None
 
@@ -431,7 +432,7 @@ def _read_masks(source: Source) -> list[dict[int, int]]:
 
     def read(index: int) -> tuple[dict[int, int], KeptMask]:
         cell, image = source.mask_cell(index), source.cell(index)
-        mask = decode_mask(cell["bytes"], cell["path"])
+        mask = decode_mask(cell["bytes"], cell["path"], source.max_image_pixels)
         with suppress(BadImage):  # whether bad images end a run is decided where they are opened
             header = read_header(image["bytes"], image["path"])
             if mask.shape != (header.height, header.width):

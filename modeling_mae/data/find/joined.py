@@ -89,8 +89,9 @@ def join(parts: list[Source], mix: list[float] | None) -> Source:
     )
     volumes = merged([part.volumes for part in parts if part.volumes])
     source = Source(dataset, IMAGE, None, " + ".join(names), left_out, parts=parts, shares=shares, elsewhere=elsewhere)
-    source = replace(source, excluded=parts[0].excluded, volumes=volumes)
-    return replace(source, mask_column=parts[0].mask_column, mask_names=parts[0].mask_names)  # each reads its own
+    first = parts[0]
+    source = replace(source, excluded=first.excluded, volumes=volumes, max_image_pixels=first.max_image_pixels)
+    return replace(source, mask_column=first.mask_column, mask_names=first.mask_names)  # each reads its own
 
 
 def exact_shares(mix: Sequence[float]) -> tuple[Fraction, ...]:

@@ -1,6 +1,7 @@
 """From the bytes of a mask to numbers: a class, a colour or an instance for each pixel."""
 
 import io
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,8 @@ from PIL import Image
 
 from .deep import turned
 from .faults import BadImage, name_of, open_file, reading
-from .header import kind_of, only_array
+from .header import kind_of, only_array, read_header
+from .limits import MOST_PIXELS, Limit
 
 
 COLOUR = 1 << 24  # is added to the number of a colour, so that blue, 0x0000ff, is not 255
@@ -46,13 +48,19 @@ class KeptMask:
         return flat.reshape(self.shape)
 
 
-def decode_mask(data: bytes | None, path: str | None) -> np.ndarray:
+def decode_mask(data: bytes | None, path: str | None, max_image_pixels: int = MOST_PIXELS) -> np.ndarray:
     """``(height, width)`` int32 of an encoded mask: whole numbers as they are, palettes as the numbers of their
     entries, colours as `COLOUR` + 0xRRGGBB, and black as 0. The EXIF orientation is applied, as to images.
 
     Raises:
-        BadImage: it cannot be read, it holds several planes or fractions, or it is a JPEG, which blurs numbers.
+        BadImage: it cannot be read, it holds several planes or fractions, it has more than `max_image_pixels`, or it
+            is a JPEG, which blurs numbers.
     """
+    header = None
+    with suppress(BadImage):  # the reason is told below, in the words of masks
+        header = read_header(data, path)
+    if header is not None:
+        Limit.of(data, path, max_image_pixels).check_header(header)
     with reading(path):
         if data is None:
             with open_file(str(path)) as file:
