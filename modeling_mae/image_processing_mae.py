@@ -32,7 +32,8 @@ def picture_values(image: Image.Image, num_channels: int, bands: list[int] | Non
     """``(height, width)`` or ``(height, width, bands)`` of a PIL image, as in training: upright, palettes as
     colours, and transparency on white unless its band is asked for."""
     image = image.copy()
-    for name in ("xmp", "XML:com.adobe.xmp"):  # whose orientation does not count, as in browsers
+    # Whose orientation does not count, as in browsers.
+    for name in ("xmp", "XML:com.adobe.xmp", "Raw profile type exif"):
         image.info.pop(name, None)
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):

@@ -8,11 +8,13 @@ import pytest
 import torch
 from conftest import RECIPE, run
 from flat import load_source, open_images
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 from transformers import AutoImageProcessor, BitImageProcessor, ViTImageProcessor
 
 from modeling_mae import EvalNet, MAEConfig, MAEImageProcessor
 from modeling_mae.data.find.sources import SourceSettings
+from modeling_mae.data.read.decode import decode
 from modeling_mae.data.serve.decoded import Memory
 from modeling_mae.data.serve.images import Opening
 from modeling_mae.data.serve.processor import Processing, image_processor, processing_of
@@ -100,6 +102,19 @@ def test_pipelines_refuse_what_the_training_refuses():
             plain(picture, return_tensors="pt")
         given = plain(picture, white=65535, return_tensors="pt").pixel_values[0, -1]  # as the message says
         np.testing.assert_allclose(given, RAMP * 1000 / 65535, rtol=1e-5)
+
+
+def test_an_orientation_in_a_png_text_turns_nothing(tmp_path):
+    """ImageMagick writes it so. Pillow follows it, browsers and our training do not."""
+    exif, text = Image.Exif(), PngInfo()
+    exif[0x0112] = 6  # a quarter to the right
+    text.add_text("Raw profile type exif", f"\nexif\n  {len(exif.tobytes())}\n{exif.tobytes().hex()}\n")
+    Image.fromarray(RAMP.astype(np.uint8)).save(tmp_path / "x.png", pnginfo=text)
+    with Image.open(tmp_path / "x.png") as image:
+        assert np.array_equal(ImageOps.exif_transpose(image), np.rot90(RAMP, -1))
+        given = image_processor((8, 8), [0.0], [1.0], 1)(image, return_tensors="pt").pixel_values
+    np.testing.assert_allclose(255 * given[0, 0], RAMP, atol=1e-4)
+    assert np.array_equal(decode(None, str(tmp_path / "x.png"), 1)[0], RAMP)
 
 
 def test_decimals_up_to_one_are_spoken_of(caplog, monkeypatch):
