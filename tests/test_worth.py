@@ -377,3 +377,13 @@ def test_a_changed_file_of_verdicts_is_one_line(tmp_path, change):
         else:
             with pytest.raises(UserError, match=r"worth.json"):
                 read_run(tmp_path)
+
+
+def test_many_times_the_labels_are_plain_numbers():
+    for times, words in (
+        (100.0, "more than 100 times"),
+        (1234.0, "more than 1,200 times"),
+        (4.12, "more than 4.1 times"),
+    ):
+        verdict = dataclasses.replace(VERDICT, level=None, times=times, times_interval=None, bound="more")
+        assert words in verdict_text(verdict, ACCURACY)

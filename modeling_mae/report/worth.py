@@ -80,10 +80,10 @@ def verdict_text(verdict: Verdict, problem: Problem) -> str:
     if verdict.times is None:
         return f"{arm} is {_points(verdict.difference, problem)} better than {against} with {labels} ({interval})."
     bound = f"{verdict.bound} than " if verdict.bound else ""
-    text = f"{arm} is worth {bound}{verdict.times:.2g} times the labels"
+    text = f"{arm} is worth {bound}{_times(verdict.times)} times the labels"
     if verdict.level is not None and verdict.times_interval is not None:
         low, high = verdict.times_interval
-        text += f" at {_value(verdict.level, problem)} (95%: {low:.2g} to {high:.2g})"
+        text += f" at {_value(verdict.level, problem)} (95%: {_times(low)} to {_times(high)})"
     low, high = verdict.intervals[-1]
     last = _signed(verdict.differences[-1], problem) if low * high > 0 else "no difference beyond chance"
     interval = _interval(verdict.intervals[-1], problem)
@@ -98,6 +98,11 @@ def _signed(value: float, problem: Problem) -> str:
 def _interval(interval: list[float], problem: Problem) -> str:
     low, high = (_signed(value, problem) for value in interval)
     return f"95%: {low} to {high}"
+
+
+def _times(value: float) -> str:
+    """Two digits, in plain numbers: 4.1, 12, 120."""
+    return f"{float(f'{value:.2g}'):,.10g}"
 
 
 def _points(value: float, problem: Problem) -> str:
