@@ -34,8 +34,8 @@ from modeling_mae.data.serve.processor import image_processor
 
 THREE_CLASSES = {"num_hidden_layers": 3, "id2label": {0: "ant", 1: "bee", 2: "cow"}}
 CLASSES = {"encoder": MAEModel, "pretraining": MAEForPreTraining, "classifier": EvalNet}
-# (channels, class) of the folders that a process without our package loads: both processors, each class.
-FOREIGN = [(1, "classifier"), (3, "encoder"), (1, "pretraining")]
+# (channels, class) of the folders that a process without our package loads.
+FOREIGN = [(channels, name) for channels in (1, 3) for name in CLASSES]
 MEAN_STD = {1: ([0.3], [0.4]), 3: ([0.3, 0.4, 0.5], [0.2, 0.3, 0.4])}
 
 
@@ -122,9 +122,10 @@ for key in loaded_by_all:
 for channels in "13":
     classes = pipeline("image-classification", model=f"{root}/{channels}/classifier", top_k=3, **trust)
     found[f"{channels} classes"] = classes(photograph)
-# Fine-tuned elsewhere and saved again, it still carries its code.
-model.save_pretrained(f"{root}/again")
-AutoModel.from_pretrained(f"{root}/again", **trust)
+    # Fine-tuned elsewhere and saved again, it still carries its code.
+    model = AutoModelForImageClassification.from_pretrained(f"{root}/{channels}/classifier", **trust)
+    model.save_pretrained(f"{root}/{channels}/again")
+    AutoModel.from_pretrained(f"{root}/{channels}/again", **trust)
 with contextlib.redirect_stdout(io.StringIO()) as said:
     exec(open("neighbours.py").read(), {})
 json.dump({**found, "neighbours": said.getvalue()}, sys.stdout)

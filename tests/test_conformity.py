@@ -360,11 +360,13 @@ def test_another_size(model_class, position_embedding, size):
 
 
 def test_compile(shallow_model):
-    """Without a graph break, as in use: pre-training while gradients are recorded."""
+    """Without a graph break, as in use; pre-training also while gradients are recorded."""
     model = shallow_model
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    with torch.set_grad_enabled(isinstance(model, MAEForPreTraining)):
-        assert_same(compiled(**inputs(type(model))), model(**inputs(type(model))), atol=1e-5, rtol=1.3e-6)
+    for gradients in {False, isinstance(model, MAEForPreTraining)}:
+        with torch.set_grad_enabled(gradients):
+            output = compiled(**inputs(type(model)))
+            assert_same(output, model(**inputs(type(model))), atol=1e-5, rtol=1.3e-6)
 
 
 def test_export_with_a_dynamic_batch(shallow_model):

@@ -293,10 +293,9 @@ def test_pipeline(checkpoint):
 
 
 @pytest.mark.slow
-def test_graphs_carry_it(tmp_path):
+def test_graphs_carry_it(checkpoint, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
-    folder, model = tmp_path / "shallow", randomised(EvalNet(config(num_hidden_layers=1)))
-    model.save_pretrained(folder)
+    folder, model = checkpoint
     convert(str(folder), tmp_path / "classifier.onnx", "onnx")
     session = onnxruntime.InferenceSession(tmp_path / "classifier.onnx", providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"pixel_values": IMAGES.numpy()})

@@ -229,8 +229,11 @@ def test_files_of_every_kind_and_broken_ones(tmp_path, recipe):
     (photos / "text.jpg").write_text("no image")
     whole = (photos / "turned.jpg").read_bytes()
     (photos / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
-    output = run(*command, "--output_dir", tmp_path / "bad", code=1)
-    assert ("text.jpg" in output) != ("truncated.jpg" in output) and "--on_bad_image skip" in output
+    for broken, other in (("text.jpg", "truncated.jpg"), ("truncated.jpg", "text.jpg")):
+        (photos / other).rename(tmp_path / other)
+        output = run(*command, "--output_dir", tmp_path / "bad", "--overwrite_output_dir", "true", code=1)
+        assert broken in output and "--on_bad_image skip" in output
+        (tmp_path / other).rename(photos / other)
     for workers in (0, 2):
         words = ("--on_bad_image", "skip", "--dataloader_num_workers", workers, "--max_train_steps", 6)
         output = run(*command, "--output_dir", tmp_path / f"skipped-{workers}", *words)

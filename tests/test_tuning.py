@@ -255,8 +255,9 @@ def test_a_pretraining_goes_on_exactly_and_says_what_trains(whole, tmp_path, beg
 def test_a_run_with_another_tuning_does_not_go_on_and_says_so(whole, tmp_path):
     words, folder, _ = whole
     resume = ("--resume_from_checkpoint", folder / "checkpoint-14", "--output_dir", tmp_path)
-    output = run(*words, "--tune", "lora:2", *resume, code=1)
-    assert "made with other settings (tune lora:4+last:1 -> lora:2)" in output
+    for tune in ("last:1", "lora:2"):
+        output = run(*words, "--tune", tune, *resume, code=1)
+        assert f"made with other settings (tune lora:4+last:1 -> {tune})" in output
 
 
 @pytest.mark.slow
