@@ -290,8 +290,8 @@ class Checkpoint:
         for name, values in model.state_dict().items():
             if not values.isfinite().all():
                 raise UserError(
-                    f"checkpoint {self.name!r} has values in {name} that are no numbers: its training failed, "
-                    "take an earlier checkpoint"
+                    f"checkpoint {self.name!r} has values in {name} that are not finite: its training failed, "
+                    "so take an earlier checkpoint"
                 )
         return model, report
 

@@ -32,7 +32,7 @@ def picture_values(image: Image.Image, num_channels: int, bands: list[int] | Non
     """``(height, width)`` or ``(height, width, bands)`` of a PIL image, as in training: upright, palettes as
     colours, and transparency on white unless its band is asked for."""
     image = image.copy()
-    # Whose orientation does not count, as in browsers.
+    # They can hold an orientation, which does not count, as in browsers.
     for name in ("xmp", "XML:com.adobe.xmp", "Raw profile type exif"):
         image.info.pop(name, None)
     ImageOps.exif_transpose(image, in_place=True)
@@ -197,8 +197,8 @@ class MAEImageProcessor(PilBackend):
 
     def rescale(self, image: np.ndarray, scale: float, *args, **kwargs) -> np.ndarray:
         if image.dtype.kind == "f" and 0 < image.max() <= 1:
-            # As transformers' own processors do. A black image of decimals may be meant so: it is no error.
-            logger.warning_once("An image's values lie between 0 and 1, and white is 255: give do_rescale=False.")
+            # Not an error: an almost black image has such values too. transformers' processors warn as well.
+            logger.warning_once("An image's values lie between 0 and 1, but white is 255: give do_rescale=False.")
         return super().rescale(image, scale, *args, **kwargs)
 
     def post_process_semantic_segmentation(self, outputs, target_sizes=None) -> list:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from modeling_mae import MAEConfig
 
 
-gc.disable()  # until all is imported, which makes very many objects
+gc.disable()  # until the tests are collected: imports make very many objects, and Python would look at them often
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -110,7 +110,7 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="module", autouse=True)
 def frozen_heap():
-    """The same for what earlier modules have left: a collection came to take 0.8 s, and each figure has one."""
+    """Nor through what earlier modules have left. Else each figure's collection takes up to 0.8 s."""
     gc.freeze()
 
 

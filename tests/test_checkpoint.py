@@ -368,7 +368,7 @@ def test_weights_of_a_training_that_failed(ours, value):
     name = name if name in weights else sorted(weights)[-1]
     weights[name].flatten()[-1:].fill_(value)
     save_file(weights, ours / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=f"values in {re.escape(name)} that are no numbers"):
+    with pytest.raises(UserError, match=f"values in {re.escape(name)} that are not finite"):
         open_checkpoint(ours).classifier()
 
 

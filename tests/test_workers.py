@@ -82,7 +82,7 @@ def test_a_silent_worker_is_named_and_a_signal_ends_the_waiting(monkeypatch, cap
             time.sleep(0.5)  # the batch before is on its way
             os.kill(os.getpid(), 19)  # SIGSTOP: it lives, and does nothing
 
-    others = psutil.Process().children()  # such as the process that tests copy
+    others = psutil.Process().children()  # such as the fork server
     loader = iter(WatchedLoader(Batches(stop_for_ever), 2))
     assert [next(loader)["labels"].item() for _ in range(2)] == [0, 1]
     workers = [child for child in psutil.Process().children() if child not in others]

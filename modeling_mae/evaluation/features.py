@@ -75,7 +75,7 @@ def frozen_table(
     own: list[FrozenSet] | None = None,
 ) -> list[dict]:
     """Compares raw pixels, the same encoder untrained (initialised by the seed), and `encoder`, called `name`. `own`
-    are the features of `encoder` for both sets of images, where they are known.
+    are the features of `encoder` for the images of `train` and `evaluation`, if they were computed before.
 
     Returns a row for each: `name`, `knn` {k: accuracy}, and with `linear` also `logistic_regression`. Accuracies are
     in 0..1. Problems other than one class per image have their own metric instead of the accuracy, and a regression
@@ -95,11 +95,13 @@ def frozen_table(
         known = own if model is encoder else None
         if isinstance(model, MAEModel) and known is None:
             model = accelerator.prepare_model(model, evaluation_mode=True).eval()
-        if isinstance(train, MaskedImages) and isinstance(evaluation, MaskedImages):
+        if known is not None:
+            metrics = judge(reader, known[0], known[1], settings) if accelerator.is_main_process else {}
+        elif isinstance(train, MaskedImages) and isinstance(evaluation, MaskedImages):
             encode = untrained.patchify if title == RAW else tokens_of(model)
             metrics = dense_metrics(reader, encode, train, evaluation, encoder.config.grid, settings.ks)
         else:
-            metrics = frozen_metrics(reader, features_of(model), train, evaluation, settings, known)
+            metrics = frozen_metrics(reader, features_of(model), train, evaluation, settings)
         rows.append({"name": title, **metrics})
         unit = " %" if problem.is_share else ""
         shown = "  ".join(f"k={k} {problem.shown(value)}{unit}" for k, value in metrics.get("knn", {}).items())
@@ -138,11 +140,10 @@ def frozen_metrics(
     train: Images,
     evaluation: Images,
     settings: JudgeSettings,
-    known: list[FrozenSet] | None = None,
 ) -> dict:
     """The metrics of a row of `frozen_table`, for the features that `encode` computes from ``(batch, channels, height,
-    width)``, or for the `known` ones of both sets. Empty on all but the main process."""
-    sets = known or [reader.features(encode, images) for images in (train, evaluation)]
+    width)``. Empty on all but the main process."""
+    sets = [reader.features(encode, images) for images in (train, evaluation)]
     return judge(reader, sets[0], sets[1], settings) if reader.accelerator.is_main_process else {}
 
 

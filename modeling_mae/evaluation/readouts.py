@@ -18,7 +18,7 @@ from .reader import FrozenSet, Reader
 
 
 COMPARED = [pooling for pooling in POOLINGS if pooling != PATCHES]  # by k-NN and linear models
-POOLED = "pooled"
+POOLED = "pooled"  # the features that the encoder itself pools
 TABLED = [pooling for pooling in COMPARED if pooling != "flatten"]  # flatten grows with the image
 
 
@@ -98,7 +98,7 @@ def read_once(
     """Runs `encoder` once over the images to train and to evaluate on.
 
     Returns the `readouts` whose features fit into `memory_budget` bytes, and for each set of images the arrays that
-    they need, by (block, pooling), beside `POOLED`, the encoder's own features, and "labels".
+    they need: those of each (block, pooling), `POOLED`, and "labels".
     """
     accelerator, config = reader.accelerator, encoder.config
     memory_budget = smallest_budget(accelerator, memory_budget)

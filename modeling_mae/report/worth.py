@@ -101,8 +101,9 @@ def _interval(interval: list[float], problem: Problem) -> str:
 
 
 def _times(value: float) -> str:
-    """Two digits, in plain numbers: 4.1, 12, 120."""
-    return f"{float(f'{value:.2g}'):,.10g}"
+    """Rounded to two digits, without an exponent: 4.1, 12, 1,200."""
+    rounded = float(f"{value:.2g}")
+    return f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:g}"
 
 
 def _points(value: float, problem: Problem) -> str:

@@ -121,8 +121,8 @@ def init_trackers(accelerator: Accelerator, arguments: dict) -> None:
 def end_training(accelerator: Accelerator) -> None:
     """Ends the trackers and the processes' group.
 
-    A model of several processes refers to the group. In torch 2.7 a process can wait for ever if the model drops the
-    last reference, so one is kept until Python ends.
+    A model of several processes refers to the group. In torch 2.7, a process can wait for ever when its model drops
+    the last reference to it. So one reference is kept until Python ends.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         _ENDED.append(torch.distributed.group.WORLD)

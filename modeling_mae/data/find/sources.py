@@ -226,7 +226,7 @@ def load_source(
     dataset = still_encoded(dataset, image_column)
     files = listing is not None and len(listing.images) > 0
     source = Source(dataset, image_column, label_column, name, left_out, dataset_id, folder, elsewhere=elsewhere)
-    source.max_image_pixels = settings.max_image_pixels
+    source = replace(source, max_image_pixels=settings.max_image_pixels)
     if not files:  # of images in a folder, paths are our own
         source = _checked(source, settings)
     if settings.with_masks:
@@ -347,7 +347,7 @@ def _load_stream(settings: SourceSettings, split: str | None, max_samples: int |
         masks = mask_column(rows.features, rows.image_column, settings.mask_column_name, str(name))
     names = names_of_numbers(settings.place) if settings.with_masks and settings.train_dir else {}
     source = Source(rows, rows.image_column, label_column, name, rows.left_out, dataset_id, None, masks, names)
-    source.max_image_pixels = settings.max_image_pixels
+    source = replace(source, max_image_pixels=settings.max_image_pixels)
     return replace(source, elsewhere=rows.elsewhere)
 
 
