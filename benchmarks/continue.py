@@ -3,8 +3,8 @@
 The demo's model is pre-trained on the bundled images of Fashion-MNIST. Its weights then go on with 1,297 images of
 digits (8 x 8 in the files), in one, three and five bands: the image, its two gradients, their size, and the image
 blurred. Measured is k-NN (k = 20, mean of the patch tokens) on 500 other digits: of the weights untouched, after going
-on, and of the same network from scratch, with equal updates. From scratch has the demo's rate, going on a tenth of it.
-ARMS has the words of each arm, which the folder of the weights follows.
+on, and of the same network from scratch, with equal updates. From scratch and LoRA have the demo's rate, going on a
+tenth of it. ARMS has the words of each arm, which the folder of the weights follows.
 
     PYTHONPATH=. python benchmarks/continue.py [--bands 1 3 5] [--seeds 0 1 2] [--updates 300] [--folder FOLDER]
 """
@@ -24,7 +24,13 @@ from sklearn.datasets import load_digits
 TRAINING, RATE = 1_297, 3e-3  # images; the demo's rate for 256 images per update
 CONTINUED = ("continue_images", "--base_learning_rate", RATE / 10, "--model_name_or_path")
 SCRATCH = ("own_images", "--base_learning_rate", RATE, "--config_name")
-ARMS: dict[str, tuple] = {"continued": CONTINUED, "scratch": SCRATCH}
+ADAPTED = ("continue_images", "--base_learning_rate", RATE)  # few weights learn, so the rate is not lowered
+ARMS: dict[str, tuple] = {
+    "continued": CONTINUED,
+    "LoRA": (*ADAPTED, "--tune", "lora", "--model_name_or_path"),
+    "LoRA and the last block": (*ADAPTED, "--tune", "lora+last:1", "--model_name_or_path"),
+    "scratch": SCRATCH,
+}
 SHARED = "--total_batch_size 64 --per_device_train_batch_size 64 --eval_every_epochs 1000 --picture_epochs 0"
 SHARED += " --crop_scale 0.6 1 --horizontal_flip false --report_to none --dataloader_num_workers 0"
 
@@ -87,7 +93,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/continue"))
     options = parser.parse_args()
     words = ("demo", "--num_train_epochs", options.epochs, "--warmup_epochs", 1, "--picture_epochs", 0)
-    pretrain(options.folder / "base", *words, "--report_to", "none")
+    pretrain(options.folder / "base", *words, "--progressive_resizing", 0, "--report_to", "none")
     for bands in options.bands:
         found = measure(options.folder, bands, options.seeds, options.updates, options.arms)
         for name, values in found.items():

@@ -47,6 +47,13 @@ class ModelArguments:
         decides="result",
         action="extend",
     )
+    new_bands: str | None = option(
+        None,
+        "What a checkpoint makes of images with another number of bands. mean: each reads the mean of its bands. "
+        "random: new weights. rgb:3,2,1: band 3 is red, 2 green, 1 blue, the others read the mean.",
+        decides="weights",
+        added=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -306,13 +313,6 @@ class PretrainArguments(RunArguments, OptimizerArguments, MaskArguments, DataArg
         "With own_images and model_name_or_path: a tenth of the rate, the checkpoint's mean and deviation, and a "
         "light decoder if it has none. See the recipe continue_images.",
         decides="nothing",
-        added=True,
-    )
-    new_bands: str | None = option(
-        None,
-        "What a checkpoint makes of images with another number of bands. mean: each reads the mean of its bands. "
-        "random: new weights. rgb:3,2,1: band 3 is red, 2 green, 1 blue, the others read the mean.",
-        decides="weights",
         added=True,
     )
     train_new_first: float = option(

@@ -33,6 +33,7 @@ def check_pretraining(args) -> None:
     check_run(args)
     check_tune(args)
     check_output_dir(args)
+    check_new_bands(args, finds_bands=args.own_images)
     check_continuing(args)
     require(args, "max_hours", lambda x: x > 0, "a number of hours above 0, as in 0.5")
     exclude(args, "max_hours", "max_train_steps")
@@ -45,20 +46,11 @@ def check_pretraining(args) -> None:
 
 def check_continuing(args) -> None:
     """Checks what a run that starts from a checkpoint adds."""
-    from modeling_mae.words import NEW_BANDS
-
-    for name in ("continue_images", "new_bands", "train_new_first"):
+    for name in ("continue_images", "train_new_first"):
         need(args, name, "model_name_or_path")
     need(args, "continue_images", "own_images")
     require(args, "train_new_first", lambda x: 0 <= x < 1, "a share in [0, 1), as in 0.05")
     require(args, "layer_decay", lambda x: 0 < x <= 1, "a factor in (0, 1], as in 0.75")
-    if args.new_bands is not None and not NEW_BANDS.fullmatch(args.new_bands):
-        raise ArgumentError(f"new_bands {args.new_bands!r} does not work: give mean, random, or rgb:3,2,1")
-    if args.new_bands and not args.own_images and "num_channels" not in parse_overrides(args.config_overrides):
-        raise ArgumentError(
-            f"new_bands {args.new_bands!r} needs the number of bands: add --config_overrides num_channels=5, for "
-            "example, or --own_images true"
-        )
 
 
 def check_settings(args) -> None:
@@ -75,6 +67,7 @@ def check_evaluation(args) -> None:
     """Raises an ArgumentError if a training of `EvalArguments` cannot work."""
     check_texts(args)
     check_place(args)
+    check_new_bands(args, finds_bands=False)
     check_checkpoint(args)
     check_problem_type(args)
     check_curve(args)
@@ -156,6 +149,21 @@ def check_place(args) -> None:
 def model_is_here(args) -> bool:
     """Whether the configuration is on this machine. One on the Hub is checked when it is loaded."""
     return args.model_name_or_path is None or Path(args.model_name_or_path).exists()
+
+
+def check_new_bands(args, finds_bands: bool) -> None:
+    """`finds_bands`: whether the images say their number of bands."""
+    from modeling_mae.words import NEW_BANDS
+
+    need(args, "new_bands", "model_name_or_path")
+    if args.new_bands is not None and not NEW_BANDS.fullmatch(args.new_bands):
+        raise ArgumentError(f"new_bands {args.new_bands!r} does not work: give mean, random, or rgb:3,2,1")
+    if args.new_bands and not finds_bands and "num_channels" not in parse_overrides(args.config_overrides):
+        or_own = ", or --own_images true" if hasattr(args, "own_images") else ""
+        raise ArgumentError(
+            f"new_bands {args.new_bands!r} needs the number of bands: add --config_overrides num_channels=5, for "
+            f"example{or_own}"
+        )
 
 
 def check_model(args, decoder: bool = False) -> None:

@@ -340,7 +340,8 @@ class EvalArguments(RunArguments, OptimizerArguments, MaskArguments, DataArgumen
         if str(folder) != self.output_dir:  # frozen features are evaluated once, for output_dir
             recipe = dataclasses.replace(recipe, knn=False, readouts=None, feature_layers=None, feature_pooling=None)
         if starts:
-            recipe = dataclasses.replace(recipe, model_name_or_path=starting_weights(str(self.model_name_or_path)))
+            start, new_bands = starting_weights(str(self.model_name_or_path))
+            recipe = dataclasses.replace(recipe, model_name_or_path=start, new_bands=new_bands or recipe.new_bands)
         return EvalRecipe(**vars(recipe))
 
     def run_folders(self) -> list[Path]:
@@ -448,11 +449,18 @@ class EvalTraining:
         return self.folder / RESULTS
 
     def check_blocks(self, depth: int) -> None:
-        """Raises an ArgumentError if an encoder of `depth` blocks cannot tune `n_partial` of them."""
+        """Raises an ArgumentError if an encoder of `depth` blocks cannot tune `n_partial` of them, or would keep new
+        patch weights frozen."""
         try:
             check_blocks(self.n_partial, depth)
         except ArgumentError as error:
             raise ArgumentError(f"{self.name}: {error}") from None
+        frozen = self.n_partial is not None and (self.n_partial < depth or self.recipe.tune != "all")
+        if frozen and self.recipe.new_bands == "random":
+            raise ArgumentError(
+                f"{self.name}: new_bands 'random' makes new patch weights, and they would stay frozen: give "
+                f"--n_partial {depth}, or --new_bands mean"
+            )
 
     def finished_results(self, options: EvalArguments, say: Callable[[str], None]) -> dict | None:
         """The results that an earlier call of this training left in the folder, or None if there is training to do.

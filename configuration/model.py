@@ -119,7 +119,7 @@ def _config_file(name: str) -> Path:
 def checkpoint_of(args):
     """The `Checkpoint` named by `model_name_or_path`, with `config_overrides` applied. None for a new model.
 
-    For a pre-training, it is fitted to another patch size, and with `new_bands` to another number of bands.
+    It is fitted to another patch size, and with `new_bands` to another number of bands.
 
     Raises:
         ArgumentError: the checkpoint does not exist, or the overrides do not fit it.
@@ -141,15 +141,15 @@ def checkpoint_of(args):
 
 
 def _fields_to_fit(args, overrides: dict[str, Any]) -> dict[str, Any]:
-    """The overrides that a pre-training fits a checkpoint's patches to. Empty if they stay as they are."""
-    if not hasattr(args, "new_bands") or (args.new_bands is None and "patch_size" not in overrides):
+    """The overrides that a checkpoint's patches are fitted to. Empty if they stay as they are."""
+    if args.new_bands is None and "patch_size" not in overrides:
         return {}
     return {name: overrides[name] for name in PATCH_FIELDS if name in overrides}
 
 
-def starting_weights(name: str) -> str:
-    """The checkpoint that the pre-training in the folder `name` began with, as its recipe.yaml names it, or
-    arguments.json, or its card.
+def starting_weights(name: str) -> tuple[str, str | None]:
+    """(the checkpoint that the pre-training in the folder `name` began with, its `new_bands`), as its recipe.yaml
+    names them, or arguments.json, or its card.
 
     Raises:
         ArgumentError: none is named, or it is not there.
@@ -164,9 +164,13 @@ def starting_weights(name: str) -> str:
             for file in ("recipe.yaml", "arguments.json")
             if (path := folder / file).is_file()
         ]
-        named = [recipe["model_name_or_path"] for recipe in recipes if recipe.get("model_name_or_path")]
+        named = [
+            (recipe["model_name_or_path"], recipe.get("new_bands"))
+            for recipe in recipes
+            if recipe.get("model_name_or_path")
+        ]
         if not named and folder.is_dir():
-            named = [base for base in [open_checkpoint(name).card.get("base_model")] if base]
+            named = [(base, None) for base in [open_checkpoint(name).card.get("base_model")] if base]
     except (OSError, ValueError, AttributeError, TypeError, UserError) as error:
         raise ArgumentError(
             f"compare start: what {name!r} began with cannot be read ({error}): leave start out"
@@ -175,10 +179,11 @@ def starting_weights(name: str) -> str:
         raise ArgumentError(
             f"compare start: {name!r} names no weights that its pre-training began with: leave start out"
         )
-    start = named[0] if isinstance(named[0], str) else str(named[0][0])
+    start, new_bands = named[0]
+    start = start if isinstance(start, str) else str(start[0])
     if not Path(start).exists() and start.count("/") != 1:
         raise ArgumentError(f"compare start: {name!r} began with {start!r}, which is not here: leave start out")
-    return start
+    return start, new_bands
 
 
 def model_config(args):

@@ -213,14 +213,9 @@ class Checkpoint:
     def beginning(self, config: MAEConfig | None = None) -> Beginning:
         """Encoder and decoder, newly initialised where the checkpoint has none, and what is new. Arguments and errors
         as for `encoder`."""
-        config = copy.deepcopy(config or self.config)
-        own = self._with_own_patches(config)
-        model, info = self._load(MAEForPreTraining, own)
+        model, info = self._load(MAEForPreTraining, config)
         trained = {name for name, value in model.named_parameters() if value.requires_grad}
-        new = trained & set(info["missing_keys"])
-        if self.patches is not None:
-            fit_patches(model, config, self.new_bands, new)
-        return Beginning.of(model, new, self.patch_layers)
+        return Beginning.of(model, trained & set(info["missing_keys"]), self.patch_layers)
 
     def _with_own_patches(self, config: MAEConfig) -> MAEConfig:
         """`config` with the bands and patches of the weights, and the same grid of patches."""
@@ -239,7 +234,7 @@ class Checkpoint:
 
     def fitted(self, fields: dict[str, Any], new_bands: str | None = None) -> "Checkpoint":
         """The checkpoint for other patches, by the `fields` num_channels, patch_size and image_size of its
-        configuration. Only `beginning` makes such a model. `new_bands` as in `fit_patches`.
+        configuration. `new_bands` as in `fit_patches`.
 
         Raises:
             UserError: the fields do not work together, or `new_bands` does not fit them.
@@ -264,8 +259,9 @@ class Checkpoint:
         return self._load(self.kind, None, dtype="auto")[0].eval()
 
     def _load(self, kind: type[Model], config: MAEConfig | None, **options) -> tuple[Model, dict[str, Any]]:
-        """(the model, transformers' loading report)."""
-        config = copy.deepcopy(config or self.config)
+        """(the model, transformers' loading report, in which new layers of the patches are missing keys)."""
+        fitted = copy.deepcopy(config or self.config)
+        config = self._with_own_patches(fitted)
         options = {"dtype": torch.float32, "output_loading_info": True, **self.hub_options, **options}
         try:
             if self.is_ours:
@@ -293,6 +289,10 @@ class Checkpoint:
                     f"checkpoint {self.name!r} has values in {name} that are not finite: its training failed, "
                     "so take an earlier checkpoint"
                 )
+        if self.patches is not None:
+            missing = set(report["missing_keys"])
+            fit_patches(model, fitted, self.new_bands, missing)
+            report["missing_keys"] = missing
         return model, report
 
     def _read(self) -> Foreign:

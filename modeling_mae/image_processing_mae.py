@@ -1,6 +1,6 @@
 """The image processor of checkpoints: it gives a model the pixels that it is trained on."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -152,6 +152,9 @@ class MAEImageProcessor(PilBackend):
     white = None
     bands = None
     crop_fraction = None
+
+    def __init__(self, **kwargs: Any):  # those of MAEImageProcessorKwargs
+        super().__init__(**kwargs)
 
     def process_image(
         self, image, *args, num_channels=1, white: float | None = None, bands=None, input_data_format=None, **kwargs

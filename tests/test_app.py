@@ -11,12 +11,14 @@ import torch
 from conftest import TINY, tiny_config
 from PIL import Image
 from sklearn.decomposition import PCA
+from tifffile import imwrite
 from timm.models import save_for_hf
 from transformers import ViTImageProcessor, ViTMAEConfig, ViTMAEForPreTraining
 
 from modeling_mae import EvalNet, MAEForPreTraining, MAEModel
 from modeling_mae.app import views
 from modeling_mae.app.explorer import Explorer, Folder
+from modeling_mae.data.find.slices import SliceSettings
 from modeling_mae.data.serve.processor import image_processor
 from modeling_mae.errors import UserError
 from modeling_mae.readout import nearest
@@ -201,6 +203,28 @@ def test_a_folder_knows_its_images_again(explorer, tmp_path):
     assert torch.equal(folder.look(place).picture, torch.from_numpy(random_pixels(3)))
     assert torch.equal(folder.pictures[place][::4, ::4], torch.from_numpy(random_pixels(3)))  # 128 pixels
     assert len(Folder(explorer, str(tmp_path), most=2)) == 2
+
+
+def test_a_stack_is_seen_as_its_slices(tmp_path):
+    """Nothing rescales the 8 bits of a TIFF stack, so each slice is its page."""
+    saved(tmp_path / "gray", num_channels=1)
+    pages = random_pixels(shape=(3, 32, 32))
+    pages[:, 0, :2] = 0, 255  # all three have black and white
+    (tmp_path / "scans").mkdir()
+    imwrite(tmp_path / "scans" / "scan.tif", pages, photometric="minisblack")
+    sliced = Explorer(str(tmp_path / "gray"), slices=SliceSettings("all"))
+    folder = Folder(sliced, str(tmp_path / "scans"), most=9)
+    assert [folder.name(place) for place in range(len(folder))] == [f"scan.tif#z={z}" for z in range(3)]
+    for place, page in enumerate(pages):
+        shown = folder.look(place).picture
+        assert torch.equal(shown, torch.from_numpy(page)[..., None].expand_as(shown))
+    dropped = sliced.open_file(tmp_path / "scans" / "scan.tif")
+    assert dropped.name == "scan.tif#z=1" and torch.equal(dropped.picture, folder.look(1).picture)
+    (place, similarity), *_ = folder.neighbours(dropped, 2)
+    assert place == 1 and similarity == pytest.approx(1, abs=1e-4)
+    first = Explorer(str(tmp_path / "gray"))
+    assert len(Folder(first, str(tmp_path / "scans"), most=9)) == 1
+    assert torch.equal(first.open_file(tmp_path / "scans" / "scan.tif").picture, folder.look(0).picture)
 
 
 def test_a_classifier_has_classes_and_no_decoder(tmp_path):

@@ -64,9 +64,13 @@ def test_an_image_that_is_constant_over_its_bands_gives_the_same_tokens(place, n
     fitted = checkpoint.fitted({"num_channels": bands}, new_bands).beginning()
     after = fitted.model.eval()
     assert not fitted.new and after.config.num_channels == bands
+    classifier = checkpoint.fitted({"num_channels": bands}, new_bands).classifier()
     gray, noise = torch.randn(2, 1, 32, 32), torch.rand(2, 16)
     images = [gray.expand(2, count, 32, 32) for count in (3, bands)]
     close(after.mae(images[1]).last_hidden_state, before.mae(images[0]).last_hidden_state)
+    for model in (checkpoint.fitted({"num_channels": bands}, new_bands).encoder().eval(), classifier.mae.eval()):
+        assert model.config.num_channels == bands
+        close(model(images[1]).last_hidden_state, before.mae(images[0]).last_hidden_state)
     # The decoder predicts a known band as before, and any other as the mean of the three.
     old, new = (m(x, noise=noise).logits.unflatten(2, (64, -1)) for m, x in zip((before, after), images, strict=True))
     places = {"rgb:3,2,1": {2: 0, 1: 1, 0: 2}, "rgb:2,3,1": {1: 0, 2: 1, 0: 2}}.get(new_bands, {})

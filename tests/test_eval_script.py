@@ -188,6 +188,26 @@ def test_a_killed_run_goes_on_exactly(tmp_path, recipe):
     assert sum("eval_accuracy" in entry for entry in history) == 2
 
 
+@pytest.mark.slow
+def test_a_killed_run_with_patience_ends_where_the_other_ends(tmp_path, recipe):
+    """No weight changes at this rate, so no epoch is better than the first, and the third is the last of 6."""
+    command = (recipe, "--n_partial", 2, "--patience", 2, "--base_learning_rate", 1e-30, "--min_learning_rate", 0)
+    command += ("--num_train_epochs", 6)
+    run(*command, "--output_dir", tmp_path / "straight")
+    _, history = weights_and_history(tmp_path / "straight")
+    assert [entry["step"] for entry in history if "eval_accuracy" in entry] == [10, 20, 30]
+    assert max(entry["step"] for entry in history) == 30
+    for stop in (7, 28):  # before the best epoch's evaluation, and while the patience runs
+        killed = tmp_path / f"killed-{stop}"
+        stopped = Copies("run_eval.py", (*command, "--checkpoints_kept", 99, "--output_dir", killed))
+        while not (killed / f"checkpoint-{stop}").exists() and stopped.poll() is None:
+            time.sleep(0.01)
+        stopped.kill()
+        stopped.communicate()
+        run(*command, "--output_dir", killed, "--resume_from_checkpoint", killed / f"checkpoint-{stop}")
+        assert_same_run(tmp_path / "straight", killed)
+
+
 def test_two_processes_test_as_one(tmp_path, recipe):
     run(recipe, "--output_dir", tmp_path / "trained", "--n_partial", 1, "--num_train_epochs", 1)
     command = (

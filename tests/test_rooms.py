@@ -28,7 +28,7 @@ ARROWS = {
     "commands": {"data", "tasks", "training", "evaluation", "report", "checkpoint", "interop", *SHARED, *TRAVELLING},
     "__main__": {"errors"},  # it finds the subcommands by name
     "registration": {"interop", *TRAVELLING},
-    "app": {"data", "tasks", "report", "checkpoint", "interop", "hub", "readout", *SHARED, *TRAVELLING},
+    "app": {"commands", "data", "tasks", "report", "checkpoint", "interop", "hub", "readout", *SHARED, *TRAVELLING},
     "readout": {"errors", "configuration_mae", "modeling_mae"},
     "checked": {"errors"},
     "errors": set(),

@@ -87,6 +87,28 @@ def test_resume_is_exact(tmp_path, recipe, straight):
 
 
 @pytest.mark.slow
+def test_resume_is_exact_without_the_images_of_a_list(tmp_path, recipe):
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(map(str, range(0, 12_000, 3))))
+    command = (recipe, "--exclude", names)
+    output = run(*command, "--output_dir", tmp_path / "straight")
+    assert "160 images" in output and "4,000 of 12,000 images left out by names.txt" in output
+    stopped = Copies("run_pretrain.py", (*command, "--output_dir", tmp_path / "resumed"))
+    while not (tmp_path / "resumed" / "checkpoint-7").exists() and stopped.poll() is None:
+        time.sleep(0.01)
+    stopped.kill()
+    stopped.communicate()
+    words = (*command, "--output_dir", tmp_path / "resumed", "--resume_from_checkpoint")
+    # Another list is another training.
+    other = tmp_path / "other.txt"
+    other.write_text("1\n2\n")
+    refused = run(*words, tmp_path / "resumed/checkpoint-7", "--exclude", other, code=1)
+    assert "data" in refused and "allow_changes" in refused
+    run(*words, tmp_path / "resumed/checkpoint-7")
+    assert_same_run(tmp_path / "straight", tmp_path / "resumed")
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
 def test_a_signal_to_the_launcher_reaches_the_run(tmp_path, recipe):
     words = (recipe, "--output_dir", tmp_path / "run", "--max_train_steps", 100_000, "--checkpointing_steps", 100_000)

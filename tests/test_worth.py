@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from accelerate import Accelerator
 from conftest import TINY_GRAY, run_in_turn
@@ -12,10 +13,11 @@ from sklearn.metrics import average_precision_score
 from test_eval_script import checkpoint  # noqa: F401
 from test_eval_script import recipe as small_recipe  # noqa: F401
 
-from configuration import ArgumentError, EvalArguments, EvalTraining, model_config
-from configuration.decide import _at_the_size_of_others, _largest_divisor, decide_evaluation
+from configuration import ArgumentError, EvalArguments, EvalTraining, checkpoint_of, model_config
+from configuration.decide import _for_images_of_others, _largest_divisor, decide_evaluation
 from configuration.parsing import parse_mapping, recipe_text
 from modeling_mae import MAEConfig, MAEForPreTraining
+from modeling_mae.checkpoint import open_checkpoint
 from modeling_mae.errors import UserError
 from modeling_mae.evaluation.worth import (
     Curve,
@@ -268,20 +270,39 @@ def test_the_starting_weights_see_images_of_the_same_size(tmp_path):
         MAEForPreTraining(MAEConfig(**{**TINY_GRAY, **changes})).save_pretrained(place)
     recipe = dataclasses.replace(arguments(), model_name_or_path=str(places[0])).trainings()[0].recipe
     training = EvalTraining("start-n_partial-2", tmp_path, 2, recipe, "start-n_partial-2")
-    sized = _at_the_size_of_others(training, config).recipe
+    sized = _for_images_of_others(training, config).recipe
     assert model_config(sized).image_height_width == (28, 28)
     own = EvalTraining("n_partial-2", tmp_path, 2, recipe, "n_partial-2")
-    assert _at_the_size_of_others(own, config) is own
+    assert _for_images_of_others(own, config) is own
     other = dataclasses.replace(training, recipe=dataclasses.replace(recipe, model_name_or_path=str(places[1])))
-    with pytest.raises(ArgumentError, match="take 3 channels, and the images have 1: leave start out"):
-        _at_the_size_of_others(other, config)
+    with pytest.raises(ArgumentError, match="take 3 channels, the images have 1, and .* leave start out"):
+        _for_images_of_others(other, config)
     with pytest.raises(ArgumentError, match=r"cannot take these images \(.*multiple of patch_size.*leave start out"):
-        _at_the_size_of_others(training, MAEConfig(**{**TINY_GRAY, "image_size": 30, "patch_size": 6}))
+        _for_images_of_others(training, MAEConfig(**{**TINY_GRAY, "image_size": 30, "patch_size": 6}))
     # also said before the images are read: there are none
     (places[0] / "recipe.yaml").write_text(f"model_name_or_path: {places[1]}\n")
     start = dataclasses.replace(arguments(compare=["start"], train_dir="none"), model_name_or_path=str(places[0]))
     with pytest.raises(ArgumentError, match="take 3 channels"):
         decide_evaluation(start, Accelerator(), {})
+    # A pre-training that fitted the bands says how, and its starting weights are fitted in the same way.
+    (places[0] / "recipe.yaml").write_text(f"model_name_or_path: {places[1]}\nnew_bands: mean\n")
+    fitted = _for_images_of_others(start.trainings()[1], MAEConfig(**TINY_GRAY)).recipe
+    one, three = checkpoint_of(fitted).encoder(), open_checkpoint(places[1]).encoder()
+    images = torch.randn(2, 1, 28, 28)
+    found, expected = (
+        model.eval()(x).last_hidden_state for model, x in ((one, images), (three, images.expand(2, 3, 28, 28)))
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    (again,) = parse_mapping(EvalArguments, yaml.safe_load(recipe_text(fitted))).trainings()
+    assert model_config(again.recipe).num_channels == 1 and again.recipe.new_bands == "mean"
+
+
+@pytest.mark.parametrize("n_partial, tune", [(0, "all"), (1, "all"), (2, "lora")])
+def test_new_patch_weights_never_stay_frozen(n_partial, tune):
+    options = dataclasses.replace(arguments(new_bands="random", tune=tune), n_partial=[n_partial])
+    with pytest.raises(ArgumentError, match="would stay frozen: give --n_partial 2, or --new_bands mean"):
+        options.trainings()[0].check_blocks(2)
+    dataclasses.replace(options, new_bands="mean").trainings()[0].check_blocks(2)
 
 
 @pytest.mark.parametrize("images", [120, 40, 1000])

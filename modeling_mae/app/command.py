@@ -3,9 +3,14 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..commands.common import add_slice_arguments
 from ..errors import UserError
 
+
+if TYPE_CHECKING:
+    from ..data.find.slices import SliceSettings
 
 MOST_IMAGES = 1000
 LAST_PORT = 65535
@@ -26,6 +31,7 @@ def add_arguments(parser: ArgumentParser) -> Callable[[Namespace], None]:
     parser.add_argument(
         "--max_image_pixels", type=int, metavar="N", help="pixels of the largest image to read (default: 180 million)"
     )
+    add_slice_arguments(parser)
     parser.add_argument(
         "--host",
         nargs="+",
@@ -58,6 +64,8 @@ def run(arguments: Namespace) -> None:
     if arguments.port is not None and not 0 < arguments.port <= LAST_PORT:
         raise UserError(f"--port {arguments.port} does not work: give 1 ... {LAST_PORT}, or leave it out")
     if arguments.to_space:
+        if arguments.slices:
+            raise UserError("--slices is for volumes on this machine, and a Space gets pictures: leave one out")
         from .space import make_space  # imported late: it loads the Hub's client
 
         make_space(
@@ -69,6 +77,8 @@ def run(arguments: Namespace) -> None:
             private=arguments.private,
         )
         return
+    from ..data.find.slices import SliceSettings  # late: it loads `datasets`
+
     serve(
         arguments.checkpoint,
         arguments.images,
@@ -76,6 +86,7 @@ def run(arguments: Namespace) -> None:
         arguments.port,
         max_image_pixels=arguments.max_image_pixels,
         hosts=arguments.host or [],
+        slices=SliceSettings(arguments.slices, arguments.neighbour_slices) if arguments.slices else None,
     )
 
 
@@ -87,9 +98,10 @@ def serve(
     title: str | None = None,
     max_image_pixels: int | None = None,
     hosts: Sequence[str] = (),
+    slices: "SliceSettings | None" = None,
 ) -> None:
     """Serve the page of a checkpoint until Ctrl-C. A Space runs this too. `title` is shown above the page. It answers
-    to the names of this machine and to `hosts`.
+    to the names of this machine and to `hosts`. With `slices`, it shows slices of stacks and volumes.
 
     Raises:
         UserError: the checkpoint, the folder or the port does not work, or Gradio is missing.
@@ -104,7 +116,7 @@ def serve(
     from ..data.read.limits import MOST_PIXELS
     from .explorer import Explorer, Folder
 
-    explorer = Explorer(checkpoint, MOST_PIXELS if max_image_pixels is None else max_image_pixels)
+    explorer = Explorer(checkpoint, MOST_PIXELS if max_image_pixels is None else max_image_pixels, slices)
     folder = Folder(explorer, images, most, progress) if images else None
     launch(Page(explorer, folder, title), port, hosts)
 

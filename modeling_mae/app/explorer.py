@@ -1,9 +1,9 @@
 """Computes everything that the page shows about an image, from the bytes of its file."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -11,7 +11,9 @@ import torch
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..data.read.bit_depth import WHITE
 from ..data.read.decode import decode
+from ..data.read.endings import ending_of
 from ..data.read.limits import MOST_PIXELS
+from ..data.read.volumes import STACKED
 from ..data.serve.crops import CenterCrop, crop_and_resize
 from ..data.serve.processor import Processing, image_processor
 from ..errors import UserError
@@ -26,6 +28,11 @@ from ..tasks.mask_pictures import one_class, overlay, palette
 from ..tasks.windows import classes_of
 from . import views
 
+
+if TYPE_CHECKING:
+    from ..data.find.slices import SliceSettings
+    from ..data.find.sources import Source
+    from ..data.serve.images import Images
 
 LONGEST_MASK = 1024  # pixels of the longer side of a mask on the page
 
@@ -59,14 +66,15 @@ class Look:
 
 
 class Explorer:
-    """A checkpoint: pre-trained, trained for a task, or an encoder alone, of this or another project.
+    """A checkpoint: pre-trained, trained for a task, or an encoder alone, of this or another project. With `slices`,
+    stacks and volumes are seen as their slices.
 
     Raises:
         UserError: the checkpoint does not exist, or it cannot be read.
     """
 
-    def __init__(self, checkpoint: str, max_image_pixels: int = MOST_PIXELS):
-        self.checkpoint, self.max_image_pixels = checkpoint, max_image_pixels
+    def __init__(self, checkpoint: str, max_image_pixels: int = MOST_PIXELS, slices: "SliceSettings | None" = None):
+        self.checkpoint, self.max_image_pixels, self.slices = checkpoint, max_image_pixels, slices
         opened = open_checkpoint(checkpoint)
         print(opened.notes_text(), end="")
         self.model = opened.model().float()
@@ -116,6 +124,35 @@ class Explorer:
         """
         white, bands = self.processing.white, self.processing.bands
         return self.look(decode(data, name, self.config.num_channels, white, bands, self.max_image_pixels), name)
+
+    def open_file(self, path: Path) -> Look:
+        """Looks at the only file of a folder. With `slices`, at the middle slice of a volume.
+
+        Raises:
+            UserError: the file is not an image or volume, or it does not have the model's channels.
+        """
+        if self.slices is None or ending_of(str(path)) not in STACKED:
+            return self.open(path.read_bytes(), path.name)
+        source, images = self.images_of(str(path.parent), replace(self.slices, slices="middle:1"))
+        return self.look(images.read(0), name_of_row(source, 0))
+
+    def images_of(self, folder: str, slices: "SliceSettings | None" = None) -> "tuple[Source, Images]":
+        """The images of a folder, prepared for the model. Unreadable ones are replaced by the next.
+
+        Raises:
+            UserError: the folder does not exist, or it has no images.
+        """
+        from ..data.find.sources import SourceSettings, load_source  # late: a page without a folder needs no data sets
+        from ..data.serve.images import ImageSettings, Opening, open_images
+
+        slices = slices or self.slices
+        place = SourceSettings(train_dir=folder, max_image_pixels=self.max_image_pixels)
+        if slices is not None:
+            place = replace(place, slices=slices.slices, neighbour_slices=slices.neighbour_slices)
+        source = load_source(place)
+        reading = ImageSettings(on_bad_image="skip", max_image_pixels=self.max_image_pixels)
+        opening = Opening(self.size, self.config.num_channels, self.processing.applied(reading))
+        return source, open_images(source, opening)
 
     @torch.inference_mode()
     def look(self, image: torch.Tensor, name: str) -> Look:
@@ -209,6 +246,14 @@ def _processing(checkpoint: Checkpoint) -> tuple[Processing, bool]:
     return Processing(list(IMAGENET_MEAN), list(IMAGENET_STD), 1.0, WHITE), True
 
 
+def name_of_row(source: "Source", row: int) -> str:
+    """The file name of an image, or its number."""
+    from ..data.find.row_names import RowNames
+
+    (name,) = RowNames(source).files(row, row + 1)
+    return f"image {row}" if name == str(row) else Path(name).name
+
+
 class Folder:
     """The images of a folder with their features, for nearest neighbours. `pictures` are thumbnails.
 
@@ -226,19 +271,9 @@ class Folder:
         progress: Callable[[list], Iterable] = iter,
         batch_size: int = 16,
     ):
-        from ..data.find.sources import SourceSettings, load_source
-        from ..data.serve.images import (  # imported late: a page without a folder needs no data sets
-            ImageSettings,
-            Opening,
-            open_images,
-        )
-
         self.explorer = explorer
-        self.source = source = load_source(SourceSettings(train_dir=folder))
-        self.total = len(source)
-        reading = ImageSettings(on_bad_image="skip", max_image_pixels=explorer.max_image_pixels)
-        settings = explorer.processing.applied(reading)
-        self.images = open_images(source, Opening(explorer.size, explorer.config.num_channels, settings))
+        self.source, self.images = explorer.images_of(folder)
+        self.total = len(self.source)
         rows = self.images.spread(most)
         features, pictures = [], []
         for batch in progress([rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]):
@@ -260,10 +295,7 @@ class Folder:
 
     def name(self, place: int) -> str:
         """The file name of one of the images, or its number in the folder."""
-        source, row = self.source, self.rows[place]
-        columns: Any = source.dataset[row]
-        path = columns[source.image_column]["path"]
-        return Path(path).name if path else f"image {row}"
+        return name_of_row(self.source, self.rows[place])
 
     def neighbours(self, look: Look, count: int) -> list[tuple[int, float]]:
         """(index, cosine similarity) of the images nearest to `look`, the nearest first."""

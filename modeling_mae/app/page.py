@@ -5,6 +5,7 @@ import html
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -180,9 +181,7 @@ class Page:
 
     @showing_errors
     def open_file(self, path: str, *settings: Any):
-        with open(path, "rb") as file:
-            data = file.read()
-        return self._open(self.explorer.open(data, path.replace("\\", "/").split("/")[-1]), *settings)
+        return self._open(self.explorer.open_file(Path(path)), *settings)
 
     @showing_errors
     def open_sample(self, kind: str, ratio: float, block: int, strength: float, event: gr.SelectData):

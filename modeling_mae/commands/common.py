@@ -34,6 +34,15 @@ def add_image_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--max_image_pixels", type=int, metavar="N", help="pixels of the largest image to read (default: 180 million)"
     )
+    add_slice_arguments(parser)
+    parser.add_argument("--batch_size", type=int, metavar="N", help="images at a time; fewer need less memory")
+    parser.add_argument(
+        "--dataloader_num_workers", type=int, metavar="N", help="processes that read images (default: one per core)"
+    )
+
+
+def add_slice_arguments(parser: ArgumentParser) -> None:
+    """Adds the options that see stacks and volumes as slices."""
     parser.add_argument(
         "--slices",
         metavar="WHICH",
@@ -46,10 +55,6 @@ def add_image_arguments(parser: ArgumentParser) -> None:
         default=0,
         metavar="N",
         help="slices on each side that are channels of a slice, as in training",
-    )
-    parser.add_argument("--batch_size", type=int, metavar="N", help="images at a time; fewer need less memory")
-    parser.add_argument(
-        "--dataloader_num_workers", type=int, metavar="N", help="processes that read images (default: one per core)"
     )
 
 

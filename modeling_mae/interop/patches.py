@@ -8,7 +8,7 @@ from torch import nn
 
 from ..configuration_mae import MAEConfig
 from ..errors import UserError
-from ..modeling_mae import MAEForPreTraining
+from ..modeling_mae import MAEForPreTraining, MAEModel, MAEPreTrainedModel
 from ..words import NEW_BANDS
 
 
@@ -79,31 +79,34 @@ def fit_prediction(values: torch.Tensor, bands: torch.Tensor, pixels: torch.Tens
 
 
 @torch.no_grad()
-def fit_patches(model: MAEForPreTraining, config: MAEConfig, new_bands: str | None, new: set[str]) -> None:
+def fit_patches(model: MAEPreTrainedModel, config: MAEConfig, new_bands: str | None, new: set[str]) -> None:
     """Changes `model` to the bands, patch size and image size of `config`, which has the same grid of patches.
 
-    `new` are the names of its parameters that were not loaded. With ``new_bands='random'`` those of both layers of
-    the patches are added.
+    `new` are the names of its parameters that were not loaded. With ``new_bands='random'`` those of the layers of the
+    patches are added.
 
     Raises:
         UserError: as `sources_of_bands`.
     """
-    own = model.config
+    own, encoder = model.config, cast(MAEModel, model if isinstance(model, MAEModel) else model.mae)
     bands = band_matrix(new_bands, own.num_channels, config.num_channels)
     pixels = resize_matrix(own.patch_height_width, config.patch_height_width)
-    reading, prediction = model.mae.embeddings.patch_embeddings, cast(nn.Linear, model.decoder.head)
-    read, predicted = nn.Linear(config.patch_dim, own.hidden_size), nn.Linear(prediction.in_features, config.patch_dim)
-    model.mae.embeddings.patch_embeddings, model.decoder.head = read, predicted
+    reading, read = encoder.embeddings.patch_embeddings, nn.Linear(config.patch_dim, own.hidden_size)
+    encoder.embeddings.patch_embeddings = read
     own.num_channels, own.patch_size, own.image_size = config.num_channels, config.patch_size, config.image_size
     if not _is_new(model, read, READING, new_bands, new):
         read.weight.copy_(fit_reading(reading.weight, bands, pixels))
         read.bias.copy_(reading.bias)
+    if not isinstance(model, MAEForPreTraining):
+        return
+    prediction = cast(nn.Linear, model.decoder.head)
+    model.decoder.head = predicted = nn.Linear(prediction.in_features, config.patch_dim)
     if not _is_new(model, predicted, PREDICTION, new_bands, new):
         predicted.weight.copy_(fit_prediction(prediction.weight, bands, pixels))
         predicted.bias.copy_(fit_prediction(prediction.bias, bands, pixels))
 
 
-def _is_new(model: MAEForPreTraining, layer: nn.Linear, name: str, new_bands: str | None, new: set[str]) -> bool:
+def _is_new(model: MAEPreTrainedModel, layer: nn.Linear, name: str, new_bands: str | None, new: set[str]) -> bool:
     """Initialises the `layer` and enters its parameters into `new`, unless it was loaded and is to be fitted."""
     names = {f"{name}.weight", f"{name}.bias"}
     if new_bands != "random" and not names <= new:

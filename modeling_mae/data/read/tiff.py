@@ -73,7 +73,7 @@ def read_tiff(file: BinaryIO, path: str | None, limit: Limit, number: int | None
 
     with tifffile.TiffFile(file) as tiff:
         pages, stored = described_tiff(tiff, path, number)
-        page = tiff.pages[number or 0]
+        page: Any = tiff.pages[number or 0]
         limit.check_stored(stored, _least_bytes(page, stored))
         _refuse_cut_off(tiff, page, limit.size)
         fault: Exception | None = None
