@@ -359,6 +359,7 @@ def test_another_size(model_class, position_embedding, size):
     assert_same(again, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_compile(shallow_model):
     """Without a graph break, as in use; pre-training also while gradients are recorded."""
     model = shallow_model

@@ -382,6 +382,7 @@ def test_the_starting_weights_are_measured_and_judged(whole, encoder):
     assert f"Was it worth it? {verdict[0].upper()}{verdict[1:]}." in (folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_at_a_rate_of_0_the_weights_stay(place, tmp_path):
     """The first update of a warm-up has the rate 0."""
     words = ("--model_name_or_path", place / "gray", "--max_train_steps", 1, "--output_dir", tmp_path / "still")
@@ -414,6 +415,7 @@ def test_layers_that_were_fitted_to_the_images_train(place, tune):
     assert trained == {name for name, p in trial.model.named_parameters() if p.requires_grad}
 
 
+@pytest.mark.slow
 def test_a_run_on_images_of_other_bands(place, tmp_path):
     table = datasets.load_dataset("parquet", data_files=str(BUNDLED / "train*"), split="train").select(range(64))
     (tmp_path / "images").mkdir()

@@ -514,8 +514,9 @@ def test_exported_graphs_at_any_batch(tmp_path, model_class, to):
             same(one, other, 1e-4)
 
 
+@pytest.mark.slow
 @torch.no_grad()
-@pytest.mark.parametrize("to", ["onnx", pytest.param("torch", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("to", ["onnx", "torch"])
 def test_exported_graphs_at_any_size(tmp_path, to):
     ours = randomised(EvalNet(mae(num_labels=3)))
     path = tmp_path / f"model.{to}"

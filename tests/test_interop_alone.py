@@ -160,6 +160,7 @@ def test_an_onnx_file_says_how_its_images_are_made(tmp_path):
         np.testing.assert_allclose(logits, model(images).logits, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_onnx_encoder_of_gray_images(tmp_path, monkeypatch):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

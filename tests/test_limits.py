@@ -168,6 +168,7 @@ def test_a_tiff_of_very_many_pages_is_read_as_fast_as_one():
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.slow
 def test_both_scripts_take_the_option(tmp_path):
     for i in range(9):
         Image.fromarray(COLOURS[:20]).save(tmp_path / f"{i}.png")

@@ -193,6 +193,7 @@ def test_where_sharding_was_asked_for_and_does_not_run_the_header_says_so(tmp_pa
     assert "note       FSDP was requested, but Accelerate runs MULTI_CPU" in output
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
 def test_a_process_that_dies_costs_nothing(tmp_path, recipe):
     """One of two is killed; one process goes on and is stopped; two go on to the end."""

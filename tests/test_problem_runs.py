@@ -75,6 +75,7 @@ def words_for(checkpoint, toys, column, folder):
     )
 
 
+@pytest.mark.slow
 def test_several_labels_from_images_to_pipeline(checkpoint, toys, tmp_path):
     folder = tmp_path / "run"
     words = words_for(checkpoint, toys, "quarters", folder)

@@ -59,6 +59,7 @@ def test_the_commands_are_taken_by_the_launcher_and_the_script(command, tmp_path
         assert args.own_images and args.train_dir == "my_images"
 
 
+@pytest.mark.slow
 def test_the_folder_as_it_is_drawn_is_trained_on_and_evaluated(tmp_path):
     images = draw(tmp_path)
     for command, output_dir, more in (

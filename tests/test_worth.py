@@ -349,6 +349,7 @@ def test_small_batches_split_into_whole_parts(images, limit, total, part, even):
     assert (fewer, *(_largest_divisor(fewer, limit, pairs) for pairs in (False, True))) == (total, part, even)
 
 
+@pytest.mark.slow
 def test_a_curve_end_to_end(tmp_path, small_recipe):  # noqa: F811
     """The whole script: a plan; two numbers of labels, from scratch; again, when all is done; and folds by group."""
     folder, folds = tmp_path / "curve", tmp_path / "folds"

@@ -211,6 +211,11 @@ def volume_and_slice(path: str | None) -> tuple[str, int]:
     return (name, int(number)) if sign and number.isdecimal() else (path or "", -1)
 
 
+def nearest_pixels(count: int, length: int) -> np.ndarray:
+    """The pixels that nearest resizing of `length` pixels to `count` takes ``(count,)``."""
+    return ((np.arange(count) + 0.5) * length / count).astype(np.int64)
+
+
 def square_pixels(values: np.ndarray, spacing: tuple[float, float], mode: str) -> np.ndarray:
     """``(..., height, width)`` with pixels as fine as the finer of the two sides."""
     finest, sides = min(spacing), values.shape[-2:]
@@ -218,9 +223,7 @@ def square_pixels(values: np.ndarray, spacing: tuple[float, float], mode: str) -
         return values
     size = [round(count * side / finest) for count, side in zip(sides, spacing, strict=True)]
     if mode == "nearest":
-        rows, columns = (
-            ((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(size, sides, strict=True)
-        )
+        rows, columns = (nearest_pixels(new, old) for new, old in zip(size, sides, strict=True))
         return values[..., rows, :][..., columns]
     image = torch.from_numpy(np.ascontiguousarray(values)).reshape(1, -1, *sides)
     return F.interpolate(image, size, mode=mode, align_corners=False).numpy().reshape(*values.shape[:-2], *size)

@@ -8,6 +8,7 @@ import torch
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from ..read.volumes import nearest_pixels
 from .crops import Crop, Epochs, Indices, Sides, repeats_of, uniforms
 from .image_set import Images
 from .images import FileImages, MemoryImages
@@ -181,9 +182,8 @@ def crop_pair(
 
 @lru_cache(1024)
 def _nearest(count: int, length: int) -> torch.Tensor:
-    """The pixels that nearest resizing of `length` pixels to `count` takes ``(count,)``. Cached, because it costs a
-    tenth of the time of a mask."""
-    return ((torch.arange(count) + 0.5) * length / count).long()
+    """As `nearest_pixels`. Cached, because it costs a tenth of the time of a mask."""
+    return torch.from_numpy(nearest_pixels(count, length))
 
 
 def _whole_batch(images: list[torch.Tensor], masks: list[torch.Tensor]) -> dict[str, torch.Tensor]:
