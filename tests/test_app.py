@@ -225,6 +225,8 @@ def test_a_stack_is_seen_as_its_slices(tmp_path):
     first = Explorer(str(tmp_path / "gray"))
     assert len(Folder(first, str(tmp_path / "scans"), most=9)) == 1
     assert torch.equal(first.open_file(tmp_path / "scans" / "scan.tif").picture, folder.look(0).picture)
+    with pytest.raises(UserError, match="scan.nii.gz is a volume: start the app with --slices all"):
+        first.open_file(tmp_path / "scan.nii.gz")
 
 
 def test_a_classifier_has_classes_and_no_decoder(tmp_path):

@@ -11,7 +11,7 @@ import torch
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..data.read.bit_depth import WHITE
 from ..data.read.decode import decode
-from ..data.read.endings import ending_of
+from ..data.read.endings import NIFTI, ending_of
 from ..data.read.limits import MOST_PIXELS
 from ..data.read.volumes import STACKED
 from ..data.serve.crops import CenterCrop, crop_and_resize
@@ -131,7 +131,10 @@ class Explorer:
         Raises:
             UserError: the file is not an image or volume, or it does not have the model's channels.
         """
-        if self.slices is None or ending_of(str(path)) not in STACKED:
+        ending = ending_of(str(path))
+        if self.slices is None and ending in NIFTI:
+            raise UserError(f"{path.name} is a volume: start the app with --slices all")
+        if self.slices is None or ending not in STACKED:
             return self.open(path.read_bytes(), path.name)
         source, images = self.images_of(str(path.parent), replace(self.slices, slices="middle:1"))
         return self.look(images.read(0), name_of_row(source, 0))
