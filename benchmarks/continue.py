@@ -3,8 +3,9 @@
 The demo's model is pre-trained on the bundled images of Fashion-MNIST. Its weights then go on with 1,297 images of
 digits (8 x 8 in the files), in one, three and five bands: the image, its two gradients, their size, and the image
 blurred. Measured is k-NN (k = 20, mean of the patch tokens) on 500 other digits: of the weights untouched, after going
-on, and of the same network from scratch, with equal updates. From scratch and LoRA have the demo's rate, going on a
-tenth of it. ARMS has the words of each arm, which the folder of the weights follows.
+on, and of the same network from scratch, with equal updates. All weights go on at a tenth of the demo's rate. Adapters
+and the network from scratch learn at the demo's rate. ARMS has the words of each arm, which the folder of the weights
+follows.
 
     PYTHONPATH=. python benchmarks/continue.py [--bands 1 3 5] [--seeds 0 1 2] [--updates 300] [--folder FOLDER]
 """

@@ -33,7 +33,7 @@ def check_pretraining(args) -> None:
     check_run(args)
     check_tune(args)
     check_output_dir(args)
-    check_new_bands(args, finds_bands=args.own_images)
+    check_new_bands(args)
     check_continuing(args)
     require(args, "max_hours", lambda x: x > 0, "a number of hours above 0, as in 0.5")
     exclude(args, "max_hours", "max_train_steps")
@@ -67,7 +67,7 @@ def check_evaluation(args) -> None:
     """Raises an ArgumentError if a training of `EvalArguments` cannot work."""
     check_texts(args)
     check_place(args)
-    check_new_bands(args, finds_bands=False)
+    check_new_bands(args)
     check_checkpoint(args)
     check_problem_type(args)
     check_curve(args)
@@ -151,18 +151,19 @@ def model_is_here(args) -> bool:
     return args.model_name_or_path is None or Path(args.model_name_or_path).exists()
 
 
-def check_new_bands(args, finds_bands: bool) -> None:
-    """`finds_bands`: whether the images say their number of bands."""
+def check_new_bands(args) -> None:
+    """Only own_images, an option of run_pretrain.py, takes the number of bands from the images."""
     from modeling_mae.words import NEW_BANDS
 
+    own_images = getattr(args, "own_images", None)
     need(args, "new_bands", "model_name_or_path")
     if args.new_bands is not None and not NEW_BANDS.fullmatch(args.new_bands):
         raise ArgumentError(f"new_bands {args.new_bands!r} does not work: give mean, random, or rgb:3,2,1")
-    if args.new_bands and not finds_bands and "num_channels" not in parse_overrides(args.config_overrides):
-        or_own = ", or --own_images true" if hasattr(args, "own_images") else ""
+    if args.new_bands and not own_images and "num_channels" not in parse_overrides(args.config_overrides):
+        alternative = "" if own_images is None else ", or --own_images true"
         raise ArgumentError(
             f"new_bands {args.new_bands!r} needs the number of bands: add --config_overrides num_channels=5, for "
-            f"example{or_own}"
+            f"example{alternative}"
         )
 
 

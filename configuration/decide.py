@@ -336,7 +336,7 @@ def decide_evaluation(options: EvalArguments, accelerator: Accelerator, before: 
     """
     say, config, start = accelerator.print, model_config(options), checkpoint_of(options)
     for training in options.trainings():
-        _for_images_of_others(training, config)  # errors come before the images are read
+        _fitted_to_images(training, config)  # errors come before the images are read
     readouts = settings(ReadoutSettings, options).chosen(config.num_hidden_layers)
     name, reads_features = options.model_name_or_path, options.reads_features
     tests_checkpoint = not options.do_train and classifier.is_tested(config, name, reads_features)
@@ -374,7 +374,7 @@ def decide_evaluation(options: EvalArguments, accelerator: Accelerator, before: 
     reading = replace(reading, image_mean=mean, image_std=std, white_value=_open_white(sets.evaluation.white))
     options = replace(options, **vars(reading), per_device_eval_batch_size=options.eval_batch)
     recipe = EvalRecipe(**vars(options))
-    trainings = [_for_images_of_others(training, config) for training in recipe.trainings()]
+    trainings = [_fitted_to_images(training, config) for training in recipe.trainings()]
     for training in trainings:
         training.check_blocks(config.num_hidden_layers)
         check_tune(training.recipe, config)
@@ -389,23 +389,23 @@ def decide_evaluation(options: EvalArguments, accelerator: Accelerator, before: 
     )
 
 
-def _for_images_of_others(training: EvalTraining, config: MAEConfig) -> EvalTraining:
-    """A training from the starting weights, whose model may be for images of another size and other bands.
+def _fitted_to_images(training: EvalTraining, config: MAEConfig) -> EvalTraining:
+    """The training for images of the size and bands of `config`. Starting weights may be for others.
 
     Raises:
-        ArgumentError: nothing says how to fit its bands, or its patches do not fit the size.
+        ArgumentError: nothing says how to fit the bands of the weights, or their patches do not fit the size.
     """
-    recipe, own = training.recipe, model_config(training.recipe) if training.starts else config
+    recipe, before = training.recipe, model_config(training.recipe) if training.starts else config
     changes = []
-    if own.num_channels != config.num_channels:
+    if before.num_channels != config.num_channels:
         changes.append(f"num_channels={config.num_channels}")
         if recipe.new_bands is None:
             raise ArgumentError(
-                f"compare start: the weights of {recipe.model_name_or_path!r} take {own.num_channels} channels, the "
-                f"images have {config.num_channels}, and the pre-training does not say how it fitted them: leave "
+                f"compare start: the weights of {recipe.model_name_or_path!r} take {before.num_channels} channels, "
+                f"the images have {config.num_channels}, and the pre-training does not say how it fitted them: leave "
                 "start out"
             )
-    if own.image_height_width != config.image_height_width:
+    if before.image_height_width != config.image_height_width:
         height, width = config.image_height_width
         changes.append(f"image_size={height if height == width else [height, width]}")
     if not changes:

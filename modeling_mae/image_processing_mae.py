@@ -153,7 +153,7 @@ class MAEImageProcessor(PilBackend):
     bands = None
     crop_fraction = None
 
-    def __init__(self, **kwargs: Any):  # those of MAEImageProcessorKwargs
+    def __init__(self, **kwargs: Any):  # the types of the base class lack MAEImageProcessorKwargs
         super().__init__(**kwargs)
 
     def process_image(

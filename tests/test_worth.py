@@ -14,7 +14,7 @@ from test_eval_script import checkpoint  # noqa: F401
 from test_eval_script import recipe as small_recipe  # noqa: F401
 
 from configuration import ArgumentError, EvalArguments, EvalTraining, checkpoint_of, model_config
-from configuration.decide import _for_images_of_others, _largest_divisor, decide_evaluation
+from configuration.decide import _fitted_to_images, _largest_divisor, decide_evaluation
 from configuration.parsing import parse_mapping, recipe_text
 from modeling_mae import MAEConfig, MAEForPreTraining
 from modeling_mae.checkpoint import open_checkpoint
@@ -270,15 +270,15 @@ def test_the_starting_weights_see_images_of_the_same_size(tmp_path):
         MAEForPreTraining(MAEConfig(**{**TINY_GRAY, **changes})).save_pretrained(place)
     recipe = dataclasses.replace(arguments(), model_name_or_path=str(places[0])).trainings()[0].recipe
     training = EvalTraining("start-n_partial-2", tmp_path, 2, recipe, "start-n_partial-2")
-    sized = _for_images_of_others(training, config).recipe
+    sized = _fitted_to_images(training, config).recipe
     assert model_config(sized).image_height_width == (28, 28)
     own = EvalTraining("n_partial-2", tmp_path, 2, recipe, "n_partial-2")
-    assert _for_images_of_others(own, config) is own
+    assert _fitted_to_images(own, config) is own
     other = dataclasses.replace(training, recipe=dataclasses.replace(recipe, model_name_or_path=str(places[1])))
     with pytest.raises(ArgumentError, match="take 3 channels, the images have 1, and .* leave start out"):
-        _for_images_of_others(other, config)
+        _fitted_to_images(other, config)
     with pytest.raises(ArgumentError, match=r"cannot take these images \(.*multiple of patch_size.*leave start out"):
-        _for_images_of_others(training, MAEConfig(**{**TINY_GRAY, "image_size": 30, "patch_size": 6}))
+        _fitted_to_images(training, MAEConfig(**{**TINY_GRAY, "image_size": 30, "patch_size": 6}))
     # also said before the images are read: there are none
     (places[0] / "recipe.yaml").write_text(f"model_name_or_path: {places[1]}\n")
     start = dataclasses.replace(arguments(compare=["start"], train_dir="none"), model_name_or_path=str(places[0]))
@@ -286,7 +286,7 @@ def test_the_starting_weights_see_images_of_the_same_size(tmp_path):
         decide_evaluation(start, Accelerator(), {})
     # A pre-training that fitted the bands says how, and its starting weights are fitted in the same way.
     (places[0] / "recipe.yaml").write_text(f"model_name_or_path: {places[1]}\nnew_bands: mean\n")
-    fitted = _for_images_of_others(start.trainings()[1], MAEConfig(**TINY_GRAY)).recipe
+    fitted = _fitted_to_images(start.trainings()[1], MAEConfig(**TINY_GRAY)).recipe
     one, three = checkpoint_of(fitted).encoder(), open_checkpoint(places[1]).encoder()
     images = torch.randn(2, 1, 28, 28)
     found, expected = (

@@ -30,8 +30,8 @@ from . import views
 
 
 if TYPE_CHECKING:
+    from ..data.find.row_names import RowNames
     from ..data.find.slices import SliceSettings
-    from ..data.find.sources import Source
     from ..data.serve.images import Images
 
 LONGEST_MASK = 1024  # pixels of the longer side of a mask on the page
@@ -136,26 +136,26 @@ class Explorer:
             raise UserError(f"{path.name} is a volume: start the app with --slices all")
         if self.slices is None or ending not in STACKED:
             return self.open(path.read_bytes(), path.name)
-        source, images = self.images_of(str(path.parent), replace(self.slices, slices="middle:1"))
-        return self.look(images.read(0), name_of_row(source, 0))
+        names, images = self.images_of(str(path.parent), replace(self.slices, slices="middle:1"))
+        return self.look(images.read(0), name_of_row(names, 0))
 
-    def images_of(self, folder: str, slices: "SliceSettings | None" = None) -> "tuple[Source, Images]":
-        """The images of a folder, prepared for the model. Unreadable ones are replaced by the next.
+    def images_of(self, folder: str, slices: "SliceSettings | None") -> "tuple[RowNames, Images]":
+        """(names, images) of a folder, prepared for the model. The next one replaces one that cannot be read.
 
         Raises:
             UserError: the folder does not exist, or it has no images.
         """
-        from ..data.find.sources import SourceSettings, load_source  # late: a page without a folder needs no data sets
+        from ..data.find.row_names import RowNames  # late: a page without a folder needs no data sets
+        from ..data.find.sources import SourceSettings, load_source
         from ..data.serve.images import ImageSettings, Opening, open_images
 
-        slices = slices or self.slices
         place = SourceSettings(train_dir=folder, max_image_pixels=self.max_image_pixels)
         if slices is not None:
             place = replace(place, slices=slices.slices, neighbour_slices=slices.neighbour_slices)
         source = load_source(place)
         reading = ImageSettings(on_bad_image="skip", max_image_pixels=self.max_image_pixels)
         opening = Opening(self.size, self.config.num_channels, self.processing.applied(reading))
-        return source, open_images(source, opening)
+        return RowNames(source), open_images(source, opening)
 
     @torch.inference_mode()
     def look(self, image: torch.Tensor, name: str) -> Look:
@@ -249,11 +249,9 @@ def _processing(checkpoint: Checkpoint) -> tuple[Processing, bool]:
     return Processing(list(IMAGENET_MEAN), list(IMAGENET_STD), 1.0, WHITE), True
 
 
-def name_of_row(source: "Source", row: int) -> str:
+def name_of_row(names: "RowNames", row: int) -> str:
     """The file name of an image, or its number."""
-    from ..data.find.row_names import RowNames
-
-    (name,) = RowNames(source).files(row, row + 1)
+    (name,) = names.files(row, row + 1)
     return f"image {row}" if name == str(row) else Path(name).name
 
 
@@ -275,8 +273,8 @@ class Folder:
         batch_size: int = 16,
     ):
         self.explorer = explorer
-        self.source, self.images = explorer.images_of(folder)
-        self.total = len(self.source)
+        self.names, self.images = explorer.images_of(folder, explorer.slices)
+        self.total = len(self.names.source)
         rows = self.images.spread(most)
         features, pictures = [], []
         for batch in progress([rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]):
@@ -298,7 +296,7 @@ class Folder:
 
     def name(self, place: int) -> str:
         """The file name of one of the images, or its number in the folder."""
-        return name_of_row(self.source, self.rows[place])
+        return name_of_row(self.names, self.rows[place])
 
     def neighbours(self, look: Look, count: int) -> list[tuple[int, float]]:
         """(index, cosine similarity) of the images nearest to `look`, the nearest first."""

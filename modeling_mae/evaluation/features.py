@@ -72,10 +72,10 @@ def frozen_table(
     evaluation: Images,
     name: str,
     settings: JudgeSettings,
-    own: list[FrozenSet] | None = None,
+    known: list[FrozenSet] | None = None,
 ) -> list[dict]:
-    """Compares raw pixels, the same encoder untrained (initialised by the seed), and `encoder`, called `name`. `own`
-    are the features of `encoder` for the images of `train` and `evaluation`, if they were computed before.
+    """Compares raw pixels, the same encoder untrained (initialised by the seed), and `encoder`, called `name`.
+    `known` are the features of `encoder` for the images of `train` and `evaluation`, if they were computed before.
 
     Returns a row for each: `name`, `knn` {k: accuracy}, and with `linear` also `logistic_regression`. Accuracies are
     in 0..1. Problems other than one class per image have their own metric instead of the accuracy, and a regression
@@ -92,11 +92,11 @@ def frozen_table(
         del encoders[RAW]
     rows = []
     for title, model in encoders.items():
-        known = own if model is encoder else None
-        if isinstance(model, MAEModel) and known is None:
+        features = known if model is encoder else None
+        if isinstance(model, MAEModel) and features is None:
             model = accelerator.prepare_model(model, evaluation_mode=True).eval()
-        if known is not None:
-            metrics = judge(reader, known[0], known[1], settings) if accelerator.is_main_process else {}
+        if features is not None:
+            metrics = judge(reader, features[0], features[1], settings) if accelerator.is_main_process else {}
         elif isinstance(train, MaskedImages) and isinstance(evaluation, MaskedImages):
             encode = untrained.patchify if title == RAW else tokens_of(model)
             metrics = dense_metrics(reader, encode, train, evaluation, encoder.config.grid, settings.ks)

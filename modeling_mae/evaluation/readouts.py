@@ -83,12 +83,12 @@ def frozen_rows(
         return []
     encoder = frozen_encoder(start, config, reader.accelerator.print)
     judging = JudgeSettings(settings.seed, sets.task if settings.with_masks else sets.frozen_task)
-    images, own, rows, seen = (sets.training, sets.evaluation), None, list[dict](), list[dict]()
+    images, known, rows, seen = (sets.training, sets.evaluation), None, list[dict](), list[dict]()
     if readouts:
         readouts, seen = read_once(reader, encoder, images, readouts, feature_memory())
-        own = [FrozenSet(arrays[POOLED], arrays["labels"]) for arrays in seen]
+        known = [FrozenSet(arrays[POOLED], arrays["labels"]) for arrays in seen]
     if settings.knn:
-        rows += frozen_table(reader, encoder, *images, "pre-trained encoder", judging, own)
+        rows += frozen_table(reader, encoder, *images, "pre-trained encoder", judging, known)
     return rows + readout_table(reader, encoder.config, seen, readouts, judging)
 
 
